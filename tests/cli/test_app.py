@@ -1,0 +1,54 @@
+"""The command line as a process sees it: exit codes, one line on stderr, help without torch."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from ldm_vae.cli import app
+from ldm_vae.errors import UserError
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "ldm_vae", *arguments], capture_output=True, text=True)
+
+
+def test_help_names_every_command_and_imports_no_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ldm_vae", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in app.COMMANDS)
+    assert "typer" in done.stderr  # the import log was taken
+    assert "torch" not in done.stderr
+
+
+@pytest.mark.parametrize("name", app.COMMANDS)
+def test_help_page_says_what_the_command_says_of_itself(name: str) -> None:
+    function = getattr(import_module(f"ldm_vae.cli.{name}"), name)
+    assert inspect.getdoc(function).splitlines()[0] == app.COMMANDS[name]  # type: ignore[union-attr]
+    assert "SHARDS" in (page := run(name, "--help").stdout) or "MODEL" in page or "LATENTS" in page
+
+
+def test_user_error_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(asked: str | None) -> None:
+        raise UserError("shards/ holds no tar", "make some with `ldm-vae shards`")
+
+    monkeypatch.setattr(app, "build_app", broken)
+    with pytest.raises(SystemExit) as stop:
+        app.main(["stats"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "ldm-vae: shards/ holds no tar: make some with `ldm-vae shards`\n"
+
+
+def test_unknown_command_is_named() -> None:
+    done = run("evalute")
+    assert done.returncode == 2
+    assert "evalute" in done.stderr
+    assert "Traceback" not in done.stderr
