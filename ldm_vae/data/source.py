@@ -1,0 +1,231 @@
+"""Bytes at an offset: local files by pread; http(s), s3, gs and whatever else fsspec opens by ranged reads.
+
+A remote read is cut into chunks. What has arrived is kept: after a drop, a short body, 429 or 5xx the next try asks
+for the bytes from there on, and waits longer each time that nothing came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import glob
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tenacity
+
+from ldm_vae.errors import UserError
+
+CHUNK = 2**20  # bytes asked for in one remote request: what a dropped connection can cost
+TRIES = 20  # requests in a row that bring nothing before a source counts as unreachable: some three minutes
+FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0  # seconds between tries: a random part of a bound that doubles up to the longest
+OPEN_FILES = 64  # local files kept open
+TRANSIENT_STATUS = (408, 425, 429)  # with 5xx: answers of a server that may come to its senses
+
+T = TypeVar("T")
+
+
+class Missing(Exception):
+    """The bytes are not there: no such file, not allowed, or the file ends before. Trying again is no use."""
+
+
+class Unreachable(Exception):
+    """A source that gave nothing in `TRIES` tries."""
+
+
+class Source:
+    """Reads ranges of files and URLs. One per process: it holds open files.
+
+    reads: ranges read so far; a remote range counts once, however many requests it took.
+    """
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self._files: OrderedDict[str, int] = OrderedDict()  # path -> descriptor, the least recently used first
+
+    def read(self, url: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset`. Raises Missing or Unreachable."""
+        self.reads += 1
+        return _read_remote(url, offset, size) if is_remote(url) else self._read_local(url, offset, size)
+
+    def size(self, url: str) -> int:
+        """Bytes of the whole file. Raises Missing or Unreachable."""
+        if is_remote(url):
+            return _remote_size(url)
+        try:
+            return Path(url).stat().st_size
+        except OSError as error:
+            raise Missing(_reason(error)) from error
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def _read_local(self, path: str, offset: int, size: int) -> bytes:
+        try:
+            descriptor = self._open(path)
+            pieces, end = [], offset + size
+            while offset < end and (piece := os.pread(descriptor, end - offset, offset)):
+                pieces.append(piece)
+                offset += len(piece)
+        except OSError as error:
+            raise Missing(_reason(error)) from error
+        if offset < end:
+            raise Missing(f"the file ends at byte {offset}, {end - offset} bytes too early")
+        return b"".join(pieces)
+
+    def _open(self, path: str) -> int:
+        if path in self._files:
+            self._files.move_to_end(path)
+            return self._files[path]
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._files[path] = descriptor
+        if len(self._files) > OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])
+        return descriptor
+
+
+def read_range(url: str, offset: int, size: int) -> bytes:
+    """Exactly `size` bytes of a file or URL from `offset`. Raises Missing or Unreachable."""
+    with closing(Source()) as source:
+        return source.read(url, offset, size)
+
+
+def read_whole(url: str) -> bytes:
+    """All of a file or URL. Raises Missing or Unreachable."""
+    with closing(Source()) as source:
+        return source.read(url, 0, source.size(url))
+
+
+def is_remote(url: str) -> bool:
+    return "://" in url
+
+
+def expand_shards(spec: str) -> list[str]:
+    """A folder, a glob, a brace pattern or the URL or path of one tar -> the tars it names, sorted.
+
+    A remote folder (a URL that does not end in .tar) is left as it is: what it holds is in its index.
+    Raises UserError where nothing is found, and for shell pipes, which are never run.
+    """
+    if spec.lstrip().startswith("pipe:"):
+        raise UserError(f"shards {spec!r}", "shell pipes are never run; give the http(s), s3 or gs URL itself")
+    spec = spec.removeprefix("file://")
+    found = [url for pattern in _expand_braces(spec) for url in _expand_pattern(pattern)]
+    for url in found:
+        if found.count(url) > 1:
+            raise UserError(f"shards {spec!r}", f"they name {url} twice; name every shard once")
+        if not is_remote(url) and not Path(url).is_file():
+            raise UserError(f"shard {url} not found", "check the path, or the numbers in the braces")
+    return sorted(found)
+
+
+def _expand_braces(spec: str) -> list[str]:
+    if "{" not in spec:
+        return [spec]
+    from webdataset.shardlists import expand_urls
+
+    try:
+        return list(expand_urls(spec))
+    except (ValueError, AssertionError) as error:  # unbalanced braces; an environment variable that is not set
+        raise UserError(f"shards {spec!r}", f"not a brace pattern such as name-{{000..015}}.tar ({error})") from error
+
+
+def _expand_pattern(pattern: str) -> list[str]:
+    if is_remote(pattern):
+        if "*" in pattern and not pattern.startswith(("http://", "https://")):
+            filesystem, path = _filesystem(pattern)
+            return [filesystem.unstrip_protocol(match) for match in filesystem.glob(path)]
+        return [pattern.rstrip("/")]
+    if glob.has_magic(pattern) and not Path(pattern).exists():
+        found = [match for match in glob.glob(pattern, recursive=True) if match.endswith(".tar")]
+    elif Path(pattern).is_dir():
+        found = [str(path) for path in Path(pattern).glob("*.tar")]
+    else:
+        return [pattern]
+    if not found:
+        raise UserError(f"no shards in {pattern}", "give a folder of .tar files; `ldm-vae shards` makes them of images")
+    return found
+
+
+def _read_remote(url: str, offset: int, size: int) -> bytes:
+    filesystem, path = _filesystem(url)
+
+    def request() -> bytes:
+        count = min(CHUNK, end - offset)
+        data: bytes = filesystem.cat_file(path, start=offset, end=offset + count)
+        if len(data) > count:
+            raise Missing("the server ignores byte ranges and sends the whole file; shards need one that does not")
+        if not data:
+            raise ConnectionError("an empty body")
+        return data
+
+    pieces, end = [], offset + size
+    while offset < end:
+        pieces.append(_retry(url, request))  # fewer bytes than asked for are kept, and the rest is asked for
+        offset += len(pieces[-1])
+    return b"".join(pieces)
+
+
+def _remote_size(url: str) -> int:
+    filesystem, path = _filesystem(url)
+    size: int | None = _retry(url, lambda: filesystem.info(path)["size"])
+    if size is None:
+        raise Missing("the server does not tell its size")
+    return size
+
+
+def _retry(url: str, action: Callable[[], T]) -> T:
+    retrying = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(TRIES),
+        wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
+        retry=tenacity.retry_if_exception(_transient),
+        reraise=True,
+    )
+    try:
+        return retrying(action)
+    except (Missing, UserError):
+        raise
+    except Exception as error:  # fsspec's file systems each raise errors of their own
+        if _transient(error):
+            raise Unreachable(f"{url}: {_reason(error)}") from error
+        raise Missing(_reason(error)) from error
+
+
+def _transient(error: BaseException) -> bool:
+    """Whether trying again may help."""
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # how fsspec's http reports any answer to a question for the size
+    status = getattr(error, "status", None)  # aiohttp.ClientResponseError
+    if isinstance(status, int):
+        return status in TRANSIENT_STATUS or status >= 500
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        return False
+    # Drops: aiohttp.ClientPayloadError, ServerDisconnectedError and the like are Exceptions of aiohttp's own.
+    return isinstance(error, OSError | asyncio.TimeoutError) or type(error).__module__.startswith("aiohttp")
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's file system and the path in it. Not kept here: fsspec keeps one for each process, safe after a fork."""
+    import fsspec
+
+    protocol = url.split("://")[0]
+    options: dict[str, Any] = {}
+    if protocol in ("http", "https"):
+        import aiohttp
+
+        # No limit on the whole, for slow lines; a minute of silence counts as a drop.
+        options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)}}
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url, **options)
+    except (ImportError, ValueError) as error:
+        extra = {"s3": "pip install 'ldm-vae[s3]'", "gs": "pip install 'ldm-vae[gs]'"}
+        remedy = extra.get(protocol, "use a path, http(s)://, s3:// or gs://")
+        raise UserError(f"{url} cannot be opened ({_reason(error)})", remedy) from error
+    return filesystem, path
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
