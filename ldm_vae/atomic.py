@@ -1,7 +1,7 @@
 """Files and folders that appear under their name whole, or not at all, whatever kills the writer.
 
-Everything is written to a stage, a hidden sibling `.tmp-HOST-PID-TOKEN-NAME`, flushed to the disk, then
-renamed. The stage of a writer that died is removed by the next writer in the same folder.
+Everything is written to a stage, a hidden sibling `.tmp-HOST-PID-TOKEN-NUMBER-NAME`, flushed to the disk,
+then renamed. The stage of a writer that died is removed by the next writer in the same folder.
 
 A file is replaced in one rename. A folder cannot be (POSIX renames onto empty folders only), so an old
 folder of the same name first steps aside as `.replaced-NAME`; between the two renames only that name
@@ -11,6 +11,7 @@ holds it, and a reader that must find it looks there too.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import secrets
@@ -19,7 +20,7 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ldm_vae.errors import UserError
@@ -29,15 +30,17 @@ REPLACED = ".replaced-"  # before the name of a folder that makes way for a new 
 FOREIGN_STAGE_AGE = 3600.0  # seconds since the last change
 _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _TOKEN = secrets.token_hex(4)  # tells this process from a dead one with its id (containers reuse small ids)
-_STAGE = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-([0-9a-f]{8})-.+")
+_NUMBER = itertools.count()  # no two stages of one process are the same
+_STAGE = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-([0-9a-f]{8})-\d+-.+")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
 def atomic_file(final: Path) -> Iterator[Path]:
     """Gives a path (with the suffix of `final`) to write to; renamed to `final` when the block ends well.
 
-    Raises UserError where the disk is full; `final` then is what it was.
+    Raises UserError where the disk is full or not to be written to; `final` then is what it was.
     """
     with _staged(final, None) as stage:
         yield stage
@@ -50,7 +53,8 @@ def atomic_file(final: Path) -> Iterator[Path]:
 def atomic_folder(final: Path, *, needed: int | None = None) -> Iterator[Path]:
     """Gives an empty folder to fill; flushed and renamed to `final`, replacing it, when the block ends well.
 
-    needed: bytes the content will take, for the message. Raises UserError where the disk is full.
+    needed: bytes the content will take, for the message. Raises UserError where the disk is full or not to be
+    written to; `final` then is what it was.
     """
     with _staged(final, needed) as stage:
         stage.mkdir()
@@ -74,7 +78,7 @@ def remove_folder(folder: Path) -> None:
         folder.replace(stage)
     except FileNotFoundError:
         return
-    shutil.rmtree(stage)
+    _delete(stage)
 
 
 def fsync_path(path: Path) -> None:
@@ -91,19 +95,26 @@ def fsync_path(path: Path) -> None:
 
 @contextmanager
 def _staged(final: Path, needed: int | None) -> Iterator[Path]:
-    _make_folder(final.parent)
+    try:
+        _make_folder(final.parent)
+    except OSError as error:
+        raise UserError(f"cannot make the folder of {final}", str(error)) from error
     _clean(final.parent)
     stage = _stage_name(final)
     try:
         yield stage
-    except BaseException as error:
+    except OSError as error:
         _delete(stage)
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if error.errno in _NO_ROOM:
             size = "" if needed is None else f"{needed:,} bytes needed, "
             free = f"{shutil.disk_usage(final.parent).free:,} bytes free"
-            raise UserError(
-                f"cannot write {final}", f"{error.strerror} ({size}{free}); make room there, nothing older was touched"
-            ) from error
+            remedy = f"{error.strerror} ({size}{free}); make room there, nothing older was touched"
+            raise UserError(f"cannot write {final}", remedy) from error
+        if error.errno in _NO_ACCESS:
+            raise UserError(f"cannot write {final}", f"{error}; choose another folder or change its rights") from error
+        raise
+    except BaseException:
+        _delete(stage)
         raise
 
 
@@ -116,7 +127,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _stage_name(final: Path) -> Path:
-    return final.with_name(f".tmp-{_HOST}-{os.getpid()}-{_TOKEN}-{final.name}")
+    return final.with_name(f".tmp-{_HOST}-{os.getpid()}-{_TOKEN}-{next(_NUMBER)}-{final.name}")
 
 
 def _clean(parent: Path) -> None:
@@ -152,7 +163,9 @@ def _abandoned(stage: Path) -> bool:
 
 
 def _delete(path: Path) -> None:
+    """As far as possible: what resists (an open file on NFS) is hidden, and the next writer tries again."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
