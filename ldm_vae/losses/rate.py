@@ -1,0 +1,28 @@
+"""The price of information: the bottleneck's rate, KL(q(z|x) || p(z)), in nats per image."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from ldm_vae.autoencoder import Output
+from ldm_vae.data.batch import Batch
+from ldm_vae.recipe import Config
+from ldm_vae.schedules import ramp
+
+
+class RateConfig(Config):
+    weight: Annotated[float, Field(ge=0)] = 1.0e-6  # loss per nat per image; CompVis' kl-f8: beside pixel sums per image
+    warmup: Annotated[int, Field(ge=0)] = 0  # optimizer steps over which the weight rises from 0
+
+
+def rate(output: Output, batch: Batch, step: int) -> Tensor:
+    """(B,), nats per image, summed over latent channels and positions."""
+    return output.posterior.rate
+
+
+def rate_weight(config: RateConfig, step: int) -> float:
+    """Weight of the rate at an optimizer step."""
+    return config.weight * ramp(step, 0, config.warmup)
