@@ -113,13 +113,13 @@ def expand_shards(spec: str) -> list[str]:
     if spec.lstrip().startswith("pipe:"):
         raise UserError(f"shards {spec!r}", "shell pipes are never run; give the http(s), s3 or gs URL itself")
     spec = spec.removeprefix("file://")
-    found = [url for pattern in _expand_braces(spec) for url in _expand_pattern(pattern)]
-    for url in found:
-        if found.count(url) > 1:
+    found = sorted(url for pattern in _expand_braces(spec) for url in _expand_pattern(pattern))
+    for url, following in zip(found, [*found[1:], ""], strict=True):
+        if url == following:
             raise UserError(f"shards {spec!r}", f"they name {url} twice; name every shard once")
         if not is_remote(url) and not Path(url).is_file():
             raise UserError(f"shard {url} not found", "check the path, or the numbers in the braces")
-    return sorted(found)
+    return found
 
 
 def _expand_braces(spec: str) -> list[str]:
@@ -140,7 +140,8 @@ def _expand_pattern(pattern: str) -> list[str]:
             return [filesystem.unstrip_protocol(match) for match in filesystem.glob(path)]
         return [pattern.rstrip("/")]
     if glob.has_magic(pattern) and not Path(pattern).exists():
-        found = [match for match in glob.glob(pattern, recursive=True) if match.endswith(".tar")]
+        matches = glob.glob(pattern, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
+        found = [match for match in matches if match.endswith(".tar")]
     elif Path(pattern).is_dir():
         found = [str(path) for path in Path(pattern).glob("*.tar")]
     else:

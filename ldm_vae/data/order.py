@@ -1,0 +1,114 @@
+"""The order of training: which sample stands at each position, from the seed and the index alone.
+
+Position = samples consumed since the start of training, over all ranks. In each epoch the shards are put in a random
+order and read as one ring of samples, from a random place on. The ring is cut into `LANES` stretches of equal length
+(one sample more or less); position p of an epoch belongs to lane p % LANES, and is that lane's sample number
+p // LANES after each window of `WINDOW` samples has been shuffled. So a batch draws from many far places at once, while
+whoever reads one lane reads shards from front to back, a window at a time. The next epoch follows without a gap.
+
+Every epoch gives each sample once. Nothing depends on ranks, workers or batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldm_vae.data.batch import rng
+from ldm_vae.data.index import Index
+
+LANES = 64  # shard sequences read side by side; shared out evenly where ranks times workers divide it
+WINDOW = 64  # samples of a lane that change places among themselves
+
+Positions = NDArray[np.int64]
+
+
+class SampleRef(NamedTuple):
+    """shard: number in the index.   ordinal: the sample's number in the shard.   epoch: how often all came before."""
+
+    shard: int
+    ordinal: int
+    epoch: int
+
+
+def sample_refs(index: Index, seed: int, start: int, count: int) -> list[SampleRef]:
+    """The samples at positions start, ..., start + count - 1, in time O(count) after O(shards) an epoch."""
+    return refs_at(index, seed, np.arange(start, start + count))
+
+
+def refs_at(index: Index, seed: int, positions: Sequence[int] | Positions) -> list[SampleRef]:
+    """The samples at any positions."""
+    epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), index.samples)
+    refs = np.empty((len(places), 3), dtype=np.int64)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        refs[chosen] = _plan(index, seed, int(epoch)).refs(places[chosen])
+    return [SampleRef(*row) for row in refs.tolist()]
+
+
+def rest_of_window(index: Index, position: int) -> Positions:
+    """The positions from this one on whose samples lie in the same window of the same lane."""
+    epoch, place = divmod(position, index.samples)
+    lanes = min(LANES, index.samples)
+    lane, item = place % lanes, place // lanes
+    last = min((item // WINDOW + 1) * WINDOW, _lane_lengths(index.samples)[lane])
+    return epoch * index.samples + np.arange(item, last, dtype=np.int64) * lanes + lane
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """One epoch. order: shards as they are read.   ends: where each of them ends on the ring.
+    starts, lengths: of each lane on the ring, in samples."""
+
+    seed: int
+    epoch: int
+    counts: Positions
+    order: Positions
+    ends: Positions
+    starts: Positions
+    lengths: Positions
+
+    def refs(self, places: Positions) -> Positions:
+        """Places in the epoch -> (len(places), 3): shard, ordinal, epoch."""
+        lane, item = places % len(self.lengths), places // len(self.lengths)
+        window, within = np.divmod(item, WINDOW)
+        for group in np.unique(lane * (item.max(initial=0) + 1) + window):
+            chosen = lane * (item.max() + 1) + window == group
+            which = int(lane[chosen][0]), int(window[chosen][0])
+            within[chosen] = self._shuffled(*which)[within[chosen]]
+        ring = (self.starts[lane] + window * WINDOW + within) % self.ends[-1]
+        nth = np.searchsorted(self.ends, ring, side="right")
+        shard = self.order[nth]
+        ordinal = ring - (self.ends[nth] - self.counts[shard])
+        return np.stack([shard, ordinal, np.full_like(shard, self.epoch)], axis=1)
+
+    def _shuffled(self, lane: int, window: int) -> Positions:
+        size = min(WINDOW, int(self.lengths[lane]) - window * WINDOW)
+        return _permutation(self.seed, self.epoch, lane, window, size)
+
+
+@lru_cache(maxsize=4)  # the epoch at hand, and the next while a window or a batch reaches into it
+def _plan(index: Index, seed: int, epoch: int) -> _Plan:
+    order = rng(seed, "shards", epoch).permutation(len(index.counts))
+    lengths = _lane_lengths(index.samples)
+    # Neighbouring lanes do not read neighbouring stretches, so that small batches mix too.
+    stretches = rng(seed, "lanes", epoch).permutation(len(lengths))
+    starts = np.empty_like(lengths)
+    starts[stretches] = np.cumsum(lengths[stretches]) - lengths[stretches]
+    starts += rng(seed, "ring", epoch).integers(index.samples)  # windows fall differently over the shards
+    return _Plan(seed, epoch, index.counts, order, np.cumsum(index.counts[order]), starts, lengths)
+
+
+@lru_cache(maxsize=4 * LANES)
+def _permutation(seed: int, epoch: int, lane: int, window: int, size: int) -> Positions:
+    return rng(seed, "window", epoch, lane, window).permutation(size)
+
+
+def _lane_lengths(samples: int) -> Positions:
+    lanes = min(LANES, samples)
+    return samples // lanes + (np.arange(lanes) < samples % lanes)
