@@ -1,0 +1,34 @@
+"""Distances between pixels, element by element."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from ldm_vae.precision import at_least_float32
+from ldm_vae.recipe import Config
+
+PixelKind = Literal["l1", "l2", "charbonnier"]
+
+
+class PixelConfig(Config):
+    kind: PixelKind = "l1"
+    weight: Annotated[float, Field(ge=0)] = 1.0  # loss per unit of distance, summed over the values of an image
+    epsilon: Annotated[float, Field(gt=0)] = 1.0e-3  # charbonnier only: where it turns from l2 to l1, images in [-1, 1]
+    learned_variance: bool = False  # learn the log-variance that divides pixel and perceptual loss (Dai & Wipf 2019)
+
+
+def pixel_distance(reconstruction: Tensor, target: Tensor, kind: PixelKind, epsilon: float = 1.0e-3) -> Tensor:
+    """|d|, d^2 or sqrt(d^2 + epsilon^2) of d = reconstruction - target.
+
+    reconstruction, target: (B, C, H, W) in [-1, 1].   Returns (B, C, H, W) in at least float32.
+    Source of the third: Charbonnier et al. 1994 (ICIP); epsilon as in Lai et al. 2017, arXiv:1704.03915.
+    """
+    difference = at_least_float32(reconstruction) - at_least_float32(target)
+    if kind == "l1":
+        return difference.abs()
+    if kind == "l2":
+        return difference.square()
+    return (difference.square() + epsilon**2).sqrt()
