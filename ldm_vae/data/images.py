@@ -13,7 +13,7 @@ What a file's bytes become, in this order:
    is never converted: the file has it or is refused.
 5. EXIF orientation is applied (jpg, png, webp, tiff), so that up is up.
 6. Range. uint8: v / 127.5 - 1.   uint16: v / 32767.5 - 1, full range, whatever the sensor used.   Floats are taken to
-   be in [-1, 1]: past that by more than `RANGE_TOLERANCE`, or not finite, the file is refused, and [0, 1] is not guessed.
+   be in [-1, 1]: past that by more than `RANGE_TOLERANCE`, or not finite, the file is refused; [0, 1] is not guessed.
 
 npy is data, not a photograph: (H, W) for one channel, else (C, H, W) or (H, W, C), told apart by which of the outer
 sides is `channels` ((C, H, W) if both); uint8, uint16 or float; steps 2 to 5 do not apply.
@@ -265,14 +265,13 @@ def _read_npy(data: bytes, channels: int) -> Array:
 
 def _unit_range(pixels: Array) -> Array:
     """(H, W, C) of a known type -> (C, H, W) float32 in [-1, 1]: step 6."""
-    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
-    if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
-        planes = planes / (127.5 if pixels.dtype.itemsize == 1 else 32767.5) - 1.0
-    elif pixels.dtype.kind == "f":
-        low, high = float(planes.min()), float(planes.max())
-        if not (low >= -1.0 - RANGE_TOLERANCE and high <= 1.0 + RANGE_TOLERANCE):  # also NaN
-            raise BrokenImage(f"floats from {low:g} to {high:g}: they must be finite and in [-1, 1]")
-        planes = planes.clip(-1.0, 1.0)
-    else:
+    kind, bytes_each = pixels.dtype.kind, pixels.dtype.itemsize
+    if kind == "u" and bytes_each <= 2:
+        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
+        return planes / (127.5 if bytes_each == 1 else 32767.5) - 1.0
+    if kind != "f":
         raise BrokenImage(f"pixels of type {pixels.dtype}: uint8, uint16 and floats in [-1, 1] are known")
-    return planes
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= -1.0 - RANGE_TOLERANCE and high <= 1.0 + RANGE_TOLERANCE):  # true of NaN
+        raise BrokenImage(f"floats from {low:g} to {high:g}: they must be finite and in [-1, 1]")
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32).clip(-1.0, 1.0)

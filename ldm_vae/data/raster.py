@@ -112,15 +112,15 @@ def _match(pixels: Array, channels: int, *, alpha: bool, profile: bytes | None) 
 
 def _to_srgb(colour: Array, profile: bytes) -> Array:
     """(H, W, 1 or 3) -> (H, W, 3) in sRGB; unchanged where the profile does not open or does not fit the pixels."""
+    grey = colour.shape[2] == 1
+    # At 16 bits littlecms would replace curves and matrix by a coarse table, off by 4 steps of 8 bits in dark colours.
+    flags = imagecodecs.CMS.FLAGS.NOOPTIMIZE if colour.dtype == np.uint16 else None
+    pixels, space = (colour[:, :, 0], "gray") if grey else (colour, "rgb")
+    target = imagecodecs.cms_profile("srgb")
     try:
-        return np.asarray(
-            imagecodecs.cms_transform(
-                colour[:, :, 0] if colour.shape[2] == 1 else np.ascontiguousarray(colour),
-                profile,
-                imagecodecs.cms_profile("srgb"),
-                colorspace="gray" if colour.shape[2] == 1 else "rgb",
-                outcolorspace="rgb",
-            )
+        converted = imagecodecs.cms_transform(
+            np.ascontiguousarray(pixels), profile, target, colorspace=space, outcolorspace="rgb", flags=flags
         )
     except imagecodecs.CmsError:
         return colour
+    return np.asarray(converted)
