@@ -74,6 +74,12 @@ class Index:
     def samples(self) -> int:
         return int(self.counts.sum())
 
+    def locate(self, number: int) -> tuple[int, int]:
+        """Sample `number` of all, in the order of the index -> (shard, ordinal)."""
+        ends = np.cumsum(self.counts)
+        shard = int(np.searchsorted(ends, number, side="right"))
+        return shard, int(number - (ends[shard] - self.counts[shard]))
+
     @cached_property
     def fields(self) -> dict[str, int]:
         """Field -> number of samples that have it."""
