@@ -1,0 +1,265 @@
+"""LatentCodec: image <-> scaled latent, the one object that everything outside training uses."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ldm_vae.autoencoder import Autoencoder
+from ldm_vae.data.images import RANGE_TOLERANCE, from_pillow, to_uint8
+from ldm_vae.errors import UserError
+from ldm_vae.interop.load import Source, load_model, weights_hash
+from ldm_vae.precision import at_least_float32
+from ldm_vae.scale import LatentScale
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteError(UserError):
+    """A result that is not finite in float32 either.   samples: their places in the batch."""
+
+    def __init__(self, what: str, samples: list[int]) -> None:
+        super().__init__(f"{what} of sample {', '.join(map(str, samples))} of the batch is not finite", "leave it out")
+        self.samples = samples
+
+
+class LatentCodec:
+    """A KL autoencoder with its scale.
+
+    Images are (B, C, H, W) in [-1, 1], of any size; results are not clamped. Latents are (B, c, h, w) with
+    h = ceil(H / f). Inputs are moved to the codec's device and type; results are on its device, in at least float32.
+    The networks run in the codec's own type, whatever autocast says, and without gradients.
+    """
+
+    def __init__(
+        self,
+        model: Autoencoder,
+        scale: LatentScale | None = None,
+        source: Source | None = None,
+        *,
+        weights_hash: str | None = None,
+    ) -> None:
+        """scale: None for latents that nobody has measured; they are then left as they are, with a warning.
+        weights_hash: of the weights before a change of type; computed when asked for where None."""
+        self.model = model
+        self.scale = scale
+        self.source = source or Source("a network in memory", "live")
+        self._weights_hash = weights_hash
+        self._warned: set[str] = set()
+
+    @staticmethod
+    def load(
+        ref: str | Path | AutoencoderKL,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> LatentCodec:
+        """ref: a run (its newest whole checkpoint, EMA weights), a checkpoint, a diffusers folder, a Hub id, or a live
+        AutoencoderKL, whose tensors are shared unless device or dtype differ.
+
+        device: None is a GPU where there is one.   dtype: None is float32.   Of a live model, None is its own.
+        Raises UserError for what cannot be loaded.
+        """
+        loaded = load_model(ref)
+        live = loaded.source.kind == "live"
+        if device is None and not live:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype is None and not live:
+            dtype = torch.float32
+        digest = None if dtype in (None, torch.float32) else weights_hash(loaded.model)
+        return LatentCodec(loaded.model.to(device, dtype), loaded.scale, loaded.source, weights_hash=digest)
+
+    @property
+    def factor(self) -> int:
+        """f: pixels per latent position along each side."""
+        return self.model.config.factor
+
+    @property
+    def latent_channels(self) -> int:
+        return self.model.config.latent_channels
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def weights_hash(self) -> str:
+        """sha256 that tells this codec from every other; not of the scale, which may be measured later."""
+        if self._weights_hash is None:
+            self._weights_hash = weights_hash(self.model)
+        return self._weights_hash
+
+    def moments(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 2c, h, w): mean and log-variance of the posterior, raw, as the network gives them.
+
+        Sizes that are no multiple of f are padded on the right and below by reflection. Raises NonFiniteError.
+        """
+        moments, broken = self.checked_moments(images)
+        if broken:
+            raise NonFiniteError("the posterior", broken)
+        return moments
+
+    def checked_moments(self, images: Tensor) -> tuple[Tensor, list[int]]:
+        """`moments`, and the places in the batch of those that are not finite in float32 either."""
+        self._check_images(images)
+        padded = pad_to_multiple(images, self.factor)
+        return self._finite(lambda model, x: model.encode(x), padded, "posteriors")
+
+    def encode(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, c, h, w), scaled: the posterior's mode, or a sample of it.
+
+        generator: of the noise, on any device; the same seed on the CPU gives the same noise on every device.
+        """
+        if self.scale is None:
+            self._warn(f"the latents of {self.source.name} are not scaled: nobody has measured them (`ldm-vae stats`)")
+        return self._scaled(self._draw(self.moments(images), sample, generator))
+
+    def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+        """(B, c, h, w), scaled -> (B, C, h*f, w*f), or cropped to `size` = (H, W). Raises NonFiniteError."""
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+            shape = list(latents.shape)
+            raise UserError(f"latents of shape {shape}", f"this codec decodes (B, {self.latent_channels}, h, w)")
+        return self._decode_raw(self._unscaled(at_least_float32(latents)), size)
+
+    def reconstruct(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W): encoded and decoded, through no scale."""
+        z = self._draw(self.moments(images), sample, generator)
+        return self._decode_raw(z, (images.shape[2], images.shape[3]))
+
+    def _decode_raw(self, z: Tensor, size: tuple[int, int] | None) -> Tensor:
+        height, width = z.shape[2] * self.factor, z.shape[3] * self.factor
+        if size is not None and not (0 < size[0] <= height and 0 < size[1] <= width):
+            raise UserError(f"size {size[0]} x {size[1]}", f"these latents decode to {height} x {width} at most")
+        images, broken = self._finite(lambda model, x: model.decode(x), z, "images")
+        if broken:
+            raise NonFiniteError("the image", broken)
+        return images if size is None else images[:, :, : size[0], : size[1]]
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        return z if self.scale is None else self.scale.apply(z)
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        return latents if self.scale is None else self.scale.remove(latents)
+
+    def _draw(self, moments: Tensor, sample: bool, generator: torch.Generator | None) -> Tensor:
+        noise = None
+        if sample:
+            shape = (moments.shape[0], self.latent_channels, *moments.shape[2:])
+            where = moments.device if generator is None else generator.device
+            noise = torch.randn(shape, generator=generator, device=where, dtype=moments.dtype).to(moments.device)
+        z: Tensor = self.model.bottleneck(moments, noise).z
+        return z
+
+    @torch.no_grad()
+    def _finite(
+        self, network: Callable[[Autoencoder, Tensor], Tensor], x: Tensor, what: str
+    ) -> tuple[Tensor, list[int]]:
+        """network(model, x) in the codec's type; samples that are not finite again in float32; those that stay so."""
+        x = x.to(self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            result = at_least_float32(network(self.model, x.to(self.dtype)))
+            broken = _not_finite(result)
+            if broken and self.dtype in (torch.bfloat16, torch.float16):
+                logger.warning(
+                    "%d of %d %s are not finite in %s: computed again in float32",
+                    len(broken), len(x), what, _type_name(self.dtype),
+                )  # fmt: skip
+                again = network(self._in_float32, x[broken].float())
+                result[broken] = again
+                broken = [broken[i] for i in _not_finite(again)]
+        return result, broken
+
+    @cached_property
+    def _in_float32(self) -> Autoencoder:
+        return copy.deepcopy(self.model).float()
+
+    def _check_images(self, images: Tensor) -> None:
+        channels = self.model.config.in_channels
+        if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
+            given = f"images of shape {list(images.shape)}, {_type_name(images.dtype)}"
+            raise UserError(given, f"give floats (B, {channels}, H, W) in [-1, 1]")
+        if images.numel() == 0:
+            raise UserError(f"images of shape {list(images.shape)}", "give at least one image of at least one pixel")
+        low, high = images.aminmax()
+        lowest, highest = torch.stack([low, high]).tolist()  # one transfer
+        if not (np.isfinite(lowest) and np.isfinite(highest)):
+            broken = _not_finite(images)
+            raise NonFiniteError("the picture", broken)
+        if lowest < -1 - RANGE_TOLERANCE or highest > 1 + RANGE_TOLERANCE:
+            self._warn(f"images hold values from {lowest:g} to {highest:g}; the codec was trained on [-1, 1]")
+
+    def _warn(self, message: str) -> None:
+        """Once for each kind of message."""
+        kind = message.split()[0]
+        if kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning("%s", message)
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """(B, C, H, W) -> sides a multiple of `multiple`, padded on the right and below.
+
+    By reflection; a side that is too short for it repeats its last row or column.
+    """
+    height, width = images.shape[2:]
+    below, right = -height % multiple, -width % multiple
+    if below:
+        images = F.pad(images, (0, 0, 0, below), mode="reflect" if below < height else "replicate")
+    if right:
+        images = F.pad(images, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
+    return images
+
+
+def from_pil(images: Image.Image | Sequence[Image.Image], channels: int = 3) -> Tensor:
+    """Pictures of one size -> (B, channels, H, W) in [-1, 1], colours by the rules of `data.images`."""
+    pictures = [images] if isinstance(images, Image.Image) else list(images)
+    if len(sizes := {picture.size for picture in pictures}) != 1:
+        raise UserError(f"{len(pictures)} pictures of {len(sizes)} sizes", "give pictures of one size at a time")
+    return from_numpy(np.stack([from_pillow(picture, channels) for picture in pictures]))
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """(B, 1, 3 or 4, H, W), clamped to [-1, 1] -> B pictures of 8 bits."""
+    return [Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array) for array in to_numpy(images)]
+
+
+def from_numpy(array: npt.NDArray[np.uint8]) -> Tensor:
+    """(B, H, W, C) or (H, W, C), uint8 -> (B, C, H, W) in [-1, 1]."""
+    if array.dtype != np.uint8 or array.ndim not in (3, 4):
+        raise UserError(f"an array of {array.dtype}, shape {list(array.shape)}", "give uint8 (B, H, W, C) or (H, W, C)")
+    tensor = torch.from_numpy(np.ascontiguousarray(array if array.ndim == 4 else array[None]))
+    return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def to_numpy(images: Tensor) -> npt.NDArray[np.uint8]:
+    """(B, C, H, W), clamped to [-1, 1] -> (B, H, W, C) uint8, rounded."""
+    array: npt.NDArray[np.uint8] = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
+    return array
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _not_finite(x: Tensor) -> list[int]:
+    """Places along the batch that hold NaN or infinity; one transfer from the device."""
+    bad: list[int] = (~x.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
+    return bad

@@ -1,0 +1,196 @@
+"""A reference to a model -> its network, its scale, and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.errors import UserError
+from ldm_vae.interop.diffusers import (
+    CONFIG,
+    WEIGHT_FILES,
+    from_diffusers_config,
+    modern_names,
+    read_config,
+    read_weights,
+)
+from ldm_vae.interop.native import Checkpoint
+from ldm_vae.metrics.latent import LatentStatistics
+from ldm_vae.recipe import read_yaml, validate
+from ldm_vae.scale import LatentScale
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+logger = logging.getLogger(__name__)
+STATISTICS = "latent_statistics.json"  # in a run, beside its recipe, or in an export
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+REMEDY = "give a run, one of its checkpoints, a diffusers folder, or a Hub id such as stabilityai/sd-vae-ft-mse"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model came from.
+
+    folder: the run or the diffusers folder, to which statistics belong; None for a live model or the Hub.
+    step, weights: of a run, the optimizer steps taken and which of its two sets of weights this is.
+    resolution: px, side of the training images; None where nobody says.
+    """
+
+    name: str
+    kind: Literal["run", "diffusers", "live"]
+    folder: Path | None = None
+    step: int | None = None
+    weights: Literal["ema", "model"] | None = None
+    resolution: int | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """scale: None for a run whose latents nobody has measured yet."""
+
+    model: Autoencoder
+    scale: LatentScale | None
+    source: Source
+
+
+def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
+    """ref: a run, a checkpoint, a diffusers folder (or one with it under vae/), a Hub id, or a live AutoencoderKL.
+
+    Files are read onto the CPU in the type they hold; a live model's tensors are shared. A run gives the EMA weights
+    of its newest verified checkpoint. Raises UserError for what cannot be loaded.
+    """
+    if not isinstance(ref, str | Path):
+        return _load_live(ref)
+    path = Path(ref)
+    if not path.exists() and isinstance(ref, str) and _HUB_ID.fullmatch(ref) and not ref.startswith("."):
+        return _load_diffusers(_fetch(ref), ref, None)
+    if not path.is_dir():
+        raise UserError(f"model {ref} not found" if not path.exists() else f"model {ref} is no folder", REMEDY)
+    if (path / "meta.json").is_file():
+        return _load_checkpoint(Checkpoint.open(path), str(ref))
+    if (path / "checkpoints").is_dir():
+        checkpoint = Checkpoint.latest(path)
+        if checkpoint is None:
+            raise UserError(f"run {ref} has no whole checkpoint", "train it until its first one is saved")
+        return _load_checkpoint(checkpoint, str(ref))
+    for folder in (path, path / "vae"):
+        if (folder / CONFIG).is_file():
+            return _load_diffusers(folder, str(ref), folder)
+    raise UserError(f"{ref} holds no model", REMEDY)
+
+
+def weights_hash(model: Autoencoder) -> str:
+    """sha256 over the names, shapes and float32 values of what is exported: equal for a run's weights and their
+    export, so that latents know their codec."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.exported_state().items()):
+        digest.update(f"{name} {list(value.shape)}\n".encode())
+        digest.update(value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def statistics_of(source: Source, codec: str) -> LatentStatistics | None:
+    """What `ldm-vae stats` last wrote beside the model, if it is about the weights of hash `codec`."""
+    if source.folder is None or not (path := source.folder / STATISTICS).is_file():
+        return None
+    statistics = LatentStatistics.read(path)
+    if statistics.codec != codec:
+        logger.warning("%s is about other weights and is not used; measure again with `ldm-vae stats`", path)
+        return None
+    return statistics
+
+
+def _load_live(vae: Any) -> LoadedModel:
+    from diffusers import AutoencoderKL
+
+    known: Any = AutoencoderKL  # its attributes come from mixins without types
+    if not isinstance(vae, known):
+        raise UserError(f"cannot load a model from a {type(vae).__name__}", REMEDY)
+    name = "the live AutoencoderKL"
+    values = dict(vae.config)
+    config = from_diffusers_config(values, name)
+    model = _assemble(config, vae.state_dict(), name)
+    return LoadedModel(model, LatentScale.from_config(values, config.latent_channels, name), Source(name, "live"))
+
+
+def _load_diffusers(folder: Path, name: str, home: Path | None) -> LoadedModel:
+    values = read_config(folder)
+    config = from_diffusers_config(values, str(folder / CONFIG))
+    model = _assemble(config, read_weights(folder), str(folder))
+    scale = LatentScale.from_config(values, config.latent_channels, str(folder / CONFIG))
+    size = values.get("sample_size")
+    resolution = max(size) if isinstance(size, list | tuple) else size
+    return LoadedModel(model, scale, Source(name, "diffusers", home, resolution=resolution))
+
+
+def _load_checkpoint(checkpoint: Checkpoint, name: str) -> LoadedModel:
+    config = validate(AutoencoderConfig, checkpoint.meta["model"], str(checkpoint.folder / "meta.json"))
+    weights: Literal["ema", "model"] = "ema" if "ema" in checkpoint.groups else "model"
+    state = checkpoint.tensors(weights)
+    state.pop("log_variance", None)  # learned by the pixel loss, and no part of the codec
+    model = _assemble(config, state, str(checkpoint.folder))
+    run = checkpoint.folder.parent.parent if checkpoint.folder.parent.name == "checkpoints" else None
+    source = Source(name, "run", run, checkpoint.step, weights, _resolution(run))
+    statistics = statistics_of(source, weights_hash(model))
+    return LoadedModel(model, None if statistics is None else statistics.scale("factor"), source)
+
+
+def _assemble(config: AutoencoderConfig, state: Mapping[str, Tensor], source: str) -> Autoencoder:
+    """The network around the tensors themselves: nothing is copied. In evaluation mode, without gradients."""
+    state = modern_names(state)
+    with torch.device("meta"):
+        model = Autoencoder(config)
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    if different := sorted({name for name, _ in expected.items() ^ given.items()}):
+        name = different[0]
+        found = f"holds {name} of shape {given[name]}" if name in given else f"lacks {name}"
+        wanted = f"one of shape {expected[name]}" if name in expected else "no such tensor"
+        raise UserError(f"{source} {found}", f"its configuration asks for {wanted} ({len(different)} tensors differ)")
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _fetch(hub_id: str) -> Path:
+    """The folder of the Hub's AutoencoderKL, in the Hub's cache: of a model, or under vae/ of a pipeline."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for prefix in ("", "vae/"):
+        for weights in WEIGHT_FILES:  # one of them, not all that are there
+            try:
+                folder = Path(snapshot_download(hub_id, allow_patterns=[f"{prefix}{CONFIG}", f"{prefix}{weights}"]))
+            except (HfHubHTTPError, OSError) as error:  # no such model, no network
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UserError(f"model {hub_id} is no folder here, nor on the Hub ({reason})", REMEDY) from None
+            if (folder / prefix / CONFIG).is_file() and (folder / prefix / weights).is_file():
+                return folder / prefix
+    raise UserError(f"{hub_id} holds no AutoencoderKL", REMEDY)
+
+
+def _resolution(run: Path | None) -> int | None:
+    """px: crop, else resize, of the training images by the run's recipe."""
+    if run is None or not (run / "recipe.yaml").is_file():
+        return None
+    image: Any = read_yaml(run / "recipe.yaml").get("data", {}).get("image", {})
+    size = image.get("crop") or image.get("resize")
+    return size if isinstance(size, int) else None
+
+
+def read_results(source: Source) -> dict[str, Any]:
+    """results.json of a run (`ldm-vae evaluate`), for the model card; empty where there is none."""
+    if source.folder is None or not (path := source.folder / "results.json").is_file():
+        return {}
+    content = json.loads(path.read_bytes())
+    return content if isinstance(content, dict) else {}

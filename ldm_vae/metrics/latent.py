@@ -1,0 +1,149 @@
+"""Mean and standard deviation of latents, gathered image by image in float64, and the file that keeps them.
+
+The numbers do not depend on how images were batched, and those of several processes add up: Chan, Golub &
+LeVeque 1979, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from ldm_vae.atomic import atomic_file
+from ldm_vae.errors import UserError
+from ldm_vae.recipe import Config, validate
+from ldm_vae.scale import LatentScale
+
+
+class LatentMoments:
+    """Count, mean and sum of squared deviations of every channel over all images and positions."""
+
+    def __init__(self, channels: int) -> None:
+        self.images = 0
+        self.values = 0  # per channel
+        self.mean: npt.NDArray[np.float64] = np.zeros(channels)
+        self.square: npt.NDArray[np.float64] = np.zeros(channels)  # sum of squared deviations from the mean
+
+    def update(self, latents: Tensor) -> None:
+        """latents: (B, C, h, w), finite."""
+        flat = latents.detach().double().flatten(2)  # (B, C, h*w)
+        means = flat.mean(dim=2)
+        squares = (flat - means[:, :, None]).square().sum(dim=2)
+        for mean, square in zip(means.cpu().numpy(), squares.cpu().numpy(), strict=True):
+            self._add(1, flat.shape[2], mean, square)
+
+    def merge(self, other: LatentMoments) -> None:
+        """Adds what another process, or another shard, has gathered."""
+        self._add(other.images, other.values, other.mean, other.square)
+
+    @property
+    def std(self) -> npt.NDArray[np.float64]:
+        """(C,), of the population (numpy's default), one number a channel."""
+        return np.sqrt(self.square / max(self.values, 1))
+
+    @property
+    def total_mean(self) -> float:
+        """Over all channels."""
+        return float(self.mean.mean())
+
+    @property
+    def total_std(self) -> float:
+        """Over all channels, around `total_mean`."""
+        between = np.square(self.mean - self.total_mean)
+        return float(np.sqrt((self.square / max(self.values, 1) + between).mean()))
+
+    def state(self) -> dict[str, Any]:
+        """As JSON; `from_state` gives back the same numbers to the last bit."""
+        return {
+            "images": self.images,
+            "values": self.values,
+            "mean": self.mean.tolist(),
+            "square": self.square.tolist(),
+        }
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any]) -> LatentMoments:
+        moments = LatentMoments(len(state["mean"]))
+        moments._add(state["images"], state["values"], np.asarray(state["mean"]), np.asarray(state["square"]))
+        return moments
+
+    def _add(self, images: int, values: int, mean: npt.NDArray[np.float64], square: npt.NDArray[np.float64]) -> None:
+        if not values:
+            return
+        total = self.values + values
+        delta = mean - self.mean
+        self.mean = self.mean + delta * (values / total)
+        self.square = self.square + square + np.square(delta) * (self.values * values / total)
+        self.values = total
+        self.images += images
+
+
+class Activation(Config):
+    """The largest |value| that any layer gave, for the question whether float16 would overflow (beyond 65504)."""
+
+    largest: float  # of every layer of encoder and decoder, in float32
+    layer: str  # where it was
+    images: int  # how many were looked at
+
+
+class LatentStatistics(Config):
+    """What `ldm-vae stats` writes, and export reads."""
+
+    format: Literal["ldm_vae.latent_statistics"] = "ldm_vae.latent_statistics"
+    version: Literal[1] = 1
+    codec: str  # sha256 of the weights that gave the latents
+    latents: Literal["mode", "sample"]  # of the posterior
+    protocol: dict[str, Any]  # resize, crop, padding, precision
+    data: str  # which shards
+    images: int
+    values: int  # per channel
+    mean: float  # over all channels
+    std: float  # over all channels
+    channel_mean: tuple[float, ...]
+    channel_std: tuple[float, ...]
+    activation: Activation | None = None
+
+    @staticmethod
+    def of(moments: LatentMoments, **rest: Any) -> LatentStatistics:
+        """`rest`: the fields that do not follow from `moments`."""
+        return LatentStatistics(
+            images=moments.images,
+            values=moments.values,
+            mean=moments.total_mean,
+            std=moments.total_std,
+            channel_mean=tuple(moments.mean.tolist()),
+            channel_std=tuple(moments.std.tolist()),
+            **rest,
+        )
+
+    def scale(self, kind: Literal["factor", "shift", "channel"]) -> LatentScale:
+        """The scale that gives latents unit variance: over all (factor), also zero mean (shift), in each channel."""
+        if not self.std > 0 or not all(std > 0 for std in self.channel_std):
+            raise UserError("the measured latents do not vary", "the codec has collapsed; train it differently")
+        if kind == "channel":
+            return LatentScale(1.0, mean=self.channel_mean, std=self.channel_std)
+        return LatentScale(1.0 / self.std, shift=self.mean if kind == "shift" else None)
+
+    def write(self, path: Path) -> None:
+        with atomic_file(path) as stage:
+            stage.write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+
+    @staticmethod
+    def read(path: Path) -> LatentStatistics:
+        """Raises UserError where the file is missing or is no such file."""
+        remedy = "make it with `ldm-vae stats MODEL SHARDS --json FILE`"
+        try:
+            content = json.loads(path.read_bytes())
+        except OSError:
+            raise UserError(f"statistics {path} cannot be read", remedy) from None
+        except ValueError:
+            raise UserError(f"{path} is no file of statistics", remedy) from None
+        if not isinstance(content, dict):
+            raise UserError(f"{path} is no file of statistics", remedy)
+        return validate(LatentStatistics, content, str(path))

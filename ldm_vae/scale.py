@@ -1,0 +1,95 @@
+"""The affine map between the raw latents of a codec and the ones diffusion models see, as diffusers writes it.
+
+`AutoencoderKL.config` holds four numbers, and its pipelines read them in three ways:
+
+    scaling_factor                                (z) * scaling_factor            SD 1 and 2, DiT
+    scaling_factor, shift_factor                  (z - shift) * scaling_factor    SD 3, FLUX
+    scaling_factor, latents_mean, latents_std     (z - mean) * scaling_factor / std, channel by channel    SDXL
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm_vae.errors import UserError
+
+
+@dataclass(frozen=True)
+class LatentScale:
+    """factor, shift: one number for all channels.   mean, std: one a channel; both or neither, and then no shift."""
+
+    factor: float = 1.0
+    shift: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def apply(self, z: Tensor) -> Tensor:
+        """(B, C, h, w), raw -> scaled, in the type of z."""
+        if self.mean is not None and self.std is not None:
+            return (z - _channels(self.mean, z)) * self.factor / _channels(self.std, z)
+        return (z if self.shift is None else z - self.shift) * self.factor
+
+    def remove(self, latent: Tensor) -> Tensor:
+        """(B, C, h, w), scaled -> raw, in the type of `latent`."""
+        if self.mean is not None and self.std is not None:
+            return latent * _channels(self.std, latent) / self.factor + _channels(self.mean, latent)
+        z = latent / self.factor
+        return z if self.shift is None else z + self.shift
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any], channels: int, source: str) -> LatentScale:
+        """What a diffusers config (or `latents.json`) says. Raises UserError for numbers that are no scale."""
+        try:
+            # diffusers' own default; a null is written by nobody, and means the same
+            factor = config.get("scaling_factor")
+            scale = LatentScale(
+                0.18215 if factor is None else float(factor),
+                None if config.get("shift_factor") is None else float(config["shift_factor"]),
+                _numbers(config.get("latents_mean")),
+                _numbers(config.get("latents_std")),
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{source}: the scale of the latents is no number", "mend its scaling_factor") from error
+        if (problem := scale._problem(channels)) is not None:
+            raise UserError(
+                f"{source}: {problem}", "mend the scaling_factor, shift_factor, latents_mean and latents_std"
+            )
+        return scale
+
+    def to_config(self) -> dict[str, Any]:
+        """The four keys of a diffusers config."""
+        return {
+            "scaling_factor": self.factor,
+            "shift_factor": self.shift,
+            "latents_mean": None if self.mean is None else list(self.mean),
+            "latents_std": None if self.std is None else list(self.std),
+        }
+
+    def _problem(self, channels: int) -> str | None:
+        numbers = [self.factor, self.shift or 0.0, *(self.mean or ()), *(self.std or ())]
+        if not all(map(math.isfinite, numbers)):
+            return "the scale of the latents is not finite"
+        if self.factor <= 0 or any(x <= 0 for x in self.std or ()):
+            return "the scale of the latents is not positive"
+        if (self.mean is None) != (self.std is None):
+            return "latents_mean and latents_std come together"
+        if self.mean is not None and self.std is not None:
+            if {len(self.mean), len(self.std)} != {channels}:
+                return f"latents_mean and latents_std need {channels} numbers, one a channel"
+            if self.shift:
+                return "shift_factor and latents_mean exclude each other"
+        return None
+
+
+def _numbers(values: Any) -> tuple[float, ...] | None:
+    return None if values is None else tuple(float(value) for value in values)
+
+
+def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]

@@ -1,0 +1,155 @@
+"""Folders of diffusers, both ways, against diffusers itself."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.errors import UserError
+from ldm_vae.interop import diffusers as interop
+from ldm_vae.interop.load import load_model
+from ldm_vae.scale import LatentScale
+
+PICTURE = torch.linspace(-1, 1, 3 * 16 * 24).reshape(1, 3, 16, 24)
+CONFIGS = [
+    AutoencoderConfig(block_out_channels=(8, 8, 16), norm_groups=4),
+    AutoencoderConfig(block_out_channels=(8,), norm_groups=4, layers_per_block=1, latent_channels=3),
+    AutoencoderConfig(block_out_channels=(4, 8, 8), norm_groups=2, attention_levels=(0, 2), mid_attention=False),
+    AutoencoderConfig(
+        in_channels=12, out_channels=12, block_out_channels=(8, 16), norm_groups=8, quant_conv=False,
+        post_quant_conv=False, latent_channels=32, layers_per_block=3,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_configuration_survives_both_translations(config: AutoencoderConfig) -> None:
+    written = interop.to_diffusers_config(config, LatentScale(0.3), sample_size=256, force_upcast=True)
+    assert interop.from_diffusers_config(written, "test") == config
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_export_is_loaded_by_diffusers_and_gives_the_same_pixels(config: AutoencoderConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ours = Autoencoder(config).eval()
+    scale = LatentScale(0.3, shift=0.1)
+    interop.write_folder(tmp_path / "out", ours, scale, sample_size=256, force_upcast=False, card="# card\n")
+    theirs, report = AutoencoderKL.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values()), report  # missing, unexpected and mismatched keys, error messages
+    assert theirs.config.sample_size == 256
+    assert theirs.config.scaling_factor == 0.3
+    assert theirs.config.shift_factor == 0.1
+    assert theirs.config.force_upcast is False
+    picture = torch.rand(2, config.in_channels, 3 * config.factor, 2 * config.factor) * 2 - 1
+    with torch.no_grad():
+        moments = ours.encode(picture)
+        dist = theirs.encode(picture).latent_dist
+        # The same weights in the same operations; attention alone sums in another order.
+        torch.testing.assert_close(dist.parameters, moments, rtol=0, atol=1e-5)
+        torch.testing.assert_close(theirs.decode(dist.mode()).sample, ours.decode(dist.mode()), rtol=0, atol=1e-5)
+
+
+def test_folder_that_diffusers_saved_is_loaded(vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.scale == LatentScale(0.5)
+    assert loaded.source.resolution == 64
+    expected = vae.encode(PICTURE).latent_dist
+    torch.testing.assert_close(loaded.model.encode(PICTURE), expected.parameters, rtol=0, atol=1e-5)
+    pixels = vae.decode(expected.mode()).sample
+    torch.testing.assert_close(loaded.model.decode(expected.mode()), pixels, rtol=0, atol=1e-5)
+
+
+def test_pipeline_folder_is_loaded_by_its_vae(vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path / "vae")
+    assert load_model(tmp_path).model.config.block_out_channels == (8, 8, 16)
+
+
+def test_old_attention_names_and_pickled_tensors_are_read(vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path)
+    (tmp_path / interop.WEIGHTS).unlink()
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = vae.state_dict()
+    for new, name in old.items():
+        state = {key.replace(f".{new}.", f".{name}."): value for key, value in state.items()}
+    assert "decoder.mid_block.attentions.0.proj_attn.weight" in state
+    torch.save(state, tmp_path / "diffusion_pytorch_model.bin")
+    loaded = load_model(tmp_path)
+    torch.testing.assert_close(
+        loaded.model.encode(PICTURE), vae.encode(PICTURE).latent_dist.parameters, rtol=0, atol=1e-5
+    )
+
+
+def test_pickled_code_is_refused_and_does_not_run(vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path)
+    (tmp_path / interop.WEIGHTS).unlink()
+    proof = tmp_path / "ran"
+
+    class Code:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (proof,)
+
+    torch.save({"encoder.conv_in.weight": Code()}, tmp_path / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="damaged or holds more than tensors"):
+        load_model(tmp_path)
+    assert not proof.exists()
+    pickle.loads(pickle.dumps(Code()))
+    assert proof.exists()  # the code would have run
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_class_name": "AutoencoderKLWan"}, "is a AutoencoderKLWan"),
+        ({"act_fn": "gelu"}, "act_fn 'gelu'"),
+        ({"down_block_types": ["SkipDownBlock2D"] * 3}, "blocks of the type SkipDownBlock2D"),
+        ({"up_block_types": ["UpDecoderBlock2D"] * 3}, r"levels \[2\] of the encoder and \[\] of the decoder"),
+        ({"up_block_types": ["UpDecoderBlock2D"]}, "names 1 block types for 3 levels"),
+        ({"norm_num_groups": 5}, "norm_groups 5 must divide every width"),
+        ({"latent_channels": 5}, "asks for one of shape"),
+        ({"use_quant_conv": False}, "asks for no such tensor"),
+        ({"scaling_factor": "large"}, "is no number"),
+        ({"latents_mean": [0.0] * 4}, "come together"),
+        ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 3}, "need 4 numbers"),
+    ],
+)
+def test_what_cannot_be_represented_is_refused_in_one_line(
+    vae: AutoencoderKL, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    vae.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=message) as error:
+        load_model(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("config.json", b"{", "config.json is damaged"), (interop.WEIGHTS, b"12345678", "cannot be read")],
+)
+def test_damaged_files_are_named(vae: AutoencoderKL, tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    vae.save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path)
+
+
+def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:
+    model = Autoencoder(CONFIGS[0])
+    precious = tmp_path / "thesis" / "chapter.txt"
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    with pytest.raises(UserError, match="no earlier export"):
+        interop.write_folder(precious.parent, model, LatentScale(), sample_size=64, force_upcast=True, card="")
+    assert precious.read_text() == "years of work"
+    for card in ("first", "second"):
+        interop.write_folder(tmp_path / "out", model, LatentScale(), sample_size=64, force_upcast=True, card=card)
+    assert (tmp_path / "out" / "README.md").read_text() == "second"

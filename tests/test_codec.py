@@ -1,0 +1,234 @@
+"""LatentCodec against diffusers.AutoencoderKL, on sizes, types and inputs of every kind."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from ldm_vae import LatentCodec, UserError
+from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.codec import NonFiniteError, from_numpy, from_pil, pad_to_multiple, to_numpy, to_pil
+from ldm_vae.scale import LatentScale
+
+CONFIG = AutoencoderConfig(block_out_channels=(8, 8, 16), norm_groups=4, layers_per_block=1)
+
+
+@pytest.fixture
+def codec() -> LatentCodec:
+    torch.manual_seed(0)
+    return LatentCodec(Autoencoder(CONFIG).eval().requires_grad_(False), LatentScale(0.25))
+
+
+def pictures(height: int, width: int, batch: int = 2, channels: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    return torch.rand(batch, channels, height, width, generator=generator) * 2 - 1
+
+
+def test_equals_diffusers_in_its_conventions() -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=[8, 16],
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        norm_num_groups=4,
+        scaling_factor=0.3,
+        shift_factor=0.2,
+    ).eval()
+    codec = LatentCodec.load(vae)
+    images = pictures(16, 24)
+    with torch.no_grad():
+        dist = vae.encode(images).latent_dist
+        expected = (dist.mode() - 0.2) * 0.3  # as StableDiffusion3Img2ImgPipeline has it
+        decoded = vae.decode(expected / 0.3 + 0.2).sample
+    latents = codec.encode(images)
+    # The same weights in the same operations; attention alone sums in another order.
+    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(codec.decode(latents), decoded, rtol=0, atol=1e-5)
+    torch.testing.assert_close(codec.moments(images), dist.parameters, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [LatentScale(0.5), LatentScale(0.5, shift=0.3), LatentScale(0.5, mean=(1.0, 2, 3, 4), std=(0.5, 1, 2, 3))],
+)
+def test_decode_undoes_the_scale_of_encode(codec: LatentCodec, scale: LatentScale) -> None:
+    codec.scale = scale
+    images = pictures(16, 16)
+    assert not torch.equal(codec.encode(images), codec.moments(images).chunk(2, dim=1)[0])
+    # The scale and its inverse round in float32.
+    torch.testing.assert_close(codec.decode(codec.encode(images)), codec.reconstruct(images), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 5), (8, 8), (13, 4), (17, 30)])
+def test_any_size_comes_back_at_its_size(codec: LatentCodec, size: tuple[int, int]) -> None:
+    images = pictures(*size)
+    latents = codec.encode(images)
+    assert latents.shape[2:] == tuple(-(-side // 4) for side in size)
+    assert codec.decode(latents, size=size).shape == images.shape
+    assert codec.reconstruct(images).shape == images.shape
+    padded = pad_to_multiple(images, 4)
+    assert torch.equal(padded[:, :, : size[0], : size[1]], images)
+    assert torch.equal(codec.moments(padded), codec.moments(images))
+
+
+def test_padding_reflects_and_repeats_where_it_cannot() -> None:
+    row = torch.tensor([1.0, 2, 3, 4, 5]).view(1, 1, 1, 5)
+    assert pad_to_multiple(row, 8)[0, 0, 0].tolist() == [1, 2, 3, 4, 5, 4, 3, 2]
+    assert pad_to_multiple(row, 8).shape == (1, 1, 8, 8)
+    assert torch.equal(pad_to_multiple(row, 8)[0, 0, 7], pad_to_multiple(row, 8)[0, 0, 0])
+    assert pad_to_multiple(row[..., :2], 8)[0, 0, 0].tolist() == [1, 2, 2, 2, 2, 2, 2, 2]
+
+
+def test_sample_follows_the_posterior_and_its_generator(codec: LatentCodec) -> None:
+    images = pictures(16, 16)
+    mean, logvar = codec.moments(images).chunk(2, dim=1)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(5))
+    sample = codec.encode(images, sample=True, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(sample, (mean + (0.5 * logvar).exp() * noise) * 0.25)
+    assert torch.equal(codec.encode(images), mean * 0.25)
+
+
+def test_autocast_changes_nothing(codec: LatentCodec) -> None:
+    images = pictures(16, 16)
+    expected = codec.reconstruct(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == torch.bfloat16  # autocast is on
+        assert torch.equal(codec.reconstruct(images), expected)
+
+
+def test_bfloat16_codec_is_near_and_gives_float32(codec: LatentCodec) -> None:
+    images = pictures(32, 32)
+    expected = codec.reconstruct(images)
+    digest = codec.weights_hash
+    half = LatentCodec(codec.model.bfloat16(), codec.scale, weights_hash=digest)
+    result = half.reconstruct(images)
+    assert half.dtype == torch.bfloat16
+    assert result.dtype == torch.float32
+    # 8 bits of mantissa (2e-3 a rounding) through about 20 layers that normalise; measured 0.05
+    assert (result - expected).square().mean().sqrt() < 0.1 * expected.std()
+
+
+def test_load_in_bfloat16_keeps_the_hash_of_the_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(block_out_channels=[32], norm_num_groups=4)
+    vae.save_pretrained(tmp_path)
+    half = LatentCodec.load(tmp_path, device="cpu", dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert half.weights_hash == LatentCodec.load(vae).weights_hash
+    assert LatentCodec.load(tmp_path, device="cpu").dtype == torch.float32
+
+
+def test_overflow_of_a_half_type_is_computed_again_in_float32(
+    codec: LatentCodec, caplog: pytest.LogCaptureFixture
+) -> None:
+    """float16 stands for bfloat16 here: it overflows at 65504, and takes the same path."""
+    with torch.no_grad():
+        codec.model.encoder.conv_in.weight.mul_(3e5)
+    half = LatentCodec(codec.model.half(), codec.scale)
+    expected = LatentCodec(Autoencoder(CONFIG).eval(), codec.scale)
+    expected.model.load_state_dict(half.model.state_dict())  # the rounded weights, in float32
+    images = pictures(16, 16)
+    images[0] *= 1e-5
+    with caplog.at_level(logging.WARNING):
+        result = half.moments(images)
+    assert "1 of 2 posteriors are not finite in float16" in caplog.text
+    torch.testing.assert_close(result[1], expected.moments(images)[1])
+
+
+def test_what_stays_non_finite_is_never_passed_on(codec: LatentCodec) -> None:
+    with torch.no_grad():
+        codec.model.encoder.conv_in.weight.fill_(1e38)
+    images = pictures(8, 8)
+    images[0] = 0
+    moments, broken = codec.checked_moments(images)
+    assert broken == [1]
+    assert moments[0].isfinite().all()
+    with pytest.raises(NonFiniteError, match="posterior of sample 1 "):
+        codec.moments(images)
+    latents = torch.zeros(2, 4, 2, 2)
+    latents[0, 0, 0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="image of sample 0 "):
+        codec.decode(latents)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, 8, 8), "shape"),
+        (torch.zeros(1, 4, 8, 8), r"\(B, 3, H, W\)"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "uint8"),
+        (torch.zeros(1, 3, 0, 8), "at least one pixel"),
+        (torch.zeros(0, 3, 8, 8), "at least one image"),
+        (torch.full((1, 3, 8, 8), float("nan")), "picture of sample 0"),
+    ],
+)
+def test_bad_images_are_refused(codec: LatentCodec, images: torch.Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        codec.moments(images)
+
+
+def test_bad_latents_and_sizes_are_refused(codec: LatentCodec) -> None:
+    with pytest.raises(UserError, match=r"\(B, 4, h, w\)"):
+        codec.decode(torch.zeros(1, 3, 2, 2))
+    for size in ((9, 8), (8, 0)):
+        with pytest.raises(UserError, match="8 x 8 at most"):
+            codec.decode(torch.zeros(1, 4, 2, 2), size=size)
+
+
+def test_values_out_of_range_and_a_missing_scale_are_told_once(
+    codec: LatentCodec, caplog: pytest.LogCaptureFixture
+) -> None:
+    codec.scale = None
+    images = pictures(8, 8)
+    for _ in range(2):
+        assert torch.equal(codec.encode(images * 3), codec.moments(images * 3).chunk(2, dim=1)[0])
+    assert caplog.text.count("trained on [-1, 1]") == 1
+    assert caplog.text.count("not scaled") == 1
+    caplog.clear()
+    codec.reconstruct(images)
+    assert not caplog.text
+
+
+def test_no_gradient_is_kept(codec: LatentCodec) -> None:
+    codec.model.requires_grad_(True)
+    assert not codec.reconstruct(pictures(8, 8).requires_grad_()).requires_grad
+
+
+def test_numpy_and_pil_come_back_bit_by_bit() -> None:
+    array = np.arange(2 * 5 * 7 * 3, dtype=np.uint32).astype(np.uint8).reshape(2, 5, 7, 3)
+    tensor = from_numpy(array)
+    assert tensor.shape == (2, 3, 5, 7)
+    assert np.array_equal(to_numpy(tensor), array)
+    assert torch.equal(from_pil([Image.fromarray(picture) for picture in array]), tensor)
+    assert np.array_equal(np.stack([np.asarray(picture) for picture in to_pil(tensor)]), array)
+    grey = from_pil(Image.fromarray(array[0, :, :, 0]), channels=1)
+    assert to_pil(grey)[0].mode == "L"
+    with pytest.raises(UserError, match="2 sizes"):
+        from_pil([Image.new("RGB", (2, 3)), Image.new("RGB", (3, 2))])
+    with pytest.raises(UserError, match="uint8"):
+        from_numpy(np.zeros((4, 4, 3)))  # type: ignore[arg-type]
+
+
+def test_codec_needs_neither_lpips_nor_accelerate_nor_training() -> None:
+    program = """
+import sys
+sys.modules["lpips"] = sys.modules["accelerate"] = sys.modules["train"] = None  # importing them raises
+import ldm_vae
+assert "torch" not in sys.modules, "the package itself must be light"
+from ldm_vae import LatentCodec, UserError, __version__
+import torch
+from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+codec = LatentCodec(Autoencoder(AutoencoderConfig(block_out_channels=(8,), norm_groups=4)).eval())
+print(codec.reconstruct(torch.zeros(1, 3, 5, 5)).shape, __version__)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "[1, 3, 5, 5]" in done.stdout
