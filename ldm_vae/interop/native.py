@@ -119,12 +119,21 @@ class Checkpoint:
 
         Raises UserError for a whole checkpoint of a newer version: going back behind it would lose steps.
         """
-        for folder in reversed(_folders(run)):
-            if problems := _problems(folder):
+        seen: list[Path] = []
+        while seen != (seen := _folders(run)):  # a trainer at work may drop the old ones while they are looked at
+            for folder in reversed(seen):
+                if not (problems := _problems(folder)):
+                    return Checkpoint.open(folder)
                 logger.warning("skipped checkpoint %s: %s", folder, "; ".join(problems))
-            else:
-                return Checkpoint.open(folder)
         return None
+
+    @staticmethod
+    def at(run: Path, step: int) -> Checkpoint:
+        """The checkpoint of `run` after `step` steps, not verified. Raises UserError where there is none."""
+        for checkpoint in Checkpoint.all(run):
+            if checkpoint.step == step:
+                return checkpoint
+        raise UserError(f"{run} has no checkpoint of step {step}", "give a step that its folder checkpoints/ holds")
 
     def verify(self) -> list[str]:
         """What is wrong with the files, one line each, by reading all of them; empty when all is well."""

@@ -197,6 +197,9 @@ def test_all_leaves_out_what_does_not_open(tmp_path: Path, caplog: pytest.LogCap
     (tmp_path / "checkpoints" / "step_00000002" / "meta.json").unlink()
     assert [checkpoint.step for checkpoint in Checkpoint.all(tmp_path)] == [1, 3]
     assert "step_00000002" in caplog.text
+    assert Checkpoint.at(tmp_path, 3).step == 3
+    with pytest.raises(UserError, match="no checkpoint of step 2"):
+        Checkpoint.at(tmp_path, 2)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "meta.json", "manifest.json"])

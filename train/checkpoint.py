@@ -1,0 +1,61 @@
+"""When a run saves and which checkpoints it keeps. The format is `ldm_vae/interop/native.py`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from ldm_vae.atomic import remove_folder
+from ldm_vae.interop.native import Checkpoint
+from ldm_vae.recipe import Config
+
+
+class CheckpointConfig(Config):
+    every: int = Field(default=1000, ge=1)  # optimizer steps between two saves; the last step is saved in any case
+    keep_last: int = Field(default=2, ge=1)  # newest checkpoints kept
+    keep_every: int = Field(default=0, ge=0)  # optimizer steps: multiples of it stay for good; 0 = none
+    best: str | None = None  # name in meta["metrics"] whose best checkpoint stays; null = none
+    mode: Literal["min", "max"] = "min"  # whether the best value is the lowest or the highest
+    preempt_every: int = Field(default=5, ge=1)  # optimizer steps between two looks, by all ranks, for a signal to stop
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is written."""
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def prune(run: Path, config: CheckpointConfig) -> list[Path]:
+    """Deletes what `config` no longer wants; returns the folders deleted. Called after each save, on one process.
+
+    Only what is older than the newest checkpoint that verifies goes, and never that one or the best.
+    meta["metrics"] {name: value} of a checkpoint is the validation of its very step; without it, it is no candidate.
+    """
+    newest = Checkpoint.latest(run)  # reads it back: a save that came to the disk damaged displaces nothing
+    if newest is None:
+        return []
+    # What lies after it is damaged, and is either being replaced one day or a case for a person.
+    past = [checkpoint for checkpoint in Checkpoint.all(run) if checkpoint.step <= newest.step]
+    kept: set[int | None] = {checkpoint.step for checkpoint in past[-config.keep_last :]}
+    kept.add(best_step(past, config))
+    if config.keep_every:
+        kept |= {checkpoint.step for checkpoint in past if checkpoint.step % config.keep_every == 0}
+    unwanted = [checkpoint.folder for checkpoint in past if checkpoint.step not in kept]
+    for folder in unwanted:
+        remove_folder(folder)
+    return unwanted
+
+
+def best_step(checkpoints: Sequence[Checkpoint], config: CheckpointConfig) -> int | None:
+    """The step of the best by `config`, the earliest of equals; None where none has the metric as a number."""
+    if config.best is None:
+        return None
+    sign = 1.0 if config.mode == "min" else -1.0
+    scores = [
+        (sign * checkpoint.meta.get("metrics", {}).get(config.best, math.nan), checkpoint.step)
+        for checkpoint in checkpoints
+    ]
+    return min((score for score in scores if not math.isnan(score[0])), default=(math.inf, None))[1]
