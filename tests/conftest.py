@@ -1,0 +1,89 @@
+"""Shared by all tests: one thread, seeded pictures, small shards, a tiny recipe."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # train/ and tools/ are not in the wheel
+torch.set_num_threads(1)  # sums in one order, and tests side by side
+
+
+def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+    """A smooth random picture, (width, height)."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str = "png") -> bytes:
+    file = io.BytesIO()
+    image.save(file, format=kind)
+    return file.getvalue()
+
+
+def write_shards(folder: Path, counts: list[int], first_seed: int = 0) -> Path:
+    """Shards of `counts` png pictures with labels, by webdataset's own writer, without an index."""
+    folder.mkdir(parents=True)
+    seed = first_seed
+    for shard, count in enumerate(counts):
+        with webdataset.TarWriter(str(folder / f"{shard:06d}.tar"), encoder=False) as writer:
+            for _ in range(count):
+                writer.write({"__key__": f"{seed:05d}", "png": encoded(picture(seed)), "cls": str(seed % 3).encode()})
+                seed += 1
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`train` with 23 pictures in 3 uneven shards, `validation` with 5 in one."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(folder / "train", [9, 4, 10])
+    write_shards(folder / "validation", [5], first_seed=100)
+    return folder
+
+
+TINY = """\
+# A network that trains in milliseconds, with every loss on.
+output: {output}
+steps: 6
+model: {{block_out_channels: [8, 16], layers_per_block: 1, norm_groups: 4, latent_channels: 2}}
+data:
+  train: {shards}/train
+  validation: {shards}/validation
+  batch: 4
+  workers: 0
+  image: {{crop: 32, flip: true}}
+loss:
+  perceptual: {{network: alex}}
+discriminator: {{channels: 8, layers: 2, start: 1, generator_start: 2, ramp: 2}}
+optimizer: {{lr: 1e-3, warmup: 2, decay: cosine}}
+validation: {{every: 3, batch: 2, metrics: [psnr], pictures: 2}}
+checkpoint: {{every: 3}}
+log: {{every: 2, trackers: []}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, shards: Path) -> Path:
+    """The path of a tiny recipe whose run folder is tmp_path/run."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.format(output=tmp_path / "run", shards=shards))
+    return path
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of optional real data; the test is skipped where there is none."""
+    folder = os.environ.get("LDM_VAE_TEST_DATA")
+    if not folder:
+        pytest.skip("needs real data: set LDM_VAE_TEST_DATA")
+    return Path(folder)

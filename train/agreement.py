@@ -1,0 +1,36 @@
+"""Proof, at every save, that all ranks hold the same bits: replicas that drift apart do so in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ldm_vae.errors import UserError
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
+    """(2,) int64, sums over the bits of all values, plain and weighted by position (wrapping around)."""
+    total = torch.zeros(2, dtype=torch.int64)
+    for tensor in tensors:
+        bits = tensor.detach().contiguous().view(-1).view(torch.int16 if tensor.element_size() == 2 else torch.int32)
+        place = torch.arange(bits.numel(), device=bits.device, dtype=torch.int64)
+        bits = bits.to(torch.int64)
+        total = total.to(bits.device) + torch.stack([bits.sum(), (bits * place).sum()])
+    return total
+
+
+def check_ranks_agree(groups: dict[str, dict[str, Tensor]], accelerator: Accelerator) -> None:
+    """Raises UserError, on all ranks, where one of the named groups of tensors differs between ranks."""
+    if accelerator.num_processes == 1:
+        return
+    local = torch.stack([fingerprint(group.values()).to(accelerator.device) for group in groups.values()])
+    gathered = accelerator.gather(local[None])  # (ranks, groups, 2)
+    differing = (gathered != gathered[0]).any(dim=0).any(dim=1).tolist()
+    for name, differs in zip(groups, differing, strict=True):
+        if differs:
+            raise UserError(
+                f"ranks hold different values of {name}", "this is a fault of ours or of a device: go back to the last checkpoint and report it"
+            )

@@ -1,0 +1,38 @@
+"""Exponential moving average of the autoencoder's weights: the weights that are validated and exported."""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ldm_vae.autoencoder import Autoencoder
+from ldm_vae.recipe import Config
+
+
+class EmaConfig(Config):
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999  # per optimizer step, after the warm-up; 0: the weights themselves
+    warmup: bool = True  # decay at step n is at most (1 + n) / (10 + n), so that the initialisation is soon forgotten
+
+
+class Ema:
+    """A second autoencoder, in at least float32, that follows the trained one; ready to be called."""
+
+    def __init__(self, model: Autoencoder, config: EmaConfig) -> None:
+        self.config = config
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.average = list(self.model.parameters())
+        self.source = list(model.parameters())
+
+    def decay(self, step: int) -> float:
+        return min(self.config.decay, (1 + step) / (10 + step)) if self.config.warmup else self.config.decay
+
+    @torch.no_grad()
+    def update(self, finite: Tensor, step: int) -> None:
+        """average += (1 - decay) (weights - average); nothing where `finite` is false."""
+        difference = torch._foreach_sub(self.source, self.average)
+        torch._foreach_mul_(difference, finite * (1.0 - self.decay(step)))
+        torch._foreach_add_(self.average, difference)

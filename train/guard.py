@@ -1,0 +1,53 @@
+"""The non-finite guard: a step whose gradient holds NaN or infinity changes nothing, is counted, and may stop the run.
+
+Gradients are averaged over ranks before they are judged, so that all ranks see the same norm and agree by themselves.
+Flags stay on the device; the host looks at them only where it waits for the log anyway.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ldm_vae.data.batch import Batch
+
+
+class Guard:
+    """Counts the steps that were not finite, undoes what they did to buffers, remembers the samples of late steps.
+
+    patience: non-finite steps in a row after which the run is to stop.   look: steps between two looks of the host.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], device: torch.device, patience: int, look: int) -> None:
+        self.patience = patience
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        self.samples: deque[tuple[int, list[str]]] = deque(maxlen=patience + look)
+        self._buffers = [buffer for module in modules for buffer in module.buffers()]
+        self._good = [buffer.clone() for buffer in self._buffers]
+
+    @staticmethod
+    def judge(norms: Iterable[Tensor]) -> Tensor:
+        """Gradient norms of a step -> scalar bool on the device, true where all are finite."""
+        return torch.stack([norm.isfinite() for norm in norms]).all()
+
+    @torch.no_grad()
+    def conclude(self, finite: Tensor, step: int, micro_batches: list[Batch]) -> None:
+        """Closes a step: counts it, restores the buffers where it was bad, notes which samples it saw."""
+        self.skipped += ~finite
+        self.in_a_row.copy_(torch.where(finite, 0, self.in_a_row + 1))
+        for buffer, good in zip(self._buffers, self._good, strict=True):
+            good.copy_(torch.where(finite, buffer, good))
+            buffer.copy_(good)
+        self.samples.append((step, [key for batch in micro_batches for key in batch.key]))
+
+    def exhausted(self) -> bool:
+        """Whether the patience is at an end. Waits for the device."""
+        return int(self.in_a_row) >= self.patience
+
+    def suspects(self) -> dict[str, list[str]]:
+        """Keys of this rank's samples in the bad steps that end with the latest one, by optimizer step."""
+        return {str(step): keys for step, keys in list(self.samples)[-int(self.in_a_row) :]}

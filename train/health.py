@@ -1,0 +1,94 @@
+"""Warnings about a run that goes wrong while its loss looks fine: what was seen, and what to try.
+
+Works on the rows of the log, on the host; every threshold is a field with its unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+
+logger = get_logger("train")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From which values on a row is worth a warning."""
+
+    spike: float = 5.0  # a loss over its running mean
+    gradient_ratio: float = 100.0  # a gradient norm over, or under, its running mean
+    memory: float = 0.9  # of the running means, per row
+    patience: int = 5  # rows seen before a running mean counts
+    accuracy: float = 0.99  # share of patches that the discriminator tells apart: it has won
+    logits: float = 20.0  # absolute mean logit: it runs away
+    active_units: float = 0.5  # share of latent channels that carry information
+    same_reconstruction: float = 1e-3  # standard deviation of reconstructions over images, range [-1, 1]
+
+
+class Health:
+    """Judges rows of the log against `Limits` and the run's own past; warns once per row on the main process."""
+
+    def __init__(self, accelerator: Accelerator, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.accelerator = accelerator
+        self.means: dict[str, tuple[float, int]] = {}  # name -> running mean, rows seen
+
+    def judge(self, step: int, row: Mapping[str, float]) -> list[str]:
+        """The warnings about a row of the log, also sent to the log of the main process."""
+        warnings = [*self._jumps(row), *self._discriminator(row), *self._latents(row)]
+        for warning in warnings:
+            logger.warning("step %d: %s", step, warning)
+        return warnings
+
+    def _jumps(self, row: Mapping[str, float]) -> list[str]:
+        warnings = []
+        for name, value in row.items():
+            gradient = name.startswith("gradient_norm/")
+            if not (gradient or name in ("pixel", "perceptual", "rate")) or not math.isfinite(value):
+                continue
+            mean, seen = self.means.get(name, (value, 0))
+            if seen >= self.limits.patience and mean > 0:
+                ratio = value / mean
+                if gradient and not 1 / self.limits.gradient_ratio < ratio < self.limits.gradient_ratio:
+                    warnings.append(
+                        f"{name} is {value:.3g}, {ratio:.3g} times its running mean; set optimizer.clip or lower optimizer.lr"
+                    )
+                elif not gradient and ratio > self.limits.spike:
+                    warnings.append(
+                        f"{name} jumped to {value:.3g}, {ratio:.3g} times its running mean; "
+                        "lower optimizer.lr, lengthen optimizer.warmup, or set optimizer.clip"
+                    )
+            self.means[name] = (self.limits.memory * mean + (1 - self.limits.memory) * value, seen + 1)
+        return warnings
+
+    def _discriminator(self, row: Mapping[str, float]) -> list[str]:
+        warnings = []
+        if row.get("discriminator_accuracy", 0.5) > self.limits.accuracy:
+            warnings.append(
+                f"the discriminator is right on {row['discriminator_accuracy']:.1%} of the patches: it has won and teaches "
+                "little; lower optimizer.discriminator_lr or start it later (discriminator.start)"
+            )
+        largest = max(abs(row.get("logits_real", 0.0)), abs(row.get("logits_fake", 0.0)))
+        if largest > self.limits.logits:
+            warnings.append(
+                f"mean discriminator logits reach {largest:.3g}: they run away; lower optimizer.discriminator_lr"
+            )
+        return warnings
+
+    def _latents(self, row: Mapping[str, float]) -> list[str]:
+        warnings = []
+        if row.get("validation/active_channels_share", 1.0) < self.limits.active_units:
+            warnings.append(
+                f"only {row['validation/active_channels_share']:.0%} of the latent channels carry information (posterior "
+                "collapse); lower loss.rate.weight or give it a warm-up (loss.rate.warmup)"
+            )
+        if row.get("validation/reconstruction_spread", 1.0) < self.limits.same_reconstruction:
+            warnings.append(
+                "different images have the same reconstruction: the decoder ignores the latent; lower loss.rate.weight or "
+                "optimizer.lr"
+            )
+        return warnings

@@ -1,0 +1,122 @@
+"""What a run says of itself: metrics.jsonl, accelerate's trackers, a progress bar or plain lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm_vae.recipe import Config
+
+SHOWN = ("pixel", "perceptual", "rate", "generator", "discriminator")  # losses beside the progress bar
+
+
+class LogConfig(Config):
+    every: Annotated[int, Field(gt=0)] = 50  # optimizer steps between rows; the last step is always logged
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)  # through accelerate
+
+
+class Meter:
+    """Means of scalars since the last log, kept on the device; a value that is not finite is left out of its mean."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}  # name -> (sum, count), float64
+
+    @torch.no_grad()
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            finite = value.isfinite()
+            pair = torch.stack([torch.where(finite, value, 0.0), finite.to(value)]).double()
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+    def gather(self, accelerator: Accelerator) -> Tensor:
+        """(ranks, names, 2): the sums of every rank, names in the order of `names`."""
+        local = torch.stack([self.sums[name] for name in self.names])
+        gathered: Tensor = accelerator.gather(local[None])
+        return gathered
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self.sums)
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over steps and ranks; NaN for what was never finite. All ranks must call. Starts anew."""
+        if not self.sums:
+            return {}
+        totals = self.gather(accelerator).sum(dim=0).tolist()
+        means = {name: total / count if count else math.nan for name, (total, count) in zip(self.names, totals, strict=True)}
+        self.sums = {}
+        return means
+
+
+class MetricsLog:
+    """The rows of metrics.jsonl, mirrored to the trackers. Only the main process writes.
+
+    What depends on the clock or the machine stands under `time/…`; everything else is the same in every equal run.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.accelerator = accelerator
+
+    def cut(self, step: int) -> None:
+        """Drops the rows after `step`, and a half-written last line: what a killed run logged past its checkpoint."""
+        if not self.accelerator.is_main_process or not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        staged = self.path.with_name(".tmp-metrics.jsonl")
+        staged.write_text("".join(kept))
+        os.replace(staged, self.path)
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """One flat row; values that are not finite become null, since JSON has no word for them."""
+        self.accelerator.log(dict(row), step=step)
+        if self.accelerator.is_main_process:
+            clean = {name: value if math.isfinite(value) else None for name, value in row.items()}
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **clean}) + "\n")
+
+
+class Progress:
+    """A bar on a terminal, one line per row elsewhere; nothing on ranks other than the main one."""
+
+    def __init__(self, accelerator: Accelerator, steps: int, start: int, batch: int) -> None:
+        self.main = accelerator.is_main_process
+        self.terminal = self.main and sys.stderr.isatty()
+        self.steps = steps
+        self.batch = batch
+        self.bar = tqdm(total=steps, initial=start, desc="train", unit="step", disable=not self.terminal)
+
+    def advance(self) -> None:
+        self.bar.update(1)
+
+    def show(self, step: int, row: Mapping[str, float]) -> None:
+        """The main losses, images per second and, on a plain stream, the time left."""
+        losses = {name: f"{row[name]:.4g}" for name in SHOWN if name in row}
+        rate = row["time/images_per_second"]
+        if self.terminal:
+            self.bar.set_postfix({"images/s": f"{rate:.1f}", **losses})
+        elif self.main:
+            left = (self.steps - step) * self.batch / rate / 60 if rate else math.nan
+            text = "  ".join(f"{name} {value}" for name, value in losses.items())
+            print(f"step {step}/{self.steps}  {rate:.1f} images/s  {left:.1f} min left  {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self.bar.close()

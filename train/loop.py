@@ -1,0 +1,130 @@
+"""The course of a run: step, log, validate, save; until the last step, a signal, or a reason to stop."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ldm_vae.data.reader import TrainBatches
+from ldm_vae.errors import UserError
+from train.agreement import check_ranks_agree
+from train.checkpoint import due, save
+from train.health import Health
+from train.log import Meter, MetricsLog, Progress
+from train.preempt import Preemption
+from train.recipe import Recipe
+from train.snapshot import meta_of, tensors_of
+from train.state import Run
+from train.step import STEPS
+from train.validate import Validation
+
+
+class Preempted(Exception):
+    """The run was asked to stop, and has saved."""
+
+
+class Loop:
+    """Drives a run. Steps are counted as taken: row, checkpoint and picture `n` show the state after n optimizer steps."""
+
+    def __init__(
+        self,
+        run: Run,
+        recipe: Recipe,
+        batches: TrainBatches,
+        samples: int,
+        validation: Validation | None,
+        meter: Meter,
+        preemption: Preemption,
+        start: int,
+    ) -> None:
+        """samples: of an epoch.   start: optimizer steps already taken."""
+        self.run, self.recipe, self.batches, self.validation = run, recipe, batches, validation
+        self.samples, self.meter, self.preemption, self.start = samples, meter, preemption, start
+        self.folder = Path(recipe.output)
+        self.accelerator = run.accelerator
+        self.log = MetricsLog(self.folder, run.accelerator)
+        self.progress = Progress(run.accelerator, recipe.steps, start, recipe.data.batch)
+        self.health = Health(run.accelerator)
+        self.train_step = STEPS[recipe.discriminator.order if recipe.discriminator is not None else "shared"]
+        self.since = (time.perf_counter(), start)
+        self.measured: dict[int, dict[str, float]] = {}  # the latest validation, by its step
+        self.broken = 0
+
+    def run_to_end(self) -> None:
+        """All remaining steps. Raises Preempted after a signal, UserError where the run cannot go on."""
+        recipe = self.recipe
+        self.log.cut(self.start)
+        for step in range(self.start, recipe.steps):
+            micro_batches = [batch.to(self.accelerator.device, self.run.dtype) for batch in next(self.batches)]
+            self.meter.add(self.train_step(self.run, micro_batches, step))
+            taken, last = step + 1, step + 1 == recipe.steps
+            self.progress.advance()
+            if last or taken % recipe.log.every == 0:
+                self.write_row(taken)
+            if self.validation is not None and (last or taken % recipe.validation.every == 0):
+                self.validate(taken)
+            stop = self.preemption.agreed(taken)
+            if stop or due(recipe.checkpoint, taken, recipe.steps):
+                self.save(taken)
+            if stop and not last:
+                raise Preempted(f"{self.preemption.reason} at step {taken}")
+        self.progress.close()
+
+    def write_row(self, taken: int) -> None:
+        """A row of metrics.jsonl. The host waits for the device here, and looks at all that is counted on it."""
+        row = self.meter.means(self.accelerator)
+        row |= {f"learning_rate/{name}": update.lr(taken - 1) for name, update in self.run.updates.items()}
+        row["epoch"] = taken * self.recipe.data.batch / self.samples
+        row["skipped_steps"] = int(self.run.guard.skipped)
+        row["broken_samples"] = self.report_broken()
+        now, (then, before) = time.perf_counter(), self.since
+        row["time/images_per_second"] = (taken - before) * self.recipe.data.batch / (now - then)
+        if torch.cuda.is_available():
+            row["time/peak_gigabytes"] = torch.cuda.max_memory_allocated() / 2**30
+        self.since = (now, taken)
+        self.health.judge(taken, row)
+        self.log.write(taken, row)
+        self.progress.show(taken, row)
+        self.stop_if_never_finite()
+
+    def report_broken(self) -> int:
+        """Appends this rank's newly replaced samples to broken.jsonl; how many there were, over ranks, since the start or
+        the last resume."""
+        with (self.folder / "broken.jsonl").open("a") as file:
+            file.writelines(json.dumps(asdict(fault)) + "\n" for fault in self.batches.faults)
+        self.broken += len(self.batches.faults)
+        self.batches.faults.clear()
+        total = self.accelerator.reduce(torch.tensor(self.broken, device=self.accelerator.device), "sum")
+        return int(total)
+
+    def validate(self, taken: int) -> None:
+        assert self.validation is not None
+        row = self.validation(self.run.ema.model, taken)
+        self.health.judge(taken, row)
+        self.log.write(taken, row)
+        self.measured = {taken: row}
+        self.since = (time.perf_counter(), taken)
+
+    def save(self, taken: int) -> None:
+        """A checkpoint by the main process; older ones go once it verifies."""
+        self.stop_if_never_finite()
+        tensors = tensors_of(self.run, self.meter)
+        check_ranks_agree(tensors, self.accelerator)
+        if self.accelerator.is_main_process:
+            meta = meta_of(self.run, self.recipe, self.meter, taken) | {"metrics": self.measured.get(taken, {})}
+            save(self.folder, self.recipe.checkpoint, tensors, meta)
+        self.accelerator.wait_for_everyone()
+
+    def stop_if_never_finite(self) -> None:
+        guard = self.run.guard
+        if guard.exhausted():
+            path = self.folder / f"nonfinite_rank_{self.accelerator.process_index}.json"
+            path.write_text(json.dumps(guard.suspects(), indent=1))
+            raise UserError(
+                f"gradients were not finite in the last {int(guard.in_a_row)} steps",
+                f"look at the samples named in {path}; weights and checkpoints are those of the last good step",
+            )

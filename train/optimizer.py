@@ -1,0 +1,92 @@
+"""Adam for the autoencoder and for the discriminator: one configuration, one builder, one way to apply an update."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ldm_vae.recipe import Config
+from ldm_vae.schedules import Decay, Schedule, warmup_decay
+
+
+class OptimizerConfig(Config):
+    kind: Literal["adam", "adamw"] = "adam"
+    lr: Annotated[float, Field(gt=0)] = 1.0e-4  # of the autoencoder; as it is, never multiplied by batch or processes
+    discriminator_lr: Annotated[float, Field(gt=0)] | None = None  # null: the autoencoder's
+    betas: tuple[float, float] = (0.5, 0.9)
+    eps: Annotated[float, Field(gt=0)] = 1.0e-8  # added to the root of the second moment
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # decoupled, adamw only
+    warmup: Annotated[int, Field(ge=0)] = 0  # optimizer steps of linear warm-up
+    decay: Decay = "constant"  # shape after the warm-up, down to `final` at the last step
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0  # learning rate of the last step over the full one
+    clip: Annotated[float, Field(gt=0)] | None = None  # largest global norm of the gradient, in units of the summed loss
+    accumulation: Annotated[int, Field(gt=0)] = 1  # micro-batches per optimizer step on each rank
+    patience: Annotated[int, Field(gt=0)] = 10  # non-finite optimizer steps in a row after which the run stops
+
+
+class Update:
+    """A network's optimizer with its learning rate and clipping.
+
+    Its step is skipped on the device where the gradient is not finite: fused Adam takes the flag that gradient scalers
+    hand it (`found_inf`), so that nothing waits for the host.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, lr: Schedule, clip: float | None) -> None:
+        self.names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.optimizer = optimizer
+        self.lr = lr
+        self.clip = clip
+
+    def gradient_norm(self) -> Tensor:
+        """Global L2 norm of the accumulated gradient, scalar; equal on all ranks, since gradients are synchronised."""
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def apply(self, norm: Tensor, finite: Tensor, step: int) -> None:
+        """One optimizer step with the accumulated gradient, or none where `finite` is false; drops the gradient."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(step)
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+        self.optimizer.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]  # read by the fused kernel
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """"moment/parameter" -> tensor, for a checkpoint; empty before the first step."""
+        per_parameter = self.optimizer.state_dict()["state"]
+        return {
+            f"{moment}/{self.names[index]}": value
+            for index, moments in per_parameter.items()
+            for moment, value in moments.items()
+        }
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        per_parameter: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            moment, _, parameter = name.partition("/")
+            per_parameter.setdefault(self.names.index(parameter), {})[moment] = value
+        self.optimizer.load_state_dict({"state": per_parameter, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def build_update(module: nn.Module, config: OptimizerConfig, lr: float, steps: int) -> Update:
+    """Fused Adam or AdamW over the trainable parameters of a (prepared) module."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if config.kind == "adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            parameters, lr=lr, betas=config.betas, eps=config.eps, fused=True
+        )
+    else:
+        optimizer = torch.optim.AdamW(
+            parameters, lr=lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
+        )
+
+    def schedule(step: int) -> float:
+        factor = warmup_decay(step, warmup=config.warmup, decay=config.decay, final=config.final, steps=steps)
+        return lr * factor
+
+    return Update(module, optimizer, schedule, config.clip)

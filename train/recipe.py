@@ -1,0 +1,63 @@
+"""The whole recipe of a run: one section a part, each declared beside the code it configures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ldm_vae.autoencoder import AutoencoderConfig
+from ldm_vae.data.reader import DataConfig
+from ldm_vae.losses.adversarial import DiscriminatorConfig
+from ldm_vae.losses.objective import LossConfig
+from ldm_vae.recipe import Config
+from train.checkpoint import CheckpointConfig
+from train.ema import EmaConfig
+from train.log import LogConfig
+from train.optimizer import OptimizerConfig
+from train.validate import ValidationConfig
+
+
+class ModelConfig(AutoencoderConfig):
+    init_from: str | None = None  # run, checkpoint, diffusers folder or Hub id whose weights and architecture to start from
+    train: Literal["all", "decoder"] = "all"  # decoder: encoder and quant_conv stay bit-unchanged, old latents stay valid
+
+
+class Recipe(Config):
+    output: str  # run folder, made where missing
+    steps: Annotated[int, Field(gt=0)]  # optimizer steps of the autoencoder
+    seed: Annotated[int, Field(ge=0)] = 0  # of weights, order, crops and noise
+    precision: Literal["auto", "no", "bf16", "float64"] = "auto"
+    # ^ of the networks' arithmetic; weights are float32. auto: bf16 on a GPU that has it, else no. float64: everything.
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    loss: LossConfig = LossConfig()
+    discriminator: DiscriminatorConfig | None = DiscriminatorConfig()  # null: no adversarial loss
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig = EmaConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+    log: LogConfig = LogConfig()
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_fp16(cls, value: Any) -> Any:
+        if value in ("fp16", "float16"):
+            raise ValueError("fp16 is refused, because two losses share one gradient scaler and it overflows in silence; use bf16")
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        model, image = self.model, self.data.image
+        if model.init_from is None and model.train == "decoder":
+            raise ValueError("model.train: decoder needs model.init_from, whose encoder it keeps")
+        if model.init_from is None and model.in_channels != model.out_channels:
+            raise ValueError("model.in_channels and model.out_channels must be equal, since the image is its own target")
+        if model.init_from is None and image.channels != model.in_channels:
+            raise ValueError(f"data.image.channels is {image.channels} and model.in_channels is {model.in_channels}: make them equal")
+        if image.crop is not None and model.init_from is None and image.crop % model.factor:
+            raise ValueError(f"data.image.crop {image.crop} must be a multiple of f = {model.factor}")
+        norm = None if self.discriminator is None else self.discriminator.norm
+        if norm == "batch" and self.optimizer.accumulation > 1:
+            raise ValueError("discriminator.norm: batch sees micro-batches, not the batch, under accumulation; use group")
+        return self

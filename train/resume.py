@@ -1,0 +1,59 @@
+"""Going on where a run stopped: which checkpoint, and whether the recipe is still the same experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+
+from ldm_vae.errors import UserError
+from ldm_vae.interop.native import Checkpoint
+from ldm_vae.recipe import dump, read_yaml
+from train.recipe import Recipe
+
+# What may change when a run goes on; any other change would make it another experiment under the same name.
+FREE = ("output", "steps", "checkpoint", "validation", "log", "data.validation", "data.workers", "data.broken_budget")
+
+
+def latest_checkpoint(folder: Path, accelerator: Accelerator) -> Checkpoint | None:
+    """The newest checkpoint that verifies. The main process reads and decides, so that all ranks start from the same."""
+    found = Checkpoint.latest(folder) if accelerator.is_main_process else None
+    step = torch.tensor([-1 if found is None else found.step], device=accelerator.device)
+    agreed = int(broadcast(step))
+    return None if agreed < 0 else Checkpoint.open(folder / "checkpoints" / f"step_{agreed:08d}")
+
+
+def check_same_experiment(folder: Path, recipe: Recipe) -> None:
+    """Raises UserError where the run folder holds another recipe than `recipe`, but for what may change."""
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        return
+    old, new = dict(_leaves(read_yaml(path))), dict(_leaves(recipe.model_dump(mode="json")))
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name) and not _free(name)]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"{folder} was started with {name}: {old.get(name)}, not {new.get(name)}",
+            f"put it back, or give another output (may change: {', '.join(FREE)})",
+        )
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """The resolved recipe, as the run goes on with it."""
+    (folder / "recipe.yaml").write_text(dump(recipe))
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", list(value) if isinstance(value, list | tuple) else value
+
+
+def _free(name: str) -> bool:
+    return any(name == free or name.startswith(f"{free}.") for free in FREE)

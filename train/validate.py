@@ -1,0 +1,141 @@
+"""Validation while training: held-out images through the averaged weights, on all ranks, each image once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from ldm_vae.atomic import atomic_file
+from ldm_vae.autoencoder import Autoencoder
+from ldm_vae.codec import LatentCodec, to_pil
+from ldm_vae.data.index import load_index
+from ldm_vae.data.reader import DataConfig, ValidationBatches, validation_batches
+from ldm_vae.evaluate import EvaluationProtocol, measure
+from ldm_vae.latent.gaussian import gaussian_kl
+from ldm_vae.metrics.image import ImageMetrics, MetricName, Row
+from ldm_vae.recipe import Config
+from ldm_vae.scale import LatentScale
+
+ACTIVE = 1.0e-2  # variance of the posterior mean over data above which a channel counts as active (Burda et al. 2015)
+
+
+class ValidationConfig(Config):
+    every: Annotated[int, Field(gt=0)] = 1000  # optimizer steps; the last step is always validated
+    batch: Annotated[int, Field(gt=0)] = 8  # images per forward pass on each rank, of one size
+    resize: Annotated[int, Field(gt=0)] | None = None  # short side in pixels; null: as they are
+    crop: Annotated[int, Field(gt=0)] | None = None  # side in pixels of the centre crop; null: none
+    metrics: tuple[MetricName, ...] = ("psnr", "ssim", "lpips_vgg")
+    pictures: Annotated[int, Field(ge=0)] = 4  # first images shown in samples/, original beside reconstruction
+
+
+class ObservedCodec:
+    """A codec that notes, of all that passes through it, what tells whether its latents carry information."""
+
+    def __init__(self, codec: LatentCodec) -> None:
+        self.codec, self.device = codec, codec.device
+        channels, colours = codec.latent_channels, codec.model.config.out_channels
+        zeros = {"rate": channels, "mean": channels, "mean_square": channels, "colour": colours, "colour_square": colours}
+        self.sums = {name: torch.zeros(size, dtype=torch.float64, device=self.device) for name, size in zeros.items()}
+        self.sums |= {name: torch.zeros(1, dtype=torch.float64, device=self.device) for name in ("images", "positions")}
+
+    def encode(self, images: Tensor) -> Tensor:
+        latent = self.codec.model.bottleneck(self.codec.moments(images))
+        mean, logvar = latent.stats["mean"].double(), latent.stats["logvar"].double()
+        self.sums["rate"] += gaussian_kl(mean, logvar).sum(dim=(0, 2, 3))
+        self.sums["mean"] += mean.sum(dim=(0, 2, 3))
+        self.sums["mean_square"] += mean.square().sum(dim=(0, 2, 3))
+        self.sums["images"] += len(mean)
+        self.sums["positions"] += mean[:, 0].numel()
+        z: Tensor = latent.z
+        return z
+
+    def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+        images = self.codec.decode(latents, size=size)
+        colour = images.double().mean(dim=(2, 3))
+        self.sums["colour"] += colour.sum(dim=0)
+        self.sums["colour_square"] += colour.square().sum(dim=0)
+        return images
+
+    def summary(self, accelerator: Accelerator) -> dict[str, float]:
+        """All ranks must call. rate: nats per image.   active_channels_share: of the latent channels.
+        reconstruction_spread: standard deviation over images of a reconstruction's mean colour, range [-1, 1]."""
+        sums: dict[str, Tensor] = {name: accelerator.reduce(value, "sum") for name, value in self.sums.items()}
+        images, positions = sums["images"], sums["positions"]
+        variance = sums["mean_square"] / positions - (sums["mean"] / positions).square()
+        spread = (sums["colour_square"] / images - (sums["colour"] / images).square()).clamp(min=0).mean().sqrt()
+        per_channel = (sums["rate"] / images).tolist()
+        return {
+            "images": float(images),
+            "rate": sum(per_channel),
+            **{f"rate_channel_{i}": value for i, value in enumerate(per_channel)},
+            "active_channels_share": float((variance > ACTIVE).double().mean()),
+            "reconstruction_spread": float(spread),
+        }
+
+
+class Validation:
+    """Measures, and draws the first images, at any step."""
+
+    def __init__(
+        self, config: ValidationConfig, batches: Callable[[int, int, int], ValidationBatches], folder: Path, accelerator: Accelerator
+    ) -> None:
+        """batches: (images per batch, rank, ranks) -> that rank's part of the images, from the first on."""
+        self.config, self.batches, self.folder, self.accelerator = config, batches, folder, accelerator
+        self.metrics = ImageMetrics(config.metrics, accelerator.device)
+        self.fixed: list[Tensor] = []
+        if accelerator.is_main_process and config.pictures:
+            alone = batches(1, 0, 1)
+            self.fixed = [batch.image for batch in islice(alone, config.pictures)]
+            alone.close()
+
+    def __call__(self, model: Autoencoder, taken: int) -> dict[str, float]:
+        """Means over all images of all ranks, by "validation/name". Ranks meet only to add up what each has measured."""
+        codec = ObservedCodec(LatentCodec(model, LatentScale()))
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        rows = measure(codec, self.batches(self.config.batch, rank, world), self.metrics)
+        row = self._means(rows) | codec.summary(self.accelerator)
+        if self.fixed:
+            self._draw(codec.codec, taken)
+        return {f"validation/{name}": value for name, value in row.items()}
+
+    def _means(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Means over the images that have a value; a metric that no image has is left out."""
+        names = self.config.metrics
+        local = [[sum(row.values.get(name, 0.0) for row in rows), sum(name in row.values for row in rows)] for name in names]
+        sums = torch.tensor(local, dtype=torch.float64, device=self.accelerator.device)
+        totals = self.accelerator.reduce(sums, "sum").tolist()
+        return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
+
+    def _draw(self, codec: LatentCodec, taken: int) -> None:
+        """samples/step_00001000.png: a row an image, the original on the left."""
+        pairs = [torch.cat([image, codec.reconstruct(image).cpu()], dim=3) for image in self.fixed]
+        rows = [to_pil(pair)[0] for pair in pairs]
+        sheet = Image.new(rows[0].mode, (max(row.width for row in rows), sum(row.height for row in rows)))
+        for top, row in zip(accumulate((row.height for row in rows), initial=0), rows, strict=False):
+            sheet.paste(row, (0, top))
+        with atomic_file(self.folder / "samples" / f"step_{taken:08d}.png") as path:
+            sheet.save(path)
+
+
+def build_validation(
+    config: ValidationConfig, data: DataConfig, folder: Path, accelerator: Accelerator
+) -> Validation | None:
+    """None where the recipe names no validation shards."""
+    if data.validation is None:
+        return None
+    protocol = EvaluationProtocol(resize=config.resize, crop=config.crop, metrics=config.metrics)
+    data = data.model_copy(update={"image": protocol.image_config(data.image.channels)})
+    index = load_index(data.validation, cache=folder / "index")
+
+    def batches(batch: int, rank: int, world: int) -> ValidationBatches:
+        return validation_batches(data, index, batch=batch, rank=rank, world=world)
+
+    return Validation(config, batches, folder, accelerator)
