@@ -61,7 +61,8 @@ class Output:
     """Everything that losses may ask of one forward pass; B counts images times samples.
 
     reconstruction, target: (B, C, H, W).   latent: (B, c, h, w), what the decoder was given.
-    posterior: what the bottleneck said.   last_hidden: (B, channels, H, W), the input of the decoder's last convolution.
+    posterior: what the bottleneck said.
+    last_hidden: (B, channels, H, W), the input of the decoder's last convolution.
     log_variance: (), the learned scalar of the pixel likelihood, or None.
     """
 
@@ -77,7 +78,7 @@ class Autoencoder(nn.Module):
     """A convolutional KL autoencoder with the parameter names of diffusers.AutoencoderKL."""
 
     def __init__(self, config: AutoencoderConfig, *, learned_variance: bool = False) -> None:
-        """learned_variance: adds the scalar log-variance of the pixel likelihood; it trains with the model and is not exported."""
+        """learned_variance: adds the scalar log-variance of the pixel likelihood, trained along and not exported."""
         super().__init__()
         self.config = config
         channels, groups = config.block_out_channels, config.norm_groups
@@ -107,11 +108,11 @@ class Autoencoder(nn.Module):
     def encode(self, image: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1], H and W multiples of f -> (B, 2c, H/f, W/f), the raw moments."""
         hidden = self.encoder(image)
-        return hidden if self.quant_conv is None else self.quant_conv(hidden)  # type: ignore[no-any-return]
+        return hidden if self.quant_conv is None else self.quant_conv(hidden)
 
     def decode(self, z: Tensor) -> Tensor:
         """(B, c, h, w), raw -> (B, C, h*f, w*f)."""
-        return self.decoder(self._post_quant(z))  # type: ignore[no-any-return]
+        return self.decoder(self._post_quant(z))
 
     def forward(
         self,
@@ -151,4 +152,4 @@ class Autoencoder(nn.Module):
         return {name: value for name, value in self.state_dict().items() if name != "log_variance"}
 
     def _post_quant(self, z: Tensor) -> Tensor:
-        return z if self.post_quant_conv is None else self.post_quant_conv(z)  # type: ignore[no-any-return]
+        return z if self.post_quant_conv is None else self.post_quant_conv(z)

@@ -23,7 +23,7 @@ from ldm_vae.errors import UserError
 class Config(BaseModel):
     """Base of every configuration: frozen, unknown keys refused, no silent conversion of types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"recipe {path} not found", "give the path of a YAML file, such as configs/demo_cpu.yaml")
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text())
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML", " ".join(str(error).split())) from error
     if not isinstance(content, dict):
@@ -54,7 +54,12 @@ def resolve(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         layer = read_yaml(current)
         base = layer.pop("base", None)
         layers.append(layer)
-        current = current.parent / str(base) if base is not None else None
+        following = current.parent / str(base) if base is not None else None
+        if following is not None and not following.is_file():
+            raise UserError(
+                f"base {str(base)!r} of recipe {current} not found", f"give a path relative to {current.parent}"
+            )
+        current = following
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         merged = _merge(merged, layer)
@@ -72,15 +77,19 @@ def validate(schema: type[ConfigT], values: Mapping[str, Any], source: str) -> C
     """Plain data -> schema; `source` names where the data came from in errors."""
     try:
         # Through JSON: the strict mode for it takes lists for tuples and strings for paths, and nothing looser.
-        return schema.model_validate_json(json.dumps(values, default=str))
+        text = json.dumps(values, default=str)
+    except (TypeError, ValueError) as error:  # YAML can write a list as a key, or a list that holds itself
+        raise UserError(f"{source}: not a tree of named values", f"write `key: value` lines ({error})") from None
+    try:
+        return schema.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            remedy = _nearest(schema, [str(part) for part in first["loc"]])
-            raise UserError(f"{source}: unknown key {key!r}", remedy) from None
+            raise UserError(f"{source}: unknown key {key!r}", _nearest(schema, first["loc"])) from None
         message = first["msg"].removeprefix("Value error, ")
-        given = "" if first["type"] == "missing" or not key else f" (given: {first['input']!r})"
+        # A missing key was not given; a whole section as given would not fit in a line.
+        given = "" if isinstance(first["input"], Mapping) else f" (given: {first['input']!r})"
         raise UserError(f"{source}: {key or 'recipe'}", f"{message[0].lower()}{message[1:]}{given}") from None
 
 
@@ -115,8 +124,9 @@ def _parse_override(text: str) -> dict[str, Any]:
     return dict(parsed)
 
 
-def _nearest(schema: type[Config], location: list[str]) -> str:
-    *parents, wrong = location
+def _nearest(schema: type[Config], location: Sequence[str | int]) -> str:
+    """Remedy for the unknown key at `location`: the nearest key of that section, else the nearest of any."""
+    *parents, wrong = (part for part in location if isinstance(part, str))  # numbers are places in a list
     siblings = {path[-1]: path for path in _paths(schema) if list(path[:-1]) == parents}
     everywhere = {path[-1]: path for path in _paths(schema)}
     for names in (siblings, everywhere):
@@ -129,6 +139,13 @@ def _nearest(schema: type[Config], location: list[str]) -> str:
 def _paths(schema: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for name, field in schema.model_fields.items():
         yield (*prefix, name)
-        for candidate in (field.annotation, *get_args(field.annotation)):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                yield from _paths(candidate, (*prefix, name))
+        for section in _sections(field.annotation):
+            yield from _paths(section, (*prefix, name))
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in an annotation such as `X`, `X | None` or `tuple[X, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections(argument)

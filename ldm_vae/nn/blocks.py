@@ -43,9 +43,10 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
-        tokens = rearrange(self.group_norm(x), "b c h w -> b 1 (h w) c")
-        mixed = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
-        return x + rearrange(self.to_out[0](mixed), "b 1 (h w) c -> b c h w", h=x.shape[2])
+        tokens = rearrange(self.group_norm(x), "b c h w -> b (h w) c")
+        q, k, v = (project(tokens).unsqueeze(1) for project in (self.to_q, self.to_k, self.to_v))  # (B, 1 head, HW, C)
+        mixed = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        return x + rearrange(self.to_out[0](mixed), "b (h w) c -> b c h w", h=x.shape[2])
 
 
 class Downsample(nn.Module):

@@ -10,5 +10,5 @@ from torch.utils.checkpoint import checkpoint
 def run_block(block: nn.Module, x: Tensor, checkpointing: bool) -> Tensor:
     """block(x); with `checkpointing`, its activations are recomputed in the backward pass."""
     if checkpointing and torch.is_grad_enabled():
-        return checkpoint(block, x, use_reentrant=False)  # type: ignore[no-any-return]
-    return block(x)  # type: ignore[no-any-return]
+        return checkpoint(block, x, use_reentrant=False)
+    return block(x)

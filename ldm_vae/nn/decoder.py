@@ -14,7 +14,7 @@ from ldm_vae.nn.checkpointing import run_block
 class Decoder(nn.Module):
     """(B, in_channels, h, w) -> (B, out_channels, h*f, w*f), f = 2^(levels - 1).
 
-    channels: width of each level, full resolution first (as in the encoder); `up_blocks` run from the last to the first.
+    channels, attention: of each level, full resolution first, as in the encoder; `up_blocks` run from last to first.
     """
 
     def __init__(
@@ -49,4 +49,4 @@ class Decoder(nn.Module):
         return F.silu(self.conv_norm_out(hidden))
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.conv_out(self.hidden(z))  # type: ignore[no-any-return]
+        return self.conv_out(self.hidden(z))

@@ -44,4 +44,4 @@ class Encoder(nn.Module):
         hidden = self.conv_in(image)
         for block in (*self.down_blocks, self.mid_block):
             hidden = run_block(block, hidden, self.gradient_checkpointing)
-        return self.conv_out(F.silu(self.conv_norm_out(hidden)))  # type: ignore[no-any-return]
+        return self.conv_out(F.silu(self.conv_norm_out(hidden)))

@@ -1,0 +1,179 @@
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import model_validator
+
+from ldm_vae.autoencoder import AutoencoderConfig
+from ldm_vae.errors import UserError
+from ldm_vae.recipe import Config, dump, load_recipe, read_yaml, resolve, validate
+
+
+class Source(Config):
+    url: str = "shards"
+    weight: float = 1.0
+
+
+class Optimizer(Config):
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.5, 0.9)
+    kind: Literal["adam", "adamw"] = "adam"
+    warmup: int = 0
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Optimizer":
+        if self.kind == "adam" and self.warmup < 0:
+            raise ValueError("warmup must not be negative")
+        return self
+
+
+class Recipe(Config):
+    output: Path
+    steps: int = 10
+    note: str = ""
+    limit: float = float("inf")
+    optimizer: Optimizer = Optimizer()
+    sources: tuple[Source, ...] = ()
+    validation: Source | None = None
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_recipe(Recipe, path, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    write(tmp_path, "base.yaml", "output: runs/base\nsteps: 5\noptimizer: {lr: 1e-5, betas: [0.5, 0.99]}\n")
+    return write(tmp_path, "variants/one.yaml", "base: ../base.yaml\noptimizer: {lr: 2e-5}\nsteps: 7\n")
+
+
+def test_base_then_file_then_overrides(recipe: Path) -> None:
+    loaded = load_recipe(Recipe, recipe, ["optimizer.warmup=3", "steps=9", "validation.url=a/b"])
+    assert loaded == Recipe(
+        output=Path("runs/base"),
+        steps=9,
+        optimizer=Optimizer(lr=2e-5, betas=(0.5, 0.99), warmup=3),
+        validation=Source(url="a/b"),
+    )
+
+
+def test_lists_replace_and_sections_merge(recipe: Path) -> None:
+    assert resolve(recipe, ["optimizer.betas=[0.9, 0.95]"])["optimizer"] == {"lr": 2e-5, "betas": [0.9, 0.95]}
+
+
+def test_yaml_1_2(tmp_path: Path) -> None:
+    path = write(tmp_path, "r.yaml", "output: o\nnote: no\noptimizer: {lr: 1e-5}\nsteps: 20_000\n")
+    loaded = load_recipe(Recipe, path, ["limit=1E3"])
+    assert (loaded.note, loaded.optimizer.lr, loaded.steps, loaded.limit) == ("no", 1e-5, 20_000, 1000.0)
+
+
+def test_dump_is_read_back_to_an_equal_recipe(tmp_path: Path) -> None:
+    first = Recipe(
+        output=Path("runs/x"),
+        note="no: 1e-5 # " + "word " * 40,
+        optimizer=Optimizer(lr=1e-6),
+        sources=(Source(url="a"), Source(weight=1e22)),
+    )
+    assert load_recipe(Recipe, write(tmp_path, "r.yaml", dump(first))) == first
+    model = AutoencoderConfig(attention_levels=(3,))
+    assert load_recipe(AutoencoderConfig, write(tmp_path, "m.yaml", dump(model))) == model
+
+
+def test_circle_of_bases(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "base: b.yaml\n")
+    path = write(tmp_path, "b.yaml", "base: a.yaml\n")
+    assert "own base" in refusal(path)
+    assert "own base" in refusal(write(tmp_path, "self.yaml", "base: self.yaml\n"))
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    assert "nowhere.yaml not found" in refusal(tmp_path / "nowhere.yaml")
+    message = refusal(write(tmp_path, "r.yaml", "base: gone.yaml\n"))
+    assert "'gone.yaml'" in message and "r.yaml" in message
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "", "a: [1\n", "a: 1\na: 2\n", "x: !!python/object:os.system y\n"], ids=repr)
+def test_malformed_yaml(tmp_path: Path, text: str) -> None:
+    assert "r.yaml" in refusal(write(tmp_path, "r.yaml", text))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]: 3\n", "steps: &a [*a]\n"], ids=repr)
+def test_yaml_that_is_no_tree(tmp_path: Path, text: str) -> None:
+    assert "not a tree" in refusal(write(tmp_path, "r.yaml", text))
+
+
+def test_binary_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(UserError, match="not valid YAML"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("stepz=3", "did you mean 'steps'?"),
+        ("optimizer.lrr=3", "did you mean 'optimizer.lr'?"),
+        ("optimizer.warm_up=3", "did you mean 'optimizer.warmup'?"),
+        ("lr=3", "did you mean 'optimizer.lr'?"),  # right key, wrong section
+        ("validation.urll=x", "did you mean 'validation.url'?"),  # inside an optional section
+        ("sources=[{ulr: x}]", "did you mean 'sources.url'?"),  # inside a list of sections
+        ("optimizer.qqqq=3", "known here are betas, kind, lr, warmup"),
+    ],
+)
+def test_unknown_key_names_the_nearest(recipe: Path, override: str, named: str) -> None:
+    message = refusal(recipe, override)
+    assert "unknown key" in message and message.endswith(named)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("steps=1.5", ["steps", "integer", "1.5"]),
+        ("steps=many", ["steps", "integer", "many"]),
+        ("steps=true", ["steps", "integer", "True"]),
+        ("optimizer.lr='1e-5'", ["optimizer.lr", "number", "1e-5"]),
+        ("optimizer.kind=sgd", ["optimizer.kind", "'adam' or 'adamw'", "sgd"]),
+        ("optimizer=3", ["optimizer", "object", "3"]),
+        ("optimizer.betas=[0.5]", ["optimizer.betas"]),
+        ("optimizer.warmup=-1", ["optimizer", "warmup must not be negative"]),
+        ("output=", ["output", "string", "None"]),
+    ],
+)
+def test_wrong_value_names_key_and_value(recipe: Path, override: str, parts: list[str]) -> None:
+    message = refusal(recipe, override)
+    assert all(part in message for part in parts)
+
+
+def test_missing_key(tmp_path: Path) -> None:
+    assert "output: field required" in refusal(write(tmp_path, "r.yaml", "steps: 3\n"))
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", "optimizer..lr=3", "steps=[1"])
+def test_malformed_override(recipe: Path, override: str) -> None:
+    assert repr(override) in refusal(recipe, override)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"norm_groups": 32, "block_out_channels": [48]}, "does not divide 48"),
+        ({"attention_levels": [4]}, "attention level 4 is beyond the 4 levels"),
+        ({"block_out_channels": []}, "block_out_channels"),
+        ({"latent_channels": 0}, "latent_channels"),
+        ({"bottleneck": {"logvar_range": [3.0, 3.0]}}, "low < high"),
+    ],
+)
+def test_impossible_models_are_refused(values: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        validate(AutoencoderConfig, values, "model")
