@@ -1,0 +1,170 @@
+"""A codec and images -> numbers, with the protocol they were taken under.
+
+Published numbers for one autoencoder differ by 2 dB, because resize, crop, rounding and sampling differ. So the
+protocol is part of the result: reconstruction from the posterior's mode, clamped and rounded to 8 bits like the
+original, at the original size, means over images.
+
+On several processes each measures its own images and the rows are gathered; `summarize` gives the same numbers for the
+same rows in any order.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from itertools import compress
+from typing import Annotated, Any, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ldm_vae.codec import NonFiniteError
+from ldm_vae.data.batch import Batch
+from ldm_vae.data.images import ImageConfig, to_uint8
+from ldm_vae.data.index import load_index
+from ldm_vae.data.reader import DataConfig, validation_batches
+from ldm_vae.errors import UserError
+from ldm_vae.metrics.image import METRICS, ImageMetrics, MetricName, Row, psnr
+from ldm_vae.recipe import Config
+
+logger = logging.getLogger(__name__)
+
+BROKEN = "the reconstruction holds NaN or infinity"
+
+
+class Codec(Protocol):
+    """What can be evaluated: `LatentCodec`, or any other way from images to fewer numbers and back."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1], any size -> (B, C, H, W), encoded (mode) and decoded, unclamped."""
+
+
+class EvaluationProtocol(Config):
+    """How images are prepared and what is measured; everything else is fixed."""
+
+    resize: Annotated[int, Field(gt=0)] | None = None  # short side in pixels, bicubic with antialias; null: as they are
+    crop: Annotated[int, Field(gt=0)] | None = None  # side in pixels of the square cut from the middle; null: none
+    metrics: tuple[MetricName, ...] = METRICS  # what is measured on each image; psnr_pooled comes with psnr
+
+
+@dataclass(frozen=True)
+class Results:
+    """metrics: name -> mean over images, None where it can't be had.   missing: for those, the reason.
+    protocol: what one must know to compare.   per_image: a row an image, ordered by key."""
+
+    metrics: dict[str, float | None]
+    missing: dict[str, str]
+    protocol: dict[str, Any]
+    per_image: list[Row]
+
+    def to_json(self) -> dict[str, Any]:
+        """{"metrics": {...}, "protocol": {...}}, and the reasons for what is null among the metrics."""
+        return {"metrics": self.metrics, "missing": self.missing, "protocol": self.protocol}
+
+
+def evaluate(codec: Codec, batches: Iterable[Batch], protocol: EvaluationProtocol | None = None) -> Results:
+    """Encode, decode and measure every image. Memory is that of one batch.
+
+    batches: images as `protocol` wants them, of one size within a batch.   Raises UserError where there is no image.
+    """
+    protocol = protocol or EvaluationProtocol()
+    metrics = ImageMetrics(protocol.metrics, codec.device)
+    return summarize(measure(codec, batches, metrics), protocol, metrics)
+
+
+def evaluate_shards(
+    codec: Codec, shards: str, protocol: EvaluationProtocol | None = None, *, channels: int = 3, batch: int = 8
+) -> Results:
+    """`evaluate` on every image of some shards; the protocol then names them and what was left out as broken.
+
+    shards: folder, glob, brace pattern or URL.   channels: of the images.   batch: images at once, where equal in size.
+    """
+    protocol = protocol or EvaluationProtocol()
+    image = ImageConfig(channels=channels, resize=protocol.resize, crop=protocol.crop, crop_mode="center")
+    config = DataConfig(train=shards, batch=batch, image=image)
+    batches = validation_batches(config, load_index(shards), batch=batch, rank=0, world=1)
+    results = evaluate(codec, batches, protocol)
+    for fault in batches.faults:
+        logger.warning("left out %s of %s: %s", fault.key, fault.url, fault.reason)
+    return replace(results, protocol={"shards": shards, "left_out": len(batches.faults), **results.protocol})
+
+
+def measure(codec: Codec, batches: Iterable[Batch], metrics: ImageMetrics) -> list[Row]:
+    """The rows of this process's images."""
+    rows = []
+    for batch in batches:
+        image = batch.image.to(codec.device)
+        whole, reconstruction = _reconstruct(codec, image)
+        if whole:
+            rows += metrics(to_uint8(reconstruction), to_uint8(image[whole]), [batch.key[i] for i in whole])
+        broken = sorted(set(range(len(image))) - set(whole))
+        rows += [metrics.without_reconstruction(image[i], batch.key[i], BROKEN) for i in broken]
+    return rows
+
+
+def _reconstruct(codec: Codec, image: Tensor) -> tuple[list[int], Tensor]:
+    """The places in the batch of the images that have a finite reconstruction, and those reconstructions."""
+    places = list(range(len(image)))
+    while places:
+        try:
+            reconstruction = codec.reconstruct(image[places])
+        except NonFiniteError as error:
+            places = [place for i, place in enumerate(places) if i not in error.samples]
+            continue
+        finite = reconstruction.isfinite().flatten(1).all(dim=1).tolist()
+        return list(compress(places, finite)), reconstruction[finite]
+    return [], image[:0]
+
+
+def summarize(rows: Sequence[Row], protocol: EvaluationProtocol, metrics: ImageMetrics) -> Results:
+    """The rows of all processes -> their means. One image without a metric leaves its mean missing, with the reason."""
+    if not rows:
+        raise UserError("no image to evaluate", "give shards that hold images")
+    rows = sorted(rows, key=lambda row: row.key)
+    values: dict[str, float | None] = {}
+    missing: dict[str, str] = {}
+    for name in protocol.metrics:
+        lacking = [row for row in rows if name in row.missing]
+        if lacking:
+            images = f"{len(lacking)} of {len(rows)} images, the first {lacking[0].key}"
+            values[name], missing[name] = None, f"{lacking[0].missing[name]} ({images})"
+        else:
+            values[name] = math.fsum(row.values[name] for row in rows) / len(rows)
+        if name == "psnr":
+            values["psnr_pooled"] = _pooled_psnr(rows, missing)
+    return Results(values, missing, _describe(rows, protocol, metrics), rows)
+
+
+def _pooled_psnr(rows: Sequence[Row], missing: dict[str, str]) -> float | None:
+    """PSNR of the mean squared error over all values of all images; large images weigh more."""
+    errors = [row.squared_error for row in rows if row.squared_error is not None]
+    if len(errors) < len(rows):
+        missing["psnr_pooled"] = f"{BROKEN} ({len(rows) - len(errors)} of {len(rows)} images)"
+    elif sum(errors) == 0:
+        missing["psnr_pooled"] = "is infinite, because every reconstruction equals its image"
+    else:
+        return float(psnr(sum(errors), sum(row.elements for row in rows)))
+    return None
+
+
+def _describe(rows: Sequence[Row], protocol: EvaluationProtocol, metrics: ImageMetrics) -> dict[str, Any]:
+    resize_filter = ImageConfig().resize_filter
+    return {
+        "images": len(rows),
+        "resize": "none" if protocol.resize is None else f"short side {protocol.resize}, {resize_filter}, antialias",
+        "crop": "none" if protocol.crop is None else f"center {protocol.crop}",
+        "padding": "to a multiple of f, cropped back",
+        "latent": "mode",
+        "rounding": "clamped to [-1, 1] and rounded to 8 bits, reconstruction and original alike",
+        "average": "mean over images; psnr_pooled: over all values",
+        "torch": version("torch"),
+        "torchmetrics": version("torchmetrics"),
+        "metric_weights": {name: m.weights for name, m in metrics.metrics.items() if m.weights is not None},
+    }

@@ -1,0 +1,149 @@
+"""How far a reconstruction is from its image: one number per image and metric, taken on 8-bit values.
+
+psnr         10 log10(255^2 / mean squared error), dB
+ssim         Wang et al. 2004: Gaussian window of 11x11 and sigma 1.5, mean over channels and positions
+ms_ssim      Wang et al. 2003: the same window at five scales
+lpips_vgg    Zhang et al. 2018 (arXiv:1801.03924), version 0.1, VGG16
+lpips_alex   the same, AlexNet
+
+A number that can't be had is absent, and the reason stands in its place; it is never 0.
+Check: tests/metrics/test_image.py, against torchmetrics, scikit-image and lpips on photographs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
+
+from ldm_vae.errors import UserError
+from ldm_vae.losses.perceptual import LPIPS, SMALLEST, Network
+from ldm_vae.weights import fingerprint
+
+MetricName = Literal["psnr", "ssim", "ms_ssim", "lpips_vgg", "lpips_alex"]
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
+NETWORKS: dict[MetricName, Network] = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
+SSIM_WINDOW = 11  # pixels
+MS_SSIM_SIDE = 161  # pixels; at the fifth scale that is more than ten, so that the window has a place
+TORCHMETRICS_MS_SSIM_SIDE = 176  # pixels; its halving rounds down, so it takes no less
+
+
+@dataclass
+class Row:
+    """What was measured on one image. A metric stands either in `values` or, with the reason, in `missing`."""
+
+    key: str
+    elements: int  # numbers in the image, C * H * W
+    squared_error: int | None  # sum over them of squared differences of 8-bit values; None without a reconstruction
+    values: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Metric:
+    compute: Callable[[Tensor, Tensor], Tensor]  # reconstruction and image, (B, C, H, W) in uint8 -> (B,)
+    smallest: int  # pixels along the shorter side
+    channels: tuple[int, ...] | None = None  # numbers of image channels it is defined for; None: any
+    weights: str | None = None  # sha256 of its network
+
+    def reason_against(self, images: Tensor) -> str | None:
+        """Why it can't be computed on (B, C, H, W), or None."""
+        channels, side = images.shape[1], min(images.shape[2:])
+        if self.channels is not None and channels not in self.channels:
+            return f"needs images of {' or '.join(map(str, self.channels))} channels, not {channels}"
+        return f"needs {self.smallest} pixels along the shorter side, not {side}" if side < self.smallest else None
+
+
+class ImageMetrics:
+    """The metrics asked for, with their networks, ready for batch after batch."""
+
+    def __init__(self, names: Sequence[MetricName] = METRICS, device: torch.device | str = "cpu") -> None:
+        """Where the weights of a network can't be had, its metric is missing from every row; all else is computed."""
+        self.metrics: dict[MetricName, Metric] = {}
+        self.unavailable: dict[str, str] = {}
+        for name in names:
+            try:
+                self.metrics[name] = _build(name, torch.device(device))
+            except UserError as error:
+                self.unavailable[name] = str(error)
+
+    @torch.inference_mode()
+    def __call__(self, reconstruction: Tensor, image: Tensor, keys: Sequence[str]) -> list[Row]:
+        """reconstruction, image: (B, C, H, W), uint8, on the device of the networks.   Returns B rows."""
+        errors = (reconstruction.int() - image.int()).square().sum(dim=(1, 2, 3), dtype=torch.int64).tolist()
+        rows = [
+            Row(key, image[0].numel(), error, missing=dict(self.unavailable))
+            for key, error in zip(keys, errors, strict=True)
+        ]
+        for name, metric in self.metrics.items():
+            reason = metric.reason_against(image)
+            values = [] if reason is not None else metric.compute(reconstruction, image).tolist()
+            for i, row in enumerate(rows):
+                if reason is not None:
+                    row.missing[name] = reason
+                elif math.isinf(values[i]):
+                    row.missing[name] = "is infinite, because the reconstruction equals the image"
+                else:
+                    row.values[name] = values[i]
+        return rows
+
+    def without_reconstruction(self, image: Tensor, key: str, reason: str) -> Row:
+        """The row of an image (C, H, W) of which there is nothing to measure."""
+        return Row(key, image.numel(), None, missing=dict.fromkeys((*self.metrics, *self.unavailable), reason))
+
+
+def psnr(squared_error: Tensor | float, elements: int) -> Tensor:
+    """Sum of squared differences of 8-bit values, and how many -> dB, in float64; infinity for 0."""
+    return 10.0 * torch.log10(255.0**2 * elements / torch.as_tensor(squared_error, dtype=torch.float64))
+
+
+def _build(name: MetricName, device: torch.device) -> Metric:
+    if name in NETWORKS:
+        network = LPIPS(NETWORKS[name]).to(device)
+        return Metric(_lpips(network), SMALLEST[NETWORKS[name]], (1, 3), fingerprint(network.state_dict()))
+    return {
+        "psnr": Metric(_psnr, 1),
+        "ssim": Metric(_ssim, SSIM_WINDOW),
+        "ms_ssim": Metric(_ms_ssim, MS_SSIM_SIDE),
+    }[name]
+
+
+def _psnr(reconstruction: Tensor, image: Tensor) -> Tensor:
+    error = (reconstruction.int() - image.int()).square().sum(dim=(1, 2, 3), dtype=torch.int64)
+    return psnr(error, image[0].numel())
+
+
+def _ssim(reconstruction: Tensor, image: Tensor) -> Tensor:
+    values = structural_similarity_index_measure(
+        reconstruction / 255.0, image / 255.0, data_range=1.0, sigma=1.5, reduction="none"
+    )
+    assert isinstance(values, Tensor)  # it returns more only when asked for
+    return values.reshape(len(image))
+
+
+def _ms_ssim(reconstruction: Tensor, image: Tensor) -> Tensor:
+    """From 161 to 175 pixels the last row and column are repeated up to the 176 that torchmetrics takes."""
+    height, width = image.shape[2:]
+    missing = (0, max(0, TORCHMETRICS_MS_SSIM_SIDE - width), 0, max(0, TORCHMETRICS_MS_SSIM_SIDE - height))
+    ours, theirs = (F.pad(x / 255.0, missing, mode="replicate") for x in (reconstruction, image))
+    values = multiscale_structural_similarity_index_measure(ours, theirs, data_range=1.0, sigma=1.5, reduction="none")
+    return values.reshape(len(image))
+
+
+def _lpips(network: LPIPS) -> Callable[[Tensor, Tensor], Tensor]:
+    def compute(reconstruction: Tensor, image: Tensor) -> Tensor:
+        """One channel is shown as grey."""
+        shape = (len(image), 3, *image.shape[2:])
+        distance: Tensor = network((reconstruction / 127.5 - 1.0).expand(shape), (image / 127.5 - 1.0).expand(shape))
+        return distance
+
+    return compute

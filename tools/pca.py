@@ -1,0 +1,55 @@
+"""The linear codec that a trained one is held against: PCA of f x f patches, as many numbers per image as a latent has.
+
+Of all linear codecs of that shape PCA has the least squared error on the images it was fitted on (Eckart & Young 1936).
+It looks at each patch alone and knows nothing of perception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+class PatchPCA:
+    """Codec with the face that `ldm_vae.evaluate` asks for."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, mean: Tensor, components: Tensor, factor: int) -> None:
+        """mean: (C * f * f,).   components: (c, C * f * f), orthonormal rows."""
+        self.mean, self.components, self.factor = mean, components, factor
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        return self.decode(self.encode(images), size=(images.shape[2], images.shape[3]))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1], any size -> (B, c, H/f, W/f), sides rounded up."""
+        return torch.einsum("bphw,cp->bchw", _patches(images, self.factor) - self.mean[:, None, None], self.components)
+
+    def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+        """(B, c, h, w) -> (B, C, H, W), unclamped; h*f x w*f where no size is given."""
+        patches = torch.einsum("bchw,cp->bphw", latents, self.components) + self.mean[:, None, None]
+        images = rearrange(patches, "b (c p q) h w -> b c (h p) (w q)", p=self.factor, q=self.factor)
+        return images if size is None else images[..., : size[0], : size[1]]
+
+
+def fit_pca(images: Iterable[Tensor], factor: int, components: int) -> PatchPCA:
+    """images: (B, C, H, W) batches of any sizes, read once; mean and covariance are summed in float64."""
+    count, total, products = 0, torch.zeros(()), torch.zeros(())
+    for batch in images:
+        patches = rearrange(_patches(batch.double(), factor), "b p h w -> (b h w) p")
+        count, total, products = count + len(patches), total + patches.sum(dim=0), products + patches.T @ patches
+    mean = total / count
+    _, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
+    return PatchPCA(mean.float(), vectors[:, -components:].T.float(), factor)
+
+
+def _patches(images: Tensor, factor: int) -> Tensor:
+    """(B, C, H, W) -> (B, C * f * f, H/f, W/f), the last row and column repeated up to whole patches."""
+    height, width = images.shape[2:]
+    images = F.pad(images, (0, -width % factor, 0, -height % factor), mode="replicate")
+    return rearrange(images, "b c (h p) (w q) -> b (c p q) h w", p=factor, q=factor)
