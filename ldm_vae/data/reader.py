@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Protocol
 
 import numpy as np
@@ -225,18 +226,18 @@ class _Reader:
     def _sample(self, position: int, ref: SampleRef) -> tuple[_Sample, Array] | None:
         """The sample of this position, or what replaces it; None to leave it out."""
         chosen: SampleRef | None = ref
+        coming: Callable[[], list[SampleRef]] = partial(self._coming, position)
         for attempt in range(TRIES):
             if chosen is None:
                 return None
             try:
-                fields = self.fetcher.get(chosen, lambda: self._coming(position) if attempt == 0 else [])  # noqa: B023
-                label, image = self._decode(fields, position)
+                label, image = self._decode(self.fetcher.get(chosen, coming), position)
                 key = self.index.shards[chosen.shard].key(chosen.ordinal)
                 return _Sample(position, self.order.slot(position), key, label, image.shape), image
             except (BrokenSample, BrokenImage) as error:
                 shard = self.index.shards[chosen.shard]
                 self.faults.append(Fault(shard.url, shard.key(chosen.ordinal), error.reason))
-                chosen = self.order.replacement(position, attempt)
+                chosen, coming = self.order.replacement(position, attempt), list  # a replacement comes alone
         last = self.faults[-1]
         what = f"{TRIES} samples in a row are broken, the last {last.url} {last.key} ({last.reason})"
         raise UserError(what, "check the shards and data.image")

@@ -1,0 +1,56 @@
+"""Small shards whose pixels tell which sample they are."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def write_tar() -> Callable[[Path, Mapping[str, bytes]], Path]:
+    """(path, name -> content) -> path of a tar with these members."""
+    return _write_tar
+
+
+@pytest.fixture
+def make_shards() -> Callable[..., Path]:
+    """(folder, samples of each shard) -> folder of shards. Sample n of all has key s<n>, cls n, and the colour of n."""
+    return _make_shards
+
+
+def _write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def _make_shards(folder: Path, counts: Sequence[int], *, side: int = 4, labelled: bool = True) -> Path:
+    number = 0
+    for shard, count in enumerate(counts):
+        members: dict[str, bytes] = {}
+        for _ in range(count):
+            members[f"s{number:06d}.png"] = _picture(number, side)
+            if labelled:
+                members[f"s{number:06d}.cls"] = str(number).encode()
+            number += 1
+        _write_tar(folder / f"{shard:06d}.tar", members)
+    return folder
+
+
+def _picture(number: int, side: int) -> bytes:
+    """Red and green are the two bytes of the number; blue grows from left to right and shows crop and flip."""
+    pixels = np.zeros((side, side, 3), dtype=np.uint8)
+    pixels[..., 0], pixels[..., 1], pixels[..., 2] = number // 256, number % 256, np.arange(side)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
