@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from accelerate import Accelerator
 
-from ldm_vae.atomic import atomic_file
 from ldm_vae.data.index import load_index
 from ldm_vae.data.reader import train_batches
 from ldm_vae.errors import UserError
@@ -25,40 +25,85 @@ from train.snapshot import restore
 from train.status import RunLock, write_status
 from train.validate import build_validation
 
+logger = logging.getLogger("train")
 
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def command(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe, such as configs/demo_cpu.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(help="changes to it: a.b=value ...")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be trained, check the data, stop")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be trained, check the data, stop")] = False,
 ) -> None:
     """Train a codec by a recipe. Run again, it goes on from its last checkpoint."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logger.setLevel(logging.INFO)
     try:
         config = load_recipe(Recipe, recipe, overrides or [])
         if dry_run:
-            describe(config, Console())
-            return
-        train(config)
+            describe(config)
+        else:
+            train(config)
     except UserError as error:
         print(f"train: {error}", file=sys.stderr)
         sys.exit(2)
+    except Preempted as reason:
+        print(f"train: stopped and saved: {reason}; run it again to go on", file=sys.stderr)
+        sys.exit(PREEMPTED)
 
 
 def train(recipe: Recipe) -> None:
-    """Everything from a recipe to the last checkpoint; leaves the reason of its end in status.json."""
+    """From a recipe to its last step; how it ended stands in status.json. Raises Preempted after a signal."""
     accelerator = build_accelerator(recipe)
-    folder = Path(recipe.output)
-    with RunLock(folder, main=accelerator.is_main_process), Preemption(recipe.checkpoint.preempt_every) as preemption:
-        write_status(folder, "running")
+    folder, main = Path(recipe.output), accelerator.is_main_process
+    with RunLock(folder, main=main), Preemption(recipe.checkpoint.preempt_every) as preemption:
+        write_status(folder, "running", main=main)
         try:
-            train_under_lock(recipe, accelerator, preemption)
+            train_under_lock(recipe, folder, accelerator, preemption)
         except Preempted as reason:
-            write_status(folder, "preempted", str(reason))
-            sys.exit(PREEMPTED)
-        except BaseException as error:
-            write_status(folder, "failed", str(error) or type(error).__name__)
+            write_status(folder, "preempted", str(reason), main=main)
             raise
-        write_status(folder, "done")
+        except BaseException as error:
+            write_status(folder, "failed", str(error) or type(error).__name__, main=main)
+            raise
+        write_status(folder, "done", main=main)
+    accelerator.end_training()
+
+
+def train_under_lock(recipe: Recipe, folder: Path, accelerator: Accelerator, preemption: Preemption) -> None:
+    """Data, networks and checkpoint in place, then the loop."""
+    index = load_index(recipe.data.train, cache=folder / "index")
+    autoencoder, recipe = build_autoencoder(recipe)
+    check_same_experiment(folder, recipe)
+    run, meter = build_run(recipe, accelerator, autoencoder), Meter()
+    checkpoint = latest_checkpoint(folder, accelerator)
+    if checkpoint is not None:
+        restore(run, meter, checkpoint)
+    start = 0 if checkpoint is None else checkpoint.step
+    if accelerator.is_main_process:
+        write_recipe(folder, recipe)
+        logger.info(
+            "%s: step %d of %d, %d process(es) on %s, precision %s, %d images in %d shards",
+            *(folder, start, recipe.steps, accelerator.num_processes, accelerator.device, accelerator.mixed_precision),
+            *(index.samples, len(index.shards)),
+        )
+    accelerator.init_trackers(folder.name, config=None)
+    if start >= recipe.steps:
+        return
+    batches = train_batches(
+        recipe.data,
+        index,
+        recipe.seed,
+        start_step=start,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        accumulation=recipe.optimizer.accumulation,
+    )
+    validation = build_validation(recipe.validation, recipe.data, folder, accelerator)
+    Loop(run, recipe, batches, index.samples, validation, meter, preemption, start).run_to_end()
 
 
 if __name__ == "__main__":
-    typer.run(command)
+    app()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from rich.console import Console
 from rich.syntax import Syntax
 from torch import nn
 
-from ldm_vae.data.index import load_index
+from ldm_vae.data.index import Index, load_index
 from ldm_vae.data.reader import train_batches, validation_batches
 from ldm_vae.nn.discriminator import PatchDiscriminator
 from ldm_vae.recipe import dump
@@ -14,8 +15,44 @@ from train.build import build_autoencoder
 from train.recipe import Recipe
 
 
-def parameter_count(module: nn.Module) -> str:
+def describe(recipe: Recipe) -> None:
+    """Prints to stdout. Reads one batch of each kind of data. Raises UserError for what training would refuse."""
+    autoencoder, recipe = build_autoencoder(recipe)
+    index = load_index(recipe.data.train)
+    image = _first_image(recipe, index)
+    console = Console(soft_wrap=True)
+    console.print(Syntax(dump(recipe), "yaml", background_color="default"))
+    console.print(f"autoencoder: {_parameters(autoencoder)}, f = {recipe.model.factor}")
+    if recipe.discriminator is not None:
+        config = recipe.discriminator
+        discriminator = PatchDiscriminator(
+            recipe.model.out_channels, channels=config.channels, layers=config.layers, norm=config.norm
+        )
+        console.print(f"discriminator: {_parameters(discriminator)}")
+    shape = autoencoder.latent_shape(image)
+    console.print(
+        f"image {tuple(image.shape[1:])} -> latent {shape[1:]}, {image[0].numel() / torch.Size(shape[1:]).numel():.3g} times "
+        "fewer numbers"
+    )
+    console.print(f"training: {_size(index)}, {recipe.steps * recipe.data.batch / index.samples:.3g} epochs")
+    if recipe.data.validation is not None:
+        held_out = load_index(recipe.data.validation)
+        first = next(iter(validation_batches(recipe.data, held_out, batch=1, rank=0, world=1)))
+        console.print(f"validation: {_size(held_out)}, the first of {tuple(first.image.shape[2:])} pixels")
+
+
+def _first_image(recipe: Recipe, index: Index) -> torch.Tensor:
+    data = recipe.data.model_copy(update={"workers": 0})
+    batches = train_batches(data, index, recipe.seed, start_step=0, rank=0, world=1, accumulation=1)
+    return next(batches)[0].image[:1]
+
+
+def _parameters(module: nn.Module) -> str:
     """"83,653,863 parameters", and how many of them are trained where not all are."""
     total = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     return f"{total:,} parameters" + ("" if trained == total else f", {trained:,} of them trained")
+
+
+def _size(index: Index) -> str:
+    return f"{index.samples:,} images in {len(index.shards):,} shards"

@@ -11,8 +11,9 @@ import torch
 
 from ldm_vae.data.reader import TrainBatches
 from ldm_vae.errors import UserError
+from ldm_vae.interop.native import Checkpoint
 from train.agreement import check_ranks_agree
-from train.checkpoint import due, save
+from train.checkpoint import folder_of, prune
 from train.health import Health
 from train.log import Meter, MetricsLog, Progress
 from train.preempt import Preemption
@@ -68,7 +69,7 @@ class Loop:
             if self.validation is not None and (last or taken % recipe.validation.every == 0):
                 self.validate(taken)
             stop = self.preemption.agreed(taken)
-            if stop or due(recipe.checkpoint, taken, recipe.steps):
+            if last or stop or taken % recipe.checkpoint.every == 0:
                 self.save(taken)
             if stop and not last:
                 raise Preempted(f"{self.preemption.reason} at step {taken}")
@@ -94,8 +95,9 @@ class Loop:
     def report_broken(self) -> int:
         """Appends this rank's newly replaced samples to broken.jsonl; how many there were, over ranks, since the start or
         the last resume."""
-        with (self.folder / "broken.jsonl").open("a") as file:
-            file.writelines(json.dumps(asdict(fault)) + "\n" for fault in self.batches.faults)
+        if self.batches.faults:
+            with (self.folder / "broken.jsonl").open("a") as file:
+                file.writelines(json.dumps(asdict(fault)) + "\n" for fault in self.batches.faults)
         self.broken += len(self.batches.faults)
         self.batches.faults.clear()
         total = self.accelerator.reduce(torch.tensor(self.broken, device=self.accelerator.device), "sum")
@@ -116,7 +118,8 @@ class Loop:
         check_ranks_agree(tensors, self.accelerator)
         if self.accelerator.is_main_process:
             meta = meta_of(self.run, self.recipe, self.meter, taken) | {"metrics": self.measured.get(taken, {})}
-            save(self.folder, self.recipe.checkpoint, tensors, meta)
+            Checkpoint.write(folder_of(self.folder, taken), tensors, meta)
+            prune(self.folder, self.recipe.checkpoint)
         self.accelerator.wait_for_everyone()
 
     def stop_if_never_finite(self) -> None:

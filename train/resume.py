@@ -13,6 +13,7 @@ from accelerate.utils import broadcast
 from ldm_vae.errors import UserError
 from ldm_vae.interop.native import Checkpoint
 from ldm_vae.recipe import dump, read_yaml
+from train.checkpoint import folder_of
 from train.recipe import Recipe
 
 # What may change when a run goes on; any other change would make it another experiment under the same name.
@@ -24,7 +25,7 @@ def latest_checkpoint(folder: Path, accelerator: Accelerator) -> Checkpoint | No
     found = Checkpoint.latest(folder) if accelerator.is_main_process else None
     step = torch.tensor([-1 if found is None else found.step], device=accelerator.device)
     agreed = int(broadcast(step))
-    return None if agreed < 0 else Checkpoint.open(folder / "checkpoints" / f"step_{agreed:08d}")
+    return None if agreed < 0 else Checkpoint.open(folder_of(folder, agreed))
 
 
 def check_same_experiment(folder: Path, recipe: Recipe) -> None:

@@ -72,7 +72,7 @@ def discriminator_gradients(run: Run, pairs: list[Pair]) -> dict[str, Tensor]:
             real, fake = logits.chunk(2)
             loss = run.objective.discriminator(real, fake)
             torch.autograd.backward(loss / len(pairs))
-        accuracy = 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean())
+        accuracy = 0.5 * ((real > 0).to(target).mean() + (fake < 0).to(target).mean())
         values.append(
             {
                 "discriminator": loss.detach(),

@@ -16,9 +16,10 @@ from torch import Tensor
 from ldm_vae.atomic import atomic_file
 from ldm_vae.autoencoder import Autoencoder
 from ldm_vae.codec import LatentCodec, to_pil
+from ldm_vae.data.images import ImageConfig
 from ldm_vae.data.index import load_index
 from ldm_vae.data.reader import DataConfig, ValidationBatches, validation_batches
-from ldm_vae.evaluate import EvaluationProtocol, measure
+from ldm_vae.evaluate import measure
 from ldm_vae.latent.gaussian import gaussian_kl
 from ldm_vae.metrics.image import ImageMetrics, MetricName, Row
 from ldm_vae.recipe import Config
@@ -57,7 +58,7 @@ class ObservedCodec:
         z: Tensor = latent.z
         return z
 
-    def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+    def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
         images = self.codec.decode(latents, size=size)
         colour = images.double().mean(dim=(2, 3))
         self.sums["colour"] += colour.sum(dim=0)
@@ -131,8 +132,8 @@ def build_validation(
     """None where the recipe names no validation shards."""
     if data.validation is None:
         return None
-    protocol = EvaluationProtocol(resize=config.resize, crop=config.crop, metrics=config.metrics)
-    data = data.model_copy(update={"image": protocol.image_config(data.image.channels)})
+    image = ImageConfig(channels=data.image.channels, resize=config.resize, crop=config.crop, crop_mode="center")
+    data = data.model_copy(update={"image": image})
     index = load_index(data.validation, cache=folder / "index")
 
     def batches(batch: int, rank: int, world: int) -> ValidationBatches:

@@ -1,0 +1,173 @@
+"""A run that was stopped, however often, is the run that was never stopped: bit for bit on CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+
+import train.loop
+from ldm_vae.errors import UserError
+from ldm_vae.interop.native import Checkpoint
+from ldm_vae.recipe import load_recipe
+from tests.conftest import ROOT
+from train.__main__ import train as train_run
+from train.recipe import Recipe
+
+STEPS = ("steps=11", "checkpoint.every=4", "checkpoint.keep_last=9", "log.every=3", "validation.every=5")
+
+
+def run_in_process(recipe: Path, *overrides: str) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    train_run(load_recipe(Recipe, recipe, overrides))
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The log without what depends on the clock."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
+
+
+def assert_same_end(ours: Path, theirs: Path) -> None:
+    """Both networks, both optimizers, averages, guard, meter and log, bit for bit."""
+    first, second = Checkpoint.latest(ours), Checkpoint.latest(theirs)
+    assert first is not None and second is not None and first.step == second.step
+    assert {"model", "ema", "discriminator", "optimizer_model", "optimizer_discriminator", "state"} == set(first.groups)
+    for group in first.groups:
+        a, b = first.tensors(group), second.tensors(group)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a), group
+    assert rows(ours) == rows(theirs)
+
+
+@pytest.fixture
+def crash(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """crash(n): the process dies, as far as the run can tell, at the n-th step that is taken from now on."""
+
+    def arm(after: int) -> None:
+        original, taken = train.loop.STEPS["shared"], [0]
+
+        def dying(*arguments: Any) -> Any:
+            taken[0] += 1
+            if taken[0] == after:
+                monkeypatch.setitem(train.loop.STEPS, "shared", original)
+                raise SystemError("killed")
+            return original(*arguments)
+
+        monkeypatch.setitem(train.loop.STEPS, "shared", dying)
+
+    return arm
+
+
+@pytest.fixture
+def undisturbed(recipe: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "undisturbed"
+    run_in_process(recipe, *STEPS, f"output={folder}")
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_twice_in_mid_epoch_and_resumed(
+    recipe: Path, tmp_path: Path, undisturbed: Path, crash: Callable[[int], None], workers: int
+) -> None:
+    folder = tmp_path / "killed"
+    settings = (*STEPS, f"output={folder}", f"data.workers={workers}")
+    crash(7)  # after 6 steps: a checkpoint at 4, a row at 6 past it
+    with pytest.raises(SystemError):
+        run_in_process(recipe, *settings)
+    assert [row["step"] for row in rows(folder)] == [3, 5, 6]
+    crash(6)  # goes on at 4, dies after 9: a checkpoint at 8, a row at 9 past it
+    with pytest.raises(SystemError):
+        run_in_process(recipe, *settings)
+    run_in_process(recipe, *settings)
+    assert_same_end(folder, undisturbed)
+
+
+def test_two_runs_from_one_seed_write_the_same_log(recipe: Path, tmp_path: Path, undisturbed: Path) -> None:
+    run_in_process(recipe, *STEPS, f"output={tmp_path / 'again'}")
+    assert_same_end(tmp_path / "again", undisturbed)
+    run_in_process(recipe, *STEPS, f"output={tmp_path / 'other'}", "seed=1")
+    assert rows(tmp_path / "other") != rows(undisturbed)
+
+
+def test_a_signal_saves_and_the_run_goes_on(recipe: Path, tmp_path: Path, undisturbed: Path) -> None:
+    folder = tmp_path / "preempted"
+    original = train.loop.STEPS["shared"]
+
+    def signalled(run: Any, micro_batches: Any, step: int) -> Any:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(run, micro_batches, step)
+
+    train.loop.STEPS["shared"] = signalled
+    try:
+        with pytest.raises(train.loop.Preempted):
+            run_in_process(recipe, *STEPS, f"output={folder}")
+    finally:
+        train.loop.STEPS["shared"] = original
+    assert json.loads((folder / "status.json").read_text())["status"] == "preempted"
+    latest = Checkpoint.latest(folder)
+    assert latest is not None and latest.step == 5
+    run_in_process(recipe, *STEPS, f"output={folder}")
+    assert json.loads((folder / "status.json").read_text())["status"] == "done"
+    assert_same_end(folder, undisturbed)
+
+
+def test_a_finished_run_does_nothing(recipe: Path, undisturbed: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (undisturbed / "checkpoints").rglob("*")}
+    log = (undisturbed / "metrics.jsonl").read_bytes()
+    run_in_process(recipe, *STEPS, f"output={undisturbed}")
+    assert {path: path.stat().st_mtime_ns for path in (undisturbed / "checkpoints").rglob("*")} == before
+    assert (undisturbed / "metrics.jsonl").read_bytes() == log
+
+
+def test_another_experiment_under_the_same_name_is_refused(recipe: Path, undisturbed: Path) -> None:
+    with pytest.raises(UserError, match=r"was started with optimizer.lr: 0.001, not 0.1"):
+        run_in_process(recipe, *STEPS, f"output={undisturbed}", "optimizer.lr=0.1")
+    run_in_process(recipe, *STEPS, f"output={undisturbed}", "steps=12")  # a longer run is the same experiment
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(recipe: Path, tmp_path: Path, undisturbed: Path) -> None:
+    newest = Checkpoint.latest(undisturbed)
+    assert newest is not None
+    damaged = newest.folder / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    run_in_process(recipe, *STEPS, f"output={undisturbed}")
+    healed = Checkpoint.latest(undisturbed)
+    assert healed is not None and healed.step == newest.step
+    run_in_process(recipe, *STEPS, f"output={tmp_path / 'again'}")
+    assert_same_end(undisturbed, tmp_path / "again")
+
+
+@pytest.mark.slow
+def test_sigkill_at_any_moment(recipe: Path, tmp_path: Path, undisturbed: Path) -> None:
+    """A real process and real SIGKILLs, after delays that grow until it gets through."""
+    folder = tmp_path / "sigkill"
+    command = [sys.executable, "-m", "train", str(recipe), *STEPS, f"output={folder}"]
+    kills = 0
+    for delay in range(1, 60):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+        while process.poll() is None and not (folder / "status.json").exists():
+            time.sleep(0.05)  # the first launch gets as far as its run folder
+        try:
+            process.wait(timeout=0.5 * delay)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            continue
+        assert process.returncode == 0, process.stderr.read().decode() if process.stderr else ""
+        break
+    assert kills > 0
+    assert_same_end(folder, undisturbed)
