@@ -1,0 +1,106 @@
+"""Real signals to real processes, alone and under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train import preempt
+from train.preempt import PREEMPTED, SIGNALS, Preemption
+
+SCRIPT = Path(__file__).with_name("stops_on_signal.py")
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def start(folder: Path, every: int, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """In a process group of its own, so that the whole group can be signalled, as a terminal does."""
+    return subprocess.Popen(
+        [sys.executable, *launcher, SCRIPT, folder, str(every)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def pid_of(process: subprocess.Popen[str], folder: Path, rank: int) -> int:
+    path = folder / f"pid_{rank}"
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.02)
+    return int(path.read_text())
+
+
+def heard(folder: Path, rank: int) -> dict[str, Any]:
+    return dict(json.loads((folder / f"heard_{rank}").read_text()))
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_noted_and_the_handlers_come_back(number: signal.Signals) -> None:
+    before = [signal.getsignal(each) for each in SIGNALS]
+    with Preemption(every=1000) as preemption:
+        assert not preemption.agreed(1)
+        os.kill(os.getpid(), number)
+        assert preemption.agreed(2)  # alone, at once, whatever `every`
+        os.kill(os.getpid(), SIGNALS[0])
+        assert preemption.agreed(3)
+        assert preemption.reason == number.name  # the first one is the reason
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+def test_a_second_ctrl_c_quits_at_once_but_an_echo_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Preemption(every=1) as preemption:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)  # one key press, heard from the terminal and from launchers
+        assert preemption.agreed(1)
+        monkeypatch.setattr(preempt, "ECHO", 0.01)
+        time.sleep(0.05)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):  # Python's own handler is back
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_worker_ends_with_the_documented_code(tmp_path: Path) -> None:
+    process = start(tmp_path, every=1)
+    os.kill(pid_of(process, tmp_path, 0), signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == PREEMPTED == 85
+    assert heard(tmp_path, 0)["reason"] == "SIGTERM"
+
+
+def test_a_signal_to_one_rank_stops_all_at_one_step(tmp_path: Path) -> None:
+    process = start(tmp_path, 3, tuple(TORCHRUN))
+    pid_of(process, tmp_path, 0)
+    os.kill(pid_of(process, tmp_path, 1), signal.SIGUSR1)
+    _, errors = process.communicate()
+    first, second = heard(tmp_path, 0), heard(tmp_path, 1)
+    assert (first["received"], second["received"]) == (0, signal.SIGUSR1)  # rank 0 heard of it from rank 1 alone
+    assert first["reason"] == second["reason"] == "SIGUSR1"
+    assert first["taken"] == second["taken"]
+    assert first["taken"] % 3 == 0
+    assert process.returncode == 1, "launchers turn every code into 1, as the documentation says"
+    assert "exitcode  : 85" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["ctrl_c", "launcher_alone"])
+def test_a_signal_to_torchrun_lets_the_workers_save(tmp_path: Path, case: str) -> None:
+    process = start(tmp_path, 3, tuple(TORCHRUN))
+    pid_of(process, tmp_path, 0)
+    pid_of(process, tmp_path, 1)
+    if case == "ctrl_c":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
+    process.communicate()
+    reason = "SIGINT" if case == "ctrl_c" else "SIGTERM"
+    assert {heard(tmp_path, rank)["reason"] for rank in (0, 1)} == {reason}
