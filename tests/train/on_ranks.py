@@ -1,0 +1,64 @@
+"""Scenes that tests play on several processes: torchrun ... on_ranks.py SCENE RECIPE [a.b=value ...]."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+import torch
+
+import train.loop
+from ldm_vae.errors import UserError
+from ldm_vae.recipe import load_recipe
+from train.__main__ import train as train_run
+from train.agreement import check_ranks_agree
+from train.build import build_accelerator, build_autoencoder, build_run
+from train.recipe import Recipe
+
+TRAIN_STEP = train.loop.STEPS["shared"]
+
+
+def bad_image_on_rank_1(recipe: Recipe) -> None:
+    """Steps 2 and 3 meet a NaN, on one rank only; the weights before and after them must be equal on all."""
+    seen: dict[int, torch.Tensor] = {}
+
+    def step_with_nan(run: Any, micro_batches: Any, step: int) -> Any:
+        if step in (2, 3) and run.accelerator.process_index == 1:
+            image = micro_batches[0].image.clone()
+            image[0, 0, 0, 0] = float("nan")
+            micro_batches = [dataclasses.replace(micro_batches[0], image=image), *micro_batches[1:]]
+        values = TRAIN_STEP(run, micro_batches, step)
+        seen[step] = run.autoencoder.decoder.conv_out.weight.detach().clone()
+        return values
+
+    train.loop.STEPS["shared"] = step_with_nan
+    train_run(recipe)
+    assert torch.equal(seen[1], seen[3])
+    assert not torch.equal(seen[3], seen[4])
+
+
+def drift(recipe: Recipe) -> None:
+    """One value on one rank moves by one bit: the check must notice on every rank, and name the group."""
+    accelerator = build_accelerator(recipe)
+    autoencoder, recipe = build_autoencoder(recipe)
+    run = build_run(recipe, accelerator, autoencoder)
+    check_ranks_agree({"model": run.autoencoder.state_dict()}, accelerator)
+    if accelerator.process_index == 1:
+        weight = run.autoencoder.decoder.conv_out.weight
+        with torch.no_grad():
+            weight[0, 0, 0, 0] = torch.nextafter(weight[0, 0, 0, 0], torch.tensor(9.0))
+    try:
+        check_ranks_agree({"ema": run.ema.model.state_dict(), "model": run.autoencoder.state_dict()}, accelerator)
+    except UserError as error:
+        assert "different values of model" in str(error)
+    else:
+        raise AssertionError("nobody noticed")
+
+
+if __name__ == "__main__":
+    scene, path, *overrides = sys.argv[1:]
+    globals()[scene](load_recipe(Recipe, Path(path), overrides))

@@ -1,0 +1,164 @@
+"""Several real processes (gloo) against one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from ldm_vae.interop.native import Checkpoint
+from tests.conftest import ROOT
+from tests.train.test_resume import rows
+
+SCENES = Path(__file__).with_name("on_ranks.py")
+ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+DOUBLE = ("precision=float64", "validation.metrics=[psnr]")
+
+
+def torchrun(processes: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+
+
+def launch(processes: int, *arguments: str, code: int = 0) -> str:
+    """`-m train ...` or a scene on so many processes; what they wrote to stderr."""
+    done = subprocess.run(
+        [*torchrun(processes), *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, done.stderr
+    return done.stderr
+
+
+def assert_close_end(ours: Path, theirs: Path) -> None:
+    """Networks, averages and log agree; float64, sums in another order, enlarged by Adam where a true gradient is 0."""
+    first, second = Checkpoint.latest(ours), Checkpoint.latest(theirs)
+    assert first is not None and second is not None and first.step == second.step
+    for group in ("model", "ema", "discriminator"):
+        a, b = first.tensors(group), second.tensors(group)
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=1e-7, atol=1e-7)
+    for row, other in zip(rows(ours), rows(theirs), strict=True):
+        assert row.keys() == other.keys()
+        assert row == pytest.approx(other, rel=1e-6, abs=1e-9)
+
+
+def test_two_processes_equal_one_over_twenty_steps_with_all_losses_on(recipe: Path, tmp_path: Path) -> None:
+    settings = (*DOUBLE, "steps=20", "checkpoint.every=20", "validation.every=20", "log.every=5")
+    said = launch(2, "-m", "train", str(recipe), *settings, f"output={tmp_path / 'two'}")
+    assert "2 process(es)" in said  # two CPU processes are easily one: accelerate launch --cpu --num_processes 2 is
+    launch(1, "-m", "train", str(recipe), *settings, f"output={tmp_path / 'one'}")
+    assert_close_end(tmp_path / "two", tmp_path / "one")
+    assert rows(tmp_path / "two")[-2]["generator"] != 0.0
+    assert rows(tmp_path / "two")[-1]["validation/images"] == 5  # each once, and 2 do not divide them
+
+
+@pytest.mark.slow
+def test_accelerate_launch_starts_two_processes(recipe: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    done = subprocess.run(
+        [*command, "-m", "train", str(recipe), f"output={tmp_path / 'run'}"],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stderr
+
+
+@pytest.mark.slow
+def test_resumed_on_one_then_two_then_four_processes(recipe: Path, tmp_path: Path) -> None:
+    settings = (*DOUBLE, "checkpoint.every=1", "checkpoint.keep_last=9", "log.every=2", "validation.every=3")
+    launch(1, "-m", "train", str(recipe), *settings, "steps=7", "optimizer.decay=constant", f"output={tmp_path / 'one'}")
+    for processes, steps in ((1, 2), (2, 5), (4, 7)):
+        launch(
+            processes, "-m", "train", str(recipe), *settings, f"steps={steps}", "optimizer.decay=constant",
+            f"output={tmp_path / 'many'}",
+        )  # fmt: skip
+    first, second = Checkpoint.latest(tmp_path / "one"), Checkpoint.latest(tmp_path / "many")
+    assert first is not None and second is not None and first.step == second.step == 7
+    for group in ("model", "ema", "discriminator"):
+        a, b = first.tensors(group), second.tensors(group)
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=1e-7, atol=1e-7)  # as above
+
+
+@pytest.mark.slow
+def test_a_bad_image_on_one_rank_is_skipped_by_all(recipe: Path, tmp_path: Path) -> None:
+    launch(2, str(SCENES), "bad_image_on_rank_1", str(recipe), f"output={tmp_path / 'run'}")
+    assert [row["skipped_steps"] for row in rows(tmp_path / "run") if "skipped_steps" in row] == [0, 2, 2]
+    bad = next(row for row in rows(tmp_path / "run") if row["step"] == 4)
+    assert bad["pixel"] is None  # both steps since the row before were bad: JSON has no word for NaN
+
+
+@pytest.mark.slow
+def test_a_run_of_bad_images_stops_with_their_keys(recipe: Path, tmp_path: Path) -> None:
+    settings = ("optimizer.patience=2", "log.every=4", "checkpoint.every=2")
+    said = launch(2, str(SCENES), "bad_image_on_rank_1", str(recipe), *settings, f"output={tmp_path / 'run'}", code=1)
+    assert "gradients were not finite in the last 2 steps" in said
+    suspects = json.loads((tmp_path / "run" / "nonfinite_rank_1.json").read_text())
+    assert suspects.keys() == {"2", "3"}
+    latest = Checkpoint.latest(tmp_path / "run")
+    assert latest is not None and latest.step == 2
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_ranks_that_drift_apart_are_noticed(recipe: Path, tmp_path: Path) -> None:
+    launch(2, str(SCENES), "drift", str(recipe), f"output={tmp_path / 'run'}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_rank_saves_on_all(recipe: Path, tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "run"
+    command = [*torchrun(2), "-m", "train", str(recipe), "steps=100000", "checkpoint.every=100000", f"output={folder}"]
+    process = subprocess.Popen(
+        [*command, "checkpoint.preempt_every=3", "validation.every=100000"], cwd=ROOT, env=ENVIRONMENT
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "metrics.jsonl").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        workers = psutil.Process(process.pid).children()
+        ranks = {worker.environ()["RANK"]: worker for worker in workers if "RANK" in worker.environ()}
+        before = len((folder / "metrics.jsonl").read_text().splitlines())
+        ranks["1"].send_signal(number)
+        process.wait(timeout=120)
+    finally:
+        process.kill()
+    status = json.loads((folder / "status.json").read_text())
+    assert status["status"] == "preempted"
+    assert number.name in status["reason"]
+    latest = Checkpoint.latest(folder)
+    assert latest is not None and latest.step >= 2 * before
+    assert latest.step % 3 == 0  # the ranks look together
+
+
+def test_batch_that_cannot_be_shared_out_is_refused(recipe: Path, tmp_path: Path) -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "train", str(recipe), "data.batch=3", "optimizer.accumulation=2"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert said.returncode == 2
+    assert said.stderr.strip().splitlines() == [
+        "train: data.batch 3 is not divisible by 1 processes x 2 micro-batches: make it a multiple of 2"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
+)
+def test_sharding_of_one_model_is_refused(recipe: Path, variable: str, name: str) -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "train", str(recipe)],
+        cwd=ROOT, capture_output=True, text=True, env={**ENVIRONMENT, variable: "true"},
+    )  # fmt: skip
+    assert said.returncode == 2
+    assert said.stderr.startswith(f"train: {name} is not supported")
+    assert len(said.stderr.strip().splitlines()) == 1
