@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import compress
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NoReturn, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from tqdm import tqdm
 
 from ldm_vae.codec import NonFiniteError
 from ldm_vae.data.batch import Batch
@@ -29,6 +31,7 @@ from ldm_vae.data.index import load_index
 from ldm_vae.data.reader import DataConfig, validation_batches
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.image import METRICS, ImageMetrics, MetricName, Row, psnr
+from ldm_vae.ranks import gather, rank_and_world
 from ldm_vae.recipe import Config
 
 logger = logging.getLogger(__name__)
@@ -42,8 +45,11 @@ class Codec(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1], any size -> (B, C, H, W), encoded (mode) and decoded, unclamped."""
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1], any size -> latents, nothing in them drawn at random."""
+
+    def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
+        """Latents -> (B, C, H, W), unclamped.   size: (H, W) of the images."""
 
 
 class EvaluationProtocol(Config):
@@ -52,6 +58,9 @@ class EvaluationProtocol(Config):
     resize: Annotated[int, Field(gt=0)] | None = None  # short side in pixels, bicubic with antialias; null: as they are
     crop: Annotated[int, Field(gt=0)] | None = None  # side in pixels of the square cut from the middle; null: none
     metrics: tuple[MetricName, ...] = METRICS  # what is measured on each image; psnr_pooled comes with psnr
+
+    def image_config(self, channels: int) -> ImageConfig:
+        return ImageConfig(channels=channels, resize=self.resize, crop=self.crop, crop_mode="center")
 
 
 @dataclass(frozen=True)
@@ -82,18 +91,41 @@ def evaluate(codec: Codec, batches: Iterable[Batch], protocol: EvaluationProtoco
 def evaluate_shards(
     codec: Codec, shards: str, protocol: EvaluationProtocol | None = None, *, channels: int = 3, batch: int = 8
 ) -> Results:
-    """`evaluate` on every image of some shards; the protocol then names them and what was left out as broken.
+    """`evaluate` on every image of some shards, shared out to the processes; the same results on each.
 
-    shards: folder, glob, brace pattern or URL.   channels: of the images.   batch: images at once, where equal in size.
+    shards: folder, glob, brace pattern or URL; the protocol then names them, and counts what was left out as broken.
+    channels: of the images.   batch: images at once on each process, where equal in size.
     """
     protocol = protocol or EvaluationProtocol()
-    image = ImageConfig(channels=channels, resize=protocol.resize, crop=protocol.crop, crop_mode="center")
-    config = DataConfig(train=shards, batch=batch, image=image)
-    batches = validation_batches(config, load_index(shards), batch=batch, rank=0, world=1)
-    results = evaluate(codec, batches, protocol)
-    for fault in batches.faults:
-        logger.warning("left out %s of %s: %s", fault.key, fault.url, fault.reason)
-    return replace(results, protocol={"shards": shards, "left_out": len(batches.faults), **results.protocol})
+    index = load_index(shards)
+    rank, world = rank_and_world()
+    config = DataConfig(
+        train=shards, batch=batch, workers=0, image=protocol.image_config(channels), broken_budget=index.samples
+    )
+    stream = validation_batches(config, index, batch=batch, rank=rank, world=world)
+    metrics = ImageMetrics(protocol.metrics, codec.device)
+    with tqdm(total=-(-index.samples // world), unit="image", disable=rank != 0 or not sys.stderr.isatty()) as bar:
+        rows = measure(codec, _counted(stream, bar), metrics)
+    parts = gather((rows, stream.faults))
+    rows = [row for found, _ in parts for row in found]
+    faults = [fault for _, found in parts for fault in found]
+    broken = (
+        f"{len(faults)} of {index.samples} images, the first {faults[0].key} ({faults[0].reason})" if faults else ""
+    )
+    if faults and not rows:
+        raise UserError(
+            f"{shards} has no image for this codec and protocol: broken are {broken}", "choose other shards"
+        )
+    if faults and rank == 0:
+        logger.warning("left out %s", broken)
+    results = summarize(rows, protocol, metrics)
+    return replace(results, protocol={"shards": shards, "left_out": len(faults), **results.protocol})
+
+
+def _counted(batches: Iterable[Batch], bar: tqdm[NoReturn]) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        bar.update(len(batch.key))
 
 
 def measure(codec: Codec, batches: Iterable[Batch], metrics: ImageMetrics) -> list[Row]:
@@ -114,7 +146,7 @@ def _reconstruct(codec: Codec, image: Tensor) -> tuple[list[int], Tensor]:
     places = list(range(len(image)))
     while places:
         try:
-            reconstruction = codec.reconstruct(image[places])
+            reconstruction = codec.decode(codec.encode(image[places]), size=(image.shape[2], image.shape[3]))
         except NonFiniteError as error:
             places = [place for i, place in enumerate(places) if i not in error.samples]
             continue
@@ -131,10 +163,9 @@ def summarize(rows: Sequence[Row], protocol: EvaluationProtocol, metrics: ImageM
     values: dict[str, float | None] = {}
     missing: dict[str, str] = {}
     for name in protocol.metrics:
-        lacking = [row for row in rows if name in row.missing]
-        if lacking:
-            images = f"{len(lacking)} of {len(rows)} images, the first {lacking[0].key}"
-            values[name], missing[name] = None, f"{lacking[0].missing[name]} ({images})"
+        values[name] = None
+        if lacking := [row for row in rows if name in row.missing]:
+            missing[name] = _reason(lacking[0].missing[name], lacking, rows)
         else:
             values[name] = math.fsum(row.values[name] for row in rows) / len(rows)
         if name == "psnr":
@@ -145,13 +176,17 @@ def summarize(rows: Sequence[Row], protocol: EvaluationProtocol, metrics: ImageM
 def _pooled_psnr(rows: Sequence[Row], missing: dict[str, str]) -> float | None:
     """PSNR of the mean squared error over all values of all images; large images weigh more."""
     errors = [row.squared_error for row in rows if row.squared_error is not None]
-    if len(errors) < len(rows):
-        missing["psnr_pooled"] = f"{BROKEN} ({len(rows) - len(errors)} of {len(rows)} images)"
+    if lacking := [row for row in rows if row.squared_error is None]:
+        missing["psnr_pooled"] = _reason(BROKEN, lacking, rows)
     elif sum(errors) == 0:
         missing["psnr_pooled"] = "is infinite, because every reconstruction equals its image"
     else:
         return float(psnr(sum(errors), sum(row.elements for row in rows)))
     return None
+
+
+def _reason(reason: str, lacking: Sequence[Row], rows: Sequence[Row]) -> str:
+    return f"{reason} ({len(lacking)} of {len(rows)} images, the first {lacking[0].key})"
 
 
 def _describe(rows: Sequence[Row], protocol: EvaluationProtocol, metrics: ImageMetrics) -> dict[str, Any]:

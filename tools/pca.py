@@ -23,9 +23,6 @@ class PatchPCA:
         """mean: (C * f * f,).   components: (c, C * f * f), orthonormal rows."""
         self.mean, self.components, self.factor = mean, components, factor
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        return self.decode(self.encode(images), size=(images.shape[2], images.shape[3]))
-
     def encode(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1], any size -> (B, c, H/f, W/f), sides rounded up."""
         return torch.einsum("bphw,cp->bchw", _patches(images, self.factor) - self.mean[:, None, None], self.components)

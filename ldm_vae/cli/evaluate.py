@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-import json
+import json as json_format
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
 from ldm_vae.atomic import atomic_file
+from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Resize, Shards, image_config
 from ldm_vae.codec import LatentCodec
-from ldm_vae.errors import UserError
 from ldm_vae.evaluate import EvaluationProtocol, Results, evaluate_shards
+from ldm_vae.ranks import local_device, rank_and_world
+from ldm_vae.scale import LatentScale
 
 UNITS = {"psnr": "dB", "psnr_pooled": "dB"}
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Run, checkpoint or diffusers folder.")],
-    shards: Annotated[str, typer.Argument(help="Image shards: folder, glob, brace pattern or URL.")],
-    resize: Annotated[str | None, typer.Option(help="short:N makes the short side N pixels, bicubic.")] = None,
-    crop: Annotated[str | None, typer.Option(help="center:N cuts a square of N pixels from the middle.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at once, where they are equal in size.")] = 8,
-    json_file: Annotated[Path | None, typer.Option("--json", help="File for the numbers and the protocol.")] = None,
+    model: Model,
+    shards: Shards,
+    resize: Resize = None,
+    crop: Crop = None,
+    batch: BatchSize = 8,
+    json: Json = None,
 ) -> None:
     """Measure how well a codec reconstructs the images of some shards.
 
-    Default protocol: images at their own size, mode of the posterior, 8-bit rounding, means over images.
+    Of the posterior's mode, at the images' own size, on 8-bit values; means over images. `accelerate launch` and
+    torchrun share the images out to processes.
     """
-    protocol = EvaluationProtocol(resize=_pixels("resize", "short", resize), crop=_pixels("crop", "center", crop))
-    codec = LatentCodec.load(model)
-    results = evaluate_shards(codec, shards, protocol, channels=codec.model.config.in_channels, batch=batch)
+    codec = LatentCodec.load(model, device=local_device())
+    codec.scale = codec.scale or LatentScale()  # none is needed to reconstruct
+    channels = codec.model.config.in_channels
+    image = image_config(channels, resize, crop)
+    protocol = EvaluationProtocol(resize=image.resize, crop=image.crop)
+    results = evaluate_shards(codec, shards, protocol, channels=channels, batch=batch)
     results = replace(results, protocol=describe_codec(codec) | results.protocol)
-    if json_file is not None:
-        with atomic_file(json_file) as stage:
-            stage.write_text(json.dumps(results.to_json(), indent=2) + "\n")
+    if rank_and_world()[0] != 0:
+        return
+    if json is not None:
+        with atomic_file(json) as stage:
+            stage.write_text(json_format.dumps(results.to_json(), indent=2) + "\n")
     _print(results)
 
 
@@ -52,16 +57,6 @@ def describe_codec(codec: LatentCodec) -> dict[str, str | int | None]:
     }
 
 
-def _pixels(option: str, keyword: str, text: str | None) -> int | None:
-    """`short:256` -> 256."""
-    if text is None:
-        return None
-    word, _, number = text.partition(":")
-    if word != keyword or not number.isdecimal() or int(number) == 0:
-        raise UserError(f"--{option} {text}", f"write it as {keyword}:256")
-    return int(number)
-
-
 def _print(results: Results) -> None:
     console = Console()
     table = Table("metric", "value", "unit")
@@ -73,5 +68,5 @@ def _print(results: Results) -> None:
     protocol.add_column()
     protocol.add_column(overflow="fold")
     for name, fact in results.protocol.items():
-        protocol.add_row(name, json.dumps(fact) if isinstance(fact, dict) else str(fact))
+        protocol.add_row(name, json_format.dumps(fact) if isinstance(fact, dict) else str(fact))
     console.print(protocol)

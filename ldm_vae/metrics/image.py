@@ -1,7 +1,8 @@
 """How far a reconstruction is from its image: one number per image and metric, taken on 8-bit values.
 
 psnr         10 log10(255^2 / mean squared error), dB
-ssim         Wang et al. 2004: Gaussian window of 11x11 and sigma 1.5, mean over channels and positions
+ssim         Wang et al. 2004: Gaussian window of 11x11 and sigma 1.5, mean over channels and all positions, with the
+             border reflected, as torchmetrics (Wang et al. and scikit-image leave the border out)
 ms_ssim      Wang et al. 2003: the same window at five scales
 lpips_vgg    Zhang et al. 2018 (arXiv:1801.03924), version 0.1, VGG16
 lpips_alex   the same, AlexNet
