@@ -1,0 +1,51 @@
+import logging
+
+import pytest
+from accelerate import Accelerator
+
+from train.health import Health
+
+STEADY = {"pixel": 0.1, "perceptual": 0.3, "rate": 500.0, "gradient_norm/model": 100.0, "discriminator_accuracy": 0.7}
+
+
+@pytest.fixture
+def health() -> Health:
+    """One that has seen ten rows of a run that goes well."""
+    health = Health(Accelerator())
+    for step in range(10):
+        assert health.judge(step, STEADY) == []
+    return health
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pixel": 1.0}, "pixel jumped to 1, 10 times its running mean; lower optimizer.lr"),
+        ({"gradient_norm/model": 1e6}, "gradient_norm/model is 1e+06"),
+        ({"gradient_norm/model": 1e-3}, "gradient_norm/model is 0.001"),
+        ({"discriminator_accuracy": 0.999}, "it has won"),
+        ({"logits_fake": -50.0}, "they run away"),
+        ({"validation/active_channels_share": 0.25}, "only 25% of the latent channels carry information"),
+        ({"validation/reconstruction_spread": 1e-6}, "different images have the same reconstruction"),
+    ],
+)
+def test_says_what_it_saw_and_what_to_try(
+    health: Health, change: dict[str, float], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="train"):
+        (warning,) = health.judge(11, STEADY | change)
+    assert said in warning
+    assert "; " in warning  # the remedy
+    assert said in caplog.text
+
+
+def test_a_slow_change_is_no_jump(health: Health) -> None:
+    value = 0.1
+    for step in range(100):
+        value *= 1.05
+        assert health.judge(step, {"pixel": value}) == []
+
+
+def test_values_that_are_not_finite_leave_the_running_mean_alone(health: Health) -> None:
+    health.judge(11, {"pixel": float("nan")})
+    assert health.judge(12, {"pixel": 0.1}) == []

@@ -1,0 +1,95 @@
+"""Every recipe that ships: it resolves, dry-runs at full size, and takes a real step at a reduced one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.interop.native import Checkpoint
+from ldm_vae.recipe import dump, load_recipe, resolve
+from tests.conftest import ROOT
+from tests.train.test_resume import rows, run_in_process
+from train.dry_run import describe
+from train.recipe import Recipe
+
+RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml"))
+FINETUNES = ("finetune", "finetune_decoder")
+PARAMETERS = {"kl_f4_c3": "55,312,063", "kl_f8_c4": "83,653,863", "kl_f8_c16": "83,819,683", "kl_f16_c32": "69,836,067"}
+
+
+@pytest.fixture
+def codec(tmp_path: Path) -> Path:
+    """A small codec to start from."""
+    model = Autoencoder(AutoencoderConfig(block_out_channels=(8, 8, 16), norm_groups=4, layers_per_block=1))
+    folder = tmp_path / "codec"
+    Checkpoint.write(folder, {"ema": model.state_dict()}, {"step": 1, "model": model.config.model_dump(mode="json")})
+    return folder
+
+
+def overrides(path: Path, shards: Path, codec: Path) -> list[str]:
+    changes = [f"data.train={shards / 'train'}", f"data.validation={shards / 'validation'}", "data.workers=0"]
+    return [*changes, f"model.init_from={codec}"] if path.stem in FINETUNES else changes
+
+
+def test_all_recipes_are_there() -> None:
+    wanted = {"demo_cpu", "kl_f4_c3", "kl_f8_c4", "kl_f8_c16", "kl_f16_c16", "kl_f16_c32", *FINETUNES}
+    assert wanted <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_dry_run_at_full_size(path: Path, shards: Path, codec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe(Recipe, path, overrides(path, shards, codec))
+    assert path.read_text().startswith("# ")  # headed by the question it answers
+    describe(recipe)
+    said = capsys.readouterr().out
+    assert f"f = {recipe.model.factor}" in said or path.stem in FINETUNES
+    assert f"autoencoder: {PARAMETERS.get(path.stem, '')}" in said
+    assert "23 images in 3 shards" in said
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_one_real_step_at_reduced_size(path: Path, tmp_path: Path, shards: Path, codec: Path) -> None:
+    levels = len(resolve(path).get("model", {}).get("block_out_channels", [0, 0, 0, 0]))
+    changes = [*overrides(path, shards, codec), f"output={tmp_path / 'run'}", "steps=1", "data.batch=2", "log.trackers=[]"]
+    changes += ["data.image.resize=32", "data.image.crop=32", "discriminator.channels=4", "validation.metrics=[psnr]"]
+    changes += ["validation.resize=32", "validation.crop=32"]
+    if path.stem not in FINETUNES:
+        changes += [f"model.block_out_channels={[8] * levels}", "model.norm_groups=4"]
+    run_in_process(path, *changes)
+    (step, validation) = rows(tmp_path / "run")
+    assert step["pixel"] > 0 and step["perceptual"] > 0
+    assert validation["validation/psnr"] > 0
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "done"
+
+
+def test_the_resolved_recipe_reads_back(tmp_path: Path, recipe: Path) -> None:
+    config = load_recipe(Recipe, recipe)
+    (tmp_path / "resolved.yaml").write_text(dump(config))
+    assert load_recipe(Recipe, tmp_path / "resolved.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("precision=fp16", "fp16 is refused"),
+        ("model.train=decoder", "needs model.init_from"),
+        ("model.in_channels=4", "must be equal"),
+        ("data.image.channels=1", "make them equal"),
+        ("data.image.crop=31", "multiple of f = 2"),
+        ("discriminator.norm=batch optimizer.accumulation=2", "use group"),
+        ("discriminator.generator_start=0", "must not be before start"),
+        ("optimiser.lr=1", "did you mean 'optimizer'"),
+        ("optimizer.lr=fast", "optimizer.lr: input should be a valid number"),
+        ("model.norm_groups=3", "must divide every width"),
+    ],
+)
+def test_impossible_recipes_are_refused_in_one_line(recipe: Path, change: str, said: str) -> None:
+    from ldm_vae.errors import UserError
+
+    with pytest.raises(UserError) as error:
+        load_recipe(Recipe, recipe, change.split())
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
