@@ -130,21 +130,23 @@ class LatentCodec:
         """
         if self.scale is None:
             self._warn(f"the latents of {self.source.name} are not scaled: nobody has measured them (`ldm-vae stats`)")
-        return self._scaled(self._draw(self.moments(images), sample, generator))
+        return self._scaled(self.draw(self.moments(images), sample=sample, generator=generator))
 
     def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
         """(B, c, h, w), scaled -> (B, C, h*f, w*f), or cropped to `size` = (H, W). Raises NonFiniteError."""
-        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
-            shape = list(latents.shape)
-            raise UserError(f"latents of shape {shape}", f"this codec decodes (B, {self.latent_channels}, h, w)")
-        return self._decode_raw(self._unscaled(at_least_float32(latents)), size)
+        return self.decode_raw(self._unscaled(at_least_float32(latents)), size=size)
 
     def reconstruct(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W): encoded and decoded, through no scale."""
-        z = self._draw(self.moments(images), sample, generator)
-        return self._decode_raw(z, (images.shape[2], images.shape[3]))
+        z = self.draw(self.moments(images), sample=sample, generator=generator)
+        return self.decode_raw(z, size=(images.shape[2], images.shape[3]))
 
-    def _decode_raw(self, z: Tensor, size: tuple[int, int] | None) -> Tensor:
+    def decode_raw(self, z: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+        """`decode` of raw latents, such as the mean among the moments."""
+        if z.ndim != 4 or z.shape[1] != self.latent_channels:
+            raise UserError(
+                f"latents of shape {list(z.shape)}", f"this codec decodes (B, {self.latent_channels}, h, w)"
+            )
         height, width = z.shape[2] * self.factor, z.shape[3] * self.factor
         if size is not None and not (0 < size[0] <= height and 0 < size[1] <= width):
             raise UserError(f"size {size[0]} x {size[1]}", f"these latents decode to {height} x {width} at most")
@@ -153,13 +155,8 @@ class LatentCodec:
             raise NonFiniteError("the image", broken)
         return images if size is None else images[:, :, : size[0], : size[1]]
 
-    def _scaled(self, z: Tensor) -> Tensor:
-        return z if self.scale is None else self.scale.apply(z)
-
-    def _unscaled(self, latents: Tensor) -> Tensor:
-        return latents if self.scale is None else self.scale.remove(latents)
-
-    def _draw(self, moments: Tensor, sample: bool, generator: torch.Generator | None) -> Tensor:
+    def draw(self, moments: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        """Moments (B, 2c, h, w) -> raw latents (B, c, h, w): the posterior's mode, or a sample of it."""
         noise = None
         if sample:
             shape = (moments.shape[0], self.latent_channels, *moments.shape[2:])
@@ -167,6 +164,12 @@ class LatentCodec:
             noise = torch.randn(shape, generator=generator, device=where, dtype=moments.dtype).to(moments.device)
         z: Tensor = self.model.bottleneck(moments, noise).z
         return z
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        return z if self.scale is None else self.scale.apply(z)
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        return latents if self.scale is None else self.scale.remove(latents)
 
     @torch.no_grad()
     def _finite(

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ldm_vae.atomic import atomic_folder
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.autoencoder import AutoencoderConfig
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import validate
 from ldm_vae.scale import LatentScale
@@ -148,20 +148,21 @@ def modern_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_folder(
-    folder: Path, model: Autoencoder, scale: LatentScale, *, sample_size: int, force_upcast: bool, card: str
+    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], documents: Mapping[str, str]
 ) -> None:
-    """Writes `model` so that AutoencoderKL.from_pretrained(folder) gives the same pixels.
+    """Writes what AutoencoderKL.from_pretrained(folder) loads.
 
+    config: of `to_diffusers_config`.   state: stored as float32.   documents: further files, name -> text.
     The folder appears whole or not at all; an earlier export of that name is replaced, anything else is refused.
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG).is_file())):
         raise UserError(f"{folder} exists and is no earlier export", "give the name of a new folder")
-    config = to_diffusers_config(model.config, scale, sample_size=sample_size, force_upcast=force_upcast)
-    state = {name: value.detach().float().cpu().contiguous() for name, value in model.exported_state().items()}
-    with atomic_folder(folder, needed=sum(value.nbytes for value in state.values())) as stage:
+    stored = {name: value.detach().float().cpu().contiguous() for name, value in state.items()}
+    with atomic_folder(folder, needed=sum(value.nbytes for value in stored.values())) as stage:
         (stage / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        (stage / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
-        (stage / CARD).write_text(card, encoding="utf-8")
+        (stage / WEIGHTS).write_bytes(save(stored, metadata={"format": "pt"}))
+        for name, text in documents.items():
+            (stage / name).write_text(text, encoding="utf-8")
 
 
 def _attention_levels(types: list[str], plain: str, levels: int, source: str) -> tuple[int, ...]:

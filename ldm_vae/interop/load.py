@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,7 +45,7 @@ class Source:
 
     folder: the run or the diffusers folder, to which statistics belong; None for a live model or the Hub.
     step, weights: of a run, the optimizer steps taken and which of its two sets of weights this is.
-    resolution: px, side of the training images; None where nobody says.
+    resolution: px, side of the training images; None where nobody says.   force_upcast: as a diffusers model says.
     """
 
     name: str
@@ -53,6 +54,29 @@ class Source:
     step: int | None = None
     weights: Literal["ema", "model"] | None = None
     resolution: int | None = None
+    force_upcast: bool = True
+
+    @cached_property
+    def recipe(self) -> str | None:
+        """recipe.yaml of the run; None where there is none."""
+        path = None if self.folder is None else self.folder / "recipe.yaml"
+        return path.read_text(encoding="utf-8") if path is not None and path.is_file() else None
+
+    @property
+    def training_data(self) -> str | None:
+        """The shards that the recipe names."""
+        if self.folder is None or self.recipe is None:
+            return None
+        shards = read_yaml(self.folder / "recipe.yaml").get("data", {}).get("train")
+        return None if shards is None else str(shards)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """results.json of the run, by `ldm-vae evaluate`; empty where there is none."""
+        if self.folder is None or not (path := self.folder / "results.json").is_file():
+            return {}
+        content = json.loads(path.read_bytes())
+        return content if isinstance(content, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -131,7 +155,8 @@ def _load_diffusers(folder: Path, name: str, home: Path | None) -> LoadedModel:
     scale = LatentScale.from_config(values, config.latent_channels, str(folder / CONFIG))
     size = values.get("sample_size")
     resolution = max(size) if isinstance(size, list | tuple) else size
-    return LoadedModel(model, scale, Source(name, "diffusers", home, resolution=resolution))
+    upcast = bool(values.get("force_upcast", True))
+    return LoadedModel(model, scale, Source(name, "diffusers", home, resolution=resolution, force_upcast=upcast))
 
 
 def _load_checkpoint(checkpoint: Checkpoint, name: str) -> LoadedModel:
@@ -186,11 +211,3 @@ def _resolution(run: Path | None) -> int | None:
     image: Any = read_yaml(run / "recipe.yaml").get("data", {}).get("image", {})
     size = image.get("crop") or image.get("resize")
     return size if isinstance(size, int) else None
-
-
-def read_results(source: Source) -> dict[str, Any]:
-    """results.json of a run (`ldm-vae evaluate`), for the model card; empty where there is none."""
-    if source.folder is None or not (path := source.folder / "results.json").is_file():
-        return {}
-    content = json.loads(path.read_bytes())
-    return content if isinstance(content, dict) else {}

@@ -132,7 +132,10 @@ class LatentStatistics(Config):
 
     def write(self, path: Path) -> None:
         with atomic_file(path) as stage:
-            stage.write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+            stage.write_text(self.to_text())
+
+    def to_text(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
 
     @staticmethod
     def read(path: Path) -> LatentStatistics:

@@ -40,7 +40,8 @@ def test_export_is_loaded_by_diffusers_and_gives_the_same_pixels(config: Autoenc
     torch.manual_seed(0)
     ours = Autoencoder(config).eval()
     scale = LatentScale(0.3, shift=0.1)
-    interop.write_folder(tmp_path / "out", ours, scale, sample_size=256, force_upcast=False, card="# card\n")
+    written = interop.to_diffusers_config(config, scale, sample_size=256, force_upcast=False)
+    interop.write_folder(tmp_path / "out", written, ours.exported_state(), {"README.md": "card"})
     theirs, report = AutoencoderKL.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report  # missing, unexpected and mismatched keys, error messages
     assert theirs.config.sample_size == 256
@@ -148,8 +149,8 @@ def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:
     precious.parent.mkdir()
     precious.write_text("years of work")
     with pytest.raises(UserError, match="no earlier export"):
-        interop.write_folder(precious.parent, model, LatentScale(), sample_size=64, force_upcast=True, card="")
+        interop.write_folder(precious.parent, {}, model.exported_state(), {})
     assert precious.read_text() == "years of work"
     for card in ("first", "second"):
-        interop.write_folder(tmp_path / "out", model, LatentScale(), sample_size=64, force_upcast=True, card=card)
+        interop.write_folder(tmp_path / "out", {}, model.exported_state(), {"README.md": card})
     assert (tmp_path / "out" / "README.md").read_text() == "second"

@@ -1,0 +1,47 @@
+"""`ldm-vae decode`: latents back into pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import typer
+
+from ldm_vae.atomic import atomic_file
+from ldm_vae.cli.options import Model, Progress
+from ldm_vae.codec import LatentCodec
+from ldm_vae.data.images import encode_image
+from ldm_vae.data.latents import LatentDataset
+from ldm_vae.errors import UserError
+from ldm_vae.ranks import local_device
+
+
+def decode(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="LATENTS", help="Folder that `ldm-vae encode` wrote.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder for the pictures.")],
+    count: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
+) -> None:
+    """Turn latent shards back into images.
+
+    From the mean (or what else was stored), cropped to the size of the original; png, or npy where png cannot hold the
+    channels. Latents of another codec are refused.
+    """
+    codec = LatentCodec.load(model, device=local_device())
+    latents = LatentDataset(out, codec=codec)
+    extension = "png" if codec.model.config.out_channels in (1, 3, 4) else "npy"
+    total = min(len(latents), count or len(latents))
+    with Progress("image") as progress:
+        for item in range(total):
+            picture = codec.decode_raw(latents.raw(item)[None], size=latents.size(item))[0].cpu().numpy()
+            with atomic_file(_path(images, latents.key(item), extension)) as stage:
+                stage.write_bytes(encode_image(picture, extension))
+            progress.advance(1, total)
+    print(f"{images}: {total} pictures")
+
+
+def _path(folder: Path, key: str, extension: str) -> Path:
+    parts = PurePosixPath(key).parts
+    if not parts or ".." in parts or PurePosixPath(key).is_absolute():
+        raise UserError(f"key {key!r}", "it would leave the folder; pack the shards again with `ldm-vae shards`")
+    return folder.joinpath(*parts[:-1], f"{parts[-1]}.{extension}")

@@ -1,0 +1,76 @@
+"""`ldm-vae encode`: a data set of images into one of latents."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+
+from ldm_vae.atomic import atomic_file
+from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Progress, Resize, Shards, image_config
+from ldm_vae.codec import LatentCodec
+from ldm_vae.data.index import load_index
+from ldm_vae.data.latent_shards import Kind, read_latents_file
+from ldm_vae.encode import encode_shards, latent_job
+from ldm_vae.ranks import local_device, rank_and_world
+
+
+def encode(
+    model: Model,
+    shards: Shards,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the latent shards and latents.json.")],
+    latents: Annotated[
+        Kind, typer.Option(help="What to store: mean and log-variance, the mean, or a draw.")
+    ] = "moments",
+    mirrored: Annotated[bool, typer.Option("--mirrored", help="Also of the mirrored image.")] = False,
+    resize: Resize = None,
+    crop: Crop = None,
+    multiple: Annotated[
+        int | None, typer.Option(min=1, help="Pad to a multiple of this many pixels; f without it.")
+    ] = None,
+    batch: BatchSize = 8,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode pictures, per process.")] = 4,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="In which the network runs; latents are stored as float16.")
+    ] = "float32",
+    keep_image: Annotated[bool, typer.Option("--keep-image", help="Carry the images along, too.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of --latents sample.")] = 0,
+    json: Json = None,
+) -> None:
+    """Turn image shards into latent shards.
+
+    One tar for each, of the same name, with all fields but the image; latents.json says what they are. A rerun does
+    what is missing. Under `accelerate launch` or torchrun the shards are shared out to the processes.
+    """
+    codec = LatentCodec.load(model, device=local_device(), dtype=getattr(torch, dtype))
+    image = image_config(codec.model.config.in_channels, resize, crop)
+    job = latent_job(
+        codec,
+        latents=latents,
+        mirrored=mirrored,
+        resize=image.resize,
+        crop=image.crop,
+        multiple=multiple,
+        batch=batch,
+        keep_image=keep_image,
+        seed=seed,
+    )
+    rank, world = rank_and_world()
+    index = load_index(shards)
+    with Progress("image") as progress:
+        encode_shards(codec, index, out, job, workers=workers, rank=rank, world=world, done=progress.advance)
+    content = read_latents_file(out)
+    if not content.complete:
+        print(f"{out}: the shards of process {rank} of {world} are finished")
+        return
+    if json is not None:
+        with atomic_file(json) as stage:
+            summary = content.model_dump(
+                mode="json", include={"samples", "scale", "statistics", "shards", "quarantined"}
+            )
+            stage.write_text(json_format.dumps(summary, indent=1) + "\n")
+    left_out = sum(map(len, content.quarantined.values()))
+    print(f"{out}: {content.samples} latents in {len(content.shards)} shards, {left_out} images left out")

@@ -1,0 +1,65 @@
+"""`ldm-vae export`: from here into diffusers."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ldm_vae.cli.options import BatchSize, Crop, Model, Progress, Resize, image_config
+from ldm_vae.codec import LatentCodec
+from ldm_vae.errors import UserError
+from ldm_vae.interop.export import ScaleKind, export_model
+from ldm_vae.interop.load import load_model, statistics_of, weights_hash
+from ldm_vae.measure import measure_statistics
+from ldm_vae.metrics.latent import LatentStatistics
+from ldm_vae.ranks import local_device, rank_and_world
+
+
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an earlier export there is replaced.")],
+    stats: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Statistics of `ldm-vae stats`, instead of those in the run.")
+    ] = None,
+    shards: Annotated[str | None, typer.Option(metavar="SHARDS", help="Measure them now, on these.")] = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    batch: BatchSize = 8,
+    scale: Annotated[
+        ScaleKind | None,
+        typer.Option(help="factor: unit variance (SD, DiT). shift: also zero mean (SD3, FLUX). channel: each (SDXL)."),
+    ] = None,
+    licence: Annotated[str | None, typer.Option(metavar="SPDX", help="Licence of the weights, for the card.")] = None,
+) -> None:
+    """Write a codec as a folder that diffusers loads.
+
+    Latents are scaled by measured statistics: those that `ldm-vae stats --write` left in a run, or those given here.
+    A diffusers model keeps the scale it has where none are given.
+    """
+    if stats is not None and shards is not None:
+        raise UserError("--stats and --shards", "give one of them: numbers from a file, or a measurement now")
+    loaded = load_model(model)
+    if shards is not None:
+        statistics: LatentStatistics | None = _measure(model, shards, resize, crop, batch)
+    elif stats is not None:
+        statistics = LatentStatistics.read(stats)
+    else:
+        statistics = statistics_of(loaded.source, weights_hash(loaded.model))
+    if rank_and_world()[0] != 0:
+        return
+    if scale is None and (stats is not None or shards is not None):
+        scale = "factor"
+    command = shlex.join(["ldm-vae", *sys.argv[1:]])
+    export_model(loaded, out, statistics, kind=scale, licence=licence, command=command)
+    print(f"{out}: AutoencoderKL.from_pretrained({str(out)!r})")
+
+
+def _measure(model: str, shards: str, resize: str | None, crop: str | None, batch: int) -> LatentStatistics:
+    codec = LatentCodec.load(model, device=local_device())
+    image = image_config(codec.model.config.in_channels, resize, crop)
+    with Progress("image") as progress:
+        return measure_statistics(codec, shards, image, batch=batch, done=progress.advance)

@@ -1,0 +1,61 @@
+"""Options that several commands share, and how they are read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from ldm_vae.data.images import ImageConfig
+from ldm_vae.errors import UserError
+from ldm_vae.ranks import rank_and_world
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run, checkpoint, diffusers folder or Hub id.")]
+Shards = Annotated[str, typer.Argument(metavar="SHARDS", help="Folder, glob, brace pattern or URL of image shards.")]
+Resize = Annotated[
+    str | None, typer.Option(metavar="short:N", help="Resize the short side to N pixels; as they are without it.")
+]
+Crop = Annotated[str | None, typer.Option(metavar="center:N", help="Cut a square of N pixels from the middle.")]
+BatchSize = Annotated[
+    int, typer.Option(min=1, help="Images at a time, per process; only those of one size go together.")
+]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers to FILE.")]
+
+
+def image_config(channels: int, resize: str | None, crop: str | None) -> ImageConfig:
+    """The protocol of `--resize` and `--crop`. Raises UserError for any other wording."""
+    short, side = _pixels(resize, "--resize", "short"), _pixels(crop, "--crop", "center")
+    if short is not None and side is not None and side > short:
+        raise UserError(f"--crop {crop} is larger than --resize {resize}", "crop what the resize leaves, or less")
+    return ImageConfig(channels=channels, resize=short, crop=side, crop_mode="center")
+
+
+def _pixels(text: str | None, option: str, word: str) -> int | None:
+    if text is None or text == "none":
+        return None
+    kind, _, number = text.partition(":")
+    if kind != word or not number.isdecimal() or int(number) < 1:
+        raise UserError(f"{option} {text!r}", f"write {word}:N with N in pixels, such as {word}:256, or none")
+    return int(number)
+
+
+class Progress:
+    """A bar with rate and time left on stderr, on the first process and where somebody looks; else silent."""
+
+    def __init__(self, unit: str) -> None:
+        silent = rank_and_world()[0] != 0 or not sys.stderr.isatty()
+        self._bar = tqdm(unit=unit, disable=silent, total=0, leave=False)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def advance(self, count: int, total: int) -> None:
+        """count: done since the last call.   total: of the whole work of this process."""
+        self._bar.total = total
+        self._bar.update(count)

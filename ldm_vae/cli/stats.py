@@ -1,0 +1,62 @@
+"""`ldm-vae stats`: the numbers that make latents fit for diffusion models."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Progress, Resize, Shards, image_config
+from ldm_vae.codec import LatentCodec
+from ldm_vae.errors import UserError
+from ldm_vae.interop.export import save_statistics
+from ldm_vae.measure import measure_statistics
+from ldm_vae.metrics.latent import LatentStatistics
+from ldm_vae.ranks import local_device, rank_and_world
+
+
+def stats(
+    model: Model,
+    shards: Shards,
+    resize: Resize = None,
+    crop: Crop = None,
+    batch: BatchSize = 8,
+    json: Json = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Keep them beside the model, whose latents are scaled by them from then on.")
+    ] = False,
+) -> None:
+    """Measure the mean and standard deviation of a codec's latents.
+
+    Of the posterior's mode, over all images and positions, in float64; with them the largest activation, which tells
+    whether float16 would overflow. Images keep their size; sides are padded to a multiple of f.
+    """
+    codec = LatentCodec.load(model, device=local_device())
+    if write and codec.source.folder is None:
+        raise UserError(f"--write: {model} is no folder to keep statistics in", "use --json FILE")
+    image = image_config(codec.model.config.in_channels, resize, crop)
+    with Progress("image") as progress:
+        statistics = measure_statistics(codec, shards, image, batch=batch, done=progress.advance)
+    if rank_and_world()[0] != 0:
+        return
+    print(_table(statistics))
+    if json is not None:
+        statistics.write(json)
+    if write:
+        print(f"written to {save_statistics(codec.source, statistics)}")
+
+
+def _table(statistics: LatentStatistics) -> str:
+    rows = [("all", statistics.mean, statistics.std)]
+    channels = zip(statistics.channel_mean, statistics.channel_std, strict=True)
+    rows += [(str(channel), mean, std) for channel, (mean, std) in enumerate(channels)]
+    lines = [f"{'channel':>7}  {'mean':>10}  {'std':>10}"]
+    lines += [f"{name:>7}  {mean:>10.5f}  {std:>10.5f}" for name, mean, std in rows]
+    lines.append(
+        f"{statistics.images} images, {statistics.latents} of the posterior; scaling factor {1 / statistics.std:.5f}"
+    )
+    if (activation := statistics.activation) is not None:
+        lines.append(
+            f"largest activation {activation.largest:.1f} at {activation.layer}, over {activation.images} images"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,144 @@
+"""A model and its measured statistics -> a diffusers folder that says the truth about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ldm_vae.atomic import atomic_file
+from ldm_vae.autoencoder import AutoencoderConfig
+from ldm_vae.errors import UserError
+from ldm_vae.interop.diffusers import CARD, CONFIG, read_config, to_diffusers_config, write_folder
+from ldm_vae.interop.load import STATISTICS, LoadedModel, Source, weights_hash
+from ldm_vae.latent.gaussian import GaussianConfig
+from ldm_vae.metrics.latent import LatentStatistics
+from ldm_vae.scale import LatentScale
+
+ScaleKind = Literal["factor", "shift", "channel"]
+# float16 overflows at 65504. Images that nobody measured may go further than those that were, and kernels form sums
+# on the way to an output: with a quarter of the range or less in use, they have room.
+FLOAT16_SAFE = torch.finfo(torch.float16).max / 4
+UNKNOWN_RESOLUTION = 512  # px, where nobody says what the model was trained at; too large only means fewer tiles
+
+
+def export_model(
+    loaded: LoadedModel,
+    folder: Path,
+    statistics: LatentStatistics | None,
+    *,
+    kind: ScaleKind | None = None,
+    licence: str | None = None,
+    command: str,
+) -> None:
+    """Writes `folder` for AutoencoderKL.from_pretrained, with a model card.
+
+    statistics: of these weights; None for a diffusers model that nobody measured.
+    kind: how they become a scale; None keeps that of a diffusers model, and is "factor" for a run.
+    licence: of the weights, an SPDX id.   command: what the person typed, for the card.
+    Raises UserError where a run has no statistics, or those of other weights.
+    """
+    model, source = loaded.model, loaded.source
+    if statistics is not None and statistics.codec != (digest := weights_hash(model)):
+        what = f"the statistics are of the weights {statistics.codec[:12]}, and {source.name} has {digest[:12]}"
+        raise UserError(what, "measure again: `ldm-vae stats MODEL SHARDS --write`")
+    if statistics is None and loaded.scale is None:
+        raise UserError(
+            f"nobody has measured the latents of {source.name}",
+            "run `ldm-vae stats MODEL SHARDS --write` first, or give --shards or --stats",
+        )
+    keep = loaded.scale is not None and source.kind == "diffusers" and kind is None
+    scale = loaded.scale if keep or statistics is None else statistics.scale(kind or "factor")
+    assert scale is not None
+    activation = None if statistics is None else statistics.activation
+    # Unmeasured: what the model said of itself, and else the safe side.
+    force_upcast = source.force_upcast if activation is None else activation.largest > FLOAT16_SAFE
+    factor = model.config.factor
+    sample_size = -(-(source.resolution or UNKNOWN_RESOLUTION) // factor) * factor
+    card = _card(model.config, scale, source, statistics, force_upcast=force_upcast, licence=licence, command=command)
+    documents = {CARD: "".join(card)}
+    if statistics is not None:
+        documents[STATISTICS] = statistics.to_text()
+    config = to_diffusers_config(model.config, scale, sample_size=sample_size, force_upcast=force_upcast)
+    write_folder(folder, config, model.exported_state(), documents)
+
+
+def save_statistics(source: Source, statistics: LatentStatistics) -> Path:
+    """Beside the model, for the codec and for export; a diffusers folder also gets them as its scale."""
+    if source.folder is None:
+        raise ValueError(f"{source.name} is no folder")
+    path = source.folder / STATISTICS
+    if source.kind == "diffusers":
+        config = read_config(source.folder)
+        kind: ScaleKind = "factor" if config.get("shift_factor") is None else "shift"
+        scale = statistics.scale("channel" if config.get("latents_mean") is not None else kind)
+        with atomic_file(source.folder / CONFIG) as stage:
+            stage.write_text(json.dumps({**config, **scale.to_config()}, indent=2) + "\n")
+    statistics.write(path)
+    return path
+
+
+def _card(
+    config: AutoencoderConfig,
+    scale: LatentScale,
+    source: Source,
+    statistics: LatentStatistics | None,
+    *,
+    force_upcast: bool,
+    licence: str | None,
+    command: str,
+) -> Iterator[str]:
+    """README.md in pieces."""
+    yield "---\nlibrary_name: diffusers\n"
+    if licence is not None:
+        yield f"license: {licence}\n"
+    yield "tags:\n- autoencoder\n- vae\n- latent-diffusion\n---\n\n"
+    yield f"# KL autoencoder, f{config.factor}, {config.latent_channels} channels\n\n"
+    trained = f", {source.step:,} steps, {'EMA ' if source.weights == 'ema' else ''}weights" if source.step else ""
+    yield f"Written by ldm_vae from `{source.name}`{trained}. H x W pixels of {config.in_channels} channels become"
+    yield f" a latent of H/{config.factor} x W/{config.factor} positions and {config.latent_channels} channels.\n\n"
+    yield "```python\nfrom diffusers import AutoencoderKL\nvae = AutoencoderKL.from_pretrained(FOLDER)\n```\n\n"
+    yield "## Numbers\n\n"
+    yield from _numbers(scale, statistics, force_upcast)
+    yield from _results(source)
+    if config.bottleneck != GaussianConfig():
+        low, high = config.bottleneck.logvar_range
+        yield f"\nTrained with the log-variance clamped to [{low:g}, {high:g}]; diffusers clamps to [-30, 20].\n"
+    yield "\n## Data\n\n"
+    yield f"Trained on: {source.training_data or 'not known here'}.\n"
+    if statistics is not None:
+        yield f"Latents measured on {statistics.images:,} images of `{statistics.data}`"
+        yield f" (resize {statistics.protocol.get('resize')}, crop {statistics.protocol.get('crop')}).\n"
+    yield f"\n## Licence\n\n{licence or 'Not stated; `ldm-vae export --licence` names one.'}\n"
+    yield f"\n## Command\n\n```\n{command}\n```\n"
+    if source.recipe is not None:
+        yield f"\n## Recipe\n\n```yaml\n{source.recipe.rstrip()}\n```\n"
+
+
+def _numbers(scale: LatentScale, statistics: LatentStatistics | None, force_upcast: bool) -> Iterator[str]:
+    yield "| | |\n|---|---|\n"
+    for name, value in scale.to_config().items():
+        if value is not None:
+            yield f"| {name} | {value} |\n"
+    if statistics is not None:
+        yield f"| latent mean, std | {statistics.mean:.6g}, {statistics.std:.6g} ({statistics.latents}) |\n"
+    if statistics is not None and (activation := statistics.activation) is not None:
+        yield f"| largest activation | {activation.largest:.1f} at {activation.layer}, {activation.images} images |\n"
+    yield f"| float16 | {'decode in float32 (force_upcast)' if force_upcast else 'fits'} |\n"
+
+
+def _results(source: Source) -> Iterator[str]:
+    """What `ldm-vae evaluate` wrote into the run."""
+    metrics = source.results.get("metrics")
+    if not isinstance(metrics, Mapping) or not metrics:
+        return
+    yield "\n| metric | value |\n|---|---|\n"
+    for name, value in metrics.items():
+        if isinstance(value, int | float):
+            yield f"| {name} | {value:.4f} |\n"
+    protocol: Any = source.results.get("protocol")
+    if isinstance(protocol, Mapping):
+        yield "\nProtocol: " + "; ".join(f"{key} {value}" for key, value in protocol.items()) + ".\n"

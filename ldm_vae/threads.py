@@ -1,0 +1,55 @@
+"""Running a generator ahead of the one who uses it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterable
+from queue import Empty, Full, Queue
+from typing import TypeVar
+
+T = TypeVar("T")
+POLL = 0.1  # seconds after which a full queue looks whether anybody still reads
+
+
+def in_thread(items: Iterable[T], *, depth: int) -> Generator[T, None, None]:
+    """The same items, made in a thread of their own, up to `depth` ahead. Its error is raised here, in its place.
+
+    When the caller stops early, the thread ends with the item it is at.
+    """
+    queue: Queue[tuple[T | None, BaseException | None, bool]] = Queue(depth)
+    stopped = threading.Event()
+
+    def put(entry: tuple[T | None, BaseException | None, bool]) -> bool:
+        while not stopped.is_set():
+            try:
+                queue.put(entry, timeout=POLL)
+                return True
+            except Full:
+                continue
+        return False
+
+    def run() -> None:
+        try:
+            for item in items:
+                if not put((item, None, False)):
+                    return
+            put((None, None, True))
+        except BaseException as error:
+            put((None, error, True))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                item, error, last = queue.get(timeout=POLL)
+            except Empty:
+                continue  # lets Ctrl-C through
+            if error is not None:
+                raise error
+            if last:
+                return
+            yield item  # type: ignore[misc]  # an item where there is no error
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,249 @@
+"""`ldm-vae encode` and `decode`: shards to latents and back, interrupted, shared out, with broken samples."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from ldm_vae import LatentCodec
+from ldm_vae.cli.app import main
+from ldm_vae.data.images import decode_image, to_uint8
+from ldm_vae.data.latents import LatentDataset
+from ldm_vae.errors import UserError
+from ldm_vae.interop.diffusers import to_diffusers_config, write_folder
+from ldm_vae.scale import LatentScale
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    return int(stop.value.code or 0)
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def array(data: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False))
+
+
+def test_moments_sizes_and_other_fields_are_those_of_the_samples(run: Path, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert command("encode", run, shards, out, "--batch", 2, "--mirrored") == 0
+    codec = LatentCodec.load(run, device="cpu")
+    assert sorted(path.name for path in out.glob("*.tar")) == ["000000.tar", "000001.tar"]
+    content = json.loads((out / "latents.json").read_text())
+    for name in ("000000.tar", "000001.tar"):
+        images, latents = members(shards / name), members(out / name)
+        keys = [member.removesuffix(".png") for member in images if member.endswith(".png")]
+        assert list(content["sizes"][name]) == keys
+        assert [member for member in latents if member.endswith(".cls")] == [f"{key}.cls" for key in keys]
+        assert not any(member.endswith(".png") for member in latents)
+        for key in keys:
+            image = torch.from_numpy(decode_image(images[f"{key}.png"], "png", 3))[None]
+            assert content["sizes"][name][key] == list(image.shape[2:])
+            for field, expected in (
+                ("moments.npy", codec.moments(image)),
+                ("mirrored.moments.npy", codec.moments(image.flip(3))),
+            ):
+                stored = array(latents[f"{key}.{field}"])
+                assert stored.dtype == torch.float16
+                # float16 keeps 11 bits; the batch rounds differently in float32
+                torch.testing.assert_close(stored.float(), expected[0], rtol=2**-11, atol=1e-5)
+            for field in ("cls", "txt"):
+                assert latents[f"{key}.{field}"] == images[f"{key}.{field}"]
+    assert content["samples"] == 11
+    assert content["job"]["codec"] == codec.weights_hash
+    means = np.concatenate([
+        array(data)[:4].double().flatten(1).numpy()
+        for name in ("000000.tar", "000001.tar")
+        for member, data in members(out / name).items()
+        if member.endswith(".moments.npy") and not member.endswith("mirrored.moments.npy")
+    ], axis=1)  # fmt: skip
+    assert content["statistics"]["images"] == 11
+    np.testing.assert_allclose(content["statistics"]["channel_std"], means.std(axis=1), rtol=1e-3)  # float16
+    assert content["scale"]["scaling_factor"] == pytest.approx(1 / content["statistics"]["std"])
+
+
+def test_webdataset_reads_the_latents(run: Path, shards: Path, tmp_path: Path) -> None:
+    assert command("encode", run, shards, tmp_path / "out") == 0
+    data = webdataset.WebDataset(str(tmp_path / "out" / "000001.tar"), shardshuffle=False).decode()
+    samples = list(data)
+    assert [sample["__key__"] for sample in samples] == ["h", "i", "j", "k"]
+    assert samples[1]["moments.npy"].shape == (8, 5, 8)
+    assert (samples[1]["cls"], samples[1]["txt"]) == (1, "number 1")
+
+
+@pytest.mark.parametrize("latents", ["mode", "sample"])
+def test_one_latent_instead_of_moments(run: Path, shards: Path, tmp_path: Path, latents: str) -> None:
+    assert command("encode", run, shards, tmp_path / "moments", "--batch", 3) == 0
+    for name, batch in (("out", 3), ("again", 1)):
+        assert command("encode", run, shards, tmp_path / name, "--latents", latents, "--batch", batch) == 0
+    moments = LatentDataset(tmp_path / "moments", sample=False)
+    first, second = (LatentDataset(tmp_path / name) for name in ("out", "again"))
+    distance = torch.stack([(first.raw(i) - moments.raw(i)).abs().mean() for i in range(11)])
+    assert (distance > 0.1).all() if latents == "sample" else (distance < 1e-3).all()
+    for i in range(11):  # the draw is a function of seed and key
+        torch.testing.assert_close(first.raw(i), second.raw(i), rtol=2**-10, atol=1e-4)
+
+
+def test_rerun_does_only_what_is_missing_to_the_same_bytes(run: Path, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert command("encode", run, shards, out) == 0
+    before = digests(out)
+    untouched = (out / "000000.tar").stat().st_mtime_ns
+    (out / "000001.tar").unlink()
+    assert command("encode", run, shards, out) == 0
+    assert digests(out) == before
+    assert (out / "000000.tar").stat().st_mtime_ns == untouched
+
+
+def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(run: Path, shards: Path, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "ldm_vae", "encode", str(run), str(shards)]
+    subprocess.run([*arguments, str(tmp_path / "calm")], check=True, capture_output=True)
+    waits = np.random.default_rng(0).uniform(0.0, 0.4, size=3)
+    killed = 0
+    for wait in waits:
+        process = subprocess.Popen([*arguments, str(tmp_path / "out")], stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (tmp_path / "out" / "latents.json").exists():
+            time.sleep(0.005)  # until it is at work
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed
+    subprocess.run([*arguments, str(tmp_path / "out")], check=True, capture_output=True)
+    assert digests(tmp_path / "out") == digests(tmp_path / "calm")
+
+
+def test_shards_are_shared_out_to_processes(run: Path, shards: Path, tmp_path: Path) -> None:
+    assert command("encode", run, shards, tmp_path / "one") == 0
+    arguments = [sys.executable, "-m", "ldm_vae", "encode", str(run), str(shards), str(tmp_path / "two")]
+    first = subprocess.run(arguments, env={**os.environ, "RANK": "0", "WORLD_SIZE": "2"}, capture_output=True)
+    assert first.returncode == 0, first.stderr
+    assert [path.name for path in (tmp_path / "two").glob("*.tar")] == ["000000.tar"]
+    with pytest.raises(UserError, match="unfinished"):
+        LatentDataset(tmp_path / "two")
+    second = subprocess.run(arguments, env={**os.environ, "RANK": "1", "WORLD_SIZE": "2"}, capture_output=True)
+    assert second.returncode == 0, second.stderr
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+
+
+def test_broken_samples_are_left_out_and_named(run: Path, shards: Path, tmp_path: Path) -> None:
+    shard = shards / "000001.tar"
+    content = members(shard)
+    content["i.png"] = b"no picture"
+    with tarfile.open(shard, "w") as tar:
+        for name, data in content.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert command("encode", run, shards, tmp_path / "out") == 0
+    written = json.loads((tmp_path / "out" / "latents.json").read_text())
+    assert list(written["quarantined"]) == ["000001.tar"]
+    assert "UnidentifiedImageError" in written["quarantined"]["000001.tar"]["i"]
+    assert written["samples"] == 10
+    assert not any(name.startswith("i.") for name in members(tmp_path / "out" / "000001.tar"))
+    assert len(LatentDataset(tmp_path / "out")) == 10
+
+
+def test_other_job_in_the_same_folder_is_refused(
+    run: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("encode", run, shards, tmp_path / "out") == 0
+    before = digests(tmp_path / "out")
+    assert command("encode", run, shards, tmp_path / "out", "--crop", "center:8") == 2
+    assert "made with crop None, not 8" in capfd.readouterr().err
+    assert command("encode", run, shards, shards) == 2
+    assert "holds shards that are no latents" in capfd.readouterr().err
+    assert command("encode", run, shards, tmp_path / "other", "--multiple", 6) == 2
+    assert "give a multiple of f, which is 4" in capfd.readouterr().err
+    assert digests(tmp_path / "out") == before
+
+
+def test_multiple_pads_further_and_pictures_come_back_at_their_size(run: Path, shards: Path, tmp_path: Path) -> None:
+    out, images = tmp_path / "out", tmp_path / "images"
+    assert command("encode", run, shards, out, "--multiple", 16) == 0
+    assert all(side % 4 == 0 for i in range(11) for side in LatentDataset(out).raw(i).shape[1:])
+    assert command("decode", run, out, images, "--count", 9) == 0
+    assert sorted(path.name for path in images.iterdir()) == sorted(
+        f"{key}.png" for key in ["a", "b.v1.0", "c", "d", "e", "f", "g", "h", "i"]
+    )
+    with Image.open(images / "b.v1.0.png") as picture:
+        assert picture.size == (30, 17)
+
+
+def test_decoded_pictures_are_the_reconstructions(run: Path, shards: Path, tmp_path: Path) -> None:
+    out, images = tmp_path / "out", tmp_path / "images"
+    assert command("encode", run, shards, out) == 0
+    assert command("decode", run, out, images) == 0
+    codec = LatentCodec.load(run, device="cpu")
+    source = members(shards / "000000.tar")
+    for key in ("a", "b.v1.0", "c"):
+        image = torch.from_numpy(decode_image(source[f"{key}.png"], "png", 3))[None]
+        expected = to_uint8(codec.reconstruct(image))[0].permute(1, 2, 0).numpy().astype(int)
+        found = np.asarray(Image.open(images / f"{key}.png")).astype(int)
+        assert np.abs(found - expected).max() <= 1  # float16 latents move a value across a rounding
+
+
+def test_latents_of_another_codec_are_refused(
+    run: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("encode", run, shards, tmp_path / "out") == 0
+    other = LatentCodec.load(run, device="cpu")
+    with torch.no_grad():
+        other.model.decoder.conv_out.bias.add_(0.1)
+    config = to_diffusers_config(other.model.config, LatentScale(), sample_size=32, force_upcast=False)
+    write_folder(tmp_path / "other", config, other.model.exported_state(), {})
+    capfd.readouterr()
+    assert command("decode", tmp_path / "other", tmp_path / "out", tmp_path / "images") == 2
+    assert "of another codec" in capfd.readouterr().err
+    assert not (tmp_path / "images").exists()
+
+
+def test_dataset_scales_draws_and_mirrors_by_seed_and_epoch(run: Path, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert command("encode", run, shards, out, "--mirrored", "--crop", "center:8") == 0
+    codec = LatentCodec.load(run, device="cpu")
+    means = LatentDataset(out, codec=codec, sample=False, mirror=False)
+    item = means[1]
+    assert (item["key"], item["cls"], item["txt"]) == ("b.v1.0", 1, "number 1")
+    assert item["latent"].dtype == torch.float32
+    torch.testing.assert_close(item["latent"], means.scale.apply(means.raw(1)))
+    flat = torch.stack([means[i]["latent"] for i in range(len(means))])
+    assert flat.std(correction=0).item() == pytest.approx(1, abs=1e-3)
+    drawn = LatentDataset(out, codec=codec.weights_hash, seed=3)
+    assert torch.equal(drawn[4]["latent"], LatentDataset(out, seed=3)[4]["latent"])
+    assert not torch.equal(drawn[4]["latent"], LatentDataset(out, seed=4)[4]["latent"])
+    before = drawn[4]["latent"]
+    drawn.set_epoch(1)
+    assert not torch.equal(drawn[4]["latent"], before)
+    mirror = LatentDataset(out, sample=False)
+    kept = sum(torch.equal(mirror[i]["latent"], means[i]["latent"]) for i in range(11))
+    assert 0 < kept < 11
+    loader = torch.utils.data.DataLoader(drawn, batch_size=4, num_workers=2)
+    batches = list(loader)
+    assert torch.equal(torch.cat([batch["latent"] for batch in batches]), torch.stack([d["latent"] for d in drawn]))
+    assert batches[0]["key"] == ["a", "b.v1.0", "c", "d"]
+    with pytest.raises(UserError, match="of another codec"):
+        LatentDataset(out, codec="0" * 64)

@@ -1,0 +1,144 @@
+"""`ldm-vae stats` and `ldm-vae export`, as called from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from ldm_vae import LatentCodec
+from ldm_vae.cli.app import main
+from ldm_vae.data.images import decode_image
+from ldm_vae.data.index import load_index
+from ldm_vae.data.source import read_range
+from ldm_vae.interop.diffusers import to_diffusers_config, write_folder
+from ldm_vae.scale import LatentScale
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    return int(stop.value.code or 0)
+
+
+def pictures(shards: Path) -> list[torch.Tensor]:
+    found = []
+    for shard in load_index(str(shards)).shards:
+        for ordinal in range(shard.samples):
+            data = read_range(shard.url, *shard.fields(ordinal)["png"])
+            found.append(torch.from_numpy(decode_image(data, "png", 3))[None])
+    return found
+
+
+def test_statistics_equal_numpy_over_every_image_at_its_size(run: Path, shards: Path, tmp_path: Path) -> None:
+    assert command("stats", run, shards, "--json", tmp_path / "stats.json", "--batch", 3) == 0
+    content = json.loads((tmp_path / "stats.json").read_text())
+    codec = LatentCodec.load(run, device="cpu")
+    means = [codec.moments(image).chunk(2, dim=1)[0].double().numpy() for image in pictures(shards)]
+    flat = np.concatenate([mean[0].reshape(4, -1) for mean in means], axis=1)
+    assert content["images"] == 11
+    assert content["values"] == flat.shape[1]
+    # Batches of other sizes round differently in float32.
+    np.testing.assert_allclose(content["channel_mean"], flat.mean(axis=1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(content["channel_std"], flat.std(axis=1), rtol=1e-5)
+    assert content["std"] == pytest.approx(flat.std(), rel=1e-5)
+    assert content["codec"] == codec.weights_hash
+    assert not (run / "latent_statistics.json").exists()
+
+
+def test_resize_and_crop_are_applied_and_recorded(run: Path, shards: Path, tmp_path: Path) -> None:
+    options = ("--resize", "short:12", "--crop", "center:8", "--json", tmp_path / "stats.json")
+    assert command("stats", run, shards, *options) == 0
+    content = json.loads((tmp_path / "stats.json").read_text())
+    assert content["values"] == 11 * 2 * 2
+    assert (content["protocol"]["resize"], content["protocol"]["crop"]) == (12, 8)
+
+
+def test_written_statistics_scale_the_codec_and_the_export(run: Path, shards: Path, tmp_path: Path) -> None:
+    assert command("stats", run, shards, "--write") == 0
+    statistics = json.loads((run / "latent_statistics.json").read_text())
+    assert command("export", run, tmp_path / "out", "--licence", "cc0-1.0") == 0
+    theirs, report = AutoencoderKL.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values()), report
+    assert theirs.config.scaling_factor == pytest.approx(1 / statistics["std"])
+    assert theirs.config.sample_size == 32  # 30 px of the recipe, rounded up to a multiple of f
+    assert theirs.config.force_upcast is False
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: cc0-1.0" in card
+    assert "photographs" in card  # the recipe
+    assert "ldm-vae" in card
+    ours, exported = LatentCodec.load(run, device="cpu"), LatentCodec.load(tmp_path / "out", device="cpu")
+    image = pictures(shards)[1]
+    assert torch.equal(ours.encode(image), exported.encode(image))
+    assert ours.weights_hash == exported.weights_hash
+    padded = torch.nn.functional.pad(image, (0, 2, 0, 3), mode="reflect")
+    with torch.no_grad():
+        latent = theirs.encode(padded).latent_dist.mode() * theirs.config.scaling_factor
+        pixels = theirs.decode(latent / theirs.config.scaling_factor).sample[:, :, :17, :30]
+    # The same weights in the same operations; attention alone sums in another order.
+    torch.testing.assert_close(ours.encode(image), latent, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.decode(latent, size=(17, 30)), pixels, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["shift", "channel"])
+def test_measured_on_the_way_with_another_kind_of_scale(run: Path, shards: Path, tmp_path: Path, kind: str) -> None:
+    assert command("export", run, tmp_path / "out", "--shards", shards, "--scale", kind) == 0
+    codec = LatentCodec.load(tmp_path / "out", device="cpu")
+    scaled = torch.cat([codec.encode(image).flatten(2) for image in pictures(shards)], dim=2)
+    axes = (0, 2) if kind == "channel" else (0, 1, 2)
+    mean, std = scaled.mean(dim=axes), scaled.std(dim=axes, correction=0)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-4)
+    torch.testing.assert_close(std, torch.ones_like(std), rtol=0, atol=1e-4)
+
+
+def test_activations_beyond_the_margin_ask_for_float32(run: Path, shards: Path, tmp_path: Path) -> None:
+    codec = LatentCodec.load(run, device="cpu")
+    with torch.no_grad():
+        codec.model.decoder.conv_in.weight.mul_(1e6)  # normalised again right after
+    written = to_diffusers_config(codec.model.config, LatentScale(0.3), sample_size=32, force_upcast=False)
+    write_folder(tmp_path / "hot", written, codec.model.exported_state(), {})
+    assert command("export", tmp_path / "hot", tmp_path / "out", "--shards", shards) == 0
+    exported = json.loads((tmp_path / "out" / "config.json").read_text())
+    statistics = json.loads((tmp_path / "out" / "latent_statistics.json").read_text())
+    assert exported["force_upcast"] is True
+    assert statistics["activation"]["largest"] > 65504 / 4
+    assert statistics["activation"]["layer"].startswith("decoder.")
+
+
+def test_diffusers_folder_keeps_its_scale_until_it_is_measured(run: Path, shards: Path, tmp_path: Path) -> None:
+    assert command("export", run, tmp_path / "first", "--shards", shards, "--scale", "shift") == 0
+    first = json.loads((tmp_path / "first" / "config.json").read_text())
+    assert command("export", tmp_path / "first", tmp_path / "second") == 0
+    assert json.loads((tmp_path / "second" / "config.json").read_text()) == first
+    assert command("stats", tmp_path / "second", shards, "--write", "--crop", "center:8") == 0
+    third = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert third["scaling_factor"] != first["scaling_factor"]
+    assert third["shift_factor"] is not None
+    AutoencoderKL.from_pretrained(tmp_path / "second")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("export", "{run}", "{out}"), "nobody has measured the latents"),
+        (("export", "{run}", "{out}", "--stats", "missing.json"), "missing.json cannot be read"),
+        (("export", "{run}", "{out}", "--stats", "x", "--shards", "y"), "give one of them"),
+        (("stats", "{run}", "{shards}", "--crop", "256"), "write center:N"),
+        (("stats", "{run}", "{shards}", "--crop", "center:500"), "smaller than the crop"),
+        (("stats", "nowhere", "{shards}"), "model nowhere not found"),
+        (("stats", "{run}", "{run}"), "no shards in"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    run: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    names = {"run": run, "shards": shards, "out": tmp_path / "out"}
+    assert command(*(argument.format(**names) for argument in arguments)) == 2
+    errors = capfd.readouterr().err
+    assert message in errors
+    assert errors.strip().splitlines()[-1].startswith("ldm-vae: ")
+    assert not (tmp_path / "out").exists()
