@@ -1,0 +1,98 @@
+"""ldm-vae check: shards -> a table of what is wrong with them, and their index."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ldm_vae.atomic import atomic_file
+from ldm_vae.cli.options import Json, Shards
+from ldm_vae.data.index import NAME, save_index
+from ldm_vae.data.inspection import Problem, Report, index_folders, inspect_shards
+
+ROWS = 5  # reasons shown per shard; --json has all
+
+
+def check(
+    shards: Shards,
+    decode: Annotated[bool, typer.Option("--decode", help="Read and decode every picture, label and text.")] = False,
+    channels: Annotated[int, typer.Option(min=1, help="Of the images, for --decode.")] = 3,
+    write_index: Annotated[
+        bool, typer.Option("--write-index", help="Write index.json, without the samples that cannot be used.")
+    ] = False,
+    json: Json = None,
+) -> None:
+    """Find what is wrong with shards, and index them.
+
+    Exit code 1 if anything is: truncated or damaged tars, keys that repeat or interleave, names that webdataset reads
+    otherwise, samples without a picture, links, devices and paths that leave the folder, disagreement with index.json.
+    """
+    folders = index_folders(shards) if write_index else []
+    reports = list(inspect_shards(shards, decode=decode, channels=channels))
+    _print(reports)
+    if json is not None:
+        with atomic_file(json) as stage:
+            stage.write_text(json_format.dumps(_to_json(reports), indent=2) + "\n")
+    for folder in folders:
+        found = [report.shard for report in reports if report.shard is not None]
+        path = save_index([shard for shard in found if Path(shard.url).parent == folder], folder / NAME)
+        typer.echo(f"wrote {path}")
+    if any(report.problems for report in reports):
+        raise typer.Exit(1)
+
+
+def _print(reports: Sequence[Report]) -> None:
+    table = Table()
+    for column in ("shard", "samples", "wrong", "what", "first"):
+        table.add_column(column, overflow="fold")  # nothing is cut short
+    for report in reports:
+        for row, (reason, count, first) in enumerate(_by_reason(report.problems)):
+            name, samples = (report.url, str(report.shard.samples) if report.shard else "") if row == 0 else ("", "")
+            table.add_row(escape(_printable(name)), samples, str(count), escape(_printable(reason)), escape(first))
+    shards = [report.shard for report in reports if report.shard is not None]
+    wrong = {report.url for report in reports if report.problems}
+    whole = [shard for shard in shards if shard.url not in wrong]
+    table.add_row(f"{len(whole)} whole shards", str(sum(shard.samples for shard in whole)), "0")
+    console = Console()
+    console.print(table)
+    size = sum(shard.size for shard in shards) / 1e6
+    console.print(f"{len(shards)} shards, {sum(s.samples for s in shards)} samples that can be used, {size:.1f} MB")
+
+
+def _by_reason(problems: Sequence[Problem]) -> Iterator[tuple[str, int, str]]:
+    """(reason, how often, the first member), at most ROWS, the rest summed."""
+    counts = Counter(problem.reason for problem in problems)
+    first = {problem.reason: problem.member for problem in reversed(problems)}
+    for reason in list(counts)[:ROWS]:
+        yield reason, counts[reason], _printable(first[reason])
+    rest = list(counts)[ROWS:]
+    if rest:
+        yield f"{len(rest)} more reasons: see --json", sum(counts[reason] for reason in rest), ""
+
+
+def _printable(text: str) -> str:
+    """Names in hostile shards may hold escape sequences of terminals."""
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)[:200]
+
+
+def _to_json(reports: Sequence[Report]) -> dict[str, Any]:
+    shards = [report.shard for report in reports if report.shard is not None]
+    return {
+        "shards": len(shards),
+        "samples": sum(shard.samples for shard in shards),
+        "bytes": sum(shard.size for shard in shards),
+        "problems": [
+            {"url": report.url, "member": problem.member, "reason": problem.reason}
+            for report in reports
+            for problem in report.problems
+        ],
+    }
