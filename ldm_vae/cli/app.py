@@ -12,6 +12,7 @@ from ldm_vae.errors import UserError
 
 COMMANDS = {
     "shards": "Pack a folder of images into WebDataset shards with an index.",
+    "check": "Find what is wrong with shards, and index them.",
     "evaluate": "Measure how well a codec reconstructs the images of some shards.",
     "stats": "Measure the mean and standard deviation of a codec's latents.",
     "export": "Write a codec as a folder that diffusers loads.",

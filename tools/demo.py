@@ -1,0 +1,166 @@
+"""The whole path on real photographs, from the checkout's root: `make demo [STEPS=n]`.
+
+Each stage leaves something in runs/demo and is skipped where it is there already, so that a second call goes on with
+what was interrupted. Training goes on from its last checkpoint; what was made of an older one is then made anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from rich.console import Console
+from rich.table import Table
+
+from ldm_vae.atomic import atomic_file
+from ldm_vae.cli.app import main as ldm_vae
+from ldm_vae.codec import LatentCodec, pad_to_multiple
+from ldm_vae.data.index import load_index
+from ldm_vae.data.reader import DataConfig, validation_batches
+from ldm_vae.errors import UserError
+from ldm_vae.evaluate import evaluate_shards
+from ldm_vae.interop.native import Checkpoint
+from ldm_vae.recipe import resolve
+from tools.pca import PatchPCA, fit_pca
+from tools.photographs import SIDES, write_photographs
+
+RECIPE = Path("configs/demo_cpu.yaml")
+RUN = Path("runs/demo")
+SHARDS = RUN / "shards"
+TRAIN, VALIDATION = str(SHARDS / "train"), str(SHARDS / "validation")
+RESULTS, STATISTICS, EXPORT = RUN / "results.json", RUN / "latent_statistics.json", RUN / "export"
+LATENTS, DECODED = RUN / "latents", RUN / "decoded"
+SAME = 1e-4  # largest difference to diffusers, range [-1, 1]: summation order alone; a step of 8 bits is 8e-3
+LOWER_IS_BETTER = ("lpips_vgg", "lpips_alex")
+
+
+def main(steps: int | None) -> None:
+    make_shards()
+    train(steps if steps is not None else int(resolve(RECIPE)["steps"]))
+    evaluate()
+    export()
+    encode_and_decode()
+    report()
+
+
+def make_shards() -> None:
+    for side in SIDES:
+        if not (SHARDS / side / "index.json").exists():
+            write_photographs(RUN / "photographs")
+            command("shards", RUN / "photographs" / side, SHARDS / side)
+
+
+def train(steps: int) -> None:
+    checkpoint = Checkpoint.latest(RUN)
+    if checkpoint is not None and checkpoint.step >= steps:
+        return
+    for stale in (RESULTS, STATISTICS):
+        stale.unlink(missing_ok=True)
+    for stale in (EXPORT, LATENTS, DECODED):
+        shutil.rmtree(stale, ignore_errors=True)
+    # One process, whatever the machine has; what accelerate would ask for or guess is said.
+    launch = ["launch", "--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    arguments = [*launch, "-m", "train", str(RECIPE), f"steps={steps}"]
+    print(f"\n$ accelerate {shlex.join(arguments)}", flush=True)
+    if subprocess.run([str(Path(sys.executable).with_name("accelerate")), *arguments]).returncode:
+        reason = (
+            json.loads((RUN / "status.json").read_text())["reason"] if (RUN / "status.json").exists() else "see above"
+        )
+        raise UserError("training ended early", f"{reason}; run `make demo` again to go on")
+
+
+def evaluate() -> None:
+    """results.json: what `ldm-vae evaluate` measured, and under "pca" the same of the linear codec of equal rate."""
+    if not RESULTS.exists():
+        command("evaluate", RUN, VALIDATION, "--json", RESULTS)
+    results = json.loads(RESULTS.read_text())
+    if "pca" not in results:
+        results["pca"] = evaluate_shards(linear_codec(LatentCodec.load(RUN)), VALIDATION).to_json()
+        with atomic_file(RESULTS) as stage:
+            stage.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def linear_codec(codec: LatentCodec) -> PatchPCA:
+    """PCA of the patches that one latent position stands for, with as many numbers each, fitted on the same shards."""
+    return fit_pca((batch.image for batch in images(TRAIN)), codec.factor, codec.latent_channels)
+
+
+def export() -> None:
+    if not STATISTICS.exists():
+        command("stats", RUN, TRAIN, "--write")
+    if not EXPORT.exists():
+        command("export", RUN, EXPORT)
+        check_export()
+
+
+def check_export() -> None:
+    """Plain diffusers gives the pixels that our codec gives."""
+    vae: Any = AutoencoderKL
+    theirs, ours = vae.from_pretrained(EXPORT).eval(), LatentCodec.load(RUN, device="cpu")
+    largest = 0.0
+    for batch in images(VALIDATION):
+        with torch.no_grad():
+            image = pad_to_multiple(batch.image, ours.factor)
+            reconstruction = theirs.decode(theirs.encode(image).latent_dist.mode()).sample
+        largest = max(largest, float((reconstruction - ours.reconstruct(image)).abs().max()))
+    if not largest <= SAME:
+        shutil.rmtree(EXPORT)
+        raise UserError(f"diffusers' reconstruction differs by {largest:.2g}", f"expected at most {SAME}: report a bug")
+    print(f"diffusers.AutoencoderKL.from_pretrained({str(EXPORT)!r}): same pixels, to {largest:.1g}")
+
+
+def encode_and_decode() -> None:
+    for side in SIDES:
+        command("encode", RUN, SHARDS / side, LATENTS / side)  # goes on by itself
+    if not DECODED.exists():
+        command("decode", RUN, LATENTS / "validation", DECODED, "--count", "3")
+
+
+def report() -> None:
+    results = json.loads(RESULTS.read_text())
+    ours, linear = results["metrics"], results["pca"]["metrics"]
+    table = Table("held-out photographs", "this codec", "PCA of equal rate", "better")
+    for name, value in ours.items():
+        if value is None or linear[name] is None:
+            table.add_row(name, results["missing"].get(name, "-"), "-", "-")
+            continue
+        better = value < linear[name] if name in LOWER_IS_BETTER else value > linear[name]
+        table.add_row(name, f"{value:.3f}", f"{linear[name]:.3f}", "this codec" if better else "PCA")
+    Console().print("\n", table)
+    names = ("checkpoints", "samples", "metrics.jsonl", "results.json", "export", "latents", "decoded")
+    print("\n".join(str(RUN / name) for name in names))
+
+
+def images(shards: str) -> Any:
+    """Every image at its own size, one at a time."""
+    config = DataConfig(train=shards, batch=1, workers=0)
+    return validation_batches(config, load_index(shards), batch=1, rank=0, world=1)
+
+
+def command(*arguments: str | Path) -> None:
+    """An `ldm-vae` command, shown as a person would type it."""
+    words = [str(argument) for argument in arguments]
+    print(f"\n$ ldm-vae {shlex.join(words)}", flush=True)
+    try:
+        ldm_vae(words)
+    except SystemExit as done:
+        if done.code:
+            raise
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--steps", type=int, help="optimizer steps instead of the recipe's")
+    try:
+        main(parser.parse_args().steps)
+    except UserError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        sys.exit(2)
