@@ -64,9 +64,12 @@ def inspect_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report
                 yield Report(f"{folder}/{NAME}", None, problems)
             for name in present:
                 url = f"{folder}/{name}"
-                shard, problems = _inspect(url, decode, channels)
-                if known:
-                    problems += _compare(shard, known.get(name), problems)
+                try:
+                    shard, problems = _inspect(url, decode, channels)
+                    if known:
+                        problems += _compare(shard, known.get(name), problems)
+                except Missing as error:
+                    shard, problems = ShardIndex(url, 0, b"", np.empty(0, np.int64), {}), [Problem("", str(error))]
                 shards[url] = shard
                 yield Report(url, shard, problems)
     except Unreachable as error:
@@ -113,11 +116,8 @@ def _read_index(folder: str) -> tuple[dict[str, ShardIndex], list[Problem]]:
 
 
 def _inspect(url: str, decode: bool, channels: int) -> tuple[ShardIndex, list[Problem]]:
-    """One shard by itself -> the samples that training can use, and the problems of all."""
-    try:
-        scan = scan_shard(url)
-    except Missing as error:
-        return ShardIndex(url, 0, b"", np.empty(0, np.int64), {}), [Problem("", str(error))]
+    """One shard by itself -> the samples that training can use, and all problems. Raises Missing, Unreachable."""
+    scan = scan_shard(url)
     shard, problems = scan.shard, [Problem(member, reason) for member, reason in scan.problems]
     labelled = LABEL in shard.members
     usable = np.ones(shard.samples, dtype=bool)

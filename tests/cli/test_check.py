@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import struct
 import tarfile
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,7 @@ from typer.testing import CliRunner, Result
 
 from ldm_vae.cli.check import check
 from ldm_vae.data.index import load_index, write_index
+from ldm_vae.data.inspection import inspect_shards
 from ldm_vae.errors import UserError
 
 app = typer.Typer()
@@ -366,3 +371,53 @@ def test_an_index_of_part_of_a_folder_is_refused(tmp_path: Path) -> None:
     assert not (folder / "index.json").exists()
     result, report = run(str(folder) + "/a{0..1}.tar")
     assert (result.exit_code, report["samples"]) == (0, 2)
+
+
+class RangeHandler(SimpleHTTPRequestHandler):
+    """The standard library's file server, with byte ranges."""
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            return self.send_error(404)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        content = path.read_bytes()
+        part = content[int(asked[1]) : int(asked[2]) + 1] if asked else content
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+        return None
+
+    def log_message(self, *arguments: object) -> None:
+        """Silence."""
+
+
+def test_remote_shards(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    shard(folder / "0.tar", pairs(["a", "b"]))
+    path = shard(folder / "1.tar", pairs(["c", "d"]))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeHandler, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+
+        def found(spec: str) -> list[tuple[str, str, str]]:
+            reports = inspect_shards(spec, decode=True, channels=3)
+            return [(report.url, problem.member, problem.reason) for report in reports for problem in report.problems]
+
+        ((where, _, reason),) = found(url + "/{0..1}.tar")
+        assert where == f"{url}/index.json"
+        assert "remote shards need an index" in reason
+        write_index(folder)
+        assert found(url) == []
+        usable = [report.shard for report in inspect_shards(url, decode=True, channels=3)]
+        assert [shard.samples for shard in usable if shard is not None] == [2, 2]
+        with tarfile.open(path) as tar:
+            os.truncate(path, tar.getmember("d.jpg").offset)
+        reasons = [reason for where, _, reason in found(url) if where == f"{url}/1.tar"]
+        assert "the end mark is missing" in reasons[0]
+        assert "in index.json, not in the shard" in reasons
+        path.unlink()
+        ((where, _, _),) = found(url)
+        assert where == f"{url}/1.tar"
+        server.shutdown()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import struct
 import sys
+import tarfile
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -92,6 +94,26 @@ def test_common_path_equals_torchvision(noise: np.ndarray, extension: str) -> No
     reference = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)])
     expected = reference(Image.open(io.BytesIO(data)).convert("RGB")).numpy()
     assert_near(decode_image(data, extension, 3), expected)
+
+
+def test_real_photographs_equal_torchvision(test_data: Path) -> None:
+    """Those without profile, rotation or other modes, which torchvision leaves as they are; the others decode."""
+    plain = others = 0
+    with tarfile.open(test_data / "data" / "imagenet160-original" / "000000.tar") as tar:
+        for member in tar:
+            if not member.name.endswith(".jpg"):
+                continue
+            data = tar.extractfile(member).read()  # type: ignore[union-attr]
+            actual = decode_image(data, "jpg", 3)
+            image = Image.open(io.BytesIO(data))
+            if "icc_profile" in image.info or image.getexif().get(0x0112, 1) != 1 or image.mode not in ("RGB", "L"):
+                others += 1
+                continue
+            plain += 1
+            expected = v2.functional.to_dtype(v2.functional.to_image(image.convert("RGB")), torch.float32, True)
+            assert_near(actual, expected.numpy() * 2 - 1)
+    assert plain + others == 40
+    assert plain > 20
 
 
 def test_content_wins_over_the_name(noise: np.ndarray) -> None:
