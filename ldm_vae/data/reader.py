@@ -8,7 +8,6 @@ so that any shards go with any ranks and workers.
 from __future__ import annotations
 
 import itertools
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from ldm_vae.data.images import EXTENSIONS, Array, BrokenImage, ImageConfig, dec
 from ldm_vae.data.index import Index
 from ldm_vae.data.order import WINDOW, Positions, SampleRef, refs_at, rest_of_window
 from ldm_vae.data.source import Unreachable
+from ldm_vae.data.workers import outlive_signals
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config
 
@@ -279,7 +279,7 @@ class _Stream:
             _Shares(config, index, steps),
             batch_size=None,
             num_workers=config.workers,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=outlive_signals,
             generator=torch.Generator(),  # its base seed must not be drawn from the global generator
         )
         self._shares: Iterator[_Share] = iter(loader)
@@ -358,9 +358,3 @@ def _collate(samples: list[tuple[_Sample, Tensor]]) -> Batch:
         key=[sample.key for sample, _ in samples],
         slot=torch.tensor([sample.slot for sample, _ in samples], dtype=torch.int64),
     )
-
-
-def _ignore_signals(worker: int) -> None:
-    """Signals for the whole process group are the trainer's to answer: it still needs batches until it has saved."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
