@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ldm_vae.errors import UserError
+
+ScaleKind = Literal["factor", "shift", "channel"]  # the three ways above, in that order
 
 
 @dataclass(frozen=True)

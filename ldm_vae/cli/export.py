@@ -12,11 +12,13 @@ import typer
 from ldm_vae.cli.options import BatchSize, Crop, Model, Progress, Resize, image_config
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
-from ldm_vae.interop.export import ScaleKind, export_model
+from ldm_vae.interop.export import export_model
 from ldm_vae.interop.load import load_model, statistics_of, weights_hash
+from ldm_vae.interop.targets import PIPELINES, Target
 from ldm_vae.measure import measure_statistics
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.ranks import local_device, rank_and_world
+from ldm_vae.scale import ScaleKind
 
 
 def export(
@@ -33,6 +35,7 @@ def export(
         ScaleKind | None,
         typer.Option(help="factor: unit variance (SD, DiT). shift: also zero mean (SD3, FLUX). channel: each (SDXL)."),
     ] = None,
+    target: Annotated[Target | None, typer.Option(help="Pipeline of diffusers that it must serve.")] = None,
     licence: Annotated[str | None, typer.Option(metavar="SPDX", help="Licence of the weights, for the card.")] = None,
 ) -> None:
     """Write a codec as a folder that diffusers loads.
@@ -52,9 +55,11 @@ def export(
     if rank_and_world()[0] != 0:
         return
     if scale is None and (stats is not None or shards is not None):
-        scale = "factor"
+        scale = "factor" if target is None else PIPELINES[target].scale
     command = shlex.join(["ldm-vae", *sys.argv[1:]])
-    export_model(loaded, out, statistics, kind=scale, licence=licence, command=command)
+    notes = export_model(loaded, out, statistics, kind=scale, target=target, licence=licence, command=command)
+    for note in notes:
+        print(f"ldm-vae: note: {note}", file=sys.stderr)
     print(f"{out}: AutoencoderKL.from_pretrained({str(out)!r})")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -14,11 +14,11 @@ from ldm_vae.autoencoder import AutoencoderConfig
 from ldm_vae.errors import UserError
 from ldm_vae.interop.diffusers import CARD, CONFIG, read_config, to_diffusers_config, write_folder
 from ldm_vae.interop.load import STATISTICS, LoadedModel, Source, weights_hash
+from ldm_vae.interop.targets import PIPELINES, Target, fit_scale, remarks
 from ldm_vae.latent.gaussian import GaussianConfig
 from ldm_vae.metrics.latent import LatentStatistics
-from ldm_vae.scale import LatentScale
+from ldm_vae.scale import LatentScale, ScaleKind
 
-ScaleKind = Literal["factor", "shift", "channel"]
 # float16 overflows at 65504. Images that nobody measured may go further than those that were, and kernels form sums
 # on the way to an output: with a quarter of the range or less in use, they have room.
 FLOAT16_SAFE = torch.finfo(torch.float16).max / 4
@@ -31,15 +31,18 @@ def export_model(
     statistics: LatentStatistics | None,
     *,
     kind: ScaleKind | None = None,
+    target: Target | None = None,
     licence: str | None = None,
     command: str,
-) -> None:
+) -> list[str]:
     """Writes `folder` for AutoencoderKL.from_pretrained, with a model card.
 
     statistics: of these weights; None for a diffusers model that nobody measured.
-    kind: how they become a scale; None keeps that of a diffusers model, and is "factor" for a run.
+    kind: how they become a scale; None keeps that of a diffusers model, and for a run is what `target` applies, else
+    "factor".   target: the pipeline that will use it.
     licence: of the weights, an SPDX id.   command: what the person typed, for the card.
-    Raises UserError where a run has no statistics, or those of other weights.
+    Returns what the person should know about the target, a line each. Raises UserError where a run has no statistics,
+    or those of other weights, and for a scale that the target does not apply.
     """
     model, source = loaded.model, loaded.source
     if statistics is not None and statistics.codec != (digest := weights_hash(model)):
@@ -50,9 +53,12 @@ def export_model(
             f"nobody has measured the latents of {source.name}",
             "run `ldm-vae stats MODEL SHARDS --write` first, or give --shards or --stats",
         )
+    natural: ScaleKind = "factor" if target is None else PIPELINES[target].scale
     keep = loaded.scale is not None and source.kind == "diffusers" and kind is None
-    scale = loaded.scale if keep or statistics is None else statistics.scale(kind or "factor")
+    scale = loaded.scale if keep or statistics is None else statistics.scale(kind or natural)
     assert scale is not None
+    if target is not None:
+        scale = fit_scale(target, scale, model.config)
     activation = None if statistics is None else statistics.activation
     # Unmeasured: what the model said of itself, and else the safe side.
     force_upcast = source.force_upcast if activation is None else activation.largest > FLOAT16_SAFE
@@ -64,6 +70,7 @@ def export_model(
         documents[STATISTICS] = statistics.to_text()
     config = to_diffusers_config(model.config, scale, sample_size=sample_size, force_upcast=force_upcast)
     write_folder(folder, config, model.exported_state(), documents)
+    return [] if target is None else remarks(target, model.config, force_upcast=force_upcast)
 
 
 def save_statistics(source: Source, statistics: LatentStatistics) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ldm_vae.atomic import atomic_file
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config, validate
-from ldm_vae.scale import LatentScale
+from ldm_vae.scale import LatentScale, ScaleKind
 
 
 class LatentMoments:
@@ -122,7 +122,7 @@ class LatentStatistics(Config):
             **rest,
         )
 
-    def scale(self, kind: Literal["factor", "shift", "channel"]) -> LatentScale:
+    def scale(self, kind: ScaleKind) -> LatentScale:
         """The scale that gives latents unit variance: over all (factor), also zero mean (shift), in each channel."""
         if not self.std > 0 or not all(std > 0 for std in self.channel_std):
             raise UserError("the measured latents do not vary", "the codec has collapsed; train it differently")

@@ -1,0 +1,259 @@
+"""Exports in the pipelines of diffusers, with tiny random denoisers: two steps to an image, and nothing is ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from ldm_vae import LatentCodec
+from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.errors import UserError
+from ldm_vae.interop.export import export_model
+from ldm_vae.interop.load import LoadedModel, Source, weights_hash
+from ldm_vae.interop.targets import PIPELINES, Target
+from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
+from ldm_vae.scale import LatentScale
+
+CHANNELS: dict[Target, int] = {"sd": 4, "sdxl": 4, "sd3": 16, "flux": 16, "dit": 4}
+
+
+def autoencoder(channels: int, image_channels: int = 3) -> Autoencoder:
+    torch.manual_seed(0)
+    config = AutoencoderConfig(
+        in_channels=image_channels,
+        out_channels=image_channels,
+        block_out_channels=(8, 8),
+        norm_groups=4,
+        layers_per_block=1,
+        latent_channels=channels,
+    )
+    return Autoencoder(config).eval().requires_grad_(False)
+
+
+def statistics(model: Autoencoder, largest: float = 10.0) -> LatentStatistics:
+    moments = LatentMoments(model.config.latent_channels)
+    offsets = torch.arange(model.config.latent_channels).view(1, -1, 1, 1)
+    moments.update(torch.randn(4, model.config.latent_channels, 8, 8) * 3 + offsets)
+    activation = Activation(largest=largest, layer="encoder", images=1)
+    rest: dict[str, Any] = {"latents": "mode", "protocol": {}, "data": "shards", "activation": activation}
+    return LatentStatistics.of(moments, codec=weights_hash(model), **rest)
+
+
+def export(folder: Path, model: Autoencoder, target: Target, **options: Any) -> list[str]:
+    loaded = LoadedModel(model, None, Source("test", "run"))
+    measured = statistics(model, options.pop("largest", 10.0))
+    return export_model(loaded, folder, measured, target=target, command="ldm-vae export", **options)
+
+
+def sd(vae: AutoencoderKL) -> Any:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    parts = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        **parts,
+        requires_safety_checker=False,
+    )
+    return pipe, {"prompt_embeds": torch.randn(1, 3, 8), "guidance_scale": 1.0}
+
+
+def sdxl(vae: AutoencoderKL) -> Any:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + 8,
+    )
+    parts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    pipe = StableDiffusionXLPipeline(
+        vae=vae, unet=unet, scheduler=EulerDiscreteScheduler(), **parts, add_watermarker=False
+    )
+    embeds = {"prompt_embeds": torch.randn(1, 3, 8), "pooled_prompt_embeds": torch.randn(1, 8), "guidance_scale": 1.0}
+    return pipe, embeds
+
+
+def sd3(vae: AutoencoderKL) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=1,
+        attention_head_dim=4,
+        num_attention_heads=2,
+        caption_projection_dim=8,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        pos_embed_max_size=8,
+    )
+    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
+    pipe = StableDiffusion3Pipeline(
+        vae=vae, transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), **dict.fromkeys(names)
+    )
+    embeds = {"prompt_embeds": torch.randn(1, 3, 8), "pooled_prompt_embeds": torch.randn(1, 8), "guidance_scale": 1.0}
+    return pipe, embeds
+
+
+def flux(vae: AutoencoderKL) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        axes_dims_rope=(4, 4, 8),
+    )
+    parts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    pipe = FluxPipeline(vae=vae, transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), **parts)
+    return pipe, {"prompt_embeds": torch.randn(1, 3, 8), "pooled_prompt_embeds": torch.randn(1, 8)}
+
+
+def dit(vae: AutoencoderKL) -> Any:
+    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    transformer = DiTTransformer2DModel(
+        sample_size=8, in_channels=4, out_channels=8, num_layers=1, attention_head_dim=4, num_attention_heads=2
+    )
+    return DiTPipeline(transformer=transformer, vae=vae, scheduler=DDIMScheduler()), {
+        "class_labels": [1],
+        "guidance_scale": 1.0,
+    }
+
+
+BUILD = {"sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux, "dit": dit}
+
+
+@pytest.mark.parametrize("target", PIPELINES)
+def test_pipeline_decodes_exactly_as_the_codec_does(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The latents that reach the decoder inside the pipeline are those that our scale gives: nothing was ignored."""
+    if target != "dit":
+        pytest.importorskip("transformers", reason="the pipelines with text import transformers")
+    notes = export(tmp_path / "out", autoencoder(CHANNELS[target]), target)
+    assert notes == []
+    vae = AutoencoderKL.from_pretrained(tmp_path / "out")
+    torch.manual_seed(0)
+    pipe, arguments = BUILD[target](vae)
+    pipe.set_progress_bar_config(disable=True)
+    assert type(pipe).__name__ == PIPELINES[target].name
+    codec = LatentCodec.load(tmp_path / "out", device="cpu")
+    assert codec.scale is not None
+    raw: list[torch.Tensor] = []
+    decode = vae.decode
+
+    def watched(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        raw.append(z)
+        return decode(z, *args, **kwargs)
+
+    monkeypatch.setattr(vae, "decode", watched)
+    seen: list[torch.Tensor] = []
+    if target == "dit":  # which has no callback, and has the latents of the last step from its scheduler
+        step = pipe.scheduler.step
+        monkeypatch.setattr(pipe.scheduler, "step", lambda *args: _recorded(step(*args), seen))
+    else:
+        arguments |= {"height": 16, "width": 16, "callback_on_step_end": _keep(seen)}
+    images = pipe(**arguments, num_inference_steps=2, output_type="np").images
+    assert images.shape == (1, 16, 16, 3)
+    assert len(raw) == 1
+    if target == "flux":
+        seen = [pipe._unpack_latents(latents, 16, 16, pipe.vae_scale_factor) for latents in seen]
+    # The same affine map, written in another order.
+    torch.testing.assert_close(raw[0], codec.scale.remove(seen[-1]), rtol=1e-5, atol=1e-5)
+    expected = (codec.decode_raw(raw[0]) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=1e-5)
+
+
+def _keep(seen: list[torch.Tensor]) -> Any:
+    def callback(pipe: Any, step: int, time: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        seen.append(values["latents"])
+        return values
+
+    return callback
+
+
+def _recorded(output: Any, seen: list[torch.Tensor]) -> Any:
+    seen.append(output.prev_sample)
+    return output
+
+
+def test_statistics_per_channel_reach_sdxl(tmp_path: Path) -> None:
+    export(tmp_path, autoencoder(4), "sdxl", kind="channel")
+    scale = LatentCodec.load(tmp_path, device="cpu").scale
+    assert scale is not None
+    assert scale.mean is not None
+
+
+def test_shift_is_a_number_where_the_pipeline_adds_it(tmp_path: Path) -> None:
+    export(tmp_path / "sd3", autoencoder(16), "sd3", kind="factor")
+    assert AutoencoderKL.from_pretrained(tmp_path / "sd3").config.shift_factor == 0.0
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "channels", "message"),
+    [
+        ("sd", "shift", 4, "StableDiffusionPipeline passes over the shift"),
+        ("dit", "shift", 4, "DiTPipeline passes over the shift"),
+        ("sdxl", "shift", 4, "StableDiffusionXLPipeline passes over the shift"),
+        ("sdxl", "channel", 8, "only for 4 channels"),
+        ("flux", "channel", 16, "FluxPipeline applies statistics per channel not at all"),
+    ],
+)
+def test_what_a_pipeline_would_ignore_is_refused(
+    target: Target, kind: str, channels: int, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        export(tmp_path / "out", autoencoder(channels), target, kind=kind)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_of_other_channels_are_refused_and_unusual_latents_noted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="5 image channels"):
+        export(tmp_path / "out", autoencoder(4, image_channels=5), "sd")
+    assert export(tmp_path / "eight", autoencoder(8), "sd") == [
+        "the published denoisers for StableDiffusionPipeline take 4 latent channels; yours must take 8"
+    ]
+    assert "bfloat16 or float32" in export(tmp_path / "hot", autoencoder(4), "sd", largest=1e5)[0]
+    assert export(tmp_path / "upcast", autoencoder(4), "sdxl", largest=1e5) == []
+
+
+def test_scale_of_a_diffusers_model_is_kept_for_a_target(tmp_path: Path) -> None:
+    loaded = LoadedModel(autoencoder(16), LatentScale(0.4), Source("test", "diffusers"))
+    export_model(loaded, tmp_path / "out", None, target="flux", command="")
+    assert LatentCodec.load(tmp_path / "out", device="cpu").scale == LatentScale(0.4, shift=0.0)
