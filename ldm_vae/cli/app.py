@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "Write a codec as a folder that diffusers loads.",
     "encode": "Turn image shards into latent shards.",
     "decode": "Turn latent shards back into images.",
+    "roundtrip": "Measure stored latents against the images they were made of.",
 }
 
 

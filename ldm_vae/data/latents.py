@@ -113,6 +113,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def key(self, item: int) -> str:
         return self._place(item)[1].key
 
+    def shard(self, item: int) -> str:
+        """Name of the tar it lies in, which is that of the shard of images."""
+        return self._names[self._place(item)[0]]
+
     def fields(self, item: int) -> dict[str, bytes]:
         """Everything stored with a sample, by the name that follows its key."""
         shard, place = self._place(item)

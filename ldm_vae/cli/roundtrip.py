@@ -1,0 +1,52 @@
+"""`ldm-vae roundtrip`: what is lost on the way into storage and back."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ldm_vae.atomic import atomic_file
+from ldm_vae.cli.options import Json, Model, Progress, Shards
+from ldm_vae.codec import LatentCodec
+from ldm_vae.data.index import load_index
+from ldm_vae.data.latents import LatentDataset
+from ldm_vae.ranks import local_device
+from ldm_vae.roundtrip import Storage
+from ldm_vae.roundtrip import roundtrip as measure
+
+
+def roundtrip(
+    model: Model,
+    latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="Folder that `ldm-vae encode` wrote.")],
+    shards: Shards,
+    json: Json = None,
+) -> None:
+    """Measure stored latents against the images they were made of.
+
+    Decoded as they are stored (float16), as they are encoded now (float32), and after rounding to 8 bits.
+    """
+    codec = LatentCodec.load(model, device=local_device())
+    with Progress("image") as progress:
+        found = measure(codec, LatentDataset(latents, codec=codec), load_index(shards), done=progress.advance)
+    if json is not None:
+        with atomic_file(json) as stage:
+            stage.write_text(json_format.dumps({name: _to_json(storage) for name, storage in found.items()}, indent=1))
+    table = Table("", *found)
+    first = next(iter(found.values())).results
+    table.add_row("bytes per image", *(f"{storage.bytes:,.0f}" for storage in found.values()))
+    for name in first.metrics:
+        values = [storage.results.metrics[name] for storage in found.values()]
+        table.add_row(name, *("missing" if value is None else f"{value:.4f}" for value in values))
+    console = Console()
+    console.print(table)
+    for name, reason in first.missing.items():
+        console.print(f"{name} is missing: {reason}")
+
+
+def _to_json(storage: Storage) -> dict[str, Any]:
+    return {"bytes_per_image": storage.bytes, **storage.results.to_json()}
