@@ -32,5 +32,6 @@ def check_ranks_agree(groups: dict[str, dict[str, Tensor]], accelerator: Acceler
     for name, differs in zip(groups, differing, strict=True):
         if differs:
             raise UserError(
-                f"ranks hold different values of {name}", "this is a fault of ours or of a device: go back to the last checkpoint and report it"
+                f"ranks hold different values of {name}",
+                "this is a fault of ours or of a device: go back to the last checkpoint and report it",
             )

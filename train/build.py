@@ -28,10 +28,13 @@ REFUSED = {
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
-    """Data-parallel or single-process accelerator in the recipe's precision. Raises UserError for what cannot be right."""
+    """One process or data parallelism, in the recipe's precision. Raises UserError for what cannot be right."""
     for variable, name in REFUSED.items():
         if os.environ.get(variable, "false").lower() == "true":
-            raise UserError(f"{name} is not supported", "it shards one model and this trains two: launch with plain data parallelism (DDP)")
+            raise UserError(
+                f"{name} is not supported",
+                "it shards one model and this trains two: launch with plain data parallelism (DDP)",
+            )
     half = recipe.precision == "bf16" or (
         recipe.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     )
@@ -46,19 +49,15 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         )
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise UserError(f"{accelerator.distributed_type} is not supported", "launch with data parallelism (DDP)")
-    shared = world * recipe.optimizer.accumulation
-    if recipe.data.batch % shared:
-        raise UserError(
-            f"data.batch {recipe.data.batch} is not divisible by {world} processes x {recipe.optimizer.accumulation} micro-batches",
-            f"make it a multiple of {shared}",
-        )
     if world > 1 and recipe.discriminator is not None and recipe.discriminator.norm == "batch":
-        raise UserError("discriminator.norm: batch sees one process's images, not the batch", "use group on several processes")
+        raise UserError(
+            "discriminator.norm: batch sees one process's images, not the batch", "use group on several processes"
+        )
     return accelerator
 
 
 def build_autoencoder(recipe: Recipe) -> tuple[Autoencoder, Recipe]:
-    """The autoencoder with its first weights, and the recipe with the architecture filled in where it was taken over."""
+    """The autoencoder with its first weights, and the recipe with the architecture of `init_from` filled in."""
     torch.manual_seed(recipe.seed)
     learned_variance = recipe.loss.pixel.learned_variance
     if recipe.model.init_from is None:
@@ -120,7 +119,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator, autoencoder: Autoencoder
 
 
 def build_lpips(recipe: Recipe) -> LPIPS | None:
-    """The perceptual network, or None where the recipe has no use for it. Fetches its weights where they are not cached."""
+    """The perceptual network, or None where there is no use for it. Its weights are fetched where not cached."""
     config = recipe.loss.perceptual
     channels = perceptual_channels(config, recipe.model.out_channels) if config.weight > 0 else None
     return None if channels is None else LPIPS(config.network, channels=channels, backbone=config.backbone)
@@ -144,4 +143,3 @@ def _check_channels(recipe: Recipe) -> None:
         )
     if recipe.data.image.crop is not None and recipe.data.image.crop % model.factor:
         raise UserError(f"data.image.crop {recipe.data.image.crop}", f"make it a multiple of f = {model.factor}")
-

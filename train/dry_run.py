@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from rich.console import Console
 from rich.syntax import Syntax
@@ -30,10 +32,8 @@ def describe(recipe: Recipe) -> None:
         )
         console.print(f"discriminator: {_parameters(discriminator)}")
     shape = autoencoder.latent_shape(image)
-    console.print(
-        f"image {tuple(image.shape[1:])} -> latent {shape[1:]}, {image[0].numel() / torch.Size(shape[1:]).numel():.3g} times "
-        "fewer numbers"
-    )
+    ratio = image[0].numel() / math.prod(shape[1:])
+    console.print(f"image {tuple(image.shape[1:])} -> latent {shape[1:]}, {ratio:.3g} times fewer numbers")
     console.print(f"training: {_size(index)}, {recipe.steps * recipe.data.batch / index.samples:.3g} epochs")
     if recipe.data.validation is not None:
         held_out = load_index(recipe.data.validation)
@@ -48,7 +48,7 @@ def _first_image(recipe: Recipe, index: Index) -> torch.Tensor:
 
 
 def _parameters(module: nn.Module) -> str:
-    """"83,653,863 parameters", and how many of them are trained where not all are."""
+    """ "83,653,863 parameters", and how many of them are trained where not all are."""
     total = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     return f"{total:,} parameters" + ("" if trained == total else f", {trained:,} of them trained")

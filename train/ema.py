@@ -14,7 +14,9 @@ from ldm_vae.recipe import Config
 
 
 class EmaConfig(Config):
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999  # per optimizer step, after the warm-up; 0: the weights themselves
+    decay: Annotated[float, Field(ge=0, lt=1)] = (
+        0.999  # per optimizer step, after the warm-up; 0: the weights themselves
+    )
     warmup: bool = True  # decay at step n is at most (1 + n) / (10 + n), so that the initialisation is soon forgotten
 
 
@@ -24,8 +26,8 @@ class Ema:
     def __init__(self, model: Autoencoder, config: EmaConfig) -> None:
         self.config = config
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self.average = list(self.model.parameters())
-        self.source = list(model.parameters())
+        self.average: list[Tensor] = list(self.model.parameters())
+        self.source: list[Tensor] = list(model.parameters())
 
     def decay(self, step: int) -> float:
         return min(self.config.decay, (1 + step) / (10 + step)) if self.config.warmup else self.config.decay

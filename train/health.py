@@ -55,7 +55,8 @@ class Health:
                 ratio = value / mean
                 if gradient and not 1 / self.limits.gradient_ratio < ratio < self.limits.gradient_ratio:
                     warnings.append(
-                        f"{name} is {value:.3g}, {ratio:.3g} times its running mean; set optimizer.clip or lower optimizer.lr"
+                        f"{name} is {value:.3g}, {ratio:.3g} times its running mean; "
+                        "set optimizer.clip or lower optimizer.lr"
                     )
                 elif not gradient and ratio > self.limits.spike:
                     warnings.append(
@@ -69,8 +70,8 @@ class Health:
         warnings = []
         if row.get("discriminator_accuracy", 0.5) > self.limits.accuracy:
             warnings.append(
-                f"the discriminator is right on {row['discriminator_accuracy']:.1%} of the patches: it has won and teaches "
-                "little; lower optimizer.discriminator_lr or start it later (discriminator.start)"
+                f"the discriminator is right on {row['discriminator_accuracy']:.1%} of the patches: it has won and "
+                "teaches little; lower optimizer.discriminator_lr or start it later (discriminator.start)"
             )
         largest = max(abs(row.get("logits_real", 0.0)), abs(row.get("logits_fake", 0.0)))
         if largest > self.limits.logits:
@@ -83,12 +84,12 @@ class Health:
         warnings = []
         if row.get("validation/active_channels_share", 1.0) < self.limits.active_units:
             warnings.append(
-                f"only {row['validation/active_channels_share']:.0%} of the latent channels carry information (posterior "
-                "collapse); lower loss.rate.weight or give it a warm-up (loss.rate.warmup)"
+                f"only {row['validation/active_channels_share']:.0%} of the latent channels carry information "
+                "(posterior collapse); lower loss.rate.weight or give it a warm-up (loss.rate.warmup)"
             )
         if row.get("validation/reconstruction_spread", 1.0) < self.limits.same_reconstruction:
             warnings.append(
-                "different images have the same reconstruction: the decoder ignores the latent; lower loss.rate.weight or "
-                "optimizer.lr"
+                "different images have the same reconstruction: the decoder ignores the latent; "
+                "lower loss.rate.weight or optimizer.lr"
             )
         return warnings

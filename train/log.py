@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +53,9 @@ class Meter:
         if not self.sums:
             return {}
         totals = self.gather(accelerator).sum(dim=0).tolist()
-        means = {name: total / count if count else math.nan for name, (total, count) in zip(self.names, totals, strict=True)}
+        means = {
+            name: total / count if count else math.nan for name, (total, count) in zip(self.names, totals, strict=True)
+        }
         self.sums = {}
         return means
 
@@ -83,7 +84,7 @@ class MetricsLog:
                 kept.append(line + "\n")
         staged = self.path.with_name(".tmp-metrics.jsonl")
         staged.write_text("".join(kept))
-        os.replace(staged, self.path)
+        staged.replace(self.path)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """One flat row; values that are not finite become null, since JSON has no word for them."""
@@ -116,7 +117,11 @@ class Progress:
         elif self.main:
             left = (self.steps - step) * self.batch / rate / 60 if rate else math.nan
             text = "  ".join(f"{name} {value}" for name, value in losses.items())
-            print(f"step {step}/{self.steps}  {rate:.1f} images/s  {left:.1f} min left  {text}", file=sys.stderr, flush=True)
+            print(
+                f"step {step}/{self.steps}  {rate:.1f} images/s  {left:.1f} min left  {text}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self) -> None:
         self.bar.close()

@@ -29,7 +29,7 @@ class Preempted(Exception):
 
 
 class Loop:
-    """Drives a run. Steps are counted as taken: row, checkpoint and picture `n` show the state after n optimizer steps."""
+    """Drives a run. Steps are counted as taken: row, checkpoint and picture n show the state after n optimizer steps."""
 
     def __init__(
         self,
@@ -93,8 +93,8 @@ class Loop:
         self.stop_if_never_finite()
 
     def report_broken(self) -> int:
-        """Appends this rank's newly replaced samples to broken.jsonl; how many there were, over ranks, since the start or
-        the last resume."""
+        """Appends this rank's newly replaced samples to broken.jsonl; how many different ones all ranks have met since
+        the start or the last resume."""
         if self.batches.faults:
             with (self.folder / "broken.jsonl").open("a") as file:
                 file.writelines(json.dumps(asdict(fault)) + "\n" for fault in self.batches.faults)

@@ -22,7 +22,9 @@ class OptimizerConfig(Config):
     warmup: Annotated[int, Field(ge=0)] = 0  # optimizer steps of linear warm-up
     decay: Decay = "constant"  # shape after the warm-up, down to `final` at the last step
     final: Annotated[float, Field(ge=0, le=1)] = 0.0  # learning rate of the last step over the full one
-    clip: Annotated[float, Field(gt=0)] | None = None  # largest global norm of the gradient, in units of the summed loss
+    clip: Annotated[float, Field(gt=0)] | None = (
+        None  # largest global norm of the gradient, in units of the summed loss
+    )
     accumulation: Annotated[int, Field(gt=0)] = 1  # micro-batches per optimizer step on each rank
     patience: Annotated[int, Field(gt=0)] = 10  # non-finite optimizer steps in a row after which the run stops
 
@@ -56,7 +58,7 @@ class Update:
         self.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """"moment/parameter" -> tensor, for a checkpoint; empty before the first step."""
+        """ "moment/parameter" -> tensor, for a checkpoint; empty before the first step."""
         per_parameter = self.optimizer.state_dict()["state"]
         return {
             f"{moment}/{self.names[index]}": value
@@ -70,7 +72,9 @@ class Update:
         for name, value in tensors.items():
             moment, _, parameter = name.partition("/")
             per_parameter.setdefault(self.names.index(parameter), {})[moment] = value
-        self.optimizer.load_state_dict({"state": per_parameter, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.optimizer.load_state_dict(
+            {"state": per_parameter, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        )
 
 
 def build_update(module: nn.Module, config: OptimizerConfig, lr: float, steps: int) -> Update:

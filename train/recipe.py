@@ -19,8 +19,12 @@ from train.validate import ValidationConfig
 
 
 class ModelConfig(AutoencoderConfig):
-    init_from: str | None = None  # run, checkpoint, diffusers folder or Hub id whose weights and architecture to start from
-    train: Literal["all", "decoder"] = "all"  # decoder: encoder and quant_conv stay bit-unchanged, old latents stay valid
+    init_from: str | None = (
+        None  # run, checkpoint, diffusers folder or Hub id whose weights and architecture to start from
+    )
+    train: Literal["all", "decoder"] = (
+        "all"  # decoder: encoder and quant_conv stay bit-unchanged, old latents stay valid
+    )
 
 
 class Recipe(Config):
@@ -43,7 +47,9 @@ class Recipe(Config):
     @classmethod
     def _no_fp16(cls, value: Any) -> Any:
         if value in ("fp16", "float16"):
-            raise ValueError("fp16 is refused, because two losses share one gradient scaler and it overflows in silence; use bf16")
+            raise ValueError(
+                "fp16 is refused, because two losses share one gradient scaler and it overflows in silence; use bf16"
+            )
         return value
 
     @model_validator(mode="after")
@@ -52,12 +58,18 @@ class Recipe(Config):
         if model.init_from is None and model.train == "decoder":
             raise ValueError("model.train: decoder needs model.init_from, whose encoder it keeps")
         if model.init_from is None and model.in_channels != model.out_channels:
-            raise ValueError("model.in_channels and model.out_channels must be equal, since the image is its own target")
+            raise ValueError(
+                "model.in_channels and model.out_channels must be equal, since the image is its own target"
+            )
         if model.init_from is None and image.channels != model.in_channels:
-            raise ValueError(f"data.image.channels is {image.channels} and model.in_channels is {model.in_channels}: make them equal")
+            raise ValueError(
+                f"data.image.channels is {image.channels} and model.in_channels is {model.in_channels}: make them equal"
+            )
         if image.crop is not None and model.init_from is None and image.crop % model.factor:
             raise ValueError(f"data.image.crop {image.crop} must be a multiple of f = {model.factor}")
         norm = None if self.discriminator is None else self.discriminator.norm
         if norm == "batch" and self.optimizer.accumulation > 1:
-            raise ValueError("discriminator.norm: batch sees micro-batches, not the batch, under accumulation; use group")
+            raise ValueError(
+                "discriminator.norm: batch sees micro-batches, not the batch, under accumulation; use group"
+            )
         return self

@@ -21,7 +21,7 @@ FREE = ("output", "steps", "checkpoint", "validation", "log", "data.validation",
 
 
 def latest_checkpoint(folder: Path, accelerator: Accelerator) -> Checkpoint | None:
-    """The newest checkpoint that verifies. The main process reads and decides, so that all ranks start from the same."""
+    """The newest checkpoint that verifies. The main process reads and decides: all ranks start from the same."""
     found = Checkpoint.latest(folder) if accelerator.is_main_process else None
     step = torch.tensor([-1 if found is None else found.step], device=accelerator.device)
     agreed = int(broadcast(step))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import ContextManager
 
 import torch
 from accelerate import Accelerator
@@ -43,7 +42,7 @@ class Run:
         """(B, c, h, w) from N(0, I), a function of seed, step and slot: the same on any number of processes."""
         return slot_noise(self.seed, step, batch.slot, self.autoencoder.latent_shape(batch.image)).to(batch.image)
 
-    def synchronised(self, module: nn.Module, last: bool) -> ContextManager[None]:
+    def synchronised(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Gradients are averaged over ranks with the last micro-batch only."""
         return nullcontext() if last else self.accelerator.no_sync(module)
 

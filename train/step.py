@@ -30,8 +30,8 @@ def train_step(run: Run, micro_batches: list[Batch], step: int) -> dict[str, Ten
 
 
 def train_step_compvis(run: Run, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
-    """CompVis' order: the discriminator learns from reconstructions of the updated autoencoder, at the price of a second
-    forward. Each network is then judged by itself, the discriminator after the autoencoder has moved."""
+    """CompVis' order: the discriminator learns from reconstructions of the updated autoencoder, at the price of a
+    second forward. Each network is then judged by itself, the discriminator after the autoencoder has moved."""
     values, _ = autoencoder_gradients(run, micro_batches, step)
     norms = {"model": run.updates["model"].gradient_norm()}
     finite = run.guard.judge(norms.values())

@@ -43,7 +43,13 @@ class ObservedCodec:
     def __init__(self, codec: LatentCodec) -> None:
         self.codec, self.device = codec, codec.device
         channels, colours = codec.latent_channels, codec.model.config.out_channels
-        zeros = {"rate": channels, "mean": channels, "mean_square": channels, "colour": colours, "colour_square": colours}
+        zeros = {
+            "rate": channels,
+            "mean": channels,
+            "mean_square": channels,
+            "colour": colours,
+            "colour_square": colours,
+        }
         self.sums = {name: torch.zeros(size, dtype=torch.float64, device=self.device) for name, size in zeros.items()}
         self.sums |= {name: torch.zeros(1, dtype=torch.float64, device=self.device) for name in ("images", "positions")}
 
@@ -86,7 +92,11 @@ class Validation:
     """Measures, and draws the first images, at any step."""
 
     def __init__(
-        self, config: ValidationConfig, batches: Callable[[int, int, int], ValidationBatches], folder: Path, accelerator: Accelerator
+        self,
+        config: ValidationConfig,
+        batches: Callable[[int, int, int], ValidationBatches],
+        folder: Path,
+        accelerator: Accelerator,
     ) -> None:
         """batches: (images per batch, rank, ranks) -> that rank's part of the images, from the first on."""
         self.config, self.batches, self.folder, self.accelerator = config, batches, folder, accelerator
@@ -98,7 +108,7 @@ class Validation:
             alone.close()
 
     def __call__(self, model: Autoencoder, taken: int) -> dict[str, float]:
-        """Means over all images of all ranks, by "validation/name". Ranks meet only to add up what each has measured."""
+        """Means over the images of all ranks, by "validation/name". Ranks meet only to add up what they measured."""
         codec = ObservedCodec(LatentCodec(model, LatentScale()))
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         rows = measure(codec, self.batches(self.config.batch, rank, world), self.metrics)
@@ -110,7 +120,9 @@ class Validation:
     def _means(self, rows: Sequence[Row]) -> dict[str, float]:
         """Means over the images that have a value; a metric that no image has is left out."""
         names = self.config.metrics
-        local = [[sum(row.values.get(name, 0.0) for row in rows), sum(name in row.values for row in rows)] for name in names]
+        local = [
+            [sum(row.values.get(name, 0.0) for row in rows), sum(name in row.values for row in rows)] for name in names
+        ]
         sums = torch.tensor(local, dtype=torch.float64, device=self.accelerator.device)
         totals = self.accelerator.reduce(sums, "sum").tolist()
         return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
@@ -130,11 +142,12 @@ def build_validation(
     config: ValidationConfig, data: DataConfig, folder: Path, accelerator: Accelerator
 ) -> Validation | None:
     """None where the recipe names no validation shards."""
-    if data.validation is None:
+    shards = data.validation
+    if shards is None:
         return None
     image = ImageConfig(channels=data.image.channels, resize=config.resize, crop=config.crop, crop_mode="center")
     data = data.model_copy(update={"image": image})
-    index = load_index(data.validation, cache=folder / "index")
+    index = load_index(shards, cache=folder / "index")
 
     def batches(batch: int, rank: int, world: int) -> ValidationBatches:
         return validation_batches(data, index, batch=batch, rank=rank, world=world)

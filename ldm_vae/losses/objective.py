@@ -1,7 +1,7 @@
 """What the autoencoder minimises: names the terms, weights them, adds them; the only file that knows them all.
 
     total = nll + weight_rate * rate + factor(step) * weight_gan * lambda * generator
-    nll   = (weight_pixel * pixel + weight_perceptual * perceptual) / e^s + n s,   s the learned log-variance (0 without)
+    nll   = (weight_pixel * pixel + weight_perceptual * perceptual) / e^s + n s,   s the learned log-variance (or 0)
 
 in CompVis' units: every term is summed over an image's n = C*H*W elements (LPIPS counts once per element), the mean is
 taken over images. lambda is the adaptive weight (`losses/adaptive.py`), or 1.
@@ -55,7 +55,7 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Losses:
-    """values: name -> scalar, unweighted means over images, for the log: the likelihood's terms and the total per element
+    """values: name -> scalar for the log, unweighted means over images: the likelihood's terms and the total per element
     (so: mean absolute error, LPIPS distance), the rate in nats per image.
     roots, gradients: what `torch.autograd.backward` takes to accumulate the gradient of the total."""
 

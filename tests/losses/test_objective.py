@@ -30,7 +30,9 @@ def _networks(learned_variance: bool = False) -> tuple[Autoencoder, PatchDiscrim
     return model, discriminator, LPIPS("alex").double()
 
 
-def _objective(model: Autoencoder, lpips: LPIPS | None, loss: LossConfig, adversarial: DiscriminatorConfig | None) -> Objective:
+def _objective(
+    model: Autoencoder, lpips: LPIPS | None, loss: LossConfig, adversarial: DiscriminatorConfig | None
+) -> Objective:
     return build_objective(loss, adversarial, lpips, model.decoder.conv_out.weight.shape, reduce=lambda value: value)
 
 
@@ -91,7 +93,9 @@ def test_gradient_equals_the_direct_formulation(step: int, learned_variance: boo
     for name, parameter in model.named_parameters():
         assert ours[name] is not None and parameter.grad is not None
         # float64, another order of sums
-        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-9, atol=1e-9 * parameter.grad.abs().max().item() + 1e-12)
+        torch.testing.assert_close(
+            ours[name], parameter.grad, rtol=1e-9, atol=1e-9 * parameter.grad.abs().max().item() + 1e-12
+        )
     assert parameter.grad.abs().sum() > 0
 
 
@@ -129,7 +133,9 @@ def test_a_term_that_is_off_is_absent_and_the_critic_is_not_called() -> None:
 
 def test_the_perceptual_term_has_a_gradient() -> None:
     model, _, lpips = _networks()
-    loss = LossConfig(pixel=PixelConfig(weight=0.0), perceptual=PerceptualConfig(network="alex"), rate=RateConfig(weight=0.0))
+    loss = LossConfig(
+        pixel=PixelConfig(weight=0.0), perceptual=PerceptualConfig(network="alex"), rate=RateConfig(weight=0.0)
+    )
     objective = _objective(model, lpips, loss, None)
     batch = _batch()
     losses = objective(_forward(model, batch), batch, lambda image: image, step=0)

@@ -73,7 +73,9 @@ def test_accelerate_launch_starts_two_processes(recipe: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_resumed_on_one_then_two_then_four_processes(recipe: Path, tmp_path: Path) -> None:
     settings = (*DOUBLE, "checkpoint.every=1", "checkpoint.keep_last=9", "log.every=2", "validation.every=3")
-    launch(1, "-m", "train", str(recipe), *settings, "steps=7", "optimizer.decay=constant", f"output={tmp_path / 'one'}")
+    launch(
+        1, "-m", "train", str(recipe), *settings, "steps=7", "optimizer.decay=constant", f"output={tmp_path / 'one'}"
+    )
     for processes, steps in ((1, 2), (2, 5), (4, 7)):
         launch(
             processes, "-m", "train", str(recipe), *settings, f"steps={steps}", "optimizer.decay=constant",
@@ -147,7 +149,8 @@ def test_batch_that_cannot_be_shared_out_is_refused(recipe: Path, tmp_path: Path
     )  # fmt: skip
     assert said.returncode == 2
     assert said.stderr.strip().splitlines() == [
-        "train: data.batch 3 is not divisible by 1 processes x 2 micro-batches: make it a multiple of 2"
+        "train: data.batch 3 is not divisible by 1 ranks x 2 micro-batches: choose a multiple: it is the number of images "
+        "per step over all of them"
     ]
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ import yaml
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = ROOT / "configs" / "accelerate"
 EVERY = "3"  # steps between two looks for a signal
+processes = runpy.run_path(str(Path(__file__).with_name("processes.py")))
+started, pid_of = processes["started"], processes["pid_of"]
 
 
 @pytest.fixture
@@ -36,25 +39,13 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(checkout: Path, command: Sequence[str], **variables: str) -> subprocess.Popen[bytes]:
-    programs = os.pathsep.join([str(checkout), str(Path(sys.executable).parent), os.environ["PATH"]])
-    return subprocess.Popen(
-        [*command, "run", EVERY],
-        cwd=checkout,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": programs, "ACCELERATE_USE_CPU": "true", **variables},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def pid_of(checkout: Path, rank: int, other_than: int = 0) -> int:
-    path = checkout / "run" / f"pid_{rank}"
-    for _ in range(3000):
-        if path.exists() and (pid := int(path.read_text())) != other_than:
-            return pid
-        time.sleep(0.02)
-    raise AssertionError(f"rank {rank} did not start within a minute")
+@contextmanager
+def launched(checkout: Path, *command: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """`command`, followed by the arguments of the stand-in, with the stand-ins of SLURM ahead of all programs."""
+    variables["PATH"] = os.pathsep.join([str(checkout), str(Path(sys.executable).parent), os.environ["PATH"]])
+    # Not the path of this process: the checkout, in whose root it runs, would hide the stand-in.
+    with started([*command, "run", EVERY], checkout, PYTHONPATH="", ACCELERATE_USE_CPU="true", **variables) as process:
+        yield process
 
 
 def reasons(checkout: Path) -> dict[str, str]:
@@ -91,20 +82,19 @@ def test_slurm_queues_again_what_saved_and_nothing_else(checkout: Path, end: str
     for name, program in (("srun", SRUN), ("scontrol", SCONTROL)):
         (checkout / name).write_text(program)
         (checkout / name).chmod(0o755)
-    job = {"SLURM_JOB_ID": str(free_port() - 20000), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}
-    job["SLURM_JOB_ID"] = str(int(job["SLURM_JOB_ID"]) % 20000)
-    process = start(checkout, ["bash", str(CONFIGS / "slurm_requeue.sh")], **job)
-    pids = [pid_of(checkout, rank) for rank in (0, 1)]
-    if end == "time_limit":
-        for pid in pids:
-            os.kill(pid, signal.SIGUSR1)
-    else:
-        os.kill(pids[1], signal.SIGABRT)  # rank 0 then fails, too: its peer is gone
-    process.communicate()
+    job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}
+    with launched(checkout, "bash", str(CONFIGS / "slurm_requeue.sh"), **job) as process:
+        pids = [pid_of(process, checkout / "run", rank) for rank in (0, 1)]
+        if end == "time_limit":
+            for pid in pids:
+                os.kill(pid, signal.SIGUSR1)
+        else:
+            os.kill(pids[1], signal.SIGABRT)  # rank 0 then fails, too: its peer is gone
+        process.communicate()
     if end == "time_limit":
         assert process.returncode == 85
         assert reasons(checkout) == {"heard_0": "SIGUSR1", "heard_1": "SIGUSR1"}
-        assert (checkout / "requeued").read_text() == job["SLURM_JOB_ID"] + "\n"
+        assert (checkout / "requeued").read_text() == "4711\n"
     else:
         assert process.returncode not in (0, 85)
         assert not (checkout / "requeued").exists()
@@ -112,11 +102,11 @@ def test_slurm_queues_again_what_saved_and_nothing_else(checkout: Path, end: str
 
 @pytest.mark.slow
 def test_one_machine(checkout: Path) -> None:
-    config = str(CONFIGS / "one_machine.yaml")
-    process = start(checkout, ["accelerate", "launch", "--config_file", config, "--num_processes", "2", "-m", "train"])
-    pid_of(checkout, 0)
-    os.kill(pid_of(checkout, 1), signal.SIGTERM)
-    process.communicate()
+    options = ["--config_file", str(CONFIGS / "one_machine.yaml"), "--num_processes", "2"]
+    with launched(checkout, "accelerate", "launch", *options, "-m", "train") as process:
+        pid_of(process, checkout / "run", 0)
+        os.kill(pid_of(process, checkout / "run", 1), signal.SIGTERM)
+        process.communicate()
     assert reasons(checkout) == {"heard_0": "SIGTERM", "heard_1": "SIGTERM"}
     assert process.returncode == 1
 
@@ -124,25 +114,30 @@ def test_one_machine(checkout: Path) -> None:
 @pytest.mark.slow
 def test_two_machines(checkout: Path) -> None:
     """Both on this one: what the file says of ranks, address and port is what makes them meet."""
-    config = str(CONFIGS / "two_machines.yaml")
-    shared = ["--config_file", config, "--num_processes", "2", "--main_process_port", str(free_port()), "-m", "train"]
-    machines = [start(checkout, ["accelerate", "launch", "--machine_rank", rank, *shared]) for rank in ("0", "1")]
-    pid_of(checkout, 0)
-    os.kill(pid_of(checkout, 1), signal.SIGUSR1)
-    for machine in machines:
-        machine.communicate()
+    options = ["--config_file", str(CONFIGS / "two_machines.yaml"), "--num_processes", "2"]
+    options += ["--main_process_port", str(free_port())]
+    command = ["accelerate", "launch", *options]
+    with (
+        launched(checkout, *command, "--machine_rank", "0", "-m", "train") as first,
+        launched(checkout, *command, "--machine_rank", "1", "-m", "train") as second,
+    ):
+        pid_of(first, checkout / "run", 0)
+        os.kill(pid_of(second, checkout / "run", 1), signal.SIGUSR1)
+        first.communicate()
+        second.communicate()
     assert reasons(checkout) == {"heard_0": "SIGUSR1", "heard_1": "SIGUSR1"}
 
 
 @pytest.mark.slow
 def test_elastic_starts_again_after_a_kill_and_saves_on_a_signal(checkout: Path) -> None:
-    process = start(checkout, [str(CONFIGS / "torchrun_elastic.sh")], NPROC="2")
-    first, killed = pid_of(checkout, 0), pid_of(checkout, 1)
-    os.kill(killed, signal.SIGKILL)
-    pid_of(checkout, 0, other_than=first)
-    pid_of(checkout, 1, other_than=killed)
-    process.send_signal(signal.SIGUSR1)
-    process.communicate()
+    script, head = str(CONFIGS / "torchrun_elastic.sh"), f"localhost:{free_port()}"
+    with launched(checkout, script, NPROC="2", HEAD=head) as process:
+        first, killed = (pid_of(process, checkout / "run", rank) for rank in (0, 1))
+        os.kill(killed, signal.SIGKILL)
+        pid_of(process, checkout / "run", 0, other_than=first)
+        pid_of(process, checkout / "run", 1, other_than=killed)
+        process.send_signal(signal.SIGUSR1)
+        process.communicate()
     assert reasons(checkout) == {"heard_0": "SIGUSR1", "heard_1": "SIGUSR1"}
     assert process.returncode == 1
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,26 +17,9 @@ from train import preempt
 from train.preempt import PREEMPTED, SIGNALS, Preemption
 
 SCRIPT = Path(__file__).with_name("stops_on_signal.py")
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-
-def start(folder: Path, every: int, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """In a process group of its own, so that the whole group can be signalled, as a terminal does."""
-    return subprocess.Popen(
-        [sys.executable, *launcher, SCRIPT, folder, str(every)],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-
-
-def pid_of(process: subprocess.Popen[str], folder: Path, rank: int) -> int:
-    path = folder / f"pid_{rank}"
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        time.sleep(0.02)
-    return int(path.read_text())
+processes = runpy.run_path(str(SCRIPT.with_name("processes.py")))
+started, pid_of = processes["started"], processes["pid_of"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def heard(folder: Path, rank: int) -> dict[str, Any]:
@@ -70,18 +53,18 @@ def test_a_second_ctrl_c_quits_at_once_but_an_echo_does_not(monkeypatch: pytest.
 
 
 def test_a_worker_ends_with_the_documented_code(tmp_path: Path) -> None:
-    process = start(tmp_path, every=1)
-    os.kill(pid_of(process, tmp_path, 0), signal.SIGTERM)
-    process.communicate()
+    with started([sys.executable, SCRIPT, ".", "1"], tmp_path) as process:
+        os.kill(pid_of(process, tmp_path, 0), signal.SIGTERM)
+        process.wait()
     assert process.returncode == PREEMPTED == 85
     assert heard(tmp_path, 0)["reason"] == "SIGTERM"
 
 
 def test_a_signal_to_one_rank_stops_all_at_one_step(tmp_path: Path) -> None:
-    process = start(tmp_path, 3, tuple(TORCHRUN))
-    pid_of(process, tmp_path, 0)
-    os.kill(pid_of(process, tmp_path, 1), signal.SIGUSR1)
-    _, errors = process.communicate()
+    with started([*TORCHRUN, SCRIPT, ".", "3"], tmp_path) as process:
+        pid_of(process, tmp_path, 0)
+        os.kill(pid_of(process, tmp_path, 1), signal.SIGUSR1)
+        _, errors = process.communicate()
     first, second = heard(tmp_path, 0), heard(tmp_path, 1)
     assert (first["received"], second["received"]) == (0, signal.SIGUSR1)  # rank 0 heard of it from rank 1 alone
     assert first["reason"] == second["reason"] == "SIGUSR1"
@@ -94,13 +77,13 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["ctrl_c", "launcher_alone"])
 def test_a_signal_to_torchrun_lets_the_workers_save(tmp_path: Path, case: str) -> None:
-    process = start(tmp_path, 3, tuple(TORCHRUN))
-    pid_of(process, tmp_path, 0)
-    pid_of(process, tmp_path, 1)
-    if case == "ctrl_c":
-        os.killpg(process.pid, signal.SIGINT)
-    else:
-        process.terminate()
-    process.communicate()
+    with started([*TORCHRUN, SCRIPT, ".", "3"], tmp_path) as process:
+        pid_of(process, tmp_path, 0)
+        pid_of(process, tmp_path, 1)
+        if case == "ctrl_c":
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.terminate()
+        process.communicate()
     reason = "SIGINT" if case == "ctrl_c" else "SIGTERM"
     assert {heard(tmp_path, rank)["reason"] for rank in (0, 1)} == {reason}

@@ -53,7 +53,13 @@ def test_dry_run_at_full_size(path: Path, shards: Path, codec: Path, capsys: pyt
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_one_real_step_at_reduced_size(path: Path, tmp_path: Path, shards: Path, codec: Path) -> None:
     levels = len(resolve(path).get("model", {}).get("block_out_channels", [0, 0, 0, 0]))
-    changes = [*overrides(path, shards, codec), f"output={tmp_path / 'run'}", "steps=1", "data.batch=2", "log.trackers=[]"]
+    changes = [
+        *overrides(path, shards, codec),
+        f"output={tmp_path / 'run'}",
+        "steps=1",
+        "data.batch=2",
+        "log.trackers=[]",
+    ]
     changes += ["data.image.resize=32", "data.image.crop=32", "discriminator.channels=4", "validation.metrics=[psnr]"]
     changes += ["validation.resize=32", "validation.crop=32"]
     if path.stem not in FINETUNES:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ldm_vae.losses.adaptive import adaptive_weight
 from tests.train.conftest import Build, batches_of, state_of
-from train.step import autoencoder_gradients, train_step, train_step_compvis
+from train.step import STEPS, autoencoder_gradients, train_step, train_step_compvis
 
 
 def _largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
@@ -29,7 +29,7 @@ def test_accumulation_of_four_by_one_equals_one_by_four(build: Build) -> None:
             values = train_step(run, micro_batches, step)
         assert values["generator_weight"] > 0  # all losses are on in the end
         states.append(state_of(run))
-    # float64, another order of sums; Adam's eps of 1e-8 enlarges rounding of 1e-16 by as much where a true gradient is 0
+    # float64, another order of sums; Adam's eps of 1e-8 enlarges rounding of 1e-16 where a true gradient is 0
     assert _largest_difference(*states) < 1e-8
 
 
@@ -74,7 +74,9 @@ def test_compvis_order_recomputes_the_reconstructions_after_the_update(build: Bu
     with torch.no_grad():
         fake = run.autoencoder(batch.image, noise=run.noise(batch, step)).reconstruction  # by the updated weights
         run.discriminator.load_state_dict(before)
-        expected = 0.5 * (F.relu(1 - run.discriminator(batch.image)).mean() + F.relu(1 + run.discriminator(fake)).mean())
+        expected = 0.5 * (
+            F.relu(1 - run.discriminator(batch.image)).mean() + F.relu(1 + run.discriminator(fake)).mean()
+        )
     torch.testing.assert_close(values["discriminator"], expected, rtol=1e-9, atol=0)
 
 
@@ -83,7 +85,9 @@ def test_discriminator_has_a_head_start_and_the_generator_a_ramp(build: Build) -
     rows = [train_step(run, micro, step) for step, micro in enumerate(batches_of(run, recipe, 5))]
     assert ["discriminator" in row for row in rows] == [False, True, True, True, True]  # start: 1
     assert ["generator" in row for row in rows] == [False, False, False, True, True]  # generator_start: 2, at 0 there
-    updates = {name: float(value) for name, value in run.updates["discriminator"].state().items() if name[:5] == "step/"}
+    updates = {
+        name: float(value) for name, value in run.updates["discriminator"].state().items() if name[:5] == "step/"
+    }
     assert set(updates.values()) == {4.0}
 
 
@@ -91,7 +95,7 @@ def test_discriminator_has_a_head_start_and_the_generator_a_ramp(build: Build) -
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_a_bad_image_changes_nothing_and_is_counted(build: Build, norm: str, order: str) -> None:
     run, recipe = build(f"discriminator.norm={norm}", f"discriminator.order={order}")
-    step_of = {"shared": train_step, "compvis": train_step_compvis}[order]
+    step_of = STEPS[order]
     batches = batches_of(run, recipe, 5)
     for step in range(4):
         step_of(run, batches[step], step)
@@ -137,23 +141,27 @@ def test_gradients_are_clipped_and_the_norm_is_that_before(build: Build) -> None
     run, recipe = build("optimizer.clip=1.0")
     seen = []
     step_of_optimizer = run.updates["model"].optimizer.step
-    run.updates["model"].optimizer.step = lambda: (seen.append(run.updates["model"].gradient_norm()), step_of_optimizer())  # type: ignore[method-assign, assignment, func-returns-value]
+    run.updates["model"].optimizer.step = lambda: (
+        seen.append(run.updates["model"].gradient_norm()),
+        step_of_optimizer(),
+    )  # type: ignore[method-assign, assignment, func-returns-value]
     values = train_step(run, batches_of(run, recipe, 1)[0], 0)
     assert values["gradient_norm/model"] > 100
     assert seen[0].item() == pytest.approx(1.0, rel=1e-4)  # clip_grad_norm_ divides by norm + 1e-6
 
 
-def test_one_forward_of_the_autoencoder_per_micro_batch(build: Build) -> None:
-    for order, forwards in (("shared", 1), ("compvis", 2)):
-        run, recipe = build(f"discriminator.order={order}")
-        calls: list[int] = []
-        run.autoencoder.encoder.register_forward_hook(lambda *_: calls.append(1))
-        step_of = {"shared": train_step, "compvis": train_step_compvis}[order]
-        step_of(run, batches_of(run, recipe, 1)[0], 5)
-        assert len(calls) == forwards
+@pytest.mark.parametrize(("order", "forwards"), [("shared", 1), ("compvis", 2)])
+def test_one_forward_of_the_autoencoder_per_micro_batch(build: Build, order: str, forwards: int) -> None:
+    run, recipe = build(f"discriminator.order={order}")
+    calls: list[int] = []
+    run.autoencoder.encoder.register_forward_hook(lambda *_: calls.append(1))
+    STEPS[order](run, batches_of(run, recipe, 1)[0], 5)
+    assert len(calls) == forwards
 
 
-def test_adaptive_weight_is_not_computed_while_its_factor_is_zero(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adaptive_weight_is_not_computed_while_its_factor_is_zero(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[int] = []
 
     def counted(*args, **kwargs):  # type: ignore[no-untyped-def]
