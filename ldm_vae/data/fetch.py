@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-from ldm_vae.data.images import EXTENSIONS
 from ldm_vae.data.index import Index
 from ldm_vae.data.order import SampleRef
 from ldm_vae.data.source import Missing, Source, is_remote
@@ -16,7 +16,25 @@ LANE_BYTES = 2**23  # bytes fetched ahead in a lane at most: 512 MiB over all la
 MAX_SAMPLE = 2**30  # bytes of one sample; more is taken for a bomb
 
 Fields = dict[str, bytes]  # field -> content
-Place = tuple[SampleRef, str, int, int]  # sample, field, offset and size of the content in its shard
+
+
+class Place(NamedTuple):
+    """Where the content of a field lies.   head: bytes of the header before it, 0 for a file by itself."""
+
+    ref: SampleRef
+    field: str
+    url: str
+    offset: int
+    size: int
+    head: int
+
+    @property
+    def begin(self) -> int:
+        return self.offset - self.head
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.size
 
 
 class BrokenSample(Exception):
@@ -54,7 +72,7 @@ class Fetcher:
     def _read_ahead(self, ref: SampleRef, coming: Iterable[SampleRef]) -> None:
         chosen, total = [ref], 0
         for later in coming:
-            total += sum(size for *_, size in self._places(later))
+            total += sum(place.size for place in self._places(later))
             if total > LANE_BYTES:
                 break
             if later != ref and later not in self._ahead:
@@ -66,49 +84,55 @@ class Fetcher:
         places = []
         for ref in refs:
             mine = self._places(ref)
-            if sum(size for *_, size in mine) > MAX_SAMPLE:
+            if sum(place.size for place in mine) > MAX_SAMPLE:
                 found[ref] = BrokenSample(f"more than {MAX_SAMPLE} bytes")
-            elif all(field == LABEL for _, field, _, _ in mine):
+            elif all(place.field == LABEL for place in mine):
                 found[ref] = BrokenSample("no picture among its members")
             else:
                 places += mine
-        for run in _runs(sorted(places, key=lambda place: (place[0].shard, place[2]))):
+        for run in _runs(sorted(places, key=lambda place: (place.url, place.offset))):
             self._read_run(run, found)
         return found
 
     def _read_run(self, run: list[Place], found: dict[SampleRef, Fields | BrokenSample]) -> None:
         """One read of neighbouring members, each with its header, which is held against the index."""
-        shard = self._index.shards[run[0][0].shard]
-        start, end = run[0][2] - BLOCK, run[-1][2] + run[-1][3]
+        begin = run[0].begin
         try:
-            data = self.source.read(shard.url, start, end - start)
+            data = self.source.read(run[0].url, begin, run[-1].end - begin)
         except Missing as error:
-            found.update({ref: BrokenSample(str(error)) for ref, *_ in run})
+            found.update({place.ref: BrokenSample(str(error)) for place in run})
             return
-        for ref, field, offset, size in run:
-            at = offset - start
-            fields, name = found[ref], f"{shard.key(ref.ordinal)}.{field}"
-            problem = verify_header(data[at - BLOCK : at], name, size)
+        for place in run:
+            fields = found[place.ref]
+            problem = self._changed(place, data[place.begin - begin : place.offset - begin])
             if problem is not None:
-                found[ref] = BrokenSample(problem)
+                found[place.ref] = BrokenSample(problem)
             elif not isinstance(fields, BrokenSample):
-                fields[field] = data[at : at + size]
+                fields[place.field] = data[place.offset - begin : place.end - begin]
+
+    def _changed(self, place: Place, head: bytes) -> str | None:
+        """Why this is not what the index says; None if it is."""
+        if place.head:
+            key = self._index.shards[place.ref.shard].key(place.ref.ordinal)
+            return verify_header(head, f"{key}.{place.field}", place.size)
+        size = self.source.size(place.url)
+        return None if size == place.size else f"the file had {place.size} bytes at the start, it has {size}"
 
     def _places(self, ref: SampleRef) -> list[Place]:
-        members = self._index.shards[ref.shard].fields(ref.ordinal)
-        picture = next((field for field in EXTENSIONS if field in members), None)
+        shard = self._index.shards[ref.shard]
+        picture = shard.picture(ref.ordinal)
         wanted = ([] if picture is None else [picture]) + ([LABEL] if self._labelled else [])
-        return [(ref, field, *members[field]) for field in wanted]
+        head = BLOCK if shard.files is None else 0
+        return [Place(ref, field, *shard.place(ref.ordinal, field), head) for field in wanted]
 
 
 def _runs(places: list[Place]) -> list[list[Place]]:
     """Sorted places -> groups that one read each serves."""
     runs: list[list[Place]] = []
     for place in places:
-        if runs:
-            last = runs[-1][-1]
-            if last[0].shard == place[0].shard and place[2] - BLOCK - (last[2] + last[3]) <= GAP:
-                runs[-1].append(place)
-                continue
-        runs.append([place])
+        last = runs[-1][-1] if runs else None
+        if last is not None and last.url == place.url and place.begin - last.end <= GAP:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
     return runs

@@ -1,69 +1,57 @@
-"""What is in the shards: the place of every member of every sample, from `index.json` or from the tars' headers.
-
-`index.json` lies beside the shards:
-
-    {"format": "ldm_vae.index", "version": 1, "shards": [
-        {"name": "000000.tar", "bytes": 8960000, "samples": 200, "keys": ["n01440764", ...],
-         "members": {"jpg": {"offset": [512, ...], "size": [27960, ...]}, "cls": ...}}]}
-
-offset and size are those of the member's content in bytes, offset -1 where a sample lacks the field. A field is what
-follows the last dot of a name, in lower case; the key is what stands before, with its folders.
-"""
+"""What is in all shards of a data set: from `index.json` beside them (see `data/shard.py`), else from their headers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.data.source import Missing, Source, Unreachable, expand_shards, is_remote, read_whole
-from ldm_vae.data.tar import BLOCK, BrokenTar, members
+from ldm_vae.data.scan import measure, scan_folder, scan_shard
+from ldm_vae.data.shard import NAME, REMEDY, ShardIndex, dump_index, from_json, parse_index, to_json
+from ldm_vae.data.source import Missing, Unreachable, expand_shards, is_remote, read_whole
 from ldm_vae.errors import UserError
+from ldm_vae.recipe import Config
 
-NAME = "index.json"
-FORMAT, VERSION = "ldm_vae.index", 1
-REMEDY = "make it with `ldm-vae shards`, or `ldm-vae check --write-index` where the shards are local"
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class ShardIndex:
-    """url: path or URL of the tar.   size: its bytes.   names, ends: the keys, UTF-8, end to end, and where each ends.
-    members: field -> (samples, 2) int64, offset and size of the content in bytes; offset -1 where there is none."""
-
-    url: str
-    size: int
-    names: bytes
-    ends: NDArray[np.int64]
-    members: Mapping[str, NDArray[np.int64]]
+class SourceConfig(Config):
+    shards: str  # folder, glob, brace pattern or URL of tars; or a folder of images
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # share of the samples, against the other sources
+    minimum_side: Annotated[int, Field(gt=0)] | None = None  # pixels; pictures with a shorter side are left out
+    maximum_aspect: Annotated[float, Field(ge=1)] | None = None  # long side / short side; longer pictures are left out
 
     @property
-    def samples(self) -> int:
-        return len(self.ends)
+    def filters(self) -> bool:
+        return self.minimum_side is not None or self.maximum_aspect is not None
 
-    def key(self, ordinal: int) -> str:
-        start = int(self.ends[ordinal - 1]) if ordinal else 0
-        return self.names[start : int(self.ends[ordinal])].decode("utf-8", "surrogateescape")
 
-    def fields(self, ordinal: int) -> dict[str, tuple[int, int]]:
-        """Field -> (offset, size) of one sample."""
-        places = ((field, table[ordinal]) for field, table in self.members.items())
-        return {field: (int(offset), int(size)) for field, (offset, size) in places if offset >= 0}
+@dataclass(frozen=True)
+class Part:
+    """One source of a mixture: the shards from `first` on, before `stop`.   weight: its share of all samples."""
+
+    first: int
+    stop: int
+    weight: float
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """shards: sorted by URL, each with at least one sample."""
+    """shards: those of each part sorted by URL, each with at least one sample.   parts: the sources, one after the
+    other."""
 
     shards: tuple[ShardIndex, ...]
+    parts: tuple[Part, ...]
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
@@ -74,11 +62,24 @@ class Index:
     def samples(self) -> int:
         return int(self.counts.sum())
 
+    @cached_property
+    def weights(self) -> tuple[float, ...]:
+        """Of the parts."""
+        return tuple(part.weight for part in self.parts)
+
     def locate(self, number: int) -> tuple[int, int]:
         """Sample `number` of all, in the order of the index -> (shard, ordinal)."""
-        ends = np.cumsum(self.counts)
-        shard = int(np.searchsorted(ends, number, side="right"))
-        return shard, int(number - (ends[shard] - self.counts[shard]))
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        return shard, int(number - (self._ends[shard] - self.counts[shard]))
+
+    def range_of_part(self, shard: int) -> tuple[int, int]:
+        """First sample, in the order of the index, and number of samples of the source that a shard belongs to."""
+        part = next(part for part in self.parts if part.first <= shard < part.stop)
+        return int(self.counts[: part.first].sum()), int(self.counts[part.first : part.stop].sum())
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.cumsum(self.counts)
 
     @cached_property
     def fields(self) -> dict[str, int]:
@@ -92,79 +93,26 @@ class Index:
     @cached_property
     def fingerprint(self) -> str:
         """Tells whether two runs see the same data in the same order, wherever the shards lie."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(repr(self.parts).encode())
         for shard in self.shards:
             digest.update(f"{Path(shard.url).name}\n{shard.size}\n{shard.samples}\n".encode() + shard.names)
         return digest.hexdigest()
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Member name -> (key, field): `a/b.v1.0.JPG` -> (`a/b.v1.0`, `jpg`); without a dot the field is empty.
-
-    webdataset cuts at the first dot, so that `b.v1.0.jpg` becomes key `b` with field `v1.0.jpg`.
-    """
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.rpartition(".") if "." in base[1:] else (base, "", "")
-    return folder + slash + stem, extension.lower()
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A shard as its headers tell it. problems: (member or "", reason) of what training would refuse."""
-
-    shard: ShardIndex
-    problems: list[tuple[str, str]]
-
-
-def scan_shard(url: str) -> Scan:
-    """Reads the headers of one tar, a few kB a member. Raises Missing or Unreachable."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    problems: list[tuple[str, str]] = []
-    previous = None
-    with closing(Source()) as source:
-        size = source.size(url)
-        try:
-            for member in members(url, source):
-                key, field = split_name(member.name)
-                if member.problem is not None:
-                    problems.append((member.name, member.problem))
-                    continue
-                if key in samples and key != previous:
-                    problems.append((member.name, "its key appeared before, with others in between"))
-                if field in samples.setdefault(key, {}):
-                    problems.append((member.name, "the name appears twice"))
-                    continue
-                samples[key][field] = (member.offset, member.size)
-                previous = key
-        except BrokenTar as error:
-            problems.append(("", str(error)))
-    return Scan(_pack(url, size, samples), problems)
-
-
-def load_index(spec: str, *, cache: Path | None = None) -> Index:
+def load_index(spec: str | Sequence[SourceConfig], *, cache: Path | None = None) -> Index:
     """The index of the shards that `spec` names (see `expand_shards`): `index.json`, else a scan of local shards.
 
+    spec: also a folder of images; or several sources, mixed by weight and filtered by the sizes of their pictures.
     cache: a folder that keeps scans; a shard that has changed since is scanned again.
     Raises UserError for missing, empty and broken shards, and for remote shards without an index.
     """
     shards: list[ShardIndex] = []
-    by_folder: dict[str, list[str]] = {}
-    for url in expand_shards(spec):
-        if is_remote(url):  # a remote folder means whatever its index names
-            folder, name = url.rsplit("/", 1) if url.endswith(".tar") else (url, "")
-        else:
-            folder, name = str(Path(url).parent), Path(url).name
-        by_folder.setdefault(folder, []).append(name)
-    for folder, names in by_folder.items():
-        if is_remote(folder):
-            shards += _remote_shards(folder, names)
-        else:
-            whole = Path(spec.removeprefix("file://")).is_dir()
-            shards += _local_shards(folder, names, cache, whole=whole)
-    for shard in shards:
-        if shard.samples == 0:
-            raise UserError(f"shard {shard.url} is empty", "remove it, or pack it again with `ldm-vae shards`")
-    return Index(tuple(sorted(shards, key=lambda shard: shard.url)))
+    parts: list[Part] = []
+    for source in [SourceConfig(shards=spec)] if isinstance(spec, str) else spec:
+        chosen = _load_source(source, cache)
+        parts.append(Part(len(shards), len(shards) + len(chosen), source.weight))
+        shards += chosen
+    return Index(tuple(shards), tuple(parts))
 
 
 def write_index(folder: Path) -> Path:
@@ -174,57 +122,121 @@ def write_index(folder: Path) -> Path:
 
 
 def save_index(shards: Iterable[ShardIndex], path: Path) -> Path:
-    entries = [_to_json(shard) for shard in sorted(shards, key=lambda shard: shard.url)]
+    """Writes the `index.json` of local shards, with the sizes of their pictures."""
+    text = dump_index(measure(shard) for shard in shards)
     with atomic_file(path) as stage:
-        stage.write_text(json.dumps({"format": FORMAT, "version": VERSION, "shards": entries}, separators=(",", ":")))
+        stage.write_text(text)
     return path
 
 
-def _remote_shards(folder: str, names: list[str]) -> list[ShardIndex]:
+def _load_source(source: SourceConfig, cache: Path | None) -> list[ShardIndex]:
+    shards = _load_shards(source.shards, cache, sizes=source.filters)
+    for shard in shards:
+        if shard.samples == 0:
+            raise UserError(f"shard {shard.url} is empty", "remove it, or pack it again with `ldm-vae shards`")
+    if not source.filters:
+        return shards
+    kept = [shard.subset(_fitting(shard, source)) for shard in shards]
+    kept = [shard for shard in kept if shard.samples > 0]
+    before, after = (sum(shard.samples for shard in part) for part in (shards, kept))
+    if after == 0:
+        what = f"none of the {before} pictures in {source.shards} is left by minimum_side and maximum_aspect"
+        raise UserError(what, "choose weaker filters")
+    if after < before:
+        logger.warning("%s: %d of %d pictures are left out by size or aspect", source.shards, before - after, before)
+    return kept
+
+
+def _fitting(shard: ShardIndex, source: SourceConfig) -> NDArray[np.bool_]:
+    """(samples,): which pass the filters. A picture of unknown size does, so that reading it tells what is wrong."""
+    assert shard.pictures is not None
+    short, long = shard.pictures.min(axis=1), shard.pictures.max(axis=1)
+    fitting = np.ones(shard.samples, dtype=bool)
+    if source.minimum_side is not None:
+        fitting &= short >= source.minimum_side
+    if source.maximum_aspect is not None:
+        fitting &= long <= source.maximum_aspect * short
+    return fitting | (short <= 0)
+
+
+def _load_shards(spec: str, cache: Path | None, *, sizes: bool) -> list[ShardIndex]:
+    """sizes: whether those of the pictures are needed."""
+    local = Path(spec.removeprefix("file://"))
+    if local.is_dir() and next(local.glob("*.tar"), None) is None:
+        found = scan_folder(local)
+        if not found:
+            raise UserError(f"no shards and no images in {local}", "give a folder of .tar files or of pictures")
+        return [measure(shard) for shard in found] if sizes else found
+    by_folder: dict[str, list[str]] = {}
+    for url in expand_shards(spec):
+        if is_remote(url):  # a remote folder means whatever its index names
+            folder, name = url.rsplit("/", 1) if url.endswith(".tar") else (url, "")
+        else:
+            folder, name = str(Path(url).parent), Path(url).name
+        by_folder.setdefault(folder, []).append(name)
+    shards: list[ShardIndex] = []
+    for folder, names in by_folder.items():
+        if is_remote(folder):
+            shards += _remote_shards(folder, names, sizes=sizes)
+        elif (Path(folder) / NAME).is_file():
+            shards += _indexed_shards(folder, names, sizes=sizes, whole=local.is_dir())
+        else:
+            shards += _scanned_shards(folder, names, cache, sizes=sizes)
+    return sorted(shards, key=lambda shard: shard.url)
+
+
+def _remote_shards(folder: str, names: list[str], *, sizes: bool) -> list[ShardIndex]:
     url = f"{folder}/{NAME}"
     try:
-        known = _parse(read_whole(url), url, folder)
+        known = parse_index(read_whole(url), url, folder)
     except Missing as error:
         raise UserError(f"{folder} has no {NAME} ({error})", f"remote shards need one; {REMEDY}") from error
     except Unreachable as error:
         raise UserError(str(error), "check the network and the address, then run it again") from error
-    return list(known.values()) if names == [""] else _select(known, names, url)
+    shards = list(known.values()) if names == [""] else _select(known, names, url)
+    if sizes and any(shard.pictures is None for shard in shards):
+        raise UserError(f"{url} has no sizes of pictures", f"filters by size and aspect need them; {REMEDY}")
+    return shards
 
 
-def _local_shards(folder: str, names: list[str], cache: Path | None, *, whole: bool) -> list[ShardIndex]:
+def _indexed_shards(folder: str, names: list[str], *, sizes: bool, whole: bool) -> list[ShardIndex]:
+    """whole: all shards of the folder are meant, so that one which is not there has been lost."""
     path = Path(folder) / NAME
-    if path.is_file():
-        known = _parse(path.read_bytes(), str(path), folder)
-        chosen = _select(known, names, str(path))
-        if whole and len(known) > len(chosen):
-            gone = next(name for name in known if name not in names)
-            raise UserError(f"{path} lists {gone}, which is not there", "restore the shard, or " + REMEDY)
-        for shard in chosen:
-            size = Path(shard.url).stat().st_size
-            if size != shard.size:
-                what = f"shard {shard.url} has {size} bytes, its index says {shard.size}"
-                raise UserError(what, "it was cut or changed; `ldm-vae check` shows what is left")
-        return chosen
+    known = parse_index(path.read_bytes(), str(path), folder)
+    shards = _select(known, names, str(path))
+    if whole and len(known) > len(shards):
+        gone = next(name for name in known if name not in names)
+        raise UserError(f"{path} lists {gone}, which is not there", "restore the shard, or " + REMEDY)
+    for shard in shards:
+        size = Path(shard.url).stat().st_size
+        if size != shard.size:
+            what = f"shard {shard.url} has {size} bytes, its index says {shard.size}"
+            raise UserError(what, "it was cut or changed; `ldm-vae check` shows what is left")
+    return [measure(shard) if sizes and shard.pictures is None else shard for shard in shards]
+
+
+def _scanned_shards(folder: str, names: list[str], cache: Path | None, *, sizes: bool) -> list[ShardIndex]:
+    scan: Callable[[str], ShardIndex] = (lambda path: measure(_scan_whole(path))) if sizes else _scan_whole
     paths = [f"{folder}/{name}" for name in names]
     if cache is None:
-        return [_scan_whole(path) for path in paths]
-    return _scan_cached(folder, paths, cache)
+        return [scan(path) for path in paths]
+    return _scan_cached(folder, paths, cache, scan, "measured" if sizes else "headers")
 
 
-def _scan_cached(folder: str, paths: list[str], cache: Path) -> list[ShardIndex]:
-    stored = cache / f"{hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]}.json"
-    known: dict[str, Any] = {}
-    if stored.is_file():
-        known = json.loads(stored.read_text())
+def _scan_cached(
+    folder: str, paths: list[str], cache: Path, scan: Callable[[str], ShardIndex], kind: str
+) -> list[ShardIndex]:
+    stored = cache / f"{kind}-{hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]}.json"
+    known: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {}
     shards, changed = [], False
     for path in paths:
         status = Path(path).stat()
         stamp = [status.st_size, status.st_mtime_ns]
         name = Path(path).name
         if known.get(name, {}).get("stamp") != stamp:
-            known[name] = {"stamp": stamp, "shard": _to_json(_scan_whole(path))}
+            known[name] = {"stamp": stamp, "shard": to_json(scan(path))}
             changed = True
-        shards.append(_from_json(known[name]["shard"], folder))
+        shards.append(from_json(known[name]["shard"], folder))
     if changed:
         with atomic_file(stored) as stage:
             stage.write_text(json.dumps(known, separators=(",", ":")))
@@ -249,52 +261,3 @@ def _select(known: Mapping[str, ShardIndex], names: list[str], index: str) -> li
         if name not in known:
             raise UserError(f"{index} does not list {name}", "it is older than the shards; " + REMEDY)
     return [known[name] for name in names]
-
-
-def _pack(url: str, size: int, samples: Mapping[str, Mapping[str, tuple[int, int]]]) -> ShardIndex:
-    keys = [key.encode("utf-8", "surrogateescape") for key in samples]
-    fields = sorted({field for sample in samples.values() for field in sample})
-    places = {field: [sample.get(field, (-1, 0)) for sample in samples.values()] for field in fields}
-    tables = {field: np.array(rows, dtype=np.int64).reshape(-1, 2) for field, rows in places.items()}
-    return ShardIndex(url, size, b"".join(keys), np.cumsum([len(key) for key in keys], dtype=np.int64), tables)
-
-
-def _to_json(shard: ShardIndex) -> dict[str, Any]:
-    tables = shard.members.items()
-    return {
-        "name": Path(shard.url).name,
-        "bytes": shard.size,
-        "samples": shard.samples,
-        "keys": [shard.key(ordinal) for ordinal in range(shard.samples)],
-        "members": {field: {"offset": t[:, 0].tolist(), "size": t[:, 1].tolist()} for field, t in tables},
-    }
-
-
-def _parse(data: bytes, index: str, folder: str) -> dict[str, ShardIndex]:
-    """Bytes of `index.json` -> name of shard -> its index. Nothing in it is believed unchecked."""
-    try:
-        content = json.loads(data)
-        if content["format"] != FORMAT or content["version"] != VERSION:
-            raise ValueError(f"format {content['format']!r} version {content['version']!r}")
-        return {entry["name"]: _from_json(entry, folder) for entry in content["shards"]}
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{index} is no index of shards ({reason})", REMEDY) from error
-
-
-def _from_json(entry: Mapping[str, Any], folder: str) -> ShardIndex:
-    name, size, keys = entry["name"], int(entry["bytes"]), entry["keys"]
-    if not name or Path(name).name != name:
-        raise ValueError(f"shard name {name!r}")
-    names = [key.encode("utf-8", "surrogateescape") for key in keys]
-    tables = {}
-    for field, columns in entry["members"].items():
-        table = np.stack([np.array(columns["offset"], dtype=np.int64), np.array(columns["size"], dtype=np.int64)], 1)
-        inside = (table[:, 0] >= BLOCK) & (table[:, 1] >= 0) & (table.sum(1) <= size)
-        if len(table) != len(names) or not np.all(inside | (table[:, 0] == -1)):
-            raise ValueError(f"members of {name}")
-        tables[field] = table
-    if entry["samples"] != len(names):
-        raise ValueError(f"samples of {name}")
-    ends = np.cumsum([len(key) for key in names], dtype=np.int64)
-    return ShardIndex(f"{folder}/{name}", size, b"".join(names), ends, tables)

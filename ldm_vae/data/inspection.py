@@ -18,8 +18,9 @@ from webdataset.tariterators import base_plus_ext
 
 from ldm_vae.data.fetch import LABEL, MAX_SAMPLE, BrokenSample
 from ldm_vae.data.images import EXTENSIONS, BrokenImage, decode_image
-from ldm_vae.data.index import NAME, ShardIndex, _parse, scan_shard, split_name
-from ldm_vae.data.reader import _parse_label
+from ldm_vae.data.reader import parse_label
+from ldm_vae.data.scan import scan_shard
+from ldm_vae.data.shard import NAME, ShardIndex, parse_index, split_name
 from ldm_vae.data.source import Missing, Source, Unreachable, expand_shards, is_remote, read_whole
 from ldm_vae.data.tar import BLOCK
 from ldm_vae.errors import UserError
@@ -108,7 +109,7 @@ def _read_index(folder: str) -> tuple[dict[str, ShardIndex], list[Problem]]:
     """-> name -> what the index says, and what is wrong with it. A local folder needs none."""
     url = f"{folder}/{NAME}"
     try:
-        return _parse(read_whole(url), url, folder), []
+        return parse_index(read_whole(url), url, folder), []
     except Missing as error:
         return {}, [Problem("", f"remote shards need an index ({error})")] if is_remote(folder) else []
     except UserError as error:
@@ -138,7 +139,7 @@ def _inspect(url: str, decode: bool, channels: int) -> tuple[ShardIndex, list[Pr
             problems += lost
         if not scan.problems:
             problems += _behind_the_end(source, shard)
-    return _keep(shard, usable), problems
+    return shard.subset(usable), problems
 
 
 def _name_problem(name: str) -> str | None:
@@ -162,7 +163,7 @@ def _content_problem(source: Source, url: str, field: str, offset: int, size: in
         if field in EXTENSIONS:
             decode_image(data, field, channels)
         elif field == LABEL:
-            _parse_label(data)
+            parse_label(data)
         elif field == "json":
             json.loads(data)
         else:
@@ -233,10 +234,3 @@ def _repeated_keys(shards: Mapping[str, ShardIndex]) -> Iterator[Report]:
 
 def _hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest())
-
-
-def _keep(shard: ShardIndex, usable: np.ndarray) -> ShardIndex:
-    names = [shard.key(int(i)).encode("utf-8", "surrogateescape") for i in np.flatnonzero(usable)]
-    ends = np.cumsum([len(name) for name in names], dtype=np.int64)
-    tables = {field: table[usable] for field, table in shard.members.items() if (table[usable, 0] >= 0).any()}
-    return ShardIndex(shard.url, shard.size, b"".join(names), ends, tables)

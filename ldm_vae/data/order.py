@@ -7,6 +7,8 @@ p // LANES after each window of `WINDOW` samples has been shuffled. So a batch d
 whoever reads one lane reads shards from front to back, a window at a time. The next epoch follows without a gap.
 
 Every epoch gives each sample once. Nothing depends on ranks, workers or batch size.
+
+Of several sources each has an order, and epochs, of its own; `data/mixture.py` says whose turn it is.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 
 from ldm_vae.data.batch import rng
 from ldm_vae.data.index import Index
+from ldm_vae.data.mixture import from_source, to_source
 
 LANES = 64  # shard sequences read side by side; shared out evenly where ranks times workers divide it
 WINDOW = 64  # samples of a lane that change places among themselves
@@ -29,7 +32,8 @@ Positions = NDArray[np.int64]
 
 
 class SampleRef(NamedTuple):
-    """shard: number in the index.   ordinal: the sample's number in the shard.   epoch: how often all came before."""
+    """shard: number in the index.   ordinal: the sample's number in the shard.   epoch: how often its source was read
+    through before."""
 
     shard: int
     ordinal: int
@@ -43,30 +47,37 @@ def sample_refs(index: Index, seed: int, start: int, count: int) -> list[SampleR
 
 def refs_at(index: Index, seed: int, positions: Sequence[int] | Positions) -> list[SampleRef]:
     """The samples at any positions."""
-    epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), index.samples)
-    refs = np.empty((len(places), 3), dtype=np.int64)
-    for epoch in np.unique(epochs):
-        chosen = epochs == epoch
-        refs[chosen] = _plan(index, seed, int(epoch)).refs(places[chosen])
+    sources, steps = to_source(index.weights, seed, np.asarray(positions, dtype=np.int64))
+    refs = np.empty((len(steps), 3), dtype=np.int64)
+    for source in np.unique(sources).tolist():
+        epochs, places = np.divmod(steps, _samples(index, source))
+        for epoch in np.unique(epochs[sources == source]).tolist():
+            chosen = (sources == source) & (epochs == epoch)
+            refs[chosen] = _plan(index, source, seed, epoch).refs(places[chosen])
     return [SampleRef(*row) for row in refs.tolist()]
 
 
-def rest_of_window(index: Index, position: int) -> Positions:
-    """The positions from this one on whose samples lie in the same window of the same lane."""
-    epoch, place = divmod(position, index.samples)
-    lanes = min(LANES, index.samples)
+def rest_of_window(index: Index, seed: int, position: int) -> Positions:
+    """The positions from this one on whose samples lie in the same window of the same lane of the same source."""
+    sources, steps = to_source(index.weights, seed, np.array([position]))
+    source, samples = int(sources[0]), _samples(index, int(sources[0]))
+    epoch, place = divmod(int(steps[0]), samples)
+    lanes = min(LANES, samples)
     lane, item = place % lanes, place // lanes
-    last = min((item // WINDOW + 1) * WINDOW, _lane_lengths(index.samples)[lane])
-    return epoch * index.samples + np.arange(item, last, dtype=np.int64) * lanes + lane
+    last = min((item // WINDOW + 1) * WINDOW, _lane_lengths(samples)[lane])
+    rest = epoch * samples + np.arange(item, last, dtype=np.int64) * lanes + lane
+    return from_source(index.weights, seed, source, rest)
 
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """One epoch. order: shards as they are read.   ends: where each of them ends on the ring.
-    starts, lengths: of each lane on the ring, in samples."""
+    """One epoch of one source. first: its first shard.   counts: samples of its shards.   order: of reading them.
+    ends: where each of them ends on the ring.   starts, lengths: of each lane on the ring, in samples."""
 
     seed: int
+    source: int
     epoch: int
+    first: int
     counts: Positions
     order: Positions
     ends: Positions
@@ -86,28 +97,36 @@ class _Plan:
         nth = np.searchsorted(self.ends, ring, side="right")
         shard = self.order[nth]
         ordinal = ring - (self.ends[nth] - self.counts[shard])
-        return np.stack([shard, ordinal, np.full_like(shard, self.epoch)], axis=1)
+        return np.stack([shard + self.first, ordinal, np.full_like(shard, self.epoch)], axis=1)
 
     def _shuffled(self, lane: int, window: int) -> Positions:
         size = min(WINDOW, int(self.lengths[lane]) - window * WINDOW)
-        return _permutation(self.seed, self.epoch, lane, window, size)
+        return _permutation(self.seed, self.source, self.epoch, lane, window, size)
 
 
-@lru_cache(maxsize=4)  # the epoch at hand, and the next while a window or a batch reaches into it
-def _plan(index: Index, seed: int, epoch: int) -> _Plan:
-    order = rng(seed, "shards", epoch).permutation(len(index.counts))
-    lengths = _lane_lengths(index.samples)
+@lru_cache(maxsize=8)  # the epoch at hand, and the next while a window or a batch reaches into it
+def _plan(index: Index, source: int, seed: int, epoch: int) -> _Plan:
+    part = index.parts[source]
+    counts = index.counts[part.first : part.stop]
+    samples = int(counts.sum())
+    order = rng(seed, "shards", source, epoch).permutation(len(counts))
+    lengths = _lane_lengths(samples)
     # Neighbouring lanes do not read neighbouring stretches, so that small batches mix too.
-    stretches = rng(seed, "lanes", epoch).permutation(len(lengths))
+    stretches = rng(seed, "lanes", source, epoch).permutation(len(lengths))
     starts = np.empty_like(lengths)
     starts[stretches] = np.cumsum(lengths[stretches]) - lengths[stretches]
-    starts += rng(seed, "ring", epoch).integers(index.samples)  # windows fall differently over the shards
-    return _Plan(seed, epoch, index.counts, order, np.cumsum(index.counts[order]), starts, lengths)
+    starts += rng(seed, "ring", source, epoch).integers(samples)  # windows fall differently over the shards
+    return _Plan(seed, source, epoch, part.first, counts, order, np.cumsum(counts[order]), starts, lengths)
 
 
-@lru_cache(maxsize=4 * LANES)
-def _permutation(seed: int, epoch: int, lane: int, window: int, size: int) -> Positions:
-    return rng(seed, "window", epoch, lane, window).permutation(size)
+@lru_cache(maxsize=8 * LANES)
+def _permutation(seed: int, source: int, epoch: int, lane: int, window: int, size: int) -> Positions:
+    return rng(seed, "window", source, epoch, lane, window).permutation(size)
+
+
+def _samples(index: Index, source: int) -> int:
+    part = index.parts[source]
+    return int(index.counts[part.first : part.stop].sum())
 
 
 def _lane_lengths(samples: int) -> Positions:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,20 +18,12 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from ldm_vae.atomic import atomic_folder
+from ldm_vae.data.folder import Sample, find_samples
 from ldm_vae.data.images import EXTENSIONS
-from ldm_vae.data.index import split_name, write_index
+from ldm_vae.data.index import write_index
 from ldm_vae.errors import UserError
 
-SIDECARS = ("cls", "json", "txt")
 CLASSES = "classes.json"  # beside the shards: a list of names, by the number in the field cls
-
-
-@dataclass(frozen=True)
-class Sample:
-    """key: unique in the shards.   files: field -> file."""
-
-    key: str
-    files: dict[str, Path]
 
 
 @dataclass(frozen=True)
@@ -58,7 +49,7 @@ def pack_folder(folder: Path, out: Path, *, samples_per_shard: int, seed: int, c
         raise UserError(f"{folder} is no folder", "give a folder of images")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty", "give a new folder, or remove this one first")
-    samples, renamed, ignored = _find_samples(folder)
+    samples, renamed, ignored = find_samples(folder)
     if not samples:
         seen = ", ".join(f"{count} {name}" for name, count in ignored.most_common(5)) or "nothing"
         raise UserError(f"no images in {folder} (found: {seen})", f"images end in {', '.join(EXTENSIONS)}")
@@ -72,55 +63,6 @@ def pack_folder(folder: Path, out: Path, *, samples_per_shard: int, seed: int, c
         if names:
             (stage / CLASSES).write_text(json.dumps(names, ensure_ascii=False))
     return Packed(len(samples), len(shards), names, renamed, ignored)
-
-
-def _find_samples(folder: Path) -> tuple[list[Sample], int, Counter[str]]:
-    """-> samples, number of those renamed, ignored files by extension."""
-    found: dict[str, dict[str, Path]] = {}  # name without extension -> field -> file
-    ignored: Counter[str] = Counter()
-    for path in _walk(folder):
-        stem, field = split_name(path.relative_to(folder).as_posix())
-        if field not in EXTENSIONS and field not in SIDECARS:
-            ignored[f".{field}" if field else "without extension"] += 1
-        elif field in (files := found.setdefault(stem, {})):
-            raise _clash(files[field], path)
-        else:
-            files[field] = path
-    samples: dict[str, Sample] = {}
-    renamed = 0
-    for stem, files in found.items():
-        pictures = [files[field] for field in EXTENSIONS if field in files]
-        if not pictures:
-            ignored.update(f".{field}" for field in files)
-            continue
-        head, slash, base = stem.rpartition("/")
-        key = head + slash + base.replace(".", "_")
-        if len(pictures) > 1:
-            raise _clash(*pictures[:2])
-        if key in samples:
-            raise _clash(next(iter(samples[key].files.values())), pictures[0])
-        samples[key] = Sample(key, files)
-        renamed += key != stem
-    return list(samples.values()), renamed, ignored
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below, sorted, links to files included; nothing hidden; no linked folder, which may be a circle."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror})", "change its rights or remove it")
-
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in files if not name.startswith(".")):
-            path = Path(parent, name)
-            if not path.is_file():
-                raise UserError(f"{path} is no file (a broken link?)", "remove it")
-            try:
-                name.encode()
-            except UnicodeEncodeError:
-                raise UserError(f"the name of {os.fsencode(path)!r} is no UTF-8", "rename it") from None
-            yield path
 
 
 def _class_names(folder: Path, samples: Sequence[Sample], classes: bool | None) -> list[str]:
@@ -155,7 +97,3 @@ def _write_shard(path: Path, samples: Iterable[Sample], classes: Sequence[str], 
                 fields["cls"] = str(numbers[sample.key.split("/")[0]]).encode()
             tar.write({"__key__": sample.key, **fields})
             advance()
-
-
-def _clash(first: Path, second: Path) -> UserError:
-    return UserError(f"{first} and {second} would be one sample", "rename or remove one")

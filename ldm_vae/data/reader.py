@@ -11,18 +11,18 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field, field_serializer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ldm_vae.data.batch import Batch, rng
 from ldm_vae.data.fetch import LABEL, BrokenSample, Fetcher, Fields
 from ldm_vae.data.images import EXTENSIONS, Array, BrokenImage, ImageConfig, decode_image, fit_image
-from ldm_vae.data.index import Index
+from ldm_vae.data.index import Index, SourceConfig
 from ldm_vae.data.order import WINDOW, Positions, SampleRef, refs_at, rest_of_window
 from ldm_vae.data.source import Unreachable
 from ldm_vae.data.workers import outlive_signals
@@ -33,13 +33,24 @@ TRIES = 100  # samples tried for one slot before the data count as broken
 LISTED = 10  # broken samples named in the message that stops a run
 
 
+def _sources(train: Any) -> Any:
+    """The shorter form of data.train, a string."""
+    return ({"shards": train},) if isinstance(train, str) else tuple(train) if isinstance(train, list) else train
+
+
 class DataConfig(Config):
-    train: str  # shards to train on: folder, glob, brace pattern or URL
+    train: Annotated[tuple[SourceConfig, ...], BeforeValidator(_sources), Field(min_length=1)]
+    # ^ what to train on: folder, glob, brace pattern or URL of shards, folder of images; or a list of sources, mixed
     validation: str | None = None  # shards to validate on
     batch: Annotated[int, Field(gt=0)]  # images per optimizer step, over all ranks and accumulation
     workers: Annotated[int, Field(ge=0)] = 2  # processes per rank that read and decode; 0 reads in the trainer itself
     image: ImageConfig = ImageConfig()
     broken_budget: Annotated[int, Field(ge=0)] = 100  # different broken samples per rank before the run stops
+
+    @field_serializer("train")
+    def _plain_source(self, train: tuple[SourceConfig, ...]) -> str | list[SourceConfig]:
+        """A single source without options is written as it was read."""
+        return train[0].shards if train == (SourceConfig(shards=train[0].shards),) else list(train)
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class _Order(Protocol):
     def generator(self, position: int) -> np.random.Generator | None:
         """For crop and flip; None for the centre and no flip."""
 
-    def replacement(self, position: int, attempt: int) -> SampleRef | None:
+    def replacement(self, position: int, attempt: int, broken: SampleRef) -> SampleRef | None:
         """What takes the place of a broken sample; None to leave it out."""
 
 
@@ -98,7 +109,7 @@ class _TrainingOrder:
         return refs_at(self.index, self.seed, positions)
 
     def window(self, position: int, stride: int) -> Positions:
-        return rest_of_window(self.index, position)
+        return rest_of_window(self.index, self.seed, position)
 
     def slot(self, position: int) -> int:
         return position % self.batch
@@ -106,9 +117,11 @@ class _TrainingOrder:
     def generator(self, position: int) -> np.random.Generator:
         return rng(self.seed, "augment", *divmod(position, self.batch))
 
-    def replacement(self, position: int, attempt: int) -> SampleRef:
-        number = int(rng(self.seed, "replacement", position, attempt).integers(self.index.samples))
-        return SampleRef(*self.index.locate(number), epoch=position // self.index.samples)
+    def replacement(self, position: int, attempt: int, broken: SampleRef) -> SampleRef:
+        """Any sample of the same source."""
+        first, count = self.index.range_of_part(broken.shard)
+        number = first + int(rng(self.seed, "replacement", position, attempt).integers(count))
+        return SampleRef(*self.index.locate(number), epoch=broken.epoch)
 
 
 @dataclass(frozen=True)
@@ -127,7 +140,7 @@ class _ValidationOrder:
     def generator(self, position: int) -> None:
         return None
 
-    def replacement(self, position: int, attempt: int) -> None:
+    def replacement(self, position: int, attempt: int, broken: SampleRef) -> None:
         return None
 
 
@@ -237,13 +250,13 @@ class _Reader:
             except (BrokenSample, BrokenImage) as error:
                 shard = self.index.shards[chosen.shard]
                 self.faults.append(Fault(shard.url, shard.key(chosen.ordinal), error.reason))
-                chosen, coming = self.order.replacement(position, attempt), list  # a replacement comes alone
+                chosen, coming = self.order.replacement(position, attempt, chosen), list  # a replacement comes alone
         last = self.faults[-1]
         what = f"{TRIES} samples in a row are broken, the last {last.url} {last.key} ({last.reason})"
         raise UserError(what, "check the shards and data.image")
 
     def _decode(self, fields: Fields, position: int) -> tuple[int | None, Array]:
-        label = _parse_label(fields.pop(LABEL)) if LABEL in fields else None
+        label = parse_label(fields.pop(LABEL)) if LABEL in fields else None
         ((extension, data),) = fields.items()
         image = decode_image(data, extension, self.image.channels)
         return label, fit_image(image, self.image, self.order.generator(position))
@@ -253,7 +266,7 @@ class _Reader:
         return self.order.refs(self.steps.of_worker(window, self.worker, self.workers))
 
 
-def _parse_label(data: bytes) -> int:
+def parse_label(data: bytes) -> int:
     try:
         label = int(data[:32])
     except ValueError:

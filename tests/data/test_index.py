@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from ldm_vae.data.index import Index, load_index, scan_shard, split_name, write_index
+from ldm_vae.data.index import Index, load_index, write_index
+from ldm_vae.data.scan import scan_shard
+from ldm_vae.data.shard import split_name
 from ldm_vae.data.source import read_range
 from ldm_vae.errors import UserError
 
@@ -76,7 +78,7 @@ def test_scan_file_and_webdataset_agree(tmp_path):
     assert from_file.fingerprint == scanned.fingerprint
     assert len(load_index(str(tmp_path / "{000,002}.tar")).shards) == 2
     entry = json.loads((tmp_path / "index.json").read_text())["shards"][0]
-    assert {"name", "bytes", "samples", "keys", "members"} == set(entry)
+    assert {"name", "bytes", "samples", "keys", "members", "pictures"} == set(entry)
     assert entry["bytes"] == (tmp_path / "000.tar").stat().st_size
 
 

@@ -11,34 +11,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm_vae.data.batch import rng
-from ldm_vae.data.index import Index, ShardIndex
+from ldm_vae.data.index import Index, Part
 from ldm_vae.data.order import LANES, WINDOW, SampleRef, refs_at, rest_of_window, sample_refs
+from ldm_vae.data.shard import ShardIndex
 
 
 def index_of(counts: list[int]) -> Index:
     """An index of shards that nobody reads."""
-    empty = np.empty((0, 2), dtype=np.int64)
-    return Index(
-        tuple(ShardIndex(f"{i}.tar", 0, b"", np.zeros(n, dtype=np.int64), {"jpg": empty}) for i, n in enumerate(counts))
-    )
+    ends = [np.zeros(count, dtype=np.int64) for count in counts]
+    shards = tuple(ShardIndex(f"{i}.tar", 0, b"", end, {}) for i, end in enumerate(ends))
+    return Index(shards, (Part(0, len(shards), 1.0),))
 
 
 def plain_epoch(counts: list[int], seed: int, epoch: int) -> list[SampleRef]:
     """The definition at the head of order.py, with lists."""
-    order = rng(seed, "shards", epoch).permutation(len(counts))
+    order = rng(seed, "shards", 0, epoch).permutation(len(counts))
     ring = [SampleRef(int(shard), ordinal, epoch) for shard in order for ordinal in range(counts[shard])]
     total = len(ring)
     lanes = min(LANES, total)
     lengths = [total // lanes + (lane < total % lanes) for lane in range(lanes)]
-    at = int(rng(seed, "ring", epoch).integers(total))
+    at = int(rng(seed, "ring", 0, epoch).integers(total))
     queues: list[list[SampleRef]] = [[] for _ in range(lanes)]
-    for lane in rng(seed, "lanes", epoch).permutation(lanes):
+    for lane in rng(seed, "lanes", 0, epoch).permutation(lanes):
         stretch = [ring[(at + i) % total] for i in range(lengths[lane])]
         at += lengths[lane]
         for window in range(0, len(stretch), WINDOW):
             part = stretch[window : window + WINDOW]
             queues[lane] += [
-                part[i] for i in rng(seed, "window", epoch, int(lane), window // WINDOW).permutation(len(part))
+                part[i] for i in rng(seed, "window", 0, epoch, int(lane), window // WINDOW).permutation(len(part))
             ]
     return [queues[p % lanes][p // lanes] for p in range(total)]
 
@@ -79,12 +79,12 @@ def test_any_positions_in_any_order():
 @given(counts_of_shards, st.integers(0, 5000))
 def test_rest_of_window_is_one_lane_and_one_stretch_of_the_ring(counts, position):
     index = index_of(counts)
-    rest = rest_of_window(index, position)
+    rest = rest_of_window(index, 0, position)
     assert rest[0] == position and len(rest) <= WINDOW
     lanes = min(LANES, index.samples)
     assert len(set((rest % index.samples) % lanes)) == 1 and len(set(rest // index.samples)) == 1
     refs = refs_at(index, 0, rest)
-    order = rng(0, "shards", refs[0].epoch).permutation(len(counts)).tolist()
+    order = rng(0, "shards", 0, refs[0].epoch).permutation(len(counts)).tolist()
     begins = np.cumsum([0, *(counts[s] for s in order)])
     on_ring = sorted(int(begins[order.index(ref.shard)]) + ref.ordinal for ref in refs)
     gaps = [b - a for a, b in itertools.pairwise(on_ring)]
