@@ -47,7 +47,10 @@ def outcome(number: signal.Signals, workers: str) -> tuple[str, int]:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, number)
-    out, _ = process.communicate(timeout=60)
+    try:
+        out, _ = process.communicate(timeout=120)  # far more than it takes: waiting for deaf workers never ends
+    finally:
+        process.kill()
     return out, process.returncode
 
 
