@@ -1,0 +1,75 @@
+"""The demo's stages on a tiny recipe, interrupted, continued, and called again when all is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from diffusers import AutoencoderKL
+
+ROOT = Path(__file__).parent.parent.parent
+RECIPE = """\
+output: runs/demo
+steps: 4
+model: {block_out_channels: [8, 8, 16], layers_per_block: 1, norm_groups: 4, latent_channels: 3, mid_attention: false}
+data:
+  train: runs/demo/shards/train
+  validation: runs/demo/shards/validation
+  batch: 2
+  workers: 0
+  image: {crop: 32}
+loss: {perceptual: {network: alex}}
+discriminator: {channels: 8, layers: 2, start: 1, generator_start: 2}
+validation: {every: 100, metrics: [psnr], pictures: 1}
+checkpoint: {every: 2}
+log: {trackers: []}
+"""
+
+pytestmark = pytest.mark.slow
+
+
+def demo(folder: Path, *arguments: str) -> str:
+    """Standard output of the demo, run in a folder that holds only the recipe."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tools.demo", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, check=True, text=True, capture_output=True).stdout
+
+
+def test_demo_continues_and_redoes_only_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "demo_cpu.yaml").write_text(RECIPE)
+    run = tmp_path / "runs" / "demo"
+
+    shortened = demo(tmp_path, "--steps", "2")
+    assert "$ accelerate launch" in shortened
+    assert "PCA" in shortened
+    results = json.loads((run / "results.json").read_text())
+    assert results["protocol"]["step"] == 2
+    assert results["pca"]["metrics"]["lpips_vgg"] < results["metrics"]["lpips_vgg"]  # two steps learn nothing yet
+    assert results["pca"]["protocol"]["shards"] == results["protocol"]["shards"]
+
+    continued = demo(tmp_path)
+    assert "$ accelerate launch" in continued
+    assert json.loads((run / "results.json").read_text())["protocol"]["step"] == 4
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert steps[-1] == 4
+    for name in ("checkpoints", "samples", "export", "latents", "decoded"):
+        assert any((run / name).iterdir()), name
+    assert len(list((run / "decoded").glob("*.png"))) == 3
+    model, loading = AutoencoderKL.from_pretrained(run / "export", output_loading_info=True)  # type: ignore[no-untyped-call]
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    assert model.config.scaling_factor != 0.18215  # measured, not the default
+
+    kept = {path: path.stat().st_mtime_ns for path in (run / "results.json", run / "export" / "config.json")}
+    shutil.rmtree(run / "decoded")
+    again = demo(tmp_path)
+    assert [line.split()[2] for line in again.splitlines() if line.startswith("$")] == ["encode", "encode", "decode"]
+    assert len(list((run / "decoded").glob("*.png"))) == 3
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
