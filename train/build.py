@@ -16,6 +16,7 @@ from ldm_vae.losses.perceptual import LPIPS, perceptual_channels
 from ldm_vae.nn.discriminator import PatchDiscriminator
 from train.ema import Ema
 from train.guard import Guard
+from train.initialise import initialise_average
 from train.optimizer import Update, build_update
 from train.recipe import Recipe
 from train.state import Run
@@ -61,7 +62,10 @@ def build_autoencoder(recipe: Recipe) -> tuple[Autoencoder, Recipe]:
     torch.manual_seed(recipe.seed)
     learned_variance = recipe.loss.pixel.learned_variance
     if recipe.model.init_from is None:
-        return Autoencoder(_architecture(recipe), learned_variance=learned_variance), recipe
+        model = Autoencoder(_architecture(recipe), learned_variance=learned_variance)
+        if recipe.model.initialisation == "average":
+            initialise_average(model)
+        return model, recipe
     source = load_model(recipe.model.init_from).model
     taken = source.config.model_dump()
     for name in recipe.model.model_fields_set & taken.keys() - {"gradient_checkpointing"}:

@@ -22,6 +22,7 @@ class ModelConfig(AutoencoderConfig):
     init_from: str | None = (
         None  # run, checkpoint, diffusers folder or Hub id whose weights and architecture to start from
     )
+    initialisation: Literal["default", "average"] = "default"  # first weights: PyTorch's, or train/initialise.py
     train: Literal["all", "decoder"] = (
         "all"  # decoder: encoder and quant_conv stay bit-unchanged, old latents stay valid
     )

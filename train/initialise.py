@@ -1,0 +1,107 @@
+"""First weights of an autoencoder: PyTorch's, or those of a codec that already works, averaging f x f pixels.
+
+`average` starts a short training where a linear codec stands: each image channel is averaged down to a latent channel
+of its own and repeated back up; every residual branch adds nothing at first. Four known parts:
+zero last convolutions of residual branches (Goyal et al. 2017, arXiv:1706.02677, section 5.1; Zhang et al. 2019,
+arXiv:1901.09321), identity convolutions (Zagoruyko & Komodakis 2017, arXiv:1706.00388), a value beside its negative
+(Shang et al. 2016, arXiv:1603.05201), since SiLU(x) - SiLU(-x) = x, and low noise in the latent at the start.
+Ours: two constants +-LEVEL in the GroupNorm group of each value, which keep the normalisation from dividing an image's
+own brightness and contrast away.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ldm_vae.autoencoder import Autoencoder
+from ldm_vae.errors import UserError
+from ldm_vae.nn.blocks import Attention, Downsample, ResBlock, Upsample
+
+LEVEL = 2.0  # the constants, beside images in [-1, 1]
+LOG_VARIANCE = -8.0  # of the latent, at the start: a deviation of 0.018
+LANES = 4  # channels of a carried value: x, -x, LEVEL, -LEVEL
+FREE = 0.1  # what the weights of all other channels at the two exits are multiplied by
+
+
+@torch.no_grad()
+def initialise_average(model: Autoencoder) -> None:
+    """Overwrites weights in place. Raises UserError where the widths leave no room for the lanes."""
+    config, encoder, decoder = model.config, model.encoder, model.decoder
+    groups, values = config.norm_groups, config.in_channels
+    if min(config.block_out_channels) // groups < LANES or min(groups, config.latent_channels) < values:
+        raise UserError(
+            "model.initialisation: average",
+            f"it needs {LANES} channels in every norm group, and as many groups and latent channels as image channels",
+        )
+    for module in model.modules():
+        if isinstance(module, ResBlock):
+            _zero(module.conv2)
+            if module.conv_shortcut is not None:
+                _carry(module.conv_shortcut, torch.ones(1, 1), groups, values)
+        elif isinstance(module, Attention):
+            _zero(module.to_out[0])
+        elif isinstance(module, Downsample):
+            box = torch.zeros(3, 3)
+            box[:2, :2] = 0.25
+            _carry(module.conv, box, groups, values)
+        elif isinstance(module, Upsample):
+            _carry(module.conv, _centre(), groups, values)
+    for convolution in (model.quant_conv, model.post_quant_conv):
+        if convolution is not None:
+            nn.init.dirac_(convolution.weight)
+            nn.init.zeros_(convolution.bias)
+    _enter(encoder.conv_in, groups, values)
+    _leave(encoder.conv_norm_out, encoder.conv_out, groups, values)
+    encoder.conv_out.weight[config.latent_channels :] = 0.0
+    encoder.conv_out.bias[config.latent_channels :] = LOG_VARIANCE
+    _enter(decoder.conv_in, groups, values)
+    _leave(decoder.conv_norm_out, decoder.conv_out, groups, values)
+
+
+def _enter(convolution: nn.Conv2d, groups: int, values: int) -> None:
+    """Input channel k -> the lanes at the head of group k; the rest of these groups is empty, all others stay free."""
+    size = convolution.out_channels // groups
+    _clear(convolution, values * size)
+    for k in range(values):
+        convolution.weight[k * size, k] = _centre()
+        convolution.weight[k * size + 1, k] = -_centre()
+        convolution.bias[k * size + 2] = LEVEL
+        convolution.bias[k * size + 3] = -LEVEL
+
+
+def _carry(convolution: nn.Conv2d, kernel: Tensor, groups: int, values: int) -> None:
+    """Lanes -> lanes through `kernel`, whose sum is 1, from groups of one size to groups of another."""
+    source, target = convolution.in_channels // groups, convolution.out_channels // groups
+    _clear(convolution, values * target)
+    for k in range(values):
+        for lane in range(LANES):
+            convolution.weight[k * target + lane, k * source + lane] = kernel
+
+
+def _leave(norm: nn.GroupNorm, convolution: nn.Conv2d, groups: int, values: int) -> None:
+    """Lanes of group k, normalised and through SiLU -> output channel k, in the size it came with."""
+    size = convolution.in_channels // groups
+    deviation = LEVEL * (2 / size) ** 0.5  # of a group, in which the constants dominate
+    convolution.weight *= FREE
+    nn.init.zeros_(convolution.bias)
+    for k in range(values):
+        convolution.weight[k] = 0.0
+        convolution.weight[k, k * size] = deviation * _centre()
+        convolution.weight[k, k * size + 1] = -deviation * _centre()
+
+
+def _centre() -> Tensor:
+    kernel = torch.zeros(3, 3)
+    kernel[1, 1] = 1.0
+    return kernel
+
+
+def _clear(convolution: nn.Conv2d, channels: int) -> None:
+    convolution.weight[:channels] = 0.0
+    convolution.bias[:channels] = 0.0
+
+
+def _zero(layer: nn.Conv2d | nn.Linear) -> None:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
