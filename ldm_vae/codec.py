@@ -67,11 +67,15 @@ class LatentCodec:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        channels_last: bool = False,
+        compile: bool = False,
     ) -> LatentCodec:
         """ref: a run (its newest whole checkpoint, EMA weights), a checkpoint, a diffusers folder, a Hub id, or a live
         AutoencoderKL, whose tensors are shared unless device or dtype differ.
 
         device: None is a GPU where there is one.   dtype: None is float32.   Of a live model, None is its own.
+        channels_last, compile: the layout of weights in memory, torch.compile; they change nothing but speed, and
+        summation order.
         Raises UserError for what cannot be loaded.
         """
         loaded = load_model(ref)
@@ -81,7 +85,13 @@ class LatentCodec:
         if dtype is None and not live:
             dtype = torch.float32
         digest = None if dtype in (None, torch.float32) else weights_hash(loaded.model)
-        return LatentCodec(loaded.model.to(device, dtype), loaded.scale, loaded.source, weights_hash=digest)
+        model = loaded.model.to(device, dtype)
+        if channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        if compile:
+            for network in (model.encoder, model.decoder):
+                network.compile()  # in place: the names of parameters stay
+        return LatentCodec(model, loaded.scale, loaded.source, weights_hash=digest)
 
     @property
     def factor(self) -> int:

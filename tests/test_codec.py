@@ -202,6 +202,24 @@ def test_no_gradient_is_kept(codec: LatentCodec) -> None:
     assert not codec.reconstruct(pictures(8, 8).requires_grad_()).requires_grad
 
 
+@pytest.mark.parametrize("options", [{"channels_last": True}, pytest.param({"compile": True}, marks=pytest.mark.slow)])
+def test_options_of_speed_change_neither_results_nor_names(tmp_path: Path, options: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    AutoencoderKL(block_out_channels=[32], norm_num_groups=4, scaling_factor=0.5).save_pretrained(tmp_path)
+    plain = LatentCodec.load(tmp_path, device="cpu")
+    fast = LatentCodec.load(tmp_path, device="cpu", **options)  # type: ignore[arg-type]
+    if "compile" in options:
+        assert fast.model.encoder._compiled_call_impl is not None
+    else:
+        assert fast.model.encoder.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
+    assert list(fast.model.state_dict()) == list(plain.model.state_dict())
+    assert fast.weights_hash == plain.weights_hash
+    images = pictures(16, 24)
+    # Sums in another order.
+    torch.testing.assert_close(fast.encode(images), plain.encode(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(fast.reconstruct(images), plain.reconstruct(images), rtol=0, atol=1e-5)
+
+
 def test_numpy_and_pil_come_back_bit_by_bit() -> None:
     array = np.arange(2 * 5 * 7 * 3, dtype=np.uint32).astype(np.uint8).reshape(2, 5, 7, 3)
     tensor = from_numpy(array)

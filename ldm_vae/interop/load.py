@@ -67,8 +67,10 @@ class Source:
         """The shards that the recipe names."""
         if self.folder is None or self.recipe is None:
             return None
-        shards = read_yaml(self.folder / "recipe.yaml").get("data", {}).get("train")
-        return None if shards is None else str(shards)
+        train = read_yaml(self.folder / "recipe.yaml").get("data", {}).get("train")
+        if isinstance(train, list):  # a mixture
+            return ", ".join(str(source.get("shards")) for source in train)
+        return None if train is None else str(train)
 
     @property
     def results(self) -> dict[str, Any]:

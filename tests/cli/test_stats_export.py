@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,23 @@ def test_statistics_equal_numpy_over_every_image_at_its_size(run: Path, shards: 
     assert content["std"] == pytest.approx(flat.std(), rel=1e-5)
     assert content["codec"] == codec.weights_hash
     assert not (run / "latent_statistics.json").exists()
+
+
+def test_two_processes_measure_what_one_does(run: Path, shards: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    assert command("stats", run, shards, "--json", one, "--batch", 1) == 0
+    # Processes of its own make: 11 images, so that the ranks have different numbers of them.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "ldm_vae"]
+    arguments = ["stats", str(run), str(shards), "--json", str(two), "--batch", "1", "--write"]
+    done = subprocess.run([*launch, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("scaling factor") == 1  # one process speaks
+    first, second = json.loads(one.read_text()), json.loads(two.read_text())
+    assert (first["images"], first["values"], first["codec"]) == (second["images"], second["values"], second["codec"])
+    assert first["activation"] == second["activation"]
+    for name in ("mean", "std", "channel_mean", "channel_std"):
+        np.testing.assert_allclose(first[name], second[name], rtol=1e-12, atol=1e-12)  # sums of float64
+    assert json.loads((run / "latent_statistics.json").read_text()) == second
 
 
 def test_resize_and_crop_are_applied_and_recorded(run: Path, shards: Path, tmp_path: Path) -> None:
