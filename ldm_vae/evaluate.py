@@ -12,22 +12,19 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import compress
-from typing import Annotated, Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm_vae.codec import NonFiniteError
 from ldm_vae.data.batch import Batch
 from ldm_vae.data.images import ImageConfig, to_uint8
-from ldm_vae.data.index import load_index
+from ldm_vae.data.index import SourceConfig, load_index
 from ldm_vae.data.reader import DataConfig, validation_batches
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.image import METRICS, ImageMetrics, MetricName, Row, psnr
@@ -55,12 +52,8 @@ class Codec(Protocol):
 class EvaluationProtocol(Config):
     """How images are prepared and what is measured; everything else is fixed."""
 
-    resize: Annotated[int, Field(gt=0)] | None = None  # short side in pixels, bicubic with antialias; null: as they are
-    crop: Annotated[int, Field(gt=0)] | None = None  # side in pixels of the square cut from the middle; null: none
+    image: ImageConfig = ImageConfig()  # channels, resize and crop, from the middle; as they are without
     metrics: tuple[MetricName, ...] = METRICS  # what is measured on each image; psnr_pooled comes with psnr
-
-    def image_config(self, channels: int) -> ImageConfig:
-        return ImageConfig(channels=channels, resize=self.resize, crop=self.crop, crop_mode="center")
 
 
 @dataclass(frozen=True)
@@ -89,43 +82,48 @@ def evaluate(codec: Codec, batches: Iterable[Batch], protocol: EvaluationProtoco
 
 
 def evaluate_shards(
-    codec: Codec, shards: str, protocol: EvaluationProtocol | None = None, *, channels: int = 3, batch: int = 8
+    codec: Codec,
+    shards: str,
+    protocol: EvaluationProtocol | None = None,
+    *,
+    batch: int = 8,
+    done: Callable[[int, int], None] = lambda images, total: None,
 ) -> Results:
     """`evaluate` on every image of some shards, shared out to the processes; the same results on each.
 
-    shards: folder, glob, brace pattern or URL; the protocol then names them, and counts what was left out as broken.
-    channels: of the images.   batch: images at once on each process, where equal in size.
+    shards: folder, glob, brace pattern or URL.   batch: images at once on each process, where equal in size.
+    done(images, total): called for every batch with what this process has done of its share.
+    Broken images are left out, with a warning that counts them; the protocol counts them, too.
     """
     protocol = protocol or EvaluationProtocol()
     index = load_index(shards)
     rank, world = rank_and_world()
     config = DataConfig(
-        train=shards, batch=batch, workers=0, image=protocol.image_config(channels), broken_budget=index.samples
+        train=(SourceConfig(shards=shards),),
+        batch=batch,
+        workers=0 if codec.device.type == "cpu" else 4,  # the CPU is busy with the networks
+        image=protocol.image,
+        broken_budget=index.samples,
     )
     stream = validation_batches(config, index, batch=batch, rank=rank, world=world)
+
+    def counted() -> Iterator[Batch]:
+        for found in stream:
+            yield found
+            done(len(found.key), len(range(rank, index.samples, world)))
+
     metrics = ImageMetrics(protocol.metrics, codec.device)
-    with tqdm(total=-(-index.samples // world), unit="image", disable=rank != 0 or not sys.stderr.isatty()) as bar:
-        rows = measure(codec, _counted(stream, bar), metrics)
-    parts = gather((rows, stream.faults))
+    parts = gather((measure(codec, counted(), metrics), stream.faults))
     rows = [row for found, _ in parts for row in found]
     faults = [fault for _, found in parts for fault in found]
-    broken = (
-        f"{len(faults)} of {index.samples} images, the first {faults[0].key} ({faults[0].reason})" if faults else ""
-    )
-    if faults and not rows:
-        raise UserError(
-            f"{shards} has no image for this codec and protocol: broken are {broken}", "choose other shards"
-        )
-    if faults and rank == 0:
-        logger.warning("left out %s", broken)
+    if faults:
+        broken = f"{len(faults)} of {index.samples} images, the first {faults[0].key} ({faults[0].reason})"
+        if not rows:
+            raise UserError(f"{shards} has no image for this codec and protocol", f"broken are {broken}")
+        if rank == 0:
+            logger.warning("left out %s", broken)
     results = summarize(rows, protocol, metrics)
     return replace(results, protocol={"shards": shards, "left_out": len(faults), **results.protocol})
-
-
-def _counted(batches: Iterable[Batch], bar: tqdm[NoReturn]) -> Iterator[Batch]:
-    for batch in batches:
-        yield batch
-        bar.update(len(batch.key))
 
 
 def measure(codec: Codec, batches: Iterable[Batch], metrics: ImageMetrics) -> list[Row]:
@@ -190,11 +188,12 @@ def _reason(reason: str, lacking: Sequence[Row], rows: Sequence[Row]) -> str:
 
 
 def _describe(rows: Sequence[Row], protocol: EvaluationProtocol, metrics: ImageMetrics) -> dict[str, Any]:
-    resize_filter = ImageConfig().resize_filter
+    image = protocol.image
+    resize = f"short side {image.resize}, {image.resize_filter}, antialias"
     return {
         "images": len(rows),
-        "resize": "none" if protocol.resize is None else f"short side {protocol.resize}, {resize_filter}, antialias",
-        "crop": "none" if protocol.crop is None else f"center {protocol.crop}",
+        "resize": "none" if image.resize is None else resize,
+        "crop": "none" if image.crop is None else f"center {image.crop}",
         "padding": "to a multiple of f, cropped back",
         "latent": "mode",
         "rounding": "clamped to [-1, 1] and rounded to 8 bits, reconstruction and original alike",

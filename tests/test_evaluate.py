@@ -20,7 +20,7 @@ from torch import Tensor
 from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.batch import Batch
-from ldm_vae.data.images import to_uint8
+from ldm_vae.data.images import ImageConfig, to_uint8
 from ldm_vae.errors import UserError
 from ldm_vae.evaluate import BROKEN, EvaluationProtocol, Results, evaluate, evaluate_shards, measure, summarize
 from ldm_vae.metrics.image import ImageMetrics
@@ -142,7 +142,7 @@ def test_broken_images_are_left_out_and_counted(shards: Path, tmp_path: Path, ca
     assert (results.protocol["left_out"], results.protocol["images"]) == (1, 4)
     assert "left out 1 of 5 images, the first 00100" in caplog.text
     with pytest.raises(UserError, match="smaller than the crop"):
-        evaluate_shards(Quantizer(), str(shards / "validation"), EvaluationProtocol(crop=100))
+        evaluate_shards(Quantizer(), str(shards / "validation"), EvaluationProtocol(image=ImageConfig(crop=100)))
 
 
 def test_resize_and_crop(shards: Path) -> None:
@@ -153,9 +153,12 @@ def test_resize_and_crop(shards: Path) -> None:
             seen.append(tuple(images.shape))
             return super().encode(images)
 
-    evaluate_shards(Watched(), str(shards / "validation"), EvaluationProtocol(metrics=("psnr",)))
-    evaluate_shards(Watched(), str(shards / "validation"), EvaluationProtocol(metrics=("psnr",), resize=36, crop=32))
+    evaluate_shards(Watched(), str(shards / "validation"), PSNR_SSIM)
+    protocol = EvaluationProtocol(metrics=("psnr",), image=ImageConfig(resize=36, crop=32))
+    results = evaluate_shards(Watched(), str(shards / "validation"), protocol)
     assert seen == [(5, 3, 40, 48), (5, 3, 32, 32)]
+    assert results.protocol["resize"] == "short side 36, bicubic, antialias"
+    assert results.protocol["crop"] == "center 32"
 
 
 PROGRAM = """

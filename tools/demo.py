@@ -23,7 +23,7 @@ from rich.table import Table
 from ldm_vae.atomic import atomic_file
 from ldm_vae.cli.app import main as ldm_vae
 from ldm_vae.codec import LatentCodec, pad_to_multiple
-from ldm_vae.data.index import load_index
+from ldm_vae.data.index import SourceConfig, load_index
 from ldm_vae.data.reader import DataConfig, validation_batches
 from ldm_vae.errors import UserError
 from ldm_vae.evaluate import evaluate_shards
@@ -141,7 +141,7 @@ def report() -> None:
 
 def images(shards: str) -> Any:
     """Every image at its own size, one at a time."""
-    config = DataConfig(train=shards, batch=1, workers=0)
+    config = DataConfig(train=(SourceConfig(shards=shards),), batch=1, workers=0)
     return validation_batches(config, load_index(shards), batch=1, rank=0, world=1)
 
 

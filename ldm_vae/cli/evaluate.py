@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Resize, Shards, image_config
+from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Progress, Resize, Shards, image_config
 from ldm_vae.codec import LatentCodec
 from ldm_vae.evaluate import EvaluationProtocol, Results, evaluate_shards
 from ldm_vae.ranks import local_device, rank_and_world
@@ -33,10 +33,9 @@ def evaluate(
     """
     codec = LatentCodec.load(model, device=local_device())
     codec.scale = codec.scale or LatentScale()  # none is needed to reconstruct
-    channels = codec.model.config.in_channels
-    image = image_config(channels, resize, crop)
-    protocol = EvaluationProtocol(resize=image.resize, crop=image.crop)
-    results = evaluate_shards(codec, shards, protocol, channels=channels, batch=batch)
+    protocol = EvaluationProtocol(image=image_config(codec.model.config.in_channels, resize, crop))
+    with Progress("image") as progress:
+        results = evaluate_shards(codec, shards, protocol, batch=batch, done=progress.advance)
     results = replace(results, protocol=describe_codec(codec) | results.protocol)
     if rank_and_world()[0] != 0:
         return
