@@ -19,7 +19,6 @@ COMMANDS = {
     "encode": "Turn image shards into latent shards.",
     "decode": "Turn latent shards back into images.",
     "roundtrip": "Measure stored latents against the images they were made of.",
-    "roundtrip": "Measure stored latents against the images they were made of.",
 }
 
 
