@@ -20,7 +20,7 @@ from train.log import Meter
 from train.loop import Loop, Preempted
 from train.preempt import PREEMPTED, Preemption
 from train.recipe import Recipe
-from train.resume import check_same_experiment, latest_checkpoint, write_recipe
+from train.resume import check_same_data, check_same_experiment, latest_checkpoint, write_recipe
 from train.snapshot import restore
 from train.status import RunLock, write_status
 from train.validate import build_validation
@@ -80,6 +80,7 @@ def train_under_lock(recipe: Recipe, folder: Path, accelerator: Accelerator, pre
     run, meter = build_run(recipe, accelerator, autoencoder), Meter()
     checkpoint = latest_checkpoint(folder, accelerator)
     if checkpoint is not None:
+        check_same_data(checkpoint, index)
         restore(run, meter, checkpoint)
     start = 0 if checkpoint is None else checkpoint.step
     if accelerator.is_main_process:
@@ -102,7 +103,7 @@ def train_under_lock(recipe: Recipe, folder: Path, accelerator: Accelerator, pre
         accumulation=recipe.optimizer.accumulation,
     )
     validation = build_validation(recipe.validation, recipe.data, folder, accelerator)
-    Loop(run, recipe, batches, index.samples, validation, meter, preemption, start).run_to_end()
+    Loop(run, recipe, batches, index, validation, meter, preemption, start).run_to_end()
 
 
 if __name__ == "__main__":

@@ -50,11 +50,11 @@ def initialise_average(model: Autoencoder) -> None:
     for convolution in (model.quant_conv, model.post_quant_conv):
         if convolution is not None:
             nn.init.dirac_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
+            nn.init.zeros_(_bias(convolution))
     _enter(encoder.conv_in, groups, values)
     _leave(encoder.conv_norm_out, encoder.conv_out, groups, values)
     encoder.conv_out.weight[config.latent_channels :] = 0.0
-    encoder.conv_out.bias[config.latent_channels :] = LOG_VARIANCE
+    _bias(encoder.conv_out)[config.latent_channels :] = LOG_VARIANCE
     _enter(decoder.conv_in, groups, values)
     _leave(decoder.conv_norm_out, decoder.conv_out, groups, values)
 
@@ -66,8 +66,8 @@ def _enter(convolution: nn.Conv2d, groups: int, values: int) -> None:
     for k in range(values):
         convolution.weight[k * size, k] = _centre()
         convolution.weight[k * size + 1, k] = -_centre()
-        convolution.bias[k * size + 2] = LEVEL
-        convolution.bias[k * size + 3] = -LEVEL
+        _bias(convolution)[k * size + 2] = LEVEL
+        _bias(convolution)[k * size + 3] = -LEVEL
 
 
 def _carry(convolution: nn.Conv2d, kernel: Tensor, groups: int, values: int) -> None:
@@ -84,7 +84,7 @@ def _leave(norm: nn.GroupNorm, convolution: nn.Conv2d, groups: int, values: int)
     size = convolution.in_channels // groups
     deviation = LEVEL * (2 / size) ** 0.5  # of a group, in which the constants dominate
     convolution.weight *= FREE
-    nn.init.zeros_(convolution.bias)
+    nn.init.zeros_(_bias(convolution))
     for k in range(values):
         convolution.weight[k] = 0.0
         convolution.weight[k, k * size] = deviation * _centre()
@@ -99,9 +99,14 @@ def _centre() -> Tensor:
 
 def _clear(convolution: nn.Conv2d, channels: int) -> None:
     convolution.weight[:channels] = 0.0
-    convolution.bias[:channels] = 0.0
+    _bias(convolution)[:channels] = 0.0
 
 
-def _zero(layer: nn.Conv2d | nn.Linear) -> None:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _bias(convolution: nn.Conv2d) -> Tensor:
+    assert convolution.bias is not None  # all convolutions of the autoencoder have one
+    return convolution.bias

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ldm_vae.data.index import Index
 from ldm_vae.data.reader import TrainBatches
 from ldm_vae.errors import UserError
 from ldm_vae.interop.native import Checkpoint
@@ -29,22 +30,22 @@ class Preempted(Exception):
 
 
 class Loop:
-    """Drives a run. Steps are counted as taken: row, checkpoint and picture n show the state after n optimizer steps."""
+    """Drives a run. Steps are counted as taken: row, checkpoint and picture n show the state after n steps."""
 
     def __init__(
         self,
         run: Run,
         recipe: Recipe,
         batches: TrainBatches,
-        samples: int,
+        index: Index,
         validation: Validation | None,
         meter: Meter,
         preemption: Preemption,
         start: int,
     ) -> None:
-        """samples: of an epoch.   start: optimizer steps already taken."""
+        """index: of the training data.   start: optimizer steps already taken."""
         self.run, self.recipe, self.batches, self.validation = run, recipe, batches, validation
-        self.samples, self.meter, self.preemption, self.start = samples, meter, preemption, start
+        self.index, self.meter, self.preemption, self.start = index, meter, preemption, start
         self.folder = Path(recipe.output)
         self.accelerator = run.accelerator
         self.log = MetricsLog(self.folder, run.accelerator)
@@ -79,7 +80,7 @@ class Loop:
         """A row of metrics.jsonl. The host waits for the device here, and looks at all that is counted on it."""
         row = self.meter.means(self.accelerator)
         row |= {f"learning_rate/{name}": update.lr(taken - 1) for name, update in self.run.updates.items()}
-        row["epoch"] = taken * self.recipe.data.batch / self.samples
+        row["epoch"] = taken * self.recipe.data.batch / self.index.samples
         row["skipped_steps"] = int(self.run.guard.skipped)
         row["broken_samples"] = self.report_broken()
         now, (then, before) = time.perf_counter(), self.since
@@ -117,7 +118,8 @@ class Loop:
         tensors = tensors_of(self.run, self.meter)
         check_ranks_agree(tensors, self.accelerator)
         if self.accelerator.is_main_process:
-            meta = meta_of(self.run, self.recipe, self.meter, taken) | {"metrics": self.measured.get(taken, {})}
+            meta = meta_of(self.run, self.recipe, self.index.fingerprint, self.meter, taken)
+            meta["metrics"] = self.measured.get(taken, {})
             Checkpoint.write(folder_of(self.folder, taken), tensors, meta)
             prune(self.folder, self.recipe.checkpoint)
         self.accelerator.wait_for_everyone()

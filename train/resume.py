@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
+from ldm_vae.data.index import Index
 from ldm_vae.errors import UserError
 from ldm_vae.interop.native import Checkpoint
 from ldm_vae.recipe import dump, read_yaml
@@ -40,6 +41,15 @@ def check_same_experiment(folder: Path, recipe: Recipe) -> None:
         raise UserError(
             f"{folder} was started with {name}: {old.get(name)}, not {new.get(name)}",
             f"put it back, or give another output (may change: {', '.join(FREE)})",
+        )
+
+
+def check_same_data(checkpoint: Checkpoint, index: Index) -> None:
+    """Raises UserError where the shards are no longer those that the checkpoint's position was counted in."""
+    if checkpoint.meta["data"] != index.fingerprint:
+        raise UserError(
+            f"the training data changed since {checkpoint.folder}",
+            "put the shards back, or start a new run with the old one as model.init_from",
         )
 
 

@@ -33,11 +33,15 @@ def tensors_of(run: Run, meter: Meter) -> dict[str, dict[str, Tensor]]:
     return groups
 
 
-def meta_of(run: Run, recipe: Recipe, meter: Meter, step: int) -> dict[str, Any]:
-    """What a reader needs beside the tensors; `model` is all that the codec asks for."""
+def meta_of(run: Run, recipe: Recipe, data: str, meter: Meter, step: int) -> dict[str, Any]:
+    """What a reader needs beside the tensors; `model` is all that the codec asks for.
+
+    data: fingerprint of the index, without which the step stands for no position.
+    """
     return {
         "step": step,
         "samples": step * recipe.data.batch,
+        "data": data,
         "model": run.autoencoder.config.model_dump(mode="json"),
         "recipe": recipe.model_dump(mode="json"),
         "meter": meter.names,

@@ -103,42 +103,48 @@ def test_a_damaged_later_one_does_not_push_out_the_one_resumed_from(tmp_path: Pa
 
 
 SAVE_FOREVER = """
-import itertools, pathlib, runpy, sys
+import itertools, os, pathlib, runpy, sys
 from ldm_vae.interop.native import Checkpoint
 from train.checkpoint import CheckpointConfig
 save_step = runpy.run_path(sys.argv[1])["save_step"]
 run = pathlib.Path(sys.argv[2])
-latest = Checkpoint.latest(run)
-print("ready", flush=True)
-for step in itertools.count(latest.step if latest else 1):  # the first one replaces the one resumed from
-    save_step(run, CheckpointConfig(keep_last=1), step)
+for line in sys.stdin:  # a process for each life, forked so that torch is imported once
+    life = os.fork()
+    if life == 0:
+        latest = Checkpoint.latest(run)
+        for step in itertools.count(latest.step if latest else 1):  # the first save replaces the one resumed from
+            save_step(run, CheckpointConfig(keep_last=1), step)
+    print(life, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(life, 0)[1]), flush=True)
 """
 
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     """keep_last=1 leaves the least to fall back on. A save takes some 10 ms, so the delays hit all of its parts."""
-    generator = random.Random(0)
-    reached = 0
-    for kill in range(20):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOREVER, __file__, tmp_path],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        if kill == 0:
-            while Checkpoint.latest(tmp_path) is None:  # before the first save there is nothing to keep
-                time.sleep(0.01)
-        time.sleep(generator.uniform(0.0, 0.2))
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        latest = Checkpoint.latest(tmp_path)
-        assert latest is not None
-        assert latest.step >= reached, "a step that was saved is lost"
-        assert torch.equal(latest.tensors("model")["weight"], torch.full((100,), float(latest.step)))
-        reached = latest.step
-    assert reached > 20
+    save_step(tmp_path, CheckpointConfig(keep_last=1), 1)
+    generator, reached = random.Random(0), 1
+    with subprocess.Popen(
+        [sys.executable, "-c", SAVE_FOREVER, __file__, tmp_path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        for _ in range(20):
+            parent.stdin.write("again\n")
+            parent.stdin.flush()
+            life = int(parent.stdout.readline())
+            time.sleep(generator.uniform(0.1, 0.4))
+            os.kill(life, signal.SIGKILL)
+            assert int(parent.stdout.readline()) == -signal.SIGKILL
+            latest = Checkpoint.latest(tmp_path)
+            assert latest is not None
+            assert latest.step >= reached, "a step that was saved is lost"
+            assert torch.equal(latest.tensors("model")["weight"], torch.full((100,), float(latest.step)))
+            reached = latest.step
+    assert reached > 20, "the processes did save"
     save_step(tmp_path, CheckpointConfig(keep_last=1), reached + 1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"step_{reached + 1:08d}"]

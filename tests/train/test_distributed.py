@@ -148,10 +148,8 @@ def test_batch_that_cannot_be_shared_out_is_refused(recipe: Path, tmp_path: Path
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert said.returncode == 2
-    assert said.stderr.strip().splitlines() == [
-        "train: data.batch 3 is not divisible by 1 ranks x 2 micro-batches: choose a multiple: it is the number of images "
-        "per step over all of them"
-    ]
+    last = said.stderr.strip().splitlines()[-1]
+    assert last.startswith("train: data.batch 3 is not divisible by 1 ranks x 2 micro-batches: choose a multiple")
 
 
 @pytest.mark.parametrize(
