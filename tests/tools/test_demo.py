@@ -37,7 +37,9 @@ def demo(folder: Path, *arguments: str) -> str:
     """Standard output of the demo, run in a folder that holds only the recipe."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tools.demo", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, check=True, text=True, capture_output=True).stdout
+    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_demo_continues_and_redoes_only_what_is_missing(tmp_path: Path) -> None:
