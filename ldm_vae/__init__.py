@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ldm_vae.codec import LatentCodec
+    from ldm_vae.data.latents import LatentDataset
     from ldm_vae.errors import UserError
 
     __version__: str
 
-__all__ = ["LatentCodec", "UserError", "__version__"]
+__all__ = ["LatentCodec", "LatentDataset", "UserError", "__version__"]
 
-_HOMES = {"LatentCodec": "ldm_vae.codec", "UserError": "ldm_vae.errors"}
+_HOMES = {
+    "LatentCodec": "ldm_vae.codec",
+    "LatentDataset": "ldm_vae.data.latents",
+    "UserError": "ldm_vae.errors",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -130,8 +130,10 @@ def open_job(folder: Path, job: LatentJob) -> None:
 
 
 def write_latents_file(folder: Path, content: LatentsFile) -> None:
+    # A line a key: the sizes of a million images are no place for indentation.
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.model_dump(mode="json").items()]
     with atomic_file(folder / NAME) as stage:
-        stage.write_text(json.dumps(content.model_dump(mode="json"), indent=1) + "\n")
+        stage.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_latents_file(folder: Path) -> LatentsFile:

@@ -104,7 +104,7 @@ def _card(
         yield f"license: {licence}\n"
     yield "tags:\n- autoencoder\n- vae\n- latent-diffusion\n---\n\n"
     yield f"# KL autoencoder, f{config.factor}, {config.latent_channels} channels\n\n"
-    trained = f", {source.step:,} steps, {'EMA ' if source.weights == 'ema' else ''}weights" if source.step else ""
+    trained = f", step {source.step:,}, {'EMA ' if source.weights == 'ema' else ''}weights" if source.step else ""
     yield f"Written by ldm_vae from `{source.name}`{trained}. H x W pixels of {config.in_channels} channels become"
     yield f" a latent of H/{config.factor} x W/{config.factor} positions and {config.latent_channels} channels.\n\n"
     yield "```python\nfrom diffusers import AutoencoderKL\nvae = AutoencoderKL.from_pretrained(FOLDER)\n```\n\n"
@@ -118,7 +118,8 @@ def _card(
     yield f"Trained on: {source.training_data or 'not known here'}.\n"
     if statistics is not None:
         yield f"Latents measured on {statistics.images:,} images of `{statistics.data}`"
-        yield f" (resize {statistics.protocol.get('resize')}, crop {statistics.protocol.get('crop')}).\n"
+        resize, crop = (statistics.protocol.get(name) or "none" for name in ("resize", "crop"))
+        yield f" (resize {resize}, crop {crop}).\n"
     yield f"\n## Licence\n\n{licence or 'Not stated; `ldm-vae export --licence` names one.'}\n"
     yield f"\n## Command\n\n```\n{command}\n```\n"
     if source.recipe is not None:
