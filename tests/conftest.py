@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,17 @@ def recipe(tmp_path: Path, shards: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY.format(output=tmp_path / "run", shards=shards))
     return path
+
+
+@pytest.fixture
+def injected(record_property: Callable[[str, object], None]) -> Callable[[str, int], None]:
+    """injected(fault, times): what a test did to the software; tools/reliability.py makes docs/reliability.md of it."""
+
+    def note(fault: str, times: int) -> None:
+        record_property("fault", fault)
+        record_property("times", times)
+
+    return note
 
 
 @pytest.fixture(scope="session")

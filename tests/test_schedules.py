@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_learning_rate_reaches_full_after_the_warmup_and_final_at_the_last_step(
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[5] == 1.0
     assert factors[-1] == pytest.approx(1.0 if decay == "constant" else 0.1)
-    assert all(later <= earlier for earlier, later in zip(factors[5:], factors[6:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(factors[5:]))
 
 
 def test_cosine_halfway() -> None:

@@ -12,7 +12,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -203,7 +203,9 @@ def test_all_leaves_out_what_does_not_open(tmp_path: Path, caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "meta.json", "manifest.json"])
-def test_no_flipped_bit_and_no_truncation_changes_what_is_read(tmp_path: Path, name: str) -> None:
+def test_no_flipped_bit_and_no_truncation_changes_what_is_read(
+    tmp_path: Path, name: str, injected: Callable[[str, int], None]
+) -> None:
     """Every byte of the small files, 300 of the large one, one random bit each. A flip that leaves the meaning of
     the manifest alone (in its white space, say) may pass: then what is read must be what was written.
     """
@@ -230,6 +232,7 @@ def test_no_flipped_bit_and_no_truncation_changes_what_is_read(tmp_path: Path, n
         assert Checkpoint.latest(run) is None
     path.unlink()
     assert Checkpoint.latest(run) is None
+    injected(f"a bit of {name} of a checkpoint flips", len(positions))
 
 
 def test_tensors_are_checked_as_they_are_read(tmp_path: Path) -> None:
@@ -253,7 +256,9 @@ def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scenario", ["new", "replace"])
-def test_a_kill_at_every_operation_of_a_save(tmp_path: Path, scenario: str) -> None:
+def test_a_kill_at_every_operation_of_a_save(
+    tmp_path: Path, scenario: str, injected: Callable[[str, int], None]
+) -> None:
     process = subprocess.run(
         [sys.executable, SCRIPT, tmp_path, scenario],
         stdout=subprocess.PIPE,
@@ -285,6 +290,7 @@ def test_a_kill_at_every_operation_of_a_save(tmp_path: Path, scenario: str) -> N
     switch = survivors.index(new)
     assert survivors == [old] * switch + [new] * (operations + 1 - switch)
     assert switch >= 13
+    injected(f"kill at every write, flush and rename of a save ({scenario} checkpoint)", operations)
 
 
 SAVE_UNTIL_THE_LIMIT = """
@@ -338,7 +344,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_a_full_disk_keeps_the_previous_checkpoint(small_disk: Path) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint(small_disk: Path, injected: Callable[[str, int], None]) -> None:
+    injected("full disk while saving", 2)
     previous = save(small_disk, 1, 0)
     big = {"model": {"weight": torch.zeros(100_000)}}
     new = small_disk / "checkpoints" / "step_00000002"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -71,7 +72,10 @@ def test_accelerate_launch_starts_two_processes(recipe: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_resumed_on_one_then_two_then_four_processes(recipe: Path, tmp_path: Path) -> None:
+def test_resumed_on_one_then_two_then_four_processes(
+    recipe: Path, tmp_path: Path, injected: Callable[[str, int], None]
+) -> None:
+    injected("stopped and resumed on another number of processes (1, 2, 4)", 2)
     settings = (*DOUBLE, "checkpoint.every=1", "checkpoint.keep_last=9", "log.every=2", "validation.every=3")
     launch(
         1, "-m", "train", str(recipe), *settings, "steps=7", "optimizer.decay=constant", f"output={tmp_path / 'one'}"
@@ -90,7 +94,10 @@ def test_resumed_on_one_then_two_then_four_processes(recipe: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_bad_image_on_one_rank_is_skipped_by_all(recipe: Path, tmp_path: Path) -> None:
+def test_a_bad_image_on_one_rank_is_skipped_by_all(
+    recipe: Path, tmp_path: Path, injected: Callable[[str, int], None]
+) -> None:
+    injected("an image with NaN on one rank of two", 2)
     launch(2, str(SCENES), "bad_image_on_rank_1", str(recipe), f"output={tmp_path / 'run'}")
     assert [row["skipped_steps"] for row in rows(tmp_path / "run") if "skipped_steps" in row] == [0, 2, 2]
     bad = next(row for row in rows(tmp_path / "run") if row["step"] == 4)
@@ -116,7 +123,10 @@ def test_ranks_that_drift_apart_are_noticed(recipe: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_one_rank_saves_on_all(recipe: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_to_one_rank_saves_on_all(
+    recipe: Path, tmp_path: Path, number: signal.Signals, injected: Callable[[str, int], None]
+) -> None:
+    injected(f"{number.name} to one rank of two", 1)
     folder = tmp_path / "run"
     command = [*torchrun(2), "-m", "train", str(recipe), "steps=100000", "checkpoint.every=100000", f"output={folder}"]
     process = subprocess.Popen(
