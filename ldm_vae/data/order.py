@@ -4,7 +4,8 @@ Position = samples consumed since the start of training, over all ranks. In each
 order and read as one ring of samples, from a random place on. The ring is cut into `LANES` stretches of equal length
 (one sample more or less); position p of an epoch belongs to lane p % LANES, and is that lane's sample number
 p // LANES after each window of `WINDOW` samples has been shuffled. So a batch draws from many far places at once, while
-whoever reads one lane reads shards from front to back, a window at a time. The next epoch follows without a gap.
+whoever reads one lane reads shards from front to back, a window at a time. The first window of lane l is l samples
+short, so that the lanes come to new windows one after the other. The next epoch follows without a gap.
 
 Every epoch gives each sample once. Nothing depends on ranks, workers or batch size.
 
@@ -64,8 +65,8 @@ def rest_of_window(index: Index, seed: int, position: int) -> Positions:
     epoch, place = divmod(int(steps[0]), samples)
     lanes = min(LANES, samples)
     lane, item = place % lanes, place // lanes
-    last = min((item // WINDOW + 1) * WINDOW, _lane_lengths(samples)[lane])
-    rest = epoch * samples + np.arange(item, last, dtype=np.int64) * lanes + lane
+    _, end = _window_ends((item + lane) // WINDOW, lane, int(_lane_lengths(samples)[lane]))
+    rest = epoch * samples + np.arange(item, end, dtype=np.int64) * lanes + lane
     return from_source(index.weights, seed, source, rest)
 
 
@@ -87,21 +88,22 @@ class _Plan:
     def refs(self, places: Positions) -> Positions:
         """Places in the epoch -> (len(places), 3): shard, ordinal, epoch."""
         lane, item = places % len(self.lengths), places // len(self.lengths)
-        window, within = np.divmod(item, WINDOW)
+        window = (item + lane) // WINDOW
         group = lane * (window.max(initial=0) + 1) + window
         by_group = np.argsort(group, kind="stable")
         for chosen in np.split(by_group, np.flatnonzero(np.diff(group[by_group])) + 1):
             if len(chosen):
-                within[chosen] = self._shuffled(int(lane[chosen[0]]), int(window[chosen[0]]))[within[chosen]]
-        ring = (self.starts[lane] + window * WINDOW + within) % self.ends[-1]
+                item[chosen] = self._shuffled(int(lane[chosen[0]]), int(window[chosen[0]]), item[chosen])
+        ring = (self.starts[lane] + item) % self.ends[-1]
         nth = np.searchsorted(self.ends, ring, side="right")
         shard = self.order[nth]
         ordinal = ring - (self.ends[nth] - self.counts[shard])
         return np.stack([shard + self.first, ordinal, np.full_like(shard, self.epoch)], axis=1)
 
-    def _shuffled(self, lane: int, window: int) -> Positions:
-        size = min(WINDOW, int(self.lengths[lane]) - window * WINDOW)
-        return _permutation(self.seed, self.source, self.epoch, lane, window, size)
+    def _shuffled(self, lane: int, window: int, items: Positions) -> Positions:
+        """What takes the places of these items of a window."""
+        begin, end = _window_ends(window, lane, int(self.lengths[lane]))
+        return begin + _permutation(self.seed, self.source, self.epoch, lane, window, end - begin)[items - begin]
 
 
 @lru_cache(maxsize=8)  # the epoch at hand, and the next while a window or a batch reaches into it
@@ -127,6 +129,11 @@ def _permutation(seed: int, source: int, epoch: int, lane: int, window: int, siz
 def _samples(index: Index, source: int) -> int:
     part = index.parts[source]
     return int(index.counts[part.first : part.stop].sum())
+
+
+def _window_ends(window: int, lane: int, length: int) -> tuple[int, int]:
+    """The items of a lane of so many samples that one of its windows begins with and ends before."""
+    return max(window * WINDOW - lane, 0), min((window + 1) * WINDOW - lane, length)
 
 
 def _lane_lengths(samples: int) -> Positions:

@@ -35,11 +35,11 @@ def plain_epoch(counts: list[int], seed: int, epoch: int) -> list[SampleRef]:
     for lane in rng(seed, "lanes", 0, epoch).permutation(lanes):
         stretch = [ring[(at + i) % total] for i in range(lengths[lane])]
         at += lengths[lane]
-        for window in range(0, len(stretch), WINDOW):
-            part = stretch[window : window + WINDOW]
-            queues[lane] += [
-                part[i] for i in rng(seed, "window", 0, epoch, int(lane), window // WINDOW).permutation(len(part))
-            ]
+        first = WINDOW - int(lane)
+        bounds = [0, *range(first, len(stretch), WINDOW), len(stretch)]
+        for window, (begin, end) in enumerate(itertools.pairwise(bounds)):
+            shuffled = rng(seed, "window", 0, epoch, int(lane), window).permutation(end - begin)
+            queues[lane] += [stretch[begin:end][i] for i in shuffled]
     return [queues[p % lanes][p // lanes] for p in range(total)]
 
 
@@ -130,3 +130,11 @@ def test_far_positions_cost_no_more_than_near_ones(monkeypatch):
     monkeypatch.setattr(order, "rng", lambda *key: drawn.append(key) or rng(*key))
     sample_refs(index_of([100] * 100), 5, 10**10, 64)
     assert len(drawn) <= 2 * (3 + LANES)  # three for each epoch touched, one for each window
+
+
+def test_lanes_come_to_new_windows_one_after_the_other():
+    """So that reading ahead is spread evenly: in each row of LANES positions, one lane starts a window."""
+    index = index_of([LANES * 1000])
+    for row in (1, 2, 70, 500):
+        rest = [len(rest_of_window(index, 0, row * LANES + lane)) for lane in range(LANES)]
+        assert sorted(rest) == list(range(1, WINDOW + 1))

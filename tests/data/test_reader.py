@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -104,6 +105,24 @@ def test_plain_webdataset_reads_the_same_samples(index):
     for key, (label, picture) in seen.items():
         assert int(plain[key]["cls"]) == label
         assert np.array_equal(decode_image(plain[key]["png"], "png", 3), picture.numpy())
+
+
+def test_photographs_that_others_packed():
+    """Real shards, without an index: the keys of plain webdataset, the labels and pictures of the files."""
+    root = os.environ.get("LDM_VAE_TEST_DATA")
+    if root is None:
+        pytest.skip("LDM_VAE_TEST_DATA does not point at the photographs")
+    index = load_index(f"{root}/data/imagenet160-original")
+    urls = [shard.url for shard in index.shards]
+    plain = {s["__key__"]: int(s["cls"]) for s in webdataset.WebDataset(urls, shardshuffle=False)}
+    config = config_of(32, image=ImageConfig(resize=64, crop=64), workers=2)
+    batches = train_batches(config, index, 0, start_step=0, rank=0, world=1, accumulation=1)
+    seen: dict[str, int] = {}
+    for (batch,) in itertools.islice(batches, 5):
+        assert batch.label is not None and float(batch.image.std()) > 0.2  # photographs, not constants
+        seen |= dict(zip(batch.key, batch.label.tolist(), strict=True))
+    assert seen == plain and len(seen) == 160 and not batches.faults
+    batches.close()
 
 
 @pytest.mark.parametrize("workers", [1, 3, 4])
