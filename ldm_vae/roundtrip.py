@@ -62,7 +62,7 @@ def roundtrip(
             rows.setdefault(name, []).extend(measure(to_uint8(reconstruction), to_uint8(image), [latents.key(item)]))
             sizes[name] = sizes.get(name, 0) + size
         done(1, len(latents))
-    protocol = EvaluationProtocol(resize=job.resize, crop=job.crop, metrics=tuple(metrics))
+    protocol = EvaluationProtocol(image=job.image, metrics=tuple(metrics))
     return {
         name: Storage(sizes[name] / len(latents), summarize(found, protocol, measure)) for name, found in rows.items()
     }

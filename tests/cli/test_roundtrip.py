@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ldm_vae import LatentCodec
 from ldm_vae.cli.app import main
+from ldm_vae.data.images import ImageConfig
 from ldm_vae.data.index import load_index
 from ldm_vae.data.latents import LatentDataset
 from ldm_vae.errors import UserError
@@ -43,7 +44,7 @@ def test_unstored_latents_score_as_in_evaluation_and_stored_ones_nearly(
     )
     assert progress == [11] * 11
     codec.scale = LatentScale()
-    protocol = EvaluationProtocol(crop=12 if options else None, metrics=("psnr",))
+    protocol = EvaluationProtocol(image=ImageConfig(crop=12 if options else None), metrics=("psnr",))
     expected = evaluate_shards(codec, str(shards), protocol, batch=1).metrics["psnr"]
     assert found["float32"].results.metrics["psnr"] == expected
     # Rounding a latent to 11 bits moves some pixels across a rounding to 8; to 8 bits, a few more.
