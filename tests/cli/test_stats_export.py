@@ -149,7 +149,7 @@ def test_diffusers_folder_keeps_its_scale_until_it_is_measured(run: Path, shards
         (("stats", "{run}", "{shards}", "--crop", "256"), "write center:N"),
         (("stats", "{run}", "{shards}", "--crop", "center:500"), "smaller than the crop"),
         (("stats", "nowhere", "{shards}"), "model nowhere not found"),
-        (("stats", "{run}", "{run}"), "no shards in"),
+        (("stats", "{run}", "{run}"), "no shards and no images in"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
