@@ -90,7 +90,7 @@ def train_under_lock(recipe: Recipe, folder: Path, accelerator: Accelerator, pre
             *(folder, start, recipe.steps, accelerator.num_processes, accelerator.device, accelerator.mixed_precision),
             *(index.samples, len(index.shards)),
         )
-    accelerator.init_trackers(folder.name, config=None)
+    accelerator.init_trackers("ldm_vae", init_kwargs={"wandb": {"name": folder.name}, "trackio": {"name": folder.name}})
     if start >= recipe.steps:
         return
     batches = train_batches(

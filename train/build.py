@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -36,6 +37,9 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
                 f"{name} is not supported",
                 "it shards one model and this trains two: launch with plain data parallelism (DDP)",
             )
+    for tracker in recipe.log.trackers:
+        if find_spec(tracker) is None:
+            raise UserError(f"log.trackers: {tracker} is not installed", f'pip install "ldm-vae[{tracker}]"')
     half = recipe.precision == "bf16" or (
         recipe.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     )

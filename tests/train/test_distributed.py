@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -173,3 +174,13 @@ def test_sharding_of_one_model_is_refused(recipe: Path, variable: str, name: str
     assert said.returncode == 2
     assert said.stderr.startswith(f"train: {name} is not supported")
     assert len(said.stderr.strip().splitlines()) == 1
+
+
+def test_a_tracker_that_is_not_installed_is_named(recipe: Path) -> None:
+    if find_spec("trackio") is not None:
+        pytest.skip("trackio is installed here")
+    said = subprocess.run(
+        [sys.executable, "-m", "train", str(recipe), "log.trackers=[trackio]"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert said.returncode == 2
+    assert said.stderr == 'train: log.trackers: trackio is not installed: pip install "ldm-vae[trackio]"\n'
