@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too: sums in one order, bit for bit
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train/ and tools/ are not in the wheel
-torch.set_num_threads(1)  # sums in one order, and tests side by side
+torch.set_num_threads(1)
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:

@@ -8,6 +8,7 @@ import runpy
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ def test_a_signal_is_noted_and_the_handlers_come_back(number: signal.Signals) ->
     assert [signal.getsignal(each) for each in SIGNALS] == before
 
 
+@pytest.fixture
+def pythons_own_handler() -> Iterator[None]:
+    """That of Ctrl-C; a shell that starts the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("pythons_own_handler")
 def test_a_second_ctrl_c_quits_at_once_but_an_echo_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     with Preemption(every=1) as preemption:
         for _ in range(3):

@@ -31,6 +31,7 @@ def codec(tmp_path: Path) -> Path:
 
 def overrides(path: Path, shards: Path, codec: Path) -> list[str]:
     changes = [f"data.train={shards / 'train'}", f"data.validation={shards / 'validation'}", "data.workers=0"]
+    changes.append("data.image.resize=256")  # the pictures here are small
     return [*changes, f"model.init_from={codec}"] if path.stem in FINETUNES else changes
 
 
@@ -63,7 +64,7 @@ def test_one_real_step_at_reduced_size(path: Path, tmp_path: Path, shards: Path,
     changes += ["data.image.resize=32", "data.image.crop=32", "discriminator.channels=4", "validation.metrics=[psnr]"]
     changes += ["validation.resize=32", "validation.crop=32"]
     if path.stem not in FINETUNES:
-        changes += [f"model.block_out_channels={[8] * levels}", "model.norm_groups=4"]
+        changes += [f"model.block_out_channels={[16] * levels}", "model.norm_groups=4"]
     run_in_process(path, *changes)
     (step, validation) = rows(tmp_path / "run")
     assert step["pixel"] > 0 and step["perceptual"] > 0
