@@ -18,7 +18,7 @@ def ramp(step: int, start: int, length: int) -> float:
 
 
 def warmup_decay(step: int, *, warmup: int, decay: Decay, final: float, steps: int) -> float:
-    """Factor of a learning rate: linear warm-up over `warmup` steps, then from 1 down to `final` at the last of `steps`."""
+    """Factor of a learning rate: linear warm-up over `warmup` steps, then from 1 to `final` at the last of `steps`."""
     if step < warmup:
         return (step + 1) / warmup
     if decay == "constant":

@@ -14,7 +14,7 @@ from ldm_vae.schedules import ramp
 
 
 class RateConfig(Config):
-    weight: Annotated[float, Field(ge=0)] = 1.0e-6  # loss per nat per image; CompVis' kl-f8: beside pixel sums per image
+    weight: Annotated[float, Field(ge=0)] = 1.0e-6  # loss per nat per image, beside pixel sums per image (CompVis)
     warmup: Annotated[int, Field(ge=0)] = 0  # optimizer steps over which the weight rises from 0
 
 
