@@ -55,8 +55,8 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Losses:
-    """values: name -> scalar for the log, unweighted means over images: the likelihood's terms and the total per element
-    (so: mean absolute error, LPIPS distance), the rate in nats per image.
+    """values: name -> scalar for the log, unweighted means over images: the likelihood's terms and the total per
+    element (so: mean absolute error, LPIPS distance), the rate in nats per image.
     roots, gradients: what `torch.autograd.backward` takes to accumulate the gradient of the total."""
 
     values: dict[str, Tensor]
