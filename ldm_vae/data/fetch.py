@@ -115,7 +115,10 @@ class Fetcher:
         if place.head:
             key = self._index.shards[place.ref.shard].key(place.ref.ordinal)
             return verify_header(head, f"{key}.{place.field}", place.size)
-        size = self.source.size(place.url)
+        try:
+            size = self.source.size(place.url)
+        except Missing as error:  # removed while it was still open here
+            return str(error)
         return None if size == place.size else f"the file had {place.size} bytes at the start, it has {size}"
 
     def _places(self, ref: SampleRef) -> list[Place]:
@@ -136,3 +139,13 @@ def _runs(places: list[Place]) -> list[list[Place]]:
         else:
             runs.append([place])
     return runs
+
+
+def parse_label(data: bytes) -> int:
+    try:
+        label = int(data[:32])
+    except ValueError:
+        raise BrokenSample(f"{LABEL} is no integer: {data[:32]!r}") from None
+    if len(data) > 32 or not -(2**63) <= label < 2**63:
+        raise BrokenSample(f"{LABEL} is no integer of 64 bits: {data[:32]!r}")
+    return label

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
-from ldm_vae.data.fetch import LABEL, MAX_SAMPLE, BrokenSample
+from ldm_vae.data.fetch import LABEL, MAX_SAMPLE, BrokenSample, parse_label
 from ldm_vae.data.images import EXTENSIONS, BrokenImage, decode_image
-from ldm_vae.data.reader import parse_label
 from ldm_vae.data.scan import scan_shard
 from ldm_vae.data.shard import NAME, ShardIndex, parse_index, split_name
 from ldm_vae.data.source import Missing, Source, Unreachable, expand_shards, is_remote, read_whole

@@ -1,35 +1,26 @@
-"""Order -> decoded batches. Each worker reads its share of every step; the shares are put together in order here.
-
-Sample number c of a rank stands at position c * world + rank, and worker c % workers reads it: with 64 lanes and
-powers of two, every worker has lanes of its own. What a batch holds depends on neither, and nothing is split by shard,
-so that any shards go with any ranks and workers.
-"""
+"""Order -> decoded batches. Each worker reads its share of every step; the shares are put together in order here."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from pydantic import BeforeValidator, Field, field_serializer
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from ldm_vae.data.batch import Batch, rng
-from ldm_vae.data.fetch import LABEL, BrokenSample, Fetcher, Fields
-from ldm_vae.data.images import EXTENSIONS, Array, BrokenImage, ImageConfig, decode_image, fit_image
+from ldm_vae.data.batch import Batch
+from ldm_vae.data.images import EXTENSIONS, ImageConfig
 from ldm_vae.data.index import Index, SourceConfig
-from ldm_vae.data.order import WINDOW, Positions, SampleRef, refs_at, rest_of_window
-from ldm_vae.data.source import Unreachable
+from ldm_vae.data.share import Fault, Sample, Share, Shares
+from ldm_vae.data.steps import Steps, TrainingOrder, ValidationOrder
 from ldm_vae.data.workers import outlive_signals
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config
 
-TRIES = 100  # samples tried for one slot before the data count as broken
 LISTED = 10  # broken samples named in the message that stops a run
 
 
@@ -53,15 +44,6 @@ class DataConfig(Config):
         return train[0].shards if train == (SourceConfig(shards=train[0].shards),) else list(train)
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A sample that was replaced (training) or left out (validation).   url: of its shard."""
-
-    url: str
-    key: str
-    reason: str
-
-
 def train_batches(
     config: DataConfig, index: Index, seed: int, *, start_step: int, rank: int, world: int, accumulation: int
 ) -> TrainBatches:
@@ -69,8 +51,8 @@ def train_batches(
     if config.batch % (world * accumulation):
         what = f"data.batch {config.batch} is not divisible by {world} ranks x {accumulation} micro-batches"
         raise UserError(what, "choose a multiple: it is the number of images per step over all of them")
-    order = _TrainingOrder(index, seed, config.batch)
-    steps = _Steps(order, rank, world, per_step=config.batch // world, first=start_step, stop=None)
+    order = TrainingOrder(index, seed, config.batch)
+    steps = Steps(order, rank, world, per_step=config.batch // world, first=start_step, stop=None)
     return TrainBatches(config, index, steps, accumulation)
 
 
@@ -80,206 +62,14 @@ def validation_batches(config: DataConfig, index: Index, *, batch: int, rank: in
     Ranks may get different numbers of batches, or none. Images of different sizes come in batches of their own.
     """
     stop = len(range(rank, index.samples, world))
-    steps = _Steps(_ValidationOrder(index), rank, world, per_step=batch, first=0, stop=stop)
+    steps = Steps(ValidationOrder(index), rank, world, per_step=batch, first=0, stop=stop)
     return ValidationBatches(config, index, steps)
-
-
-class _Order(Protocol):
-    """Positions -> samples, and what is drawn for them."""
-
-    def refs(self, positions: Positions) -> list[SampleRef]: ...
-    def window(self, position: int, stride: int) -> Positions:
-        """The positions from this one on that are worth reading together; stride: between those of one reader."""
-
-    def slot(self, position: int) -> int: ...
-    def generator(self, position: int) -> np.random.Generator | None:
-        """For crop and flip; None for the centre and no flip."""
-
-    def replacement(self, position: int, attempt: int, broken: SampleRef) -> SampleRef | None:
-        """What takes the place of a broken sample; None to leave it out."""
-
-
-@dataclass(frozen=True)
-class _TrainingOrder:
-    index: Index
-    seed: int
-    batch: int
-
-    def refs(self, positions: Positions) -> list[SampleRef]:
-        return refs_at(self.index, self.seed, positions)
-
-    def window(self, position: int, stride: int) -> Positions:
-        return rest_of_window(self.index, self.seed, position)
-
-    def slot(self, position: int) -> int:
-        return position % self.batch
-
-    def generator(self, position: int) -> np.random.Generator:
-        return rng(self.seed, "augment", *divmod(position, self.batch))
-
-    def replacement(self, position: int, attempt: int, broken: SampleRef) -> SampleRef:
-        """Any sample of the same source."""
-        first, count = self.index.range_of_part(broken.shard)
-        number = first + int(rng(self.seed, "replacement", position, attempt).integers(count))
-        return SampleRef(*self.index.locate(number), epoch=broken.epoch)
-
-
-@dataclass(frozen=True)
-class _ValidationOrder:
-    index: Index
-
-    def refs(self, positions: Positions) -> list[SampleRef]:
-        return [SampleRef(*self.index.locate(position), epoch=0) for position in positions.tolist()]
-
-    def window(self, position: int, stride: int) -> Positions:
-        return np.arange(position, min(position + WINDOW * stride, self.index.samples), stride, dtype=np.int64)
-
-    def slot(self, position: int) -> int:
-        return position
-
-    def generator(self, position: int) -> None:
-        return None
-
-    def replacement(self, position: int, attempt: int, broken: SampleRef) -> None:
-        return None
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """Which positions a rank reads at which step. stop: samples of this rank, None without end."""
-
-    order: _Order
-    rank: int
-    world: int
-    per_step: int  # samples
-    first: int  # step
-    stop: int | None
-
-    def __iter__(self) -> Iterator[Positions]:
-        for step in itertools.count(self.first):
-            start, end = step * self.per_step, (step + 1) * self.per_step
-            numbers = np.arange(start, end if self.stop is None else min(end, self.stop), dtype=np.int64)
-            if not len(numbers):
-                return
-            yield numbers * self.world + self.rank
-
-    def of_worker(self, positions: Positions, worker: int, workers: int) -> Positions:
-        """Those of any positions that this rank's worker reads."""
-        numbers, remainder = np.divmod(positions - self.rank, self.world)
-        return positions[(remainder == 0) & (numbers % workers == worker)]
-
-
-@dataclass(frozen=True)
-class _Sample:
-    position: int
-    slot: int
-    key: str
-    label: int | None
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Share:
-    """What a worker made of its part of a step. pixels: all images end to end, one tensor for one file descriptor.
-    reads: since the last share.   failure: (what, remedy) that ends the run."""
-
-    samples: list[_Sample]
-    pixels: Tensor
-    faults: list[Fault]
-    reads: int
-    failure: tuple[str, str] | None
-
-
-class _Shares(IterableDataset[_Share]):
-    def __init__(self, config: DataConfig, index: Index, steps: _Steps) -> None:
-        self.image = config.image
-        self.index = index
-        self.steps = steps
-
-    def __iter__(self) -> Iterator[_Share]:
-        info = get_worker_info()
-        reader = _Reader(self.image, self.index, self.steps, *((0, 1) if info is None else (info.id, info.num_workers)))
-        for positions in self.steps:
-            share = reader.share(positions)
-            yield share
-            if share.failure is not None:
-                return
-
-
-class _Reader:
-    """One worker: positions -> decoded samples."""
-
-    def __init__(self, image: ImageConfig, index: Index, steps: _Steps, worker: int, workers: int) -> None:
-        self.image, self.index, self.steps, self.order = image, index, steps, steps.order
-        self.worker, self.workers = worker, workers
-        self.fetcher = Fetcher(index)
-        self.faults: list[Fault] = []
-        self.reads_told = 0
-
-    def share(self, positions: Positions) -> _Share:
-        mine = self.steps.of_worker(positions, self.worker, self.workers)
-        samples: list[_Sample] = []
-        images: list[Array] = []
-        failure = None
-        try:
-            for position, ref in zip(mine.tolist(), self.order.refs(mine), strict=True):
-                found = self._sample(position, ref)
-                if found is not None:
-                    samples.append(found[0])
-                    images.append(found[1])
-        except Unreachable as error:
-            failure = (str(error), "the source stayed away; run it again to go on from the last checkpoint")
-        except UserError as error:  # as data: DataLoader cannot rebuild it from its text
-            failure = (error.what, error.remedy)
-        pixels = np.concatenate([image.ravel() for image in images]) if images else np.empty(0, dtype=np.float32)
-        faults, self.faults = self.faults, []
-        reads, self.reads_told = self.fetcher.source.reads - self.reads_told, self.fetcher.source.reads
-        return _Share(samples, torch.from_numpy(pixels), faults, reads, failure)
-
-    def _sample(self, position: int, ref: SampleRef) -> tuple[_Sample, Array] | None:
-        """The sample of this position, or what replaces it; None to leave it out."""
-        chosen: SampleRef | None = ref
-        coming: Callable[[], list[SampleRef]] = partial(self._coming, position)
-        for attempt in range(TRIES):
-            if chosen is None:
-                return None
-            try:
-                label, image = self._decode(self.fetcher.get(chosen, coming), position)
-                key = self.index.shards[chosen.shard].key(chosen.ordinal)
-                return _Sample(position, self.order.slot(position), key, label, image.shape), image
-            except (BrokenSample, BrokenImage) as error:
-                shard = self.index.shards[chosen.shard]
-                self.faults.append(Fault(shard.url, shard.key(chosen.ordinal), error.reason))
-                chosen, coming = self.order.replacement(position, attempt, chosen), list  # a replacement comes alone
-        last = self.faults[-1]
-        what = f"{TRIES} samples in a row are broken, the last {last.url} {last.key} ({last.reason})"
-        raise UserError(what, "check the shards and data.image")
-
-    def _decode(self, fields: Fields, position: int) -> tuple[int | None, Array]:
-        label = parse_label(fields.pop(LABEL)) if LABEL in fields else None
-        ((extension, data),) = fields.items()
-        image = decode_image(data, extension, self.image.channels)
-        return label, fit_image(image, self.image, self.order.generator(position))
-
-    def _coming(self, position: int) -> list[SampleRef]:
-        window = self.order.window(position, self.steps.world * self.workers)
-        return self.order.refs(self.steps.of_worker(window, self.worker, self.workers))
-
-
-def parse_label(data: bytes) -> int:
-    try:
-        label = int(data[:32])
-    except ValueError:
-        raise BrokenSample(f"{LABEL} is no integer: {data[:32]!r}") from None
-    if len(data) > 32 or not -(2**63) <= label < 2**63:
-        raise BrokenSample(f"{LABEL} is no integer of 64 bits: {data[:32]!r}")
-    return label
 
 
 class _Stream:
     """Steps of decoded samples. faults: new ones, until the caller takes them away.   reads: ranges read so far."""
 
-    def __init__(self, config: DataConfig, index: Index, steps: _Steps) -> None:
+    def __init__(self, config: DataConfig, index: Index, steps: Steps) -> None:
         if not any(field in EXTENSIONS for field in index.fields):
             what = f"no pictures in {index.shards[0].url} and the others: their fields are {sorted(index.fields)}"
             raise UserError(what, f"pictures are members that end in {', '.join(EXTENSIONS)}")
@@ -289,21 +79,21 @@ class _Stream:
         self._broken: dict[tuple[str, str], Fault] = {}
         self._workers = max(config.workers, 1)
         loader = DataLoader(
-            _Shares(config, index, steps),
+            Shares(config.image, index, steps),
             batch_size=None,
             num_workers=config.workers,
             worker_init_fn=outlive_signals,
             generator=torch.Generator(),  # its base seed must not be drawn from the global generator
         )
-        self._shares: Iterator[_Share] = iter(loader)
+        self._shares: Iterator[Share] = iter(loader)
 
     def close(self) -> None:
         """Ends the workers."""
         self._shares = iter(())
 
-    def _next_step(self) -> list[tuple[_Sample, Tensor]]:
+    def _next_step(self) -> list[tuple[Sample, Tensor]]:
         """The samples of a step in the order of their positions. Raises StopIteration; UserError to end the run."""
-        found: list[tuple[_Sample, Tensor]] = []
+        found: list[tuple[Sample, Tensor]] = []
         first = next(self._shares)
         for share in itertools.chain([first], itertools.islice(self._shares, self._workers - 1)):
             self.reads += share.reads
@@ -330,7 +120,7 @@ class _Stream:
 class TrainBatches(_Stream):
     """Iterates over steps; each gives this rank's micro-batches."""
 
-    def __init__(self, config: DataConfig, index: Index, steps: _Steps, accumulation: int) -> None:
+    def __init__(self, config: DataConfig, index: Index, steps: Steps, accumulation: int) -> None:
         super().__init__(config, index, steps)
         self._micro = steps.per_step // accumulation
 
@@ -345,7 +135,7 @@ class TrainBatches(_Stream):
 class ValidationBatches(_Stream):
     """Iterates over batches."""
 
-    def __init__(self, config: DataConfig, index: Index, steps: _Steps) -> None:
+    def __init__(self, config: DataConfig, index: Index, steps: Steps) -> None:
         super().__init__(config, index, steps)
         self._ready: list[Batch] = []
 
@@ -359,7 +149,7 @@ class ValidationBatches(_Stream):
         return self._ready.pop(0)
 
 
-def _collate(samples: list[tuple[_Sample, Tensor]]) -> Batch:
+def _collate(samples: list[tuple[Sample, Tensor]]) -> Batch:
     shapes = {sample.shape for sample, _ in samples}
     if len(shapes) > 1:
         what = f"images of different sizes in a batch: {' and '.join(str(shape) for shape in sorted(shapes)[:2])}"

@@ -298,6 +298,17 @@ def test_a_folder_is_filtered_and_mixed_like_shards(make_shards, tmp_path):
     assert sum(count for key, count in keys.items() if key.startswith("s")) == 768
 
 
+def test_a_file_that_goes_while_training(tmp_path):
+    for side in (5, 6, 7):
+        (tmp_path / f"{side}.png").write_bytes(picture(side, side))
+    config = recipe_of(train="", batch=3, broken_budget=1)
+    batches = train_batches(config, load_index(str(tmp_path)), 0, start_step=0, rank=0, world=1, accumulation=1)
+    assert sorted(next(batches)[0].key) == ["5", "6", "7"]
+    (tmp_path / "6.png").unlink()
+    assert "6" not in next(batches)[0].key
+    assert [fault.key for fault in batches.faults] == ["6"]
+
+
 def test_a_folder_without_images(tmp_path):
     with pytest.raises(UserError, match="no shards and no images"):
         load_index(str(tmp_path))
