@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from accelerate import Accelerator
 
+from ldm_vae.autoencoder import Autoencoder
 from ldm_vae.data.index import load_index
 from ldm_vae.data.reader import train_batches
 from ldm_vae.errors import UserError
@@ -57,11 +58,13 @@ def command(
 def train(recipe: Recipe) -> None:
     """From a recipe to its last step; how it ended stands in status.json. Raises Preempted after a signal."""
     accelerator = build_accelerator(recipe)
+    autoencoder, recipe = build_autoencoder(recipe)
     folder, main = Path(recipe.output), accelerator.is_main_process
+    check_same_experiment(folder, recipe)
     with RunLock(folder, main=main), Preemption(recipe.checkpoint.preempt_every) as preemption:
         write_status(folder, "running", main=main)
         try:
-            train_under_lock(recipe, folder, accelerator, preemption)
+            train_under_lock(recipe, folder, accelerator, autoencoder, preemption)
         except Preempted as reason:
             write_status(folder, "preempted", str(reason), main=main)
             raise
@@ -72,11 +75,11 @@ def train(recipe: Recipe) -> None:
     accelerator.end_training()
 
 
-def train_under_lock(recipe: Recipe, folder: Path, accelerator: Accelerator, preemption: Preemption) -> None:
+def train_under_lock(
+    recipe: Recipe, folder: Path, accelerator: Accelerator, autoencoder: Autoencoder, preemption: Preemption
+) -> None:
     """Data, networks and checkpoint in place, then the loop."""
     index = load_index(recipe.data.train, cache=folder / "index")
-    autoencoder, recipe = build_autoencoder(recipe)
-    check_same_experiment(folder, recipe)
     run, meter = build_run(recipe, accelerator, autoencoder), Meter()
     checkpoint = latest_checkpoint(folder, accelerator)
     if checkpoint is not None:

@@ -82,7 +82,7 @@ class Loop:
         row |= {f"learning_rate/{name}": update.lr(taken - 1) for name, update in self.run.updates.items()}
         row["epoch"] = taken * self.recipe.data.batch / self.index.samples
         row["skipped_steps"] = int(self.run.guard.skipped)
-        row["broken_samples"] = self.report_broken()
+        row["time/broken_samples"] = self.report_broken()
         now, (then, before) = time.perf_counter(), self.since
         row["time/images_per_second"] = (taken - before) * self.recipe.data.batch / (now - then)
         if torch.cuda.is_available():
@@ -94,8 +94,8 @@ class Loop:
         self.stop_if_never_finite()
 
     def report_broken(self) -> int:
-        """Appends this rank's newly replaced samples to broken.jsonl; how many different ones all ranks have met since
-        the start or the last resume."""
+        """Appends this rank's newly replaced samples to broken.jsonl; how many different ones the ranks have met since
+        they were started, which after a resume is no function of the step."""
         if self.batches.faults:
             with (self.folder / "broken.jsonl").open("a") as file:
                 file.writelines(json.dumps(asdict(fault)) + "\n" for fault in self.batches.faults)

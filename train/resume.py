@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
+from ldm_vae.atomic import atomic_file
 from ldm_vae.data.index import Index
 from ldm_vae.errors import UserError
 from ldm_vae.interop.native import Checkpoint
 from ldm_vae.recipe import dump, read_yaml
-from train.checkpoint import folder_of
 from train.recipe import Recipe
 
 # What may change when a run goes on; any other change would make it another experiment under the same name.
@@ -26,7 +26,7 @@ def latest_checkpoint(folder: Path, accelerator: Accelerator) -> Checkpoint | No
     found = Checkpoint.latest(folder) if accelerator.is_main_process else None
     step = torch.tensor([-1 if found is None else found.step], device=accelerator.device)
     agreed = int(broadcast(step))
-    return None if agreed < 0 else Checkpoint.open(folder_of(folder, agreed))
+    return None if agreed < 0 else Checkpoint.at(folder, agreed)
 
 
 def check_same_experiment(folder: Path, recipe: Recipe) -> None:
@@ -55,7 +55,8 @@ def check_same_data(checkpoint: Checkpoint, index: Index) -> None:
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     """The resolved recipe, as the run goes on with it."""
-    (folder / "recipe.yaml").write_text(dump(recipe))
+    with atomic_file(folder / "recipe.yaml") as path:
+        path.write_text(dump(recipe))
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
