@@ -1,0 +1,70 @@
+"""A tensor held as strips, so that parts of it can be freed while the next one grows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def cuts(rows: int, strips: int) -> Iterator[tuple[int, int]]:
+    """Bounds [first, end) of `rows` cut into `strips` pieces of nearly equal size; empty ones are left out."""
+    for i in range(strips):
+        first, end = i * rows // strips, (i + 1) * rows // strips
+        if first < end:
+            yield first, end
+
+
+class Strips:
+    """(1, C, H, W) as consecutive strips along `axis`: 2 for rows of pixels, 3 for columns, here called rows too.
+
+    home: the device that holds them where it is not the one that computes; strips are read back to that one.
+    """
+
+    def __init__(self, axis: int, home: torch.device | None = None) -> None:
+        self.axis = axis
+        self.home = home
+        self._pieces: list[tuple[int, int, Tensor]] = []  # first row, end row, strip
+        self._device = torch.device("cpu")
+
+    def append(self, strip: Tensor) -> None:
+        """The rows that follow those already here."""
+        first = self._pieces[-1][1] if self._pieces else 0
+        self._device = strip.device
+        self._pieces.append((first, first + strip.shape[self.axis], strip.to(self.home or strip.device)))
+
+    def read(self, first: int, end: int) -> Tensor:
+        """Rows [first, end): one whole strip as it is, anything else as a copy."""
+        touched = [piece for piece in self._pieces if piece[0] < end and first < piece[1]]
+        if len(touched) == 1 and touched[0][:2] == (first, end):
+            return touched[0][2].to(self._device)
+        parts = []
+        for start, stop, strip in touched:
+            low, high = max(start, first), min(stop, end)
+            parts.append(strip.narrow(self.axis, low - start, high - low).to(self._device))
+        return torch.cat(parts, dim=self.axis)
+
+    def release(self, before: int) -> None:
+        """Frees the strips that lie wholly before row `before`."""
+        self._pieces = [piece for piece in self._pieces if piece[1] > before]
+
+
+class Whole:
+    """The picture that is given, or the result that is asked for: in memory all the time, read without a copy."""
+
+    def __init__(self, axis: int, tensor: Tensor) -> None:
+        self.axis, self.tensor, self._written = axis, tensor, 0
+
+    def append(self, strip: Tensor) -> None:
+        """Writes the rows that follow those already written."""
+        rows = strip.shape[self.axis]
+        self.tensor.narrow(self.axis, self._written, rows).copy_(strip)
+        self._written += rows
+
+    def read(self, first: int, end: int) -> Tensor:
+        """Rows [first, end)."""
+        return self.tensor.narrow(self.axis, first, end - first)
+
+    def release(self, before: int) -> None:
+        """Nothing to free."""
