@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -68,6 +69,7 @@ def train(steps: int) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     # One process, whatever the machine has; what accelerate would ask for or guess is said.
     launch = ["launch", "--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    launch.append(f"--num_cpu_threads_per_process={len(os.sched_getaffinity(0))}")  # it takes one a physical core
     arguments = [*launch, "-m", "train", str(RECIPE), f"steps={steps}"]
     print(f"\n$ accelerate {shlex.join(arguments)}", flush=True)
     if subprocess.run([str(Path(sys.executable).with_name("accelerate")), *arguments]).returncode:
