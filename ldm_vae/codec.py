@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from ldm_vae.autoencoder import Autoencoder
 from ldm_vae.data.images import RANGE_TOLERANCE, from_pillow, to_uint8
 from ldm_vae.errors import UserError
+from ldm_vae.exact import decode_pieces, encode_pieces
 from ldm_vae.interop.load import Source, load_model, weights_hash
 from ldm_vae.precision import at_least_float32
 from ldm_vae.scale import LatentScale
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 logger = logging.getLogger(__name__)
+PIECES_FROM = 2**20  # pixels of a picture from which on networks are evaluated in pieces: the same result, less memory
 
 
 class NonFiniteError(UserError):
@@ -131,7 +133,7 @@ class LatentCodec:
         """`moments`, and the places in the batch of those that are not finite in float32 either."""
         self._check_images(images)
         padded = pad_to_multiple(images, self.factor)
-        return self._finite(lambda model, x: model.encode(x), padded, "posteriors")
+        return self._finite(_encode, padded, "posteriors")
 
     def encode(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """(B, C, H, W) -> (B, c, h, w), scaled: the posterior's mode, or a sample of it.
@@ -142,16 +144,21 @@ class LatentCodec:
             self._warn(f"the latents of {self.source.name} are not scaled: nobody has measured them (`ldm-vae stats`)")
         return self._scaled(self.draw(self.moments(images), sample=sample, generator=generator))
 
-    def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
-        """(B, c, h, w), scaled -> (B, C, h*f, w*f), or cropped to `size` = (H, W). Raises NonFiniteError."""
-        return self.decode_raw(self._unscaled(at_least_float32(latents)), size=size)
+    def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None, max_memory: int | None = None) -> Tensor:
+        """(B, c, h, w), scaled -> (B, C, h*f, w*f), or cropped to `size` = (H, W). Raises NonFiniteError.
+
+        max_memory: bytes of working memory beyond weights, input, output, keys and values of attention; the same
+        network is then evaluated in pieces, as pictures from PIECES_FROM pixels on are anyway. Raises UserError for a
+        bound that cannot be kept, naming the least.
+        """
+        return self.decode_raw(self._unscaled(at_least_float32(latents)), size=size, max_memory=max_memory)
 
     def reconstruct(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W): encoded and decoded, through no scale."""
         z = self.draw(self.moments(images), sample=sample, generator=generator)
         return self.decode_raw(z, size=(images.shape[2], images.shape[3]))
 
-    def decode_raw(self, z: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+    def decode_raw(self, z: Tensor, *, size: tuple[int, int] | None = None, max_memory: int | None = None) -> Tensor:
         """`decode` of raw latents, such as the mean among the moments."""
         if z.ndim != 4 or z.shape[1] != self.latent_channels:
             raise UserError(
@@ -160,7 +167,7 @@ class LatentCodec:
         height, width = z.shape[2] * self.factor, z.shape[3] * self.factor
         if size is not None and not (0 < size[0] <= height and 0 < size[1] <= width):
             raise UserError(f"size {size[0]} x {size[1]}", f"these latents decode to {height} x {width} at most")
-        images, broken = self._finite(lambda model, x: model.decode(x), z, "images")
+        images, broken = self._finite(partial(_decode, max_memory=max_memory), z, "images")
         if broken:
             raise NonFiniteError("the image", broken)
         return images if size is None else images[:, :, : size[0], : size[1]]
@@ -270,6 +277,18 @@ def to_numpy(images: Tensor) -> npt.NDArray[np.uint8]:
 
 def _type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _encode(model: Autoencoder, images: Tensor) -> Tensor:
+    if images.shape[2] * images.shape[3] < PIECES_FROM:
+        return model.encode(images)
+    return encode_pieces(model, images)[0]
+
+
+def _decode(model: Autoencoder, z: Tensor, *, max_memory: int | None) -> Tensor:
+    if max_memory is None and z.shape[2] * z.shape[3] * model.config.factor**2 < PIECES_FROM:
+        return model.decode(z)
+    return decode_pieces(model, z, max_memory=max_memory)[0]
 
 
 def _not_finite(x: Tensor) -> list[int]:

@@ -250,3 +250,26 @@ print(codec.reconstruct(torch.zeros(1, 3, 5, 5)).shape, __version__)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "[1, 3, 5, 5]" in done.stdout
+
+
+def test_a_bound_on_memory_decodes_in_pieces_to_the_same_picture(codec: LatentCodec) -> None:
+    latent = torch.randn(1, codec.latent_channels, 48, 40, generator=torch.Generator().manual_seed(0))
+    whole = codec.decode(latent, size=(90, 79))
+    passes: list[int] = []
+    codec.model.decoder.register_forward_hook(lambda *_: passes.append(1))
+    pieces = codec.decode(latent, size=(90, 79), max_memory=3 * 2**19)
+    assert passes == []  # the network was never run as a whole
+    # order of summation, alone, in float32
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-4 * float(whole.std()))
+    with pytest.raises(UserError, match="takes at least"):
+        codec.decode(latent, max_memory=1000)
+
+
+def test_large_pictures_pass_in_pieces_by_themselves(codec: LatentCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = pictures(96, 80)
+    moments, passes = codec.moments(image), []
+    monkeypatch.setattr("ldm_vae.codec.PIECES_FROM", 96 * 80)
+    monkeypatch.setattr("ldm_vae.exact.plan.STRIP_BYTES", 2**14)  # cut what would be small enough
+    codec.model.encoder.register_forward_hook(lambda *_: passes.append(1))
+    torch.testing.assert_close(codec.moments(image), moments, rtol=0, atol=1e-4 * float(moments.std()))
+    assert passes == []
