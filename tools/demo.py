@@ -100,7 +100,7 @@ def export() -> None:
         command("stats", RUN, TRAIN, "--write")
     if not EXPORT.exists():
         command("export", RUN, EXPORT)
-        check_export()
+    check_export()
 
 
 def check_export() -> None:

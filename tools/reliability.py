@@ -54,6 +54,7 @@ def main() -> int:
         faults = "".join(fault_rows(report))
         times = "".join(time_rows(Path(folder) / "shards"))
     tail = TAIL.format(samples=SHARDS * SAMPLES, side=SIDE, shards=SHARDS, batch=BATCH, rows=times)
+    PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(HEAD + faults + tail)
     return int(code)
 
@@ -63,7 +64,7 @@ def fault_rows(report: Path) -> list[str]:
     rows = []
     for case in ElementTree.parse(report).iter("testcase"):
         noted = {entry.get("name"): entry.get("value") for entry in case.iter("property")}
-        if "fault" in noted:
+        if "fault" in noted and case.find("skipped") is None:
             lost = "nothing" if case.find("failure") is None and case.find("error") is None else "**failed**"
             name = str(case.get("name")).split("[")[0]
             rows.append(f"| {noted['fault']} | {noted['times']} | {lost} | `{name}` |\n")

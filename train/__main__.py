@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from accelerate import Accelerator
 
@@ -61,7 +63,9 @@ def train(recipe: Recipe) -> None:
     autoencoder, recipe = build_autoencoder(recipe)
     folder, main = Path(recipe.output), accelerator.is_main_process
     check_same_experiment(folder, recipe)
-    with RunLock(folder, main=main), Preemption(recipe.checkpoint.preempt_every) as preemption:
+    with ExitStack() as held:
+        lock_run(held, folder, accelerator)
+        preemption = held.enter_context(Preemption(recipe.checkpoint.preempt_every))
         write_status(folder, "running", main=main)
         try:
             train_under_lock(recipe, folder, accelerator, autoencoder, preemption)
@@ -73,6 +77,21 @@ def train(recipe: Recipe) -> None:
             raise
         write_status(folder, "done", main=main)
     accelerator.end_training()
+
+
+def lock_run(held: ExitStack, folder: Path, accelerator: Accelerator) -> None:
+    """Takes the lock for all ranks. Where the main process does not get it, raises UserError on all: no rank is left
+    waiting, and the status of the run that holds it stays as it is."""
+    refusal = None
+    try:
+        held.enter_context(RunLock(folder, main=accelerator.is_main_process))
+    except UserError as error:
+        refusal = error
+    refused = accelerator.reduce(torch.tensor(int(refusal is not None), device=accelerator.device), "sum")
+    if refusal is not None:
+        raise refusal
+    if int(refused):
+        raise UserError(f"{folder} is not to be had", "see what the main process says")
 
 
 def train_under_lock(

@@ -11,15 +11,20 @@ from torch import nn
 
 from ldm_vae.data.index import Index, load_index
 from ldm_vae.data.reader import train_batches, validation_batches
+from ldm_vae.errors import UserError
+from ldm_vae.losses.perceptual import perceptual_channels
 from ldm_vae.nn.discriminator import PatchDiscriminator
 from ldm_vae.recipe import dump
 from train.build import build_autoencoder
 from train.recipe import Recipe
+from train.validate import validation_data
 
 
 def describe(recipe: Recipe) -> None:
     """Prints to stdout. Reads one batch of each kind of data. Raises UserError for what training would refuse."""
     autoencoder, recipe = build_autoencoder(recipe)
+    if recipe.loss.perceptual.weight > 0:
+        perceptual_channels(recipe.loss.perceptual, recipe.model.out_channels)
     index = load_index(recipe.data.train)
     image = _first_image(recipe, index)
     console = Console(soft_wrap=True)
@@ -37,13 +42,18 @@ def describe(recipe: Recipe) -> None:
     console.print(f"training: {_size(index)}, {recipe.steps * recipe.data.batch / index.samples:.3g} epochs")
     if recipe.data.validation is not None:
         held_out = load_index(recipe.data.validation)
-        first = next(iter(validation_batches(recipe.data, held_out, batch=1, rank=0, world=1)))
+        data = validation_data(recipe.validation, recipe.data, held_out)
+        first = next(iter(validation_batches(data, held_out, batch=1, rank=0, world=1)), None)
+        if first is None:
+            raise UserError(f"no image of {recipe.data.validation} can be used", "check the shards and validation.crop")
         console.print(f"validation: {_size(held_out)}, the first of {tuple(first.image.shape[2:])} pixels")
 
 
 def _first_image(recipe: Recipe, index: Index) -> torch.Tensor:
     data = recipe.data.model_copy(update={"workers": 0})
-    batches = train_batches(data, index, recipe.seed, start_step=0, rank=0, world=1, accumulation=1)
+    batches = train_batches(
+        data, index, recipe.seed, start_step=0, rank=0, world=1, accumulation=recipe.optimizer.accumulation
+    )
     return next(batches)[0].image[:1]
 
 

@@ -25,6 +25,8 @@ class Guard:
         self.patience = patience
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        self.longest = torch.zeros((), dtype=torch.int64, device=device)  # run of bad steps, and the step it ended with
+        self.longest_end = torch.zeros((), dtype=torch.int64, device=device)
         self.samples: deque[tuple[int, list[str]]] = deque(maxlen=patience + look)
         self._buffers = [buffer for module in modules for buffer in module.buffers()]
         self._good = [buffer.clone() for buffer in self._buffers]
@@ -39,15 +41,19 @@ class Guard:
         """Closes a step: counts it, restores the buffers where it was bad, notes which samples it saw."""
         self.skipped += ~finite
         self.in_a_row.copy_(torch.where(finite, 0, self.in_a_row + 1))
+        self.longest_end.copy_(torch.where(self.in_a_row > self.longest, step, self.longest_end))
+        self.longest.copy_(torch.maximum(self.longest, self.in_a_row))
         for buffer, good in zip(self._buffers, self._good, strict=True):
             good.copy_(torch.where(finite, buffer, good))
             buffer.copy_(good)
         self.samples.append((step, [key for batch in micro_batches for key in batch.key]))
 
     def exhausted(self) -> bool:
-        """Whether the patience is at an end. Waits for the device."""
-        return int(self.in_a_row) >= self.patience
+        """Whether the patience came to an end, now or since the host last looked. Waits for the device."""
+        return int(self.longest) >= self.patience
 
     def suspects(self) -> dict[str, list[str]]:
-        """Keys of this rank's samples in the bad steps that end with the latest one, by optimizer step."""
-        return {str(step): keys for step, keys in list(self.samples)[-int(self.in_a_row) :]}
+        """Keys of this rank's samples in the longest run of bad steps, by optimizer step."""
+        end = int(self.longest_end)
+        start = end - int(self.longest)
+        return {str(step): keys for step, keys in self.samples if start < step <= end}

@@ -87,7 +87,8 @@ class Health:
                 f"only {row['validation/active_channels_share']:.0%} of the latent channels carry information "
                 "(posterior collapse); lower loss.rate.weight or give it a warm-up (loss.rate.warmup)"
             )
-        if row.get("validation/reconstruction_spread", 1.0) < self.limits.same_reconstruction:
+        several = row.get("validation/images", 2) > 1
+        if several and row.get("validation/reconstruction_spread", 1.0) < self.limits.same_reconstruction:
             warnings.append(
                 "different images have the same reconstruction: the decoder ignores the latent; "
                 "lower loss.rate.weight or optimizer.lr"

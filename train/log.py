@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm_vae.atomic import atomic_file
 from ldm_vae.recipe import Config
 
 SHOWN = ("pixel", "perceptual", "rate", "generator", "discriminator")  # losses beside the progress bar
@@ -82,9 +83,8 @@ class MetricsLog:
                 break
             if row["step"] <= step:
                 kept.append(line + "\n")
-        staged = self.path.with_name(".tmp-metrics.jsonl")
-        staged.write_text("".join(kept))
-        staged.replace(self.path)
+        with atomic_file(self.path) as staged:
+            staged.write_text("".join(kept))
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """One flat row; values that are not finite become null, since JSON has no word for them."""

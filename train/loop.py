@@ -58,8 +58,15 @@ class Loop:
 
     def run_to_end(self) -> None:
         """All remaining steps. Raises Preempted after a signal, UserError where the run cannot go on."""
-        recipe = self.recipe
         self.log.cut(self.start)
+        try:
+            self.run_steps()
+        finally:
+            self.write_broken()
+            self.progress.close()
+
+    def run_steps(self) -> None:
+        recipe = self.recipe
         for step in range(self.start, recipe.steps):
             micro_batches = [batch.to(self.accelerator.device, self.run.dtype) for batch in next(self.batches)]
             self.meter.add(self.train_step(self.run, micro_batches, step))
@@ -74,7 +81,6 @@ class Loop:
                 self.save(taken)
             if stop and not last:
                 raise Preempted(f"{self.preemption.reason} at step {taken}")
-        self.progress.close()
 
     def write_row(self, taken: int) -> None:
         """A row of metrics.jsonl. The host waits for the device here, and looks at all that is counted on it."""
@@ -82,7 +88,7 @@ class Loop:
         row |= {f"learning_rate/{name}": update.lr(taken - 1) for name, update in self.run.updates.items()}
         row["epoch"] = taken * self.recipe.data.batch / self.index.samples
         row["skipped_steps"] = int(self.run.guard.skipped)
-        row["time/broken_samples"] = self.report_broken()
+        row["time/broken_samples"] = self.count_broken()
         now, (then, before) = time.perf_counter(), self.since
         row["time/images_per_second"] = (taken - before) * self.recipe.data.batch / (now - then)
         if torch.cuda.is_available():
@@ -93,16 +99,20 @@ class Loop:
         self.progress.show(taken, row)
         self.stop_if_never_finite()
 
-    def report_broken(self) -> int:
-        """Appends this rank's newly replaced samples to broken.jsonl; how many different ones the ranks have met since
-        they were started, which after a resume is no function of the step."""
-        if self.batches.faults:
-            with (self.folder / "broken.jsonl").open("a") as file:
-                file.writelines(json.dumps(asdict(fault)) + "\n" for fault in self.batches.faults)
-        self.broken += len(self.batches.faults)
-        self.batches.faults.clear()
+    def count_broken(self) -> int:
+        """How many different samples the ranks have replaced since they were started, which after a resume is no
+        function of the step. All ranks must call."""
+        self.write_broken()
         total = self.accelerator.reduce(torch.tensor(self.broken, device=self.accelerator.device), "sum")
         return int(total)
+
+    def write_broken(self) -> None:
+        """Appends this rank's newly replaced samples to broken.jsonl."""
+        faults, self.batches.faults = self.batches.faults, []
+        self.broken += len(faults)
+        if faults:
+            with (self.folder / "broken.jsonl").open("a") as file:
+                file.writelines(json.dumps(asdict(fault)) + "\n" for fault in faults)
 
     def validate(self, taken: int) -> None:
         assert self.validation is not None
@@ -130,6 +140,6 @@ class Loop:
             path = self.folder / f"nonfinite_rank_{self.accelerator.process_index}.json"
             path.write_text(json.dumps(guard.suspects(), indent=1))
             raise UserError(
-                f"gradients were not finite in the last {int(guard.in_a_row)} steps",
+                f"gradients were not finite in {int(guard.longest)} steps in a row",
                 f"look at the samples named in {path}; weights and checkpoints are those of the last good step",
             )

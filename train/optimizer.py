@@ -11,12 +11,16 @@ from torch import Tensor, nn
 from ldm_vae.recipe import Config
 from ldm_vae.schedules import Decay, Schedule, warmup_decay
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(Config):
     kind: Literal["adam", "adamw"] = "adam"
-    lr: Annotated[float, Field(gt=0)] = 1.0e-4  # of the autoencoder; as it is, never multiplied by batch or processes
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = (
+        1.0e-4  # of the autoencoder; as it is, never multiplied by batch or processes
+    )
     discriminator_lr: Annotated[float, Field(gt=0)] | None = None  # null: the autoencoder's
-    betas: tuple[float, float] = (0.5, 0.9)
+    betas: tuple[Beta, Beta] = (0.5, 0.9)  # decay of the mean and of the mean square of gradients, per step
     eps: Annotated[float, Field(gt=0)] = 1.0e-8  # added to the root of the second moment
     weight_decay: Annotated[float, Field(ge=0)] = 0.0  # decoupled, adamw only
     warmup: Annotated[int, Field(ge=0)] = 0  # optimizer steps of linear warm-up
@@ -78,7 +82,7 @@ class Update:
 
 
 def build_update(module: nn.Module, config: OptimizerConfig, lr: float, steps: int) -> Update:
-    """Fused Adam or AdamW over the trainable parameters of a (prepared) module."""
+    """Fused Adam or AdamW over the trainable parameters of a module, before or after it is prepared."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if config.kind == "adam":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(

@@ -31,7 +31,7 @@ class ModelConfig(AutoencoderConfig):
 class Recipe(Config):
     output: str  # run folder, made where missing
     steps: Annotated[int, Field(gt=0)]  # optimizer steps of the autoencoder
-    seed: Annotated[int, Field(ge=0)] = 0  # of weights, order, crops and noise
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of weights, order, crops and noise
     precision: Literal["auto", "no", "bf16", "float64"] = "auto"
     # ^ of the networks' arithmetic; weights are float32. auto: bf16 on a GPU that has it, else no. float64: everything.
     model: ModelConfig = ModelConfig()
@@ -68,6 +68,13 @@ class Recipe(Config):
             )
         if image.crop is not None and model.init_from is None and image.crop % model.factor:
             raise ValueError(f"data.image.crop {image.crop} must be a multiple of f = {model.factor}")
+        if model.init_from is not None and model.initialisation != "default":
+            raise ValueError("model.initialisation and model.init_from exclude each other: keep one of them")
+        perceptual = self.loss.perceptual
+        if self.loss.pixel.weight == 0 and (perceptual.weight == 0 or perceptual.channels == "off"):
+            raise ValueError("loss.pixel and loss.perceptual are both off, and nothing asks for a reconstruction")
+        if self.optimizer.weight_decay and self.optimizer.kind == "adam":
+            raise ValueError("optimizer.weight_decay is for kind: adamw")
         norm = None if self.discriminator is None else self.discriminator.norm
         if norm == "batch" and self.optimizer.accumulation > 1:
             raise ValueError(

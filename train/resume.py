@@ -14,7 +14,7 @@ from ldm_vae.atomic import atomic_file
 from ldm_vae.data.index import Index
 from ldm_vae.errors import UserError
 from ldm_vae.interop.native import Checkpoint
-from ldm_vae.recipe import dump, read_yaml
+from ldm_vae.recipe import dump, read_yaml, validate
 from train.recipe import Recipe
 
 # What may change when a run goes on; any other change would make it another experiment under the same name.
@@ -34,7 +34,8 @@ def check_same_experiment(folder: Path, recipe: Recipe) -> None:
     path = folder / "recipe.yaml"
     if not path.exists():
         return
-    old, new = dict(_leaves(read_yaml(path))), dict(_leaves(recipe.model_dump(mode="json")))
+    before = validate(Recipe, read_yaml(path), str(path))  # with the defaults of fields that it does not know yet
+    old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(recipe.model_dump(mode="json")))
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name) and not _free(name)]
     if changed:
         name = changed[0]

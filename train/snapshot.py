@@ -59,6 +59,7 @@ def restore(run: Run, meter: Meter, checkpoint: Checkpoint) -> None:
     state = checkpoint.tensors("state")
     run.guard.skipped.copy_(state["skipped"])
     run.guard.in_a_row.copy_(state["in_a_row"])
+    run.guard.longest.copy_(state["in_a_row"])
     if "meter" in state:
         sums = _sums_of_rank(state["meter"], run.accelerator.process_index, run.accelerator.num_processes)
         meter.sums = dict(zip(checkpoint.meta["meter"], sums.to(run.accelerator.device).unbind(), strict=True))

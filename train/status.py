@@ -64,7 +64,12 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         if self.main:
-            self.run.mkdir(parents=True, exist_ok=True)
+            try:
+                self.run.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"cannot make the run folder {self.run}", f"{error.strerror}; give another output"
+                ) from error
             try:
                 self._lock.acquire(timeout=0)
             except Timeout:

@@ -17,7 +17,7 @@ from ldm_vae.atomic import atomic_file
 from ldm_vae.autoencoder import Autoencoder
 from ldm_vae.codec import LatentCodec, to_pil
 from ldm_vae.data.images import ImageConfig
-from ldm_vae.data.index import load_index
+from ldm_vae.data.index import Index, load_index
 from ldm_vae.data.reader import DataConfig, ValidationBatches, validation_batches
 from ldm_vae.evaluate import measure
 from ldm_vae.latent.gaussian import gaussian_kl
@@ -111,8 +111,11 @@ class Validation:
         """Means over the images of all ranks, by "validation/name". Ranks meet only to add up what they measured."""
         codec = ObservedCodec(LatentCodec(model, LatentScale()))
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        rows = measure(codec, self.batches(self.config.batch, rank, world), self.metrics)
+        batches = self.batches(self.config.batch, rank, world)
+        rows = measure(codec, batches, self.metrics)
+        left_out = torch.tensor(len(batches.faults), device=self.accelerator.device)
         row = self._means(rows) | codec.summary(self.accelerator)
+        row["left_out"] = int(self.accelerator.reduce(left_out, "sum"))  # broken images
         if self.fixed:
             self._draw(codec.codec, taken)
         return {f"validation/{name}": value for name, value in row.items()}
@@ -130,12 +133,20 @@ class Validation:
     def _draw(self, codec: LatentCodec, taken: int) -> None:
         """samples/step_00001000.png: a row an image, the original on the left."""
         pairs = [torch.cat([image, codec.reconstruct(image).cpu()], dim=3) for image in self.fixed]
+        if pairs[0].shape[1] not in (1, 3, 4):  # no colours: the first channel as grey
+            pairs = [pair[:, :1] for pair in pairs]
         rows = [to_pil(pair)[0] for pair in pairs]
         sheet = Image.new(rows[0].mode, (max(row.width for row in rows), sum(row.height for row in rows)))
         for top, row in zip(accumulate((row.height for row in rows), initial=0), rows, strict=False):
             sheet.paste(row, (0, top))
         with atomic_file(self.folder / "samples" / f"step_{taken:08d}.png") as path:
             sheet.save(path)
+
+
+def validation_data(config: ValidationConfig, data: DataConfig, index: Index) -> DataConfig:
+    """How held-out images are read: whole or from the centre; a broken one is left out, and no rank stops alone."""
+    image = ImageConfig(channels=data.image.channels, resize=config.resize, crop=config.crop, crop_mode="center")
+    return data.model_copy(update={"image": image, "broken_budget": index.samples})
 
 
 def build_validation(
@@ -145,9 +156,8 @@ def build_validation(
     shards = data.validation
     if shards is None:
         return None
-    image = ImageConfig(channels=data.image.channels, resize=config.resize, crop=config.crop, crop_mode="center")
-    data = data.model_copy(update={"image": image})
     index = load_index(shards, cache=folder / "index")
+    data = validation_data(config, data, index)
 
     def batches(batch: int, rank: int, world: int) -> ValidationBatches:
         return validation_batches(data, index, batch=batch, rank=rank, world=world)

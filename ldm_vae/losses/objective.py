@@ -124,8 +124,9 @@ class Objective(nn.Module):
         if self.regularizers:
             regularization = self._add(self.regularizers, output, batch, step, values, unit=1)
             total = total + regularization
-            roots.append(regularization)
-            gradients.append(torch.ones_like(regularization))
+            if regularization.requires_grad:  # not the rate of a frozen encoder
+                roots.append(regularization)
+                gradients.append(torch.ones_like(regularization))
         if output.log_variance is not None:
             roots.append(output.log_variance)
             gradients.append(gradient_log_variance)

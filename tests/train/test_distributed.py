@@ -19,6 +19,7 @@ import torch
 from ldm_vae.interop.native import Checkpoint
 from tests.conftest import ROOT
 from tests.train.test_resume import rows
+from train.status import RunLock, write_status
 
 SCENES = Path(__file__).with_name("on_ranks.py")
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -107,9 +108,9 @@ def test_a_bad_image_on_one_rank_is_skipped_by_all(
 
 @pytest.mark.slow
 def test_a_run_of_bad_images_stops_with_their_keys(recipe: Path, tmp_path: Path) -> None:
-    settings = ("optimizer.patience=2", "log.every=4", "checkpoint.every=2")
+    settings = ("optimizer.patience=2", "log.every=6", "checkpoint.every=2")  # steps 4 and 5 are good again
     said = launch(2, str(SCENES), "bad_image_on_rank_1", str(recipe), *settings, f"output={tmp_path / 'run'}", code=1)
-    assert "gradients were not finite in the last 2 steps" in said
+    assert "gradients were not finite in 2 steps in a row" in said
     suspects = json.loads((tmp_path / "run" / "nonfinite_rank_1.json").read_text())
     assert suspects.keys() == {"2", "3"}
     latest = Checkpoint.latest(tmp_path / "run")
@@ -184,3 +185,25 @@ def test_a_tracker_that_is_not_installed_is_named(recipe: Path) -> None:
     )
     assert said.returncode == 2
     assert said.stderr == 'train: log.trackers: trackio is not installed: pip install "ldm-vae[trackio]"\n'
+
+
+@pytest.mark.slow
+def test_two_processes_on_a_run_in_use_leave_its_status_alone(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with RunLock(folder, main=True):
+        write_status(folder, "running")
+        before = (folder / "status.json").read_bytes()
+        said = launch(2, "-m", "train", str(recipe), code=1)
+        assert (folder / "status.json").read_bytes() == before
+    assert "is in use by another trainer" in said
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = subprocess.run(
+        [sys.executable, "-m", "train", str(recipe), f"output={tmp_path / 'file' / 'run'}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert said.returncode == 2
+    assert said.stderr.startswith(f"train: cannot make the run folder {tmp_path / 'file' / 'run'}: ")
+    assert len(said.stderr.strip().splitlines()) == 1

@@ -31,7 +31,7 @@ def codec(tmp_path: Path) -> Path:
 
 def overrides(path: Path, shards: Path, codec: Path) -> list[str]:
     changes = [f"data.train={shards / 'train'}", f"data.validation={shards / 'validation'}", "data.workers=0"]
-    changes.append("data.image.resize=256")  # the pictures here are small
+    changes += ["data.image.resize=256", "validation.crop=null"]  # the pictures here are small
     return [*changes, f"model.init_from={codec}"] if path.stem in FINETUNES else changes
 
 
@@ -91,6 +91,10 @@ def test_the_resolved_recipe_reads_back(tmp_path: Path, recipe: Path) -> None:
         ("optimiser.lr=1", "did you mean 'optimizer'"),
         ("optimizer.lr=fast", "optimizer.lr: input should be a valid number"),
         ("model.norm_groups=3", "must divide every width"),
+        ("loss.pixel.weight=0 loss.perceptual.channels=off", "nothing asks for a reconstruction"),
+        ("optimizer.weight_decay=0.1", "is for kind: adamw"),
+        ("optimizer.betas=[1.5,0.9]", "less than 1"),
+        ("model.init_from=x model.initialisation=average", "exclude each other"),
     ],
 )
 def test_impossible_recipes_are_refused_in_one_line(recipe: Path, change: str, said: str) -> None:

@@ -122,7 +122,7 @@ def test_only_the_decoder_trains_where_asked_for(build: Build, tmp_path) -> None
         {"ema": source.autoencoder.state_dict()},
         {"step": 1, "model": source.autoencoder.config.model_dump(mode="json")},
     )
-    run, recipe = build(f"model.init_from={tmp_path / 'codec'}", "model.train=decoder", "loss.rate.weight=0")
+    run, recipe = build(f"model.init_from={tmp_path / 'codec'}", "model.train=decoder")
     before = state_of(run)
     assert torch.equal(before["model/encoder.conv_in.weight"], source.autoencoder.encoder.conv_in.weight)
     for step, micro_batches in enumerate(batches_of(run, recipe, 3)):
@@ -175,3 +175,15 @@ def test_adaptive_weight_is_not_computed_while_its_factor_is_zero(
     assert calls == []
     train_step(run, batches, 3)
     assert calls == [1]
+
+
+def test_a_run_of_bad_steps_between_two_looks_of_the_host_is_not_forgotten(build: Build) -> None:
+    run, recipe = build("optimizer.patience=2")
+    batches = batches_of(run, recipe, 5)
+    for step, bad in enumerate([False, True, True, False, True]):
+        image = batches[step][0].image.clone()
+        image[0] = float("nan") if bad else image[0]
+        train_step(run, [dataclasses.replace(batches[step][0], image=image)], step)
+    assert int(run.guard.in_a_row) == 1
+    assert run.guard.exhausted()
+    assert run.guard.suspects() == {str(step): batches[step][0].key for step in (1, 2)}
