@@ -13,15 +13,19 @@ from ldm_vae.exact.steps import Attending, Residual, Step, decoder_steps, encode
 from ldm_vae.exact.strips import Strips, Whole, cuts
 
 
+@torch.no_grad()
 def decode_pieces(model: Autoencoder, z: Tensor, *, max_memory: int | None = None) -> tuple[Tensor, Plan]:
     """`model.decode`, evaluated in pieces, one picture after the other, without gradients.
 
-    z: (B, c, h, w), raw -> (B, C, h*f, w*f), and the plan that was followed.
+    z: (B, c, h, w), raw -> (B, C, h*f, w*f), and the plan that was followed for each picture.
     max_memory: bytes of working memory beyond weights, input, output, keys and values of attention. None: compute
-    nothing twice. Raises UserError for a bound below what is possible, naming the least.
+    nothing twice, and pictures too small to be cut (plan.strips is 1) as the one batch that they are.
+    Raises UserError for a bound below what is possible, naming the least.
     """
     batch, _, height, width = z.shape
     plan = plan_decode(model, height, width, max_memory=max_memory)
+    if plan.strips == 1 and max_memory is None:
+        return model.decode(z), plan
     factor = model.config.factor
     output = z.new_empty(batch, model.config.out_channels, height * factor, width * factor)
     for i in range(batch):
@@ -29,13 +33,16 @@ def decode_pieces(model: Autoencoder, z: Tensor, *, max_memory: int | None = Non
     return output, plan
 
 
+@torch.no_grad()
 def encode_pieces(model: Autoencoder, images: Tensor, *, max_memory: int | None = None) -> tuple[Tensor, Plan]:
     """`model.encode`, evaluated in pieces; else as `decode_pieces`.
 
-    images: (B, C, H, W) in [-1, 1], H and W multiples of f -> (B, 2c, H/f, W/f), the raw moments, and the plan.
+    images: (B, C, H, W) in [-1, 1] -> (B, 2c, H/f, W/f), rounded down: the raw moments, and the plan.
     """
     batch, _, height, width = images.shape
     plan = plan_encode(model, height, width, max_memory=max_memory)
+    if plan.strips == 1 and max_memory is None:
+        return model.encode(images), plan
     factor = model.config.factor
     output = images.new_empty(batch, 2 * model.config.latent_channels, height // factor, width // factor)
     for i in range(batch):
@@ -43,7 +50,6 @@ def encode_pieces(model: Autoencoder, images: Tensor, *, max_memory: int | None 
     return output, plan
 
 
-@torch.no_grad()
 def evaluate(plan: Plan, steps: Sequence[Step], picture: Tensor, output: Tensor) -> None:
     """Runs freshly made steps on one picture (1, C, H, W) and writes the result to `output`."""
     source: Strips | Whole = Whole(plan.axis, picture)
