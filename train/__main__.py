@@ -16,6 +16,7 @@ from ldm_vae.autoencoder import Autoencoder
 from ldm_vae.data.index import load_index
 from ldm_vae.data.reader import train_batches
 from ldm_vae.errors import UserError
+from ldm_vae.interop.native import Checkpoint
 from ldm_vae.recipe import load_recipe
 from train.build import build_accelerator, build_autoencoder, build_run
 from train.dry_run import describe
@@ -60,15 +61,16 @@ def command(
 def train(recipe: Recipe) -> None:
     """From a recipe to its last step; how it ended stands in status.json. Raises Preempted after a signal."""
     accelerator = build_accelerator(recipe)
-    autoencoder, recipe = build_autoencoder(recipe)
     folder, main = Path(recipe.output), accelerator.is_main_process
+    checkpoint = latest_checkpoint(folder, accelerator)
+    autoencoder, recipe = build_autoencoder(recipe, checkpoint)
     check_same_experiment(folder, recipe)
     with ExitStack() as held:
         lock_run(held, folder, accelerator)
         preemption = held.enter_context(Preemption(recipe.checkpoint.preempt_every))
         write_status(folder, "running", main=main)
         try:
-            train_under_lock(recipe, folder, accelerator, autoencoder, preemption)
+            train_under_lock(recipe, checkpoint, accelerator, autoencoder, preemption)
         except Preempted as reason:
             write_status(folder, "preempted", str(reason), main=main)
             raise
@@ -95,12 +97,16 @@ def lock_run(held: ExitStack, folder: Path, accelerator: Accelerator) -> None:
 
 
 def train_under_lock(
-    recipe: Recipe, folder: Path, accelerator: Accelerator, autoencoder: Autoencoder, preemption: Preemption
+    recipe: Recipe,
+    checkpoint: Checkpoint | None,
+    accelerator: Accelerator,
+    autoencoder: Autoencoder,
+    preemption: Preemption,
 ) -> None:
     """Data, networks and checkpoint in place, then the loop."""
+    folder = Path(recipe.output)
     index = load_index(recipe.data.train, cache=folder / "index")
     run, meter = build_run(recipe, accelerator, autoencoder), Meter()
-    checkpoint = latest_checkpoint(folder, accelerator)
     if checkpoint is not None:
         check_same_data(checkpoint, index)
         restore(run, meter, checkpoint)

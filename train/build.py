@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.errors import UserError
 from ldm_vae.interop.load import load_model
+from ldm_vae.interop.native import Checkpoint
 from ldm_vae.losses.objective import build_objective
 from ldm_vae.losses.perceptual import LPIPS, perceptual_channels
 from ldm_vae.nn.discriminator import PatchDiscriminator
+from ldm_vae.recipe import validate
 from train.ema import Ema
 from train.guard import Guard
 from train.initialise import initialise_average
@@ -61,8 +63,11 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def build_autoencoder(recipe: Recipe) -> tuple[Autoencoder, Recipe]:
-    """The autoencoder with its first weights, and the recipe with the architecture of `init_from` filled in."""
+def build_autoencoder(recipe: Recipe, checkpoint: Checkpoint | None = None) -> tuple[Autoencoder, Recipe]:
+    """The autoencoder with its first weights, and the recipe with the architecture of `init_from` filled in.
+
+    checkpoint: of the run that goes on; it holds all weights, and `init_from` may be gone by then.
+    """
     torch.manual_seed(recipe.seed)
     learned_variance = recipe.loss.pixel.learned_variance
     if recipe.model.init_from is None:
@@ -70,19 +75,21 @@ def build_autoencoder(recipe: Recipe) -> tuple[Autoencoder, Recipe]:
         if recipe.model.initialisation == "average":
             initialise_average(model)
         return model, recipe
-    source = load_model(recipe.model.init_from).model
-    taken = source.config.model_dump()
+    source = load_model(recipe.model.init_from).model if checkpoint is None else None
+    config = source.config if source is not None else _architecture_of(checkpoint)
+    taken = config.model_dump()
     for name in recipe.model.model_fields_set & taken.keys() - {"gradient_checkpointing"}:
-        if getattr(recipe.model, name) != getattr(source.config, name):
+        if getattr(recipe.model, name) != getattr(config, name):
             raise UserError(
-                f"model.{name} differs from that of {recipe.model.init_from} ({getattr(source.config, name)})",
+                f"model.{name} differs from that of {recipe.model.init_from} ({getattr(config, name)})",
                 "leave the architecture out of a recipe with model.init_from",
             )
-    changes = {"gradient_checkpointing": recipe.model.gradient_checkpointing, "bottleneck": source.config.bottleneck}
+    changes = {"gradient_checkpointing": recipe.model.gradient_checkpointing, "bottleneck": config.bottleneck}
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=taken | changes)})
     _check_channels(recipe)
     model = Autoencoder(_architecture(recipe), learned_variance=learned_variance)
-    model.load_state_dict(source.exported_state(), strict=not learned_variance)
+    if source is not None:
+        model.load_state_dict(source.exported_state(), strict=not learned_variance)
     if recipe.model.train == "decoder":
         model.encoder.requires_grad_(False)
         if model.quant_conv is not None:
@@ -139,6 +146,11 @@ def _update(module: nn.Module, recipe: Recipe, lr: float) -> Update:
 
 def _architecture(recipe: Recipe) -> AutoencoderConfig:
     return AutoencoderConfig(**{name: getattr(recipe.model, name) for name in AutoencoderConfig.model_fields})
+
+
+def _architecture_of(checkpoint: Checkpoint | None) -> AutoencoderConfig:
+    assert checkpoint is not None  # else there was a source
+    return validate(AutoencoderConfig, checkpoint.meta["model"], str(checkpoint.folder))
 
 
 def _check_channels(recipe: Recipe) -> None:

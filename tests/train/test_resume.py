@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,20 @@ def test_a_damaged_newest_checkpoint_is_passed_over(recipe: Path, tmp_path: Path
     assert healed is not None and healed.step == newest.step
     run_in_process(recipe, *STEPS, f"output={tmp_path / 'again'}")
     assert_same_end(undisturbed, tmp_path / "again")
+
+
+def test_a_finetune_goes_on_without_the_codec_it_started_from(recipe: Path, tmp_path: Path, undisturbed: Path) -> None:
+    codec = Checkpoint.latest(undisturbed)
+    assert codec is not None
+    source = codec.folder.rename(tmp_path / "codec")
+    plain = recipe.read_text().replace(next(line for line in recipe.read_text().splitlines() if "model:" in line), "")
+    recipe.write_text(plain)
+    settings = (*STEPS, f"output={tmp_path / 'tuned'}", f"model.init_from={source}")
+    run_in_process(recipe, *settings)
+    shutil.rmtree(source)
+    run_in_process(recipe, *settings, "steps=12")
+    latest = Checkpoint.latest(tmp_path / "tuned")
+    assert latest is not None and latest.step == 12
 
 
 @pytest.mark.slow
