@@ -32,8 +32,8 @@ undisturbed run: bit for bit on one process, to float64 rounding on several.
 """
 TAIL = """
 ## How soon a run is back
-{samples:,} pictures of {side}x{side} in {shards} local shards with an index, no workers, batches of {batch}, on 2 CPU cores
-that had other work: only the ratio of the two rows says something.
+{samples:,} pictures of {side}x{side} in {shards} local shards with an index, no workers, batches of {batch}, on 2 CPU
+cores that had other work: only the ratio of the two rows says something.
 
 | from | seconds to the first batch | samples read for it |
 |---|---|---|
