@@ -23,7 +23,7 @@ from train.dry_run import describe
 from train.log import Meter
 from train.loop import Loop, Preempted
 from train.preempt import PREEMPTED, Preemption
-from train.recipe import Recipe
+from train.recipe import Recipe, resolve_precision
 from train.resume import check_same_data, check_same_experiment, latest_checkpoint, write_recipe
 from train.snapshot import restore
 from train.status import RunLock, write_status
@@ -60,6 +60,7 @@ def command(
 
 def train(recipe: Recipe) -> None:
     """From a recipe to its last step; how it ended stands in status.json. Raises Preempted after a signal."""
+    recipe = resolve_precision(recipe)
     accelerator = build_accelerator(recipe)
     folder, main = Path(recipe.output), accelerator.is_main_process
     checkpoint = latest_checkpoint(folder, accelerator)

@@ -21,7 +21,7 @@ from train.ema import Ema
 from train.guard import Guard
 from train.initialise import initialise_average
 from train.optimizer import Update, build_update
-from train.recipe import Recipe
+from train.recipe import Recipe, resolve_precision
 from train.state import Run
 
 REFUSED = {
@@ -42,9 +42,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     for tracker in recipe.log.trackers:
         if find_spec(tracker) is None:
             raise UserError(f"log.trackers: {tracker} is not installed", f'pip install "ldm-vae[{tracker}]"')
-    half = recipe.precision == "bf16" or (
-        recipe.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    )
+    half = resolve_precision(recipe).precision == "bf16"
     accelerator = Accelerator(
         mixed_precision="bf16" if half else "no", log_with=list(recipe.log.trackers) or None, project_dir=recipe.output
     )

@@ -16,13 +16,13 @@ from ldm_vae.losses.perceptual import perceptual_channels
 from ldm_vae.nn.discriminator import PatchDiscriminator
 from ldm_vae.recipe import dump
 from train.build import build_autoencoder
-from train.recipe import Recipe
+from train.recipe import Recipe, resolve_precision
 from train.validate import validation_data
 
 
 def describe(recipe: Recipe) -> None:
     """Prints to stdout. Reads one batch of each kind of data. Raises UserError for what training would refuse."""
-    autoencoder, recipe = build_autoencoder(recipe)
+    autoencoder, recipe = build_autoencoder(resolve_precision(recipe))
     if recipe.loss.perceptual.weight > 0:
         perceptual_channels(recipe.loss.perceptual, recipe.model.out_channels)
     index = load_index(recipe.data.train)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import torch
+from accelerate.utils import parse_flag_from_env
 from pydantic import Field, field_validator, model_validator
 
 from ldm_vae.autoencoder import AutoencoderConfig
@@ -81,3 +83,12 @@ class Recipe(Config):
                 "discriminator.norm: batch sees micro-batches, not the batch, under accumulation; use group"
             )
         return self
+
+
+def resolve_precision(recipe: Recipe) -> Recipe:
+    """The recipe with what `precision: auto` means on this machine."""
+    if recipe.precision != "auto":
+        return recipe
+    gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    half = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return recipe.model_copy(update={"precision": "bf16" if half else "no"})

@@ -20,10 +20,10 @@ from accelerate.state import AcceleratorState, PartialState
 import train.loop
 from ldm_vae.errors import UserError
 from ldm_vae.interop.native import Checkpoint
-from ldm_vae.recipe import load_recipe
+from ldm_vae.recipe import load_recipe, read_yaml
 from tests.conftest import ROOT
 from train.__main__ import train as train_run
-from train.recipe import Recipe
+from train.recipe import Recipe, resolve_precision
 
 STEPS = ("steps=11", "checkpoint.every=4", "checkpoint.keep_last=9", "log.every=3", "validation.every=5")
 
@@ -144,6 +144,31 @@ def test_another_experiment_under_the_same_name_is_refused(recipe: Path, undistu
     with pytest.raises(UserError, match=r"was started with optimizer.lr: 0.001, not 0.1"):
         run_in_process(recipe, *STEPS, f"output={undisturbed}", "optimizer.lr=0.1")
     run_in_process(recipe, *STEPS, f"output={undisturbed}", "steps=12")  # a longer run is the same experiment
+
+
+def test_a_machine_on_which_auto_means_another_precision_is_refused(
+    recipe: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = read_yaml(undisturbed / "recipe.yaml")["precision"]
+    there = {"no": "bf16", "bf16": "no"}[here]  # and no longer auto
+    asked = load_recipe(Recipe, recipe, [*STEPS, f"output={undisturbed}"])
+    monkeypatch.setattr("train.__main__.resolve_precision", lambda _: asked.model_copy(update={"precision": there}))
+    with pytest.raises(UserError, match=f"was started with precision: {here}, not {there}"):
+        run_in_process(recipe)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "bf16", "forced", "precision"),
+    [(True, True, "", "bf16"), (True, False, "", "no"), (False, True, "", "no"), (True, True, "true", "no")],
+)
+def test_auto_is_bf16_on_a_gpu_that_has_it(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool, bf16: bool, forced: str, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", forced or "false")
+    assert resolve_precision(load_recipe(Recipe, recipe)).precision == precision
+    assert resolve_precision(load_recipe(Recipe, recipe, ["precision=float64"])).precision == "float64"
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(recipe: Path, tmp_path: Path, undisturbed: Path) -> None:
