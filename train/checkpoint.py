@@ -18,7 +18,7 @@ class CheckpointConfig(Config):
     every: int = Field(default=1000, ge=1)  # optimizer steps between two saves; the last step is saved in any case
     keep_last: int = Field(default=2, ge=1)  # newest checkpoints kept
     keep_every: int = Field(default=0, ge=0)  # optimizer steps: multiples of it stay for good; 0 = none
-    best: str | None = None  # name in meta["metrics"] whose best checkpoint stays; null = none
+    best: str | None = None  # name in the log whose best checkpoint stays, such as validation/lpips_vgg; null = none
     mode: Literal["min", "max"] = "min"  # whether the best value is the lowest or the highest
     preempt_every: int = Field(default=5, ge=1)  # optimizer steps between two looks, by all ranks, for a signal to stop
 

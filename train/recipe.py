@@ -19,6 +19,8 @@ from train.log import LogConfig
 from train.optimizer import OptimizerConfig
 from train.validate import ValidationConfig
 
+HIGHER_IS_BETTER = ("psnr", "ssim", "ms_ssim")
+
 
 class ModelConfig(AutoencoderConfig):
     init_from: str | None = (
@@ -77,12 +79,30 @@ class Recipe(Config):
             raise ValueError("loss.pixel and loss.perceptual are both off, and nothing asks for a reconstruction")
         if self.optimizer.weight_decay and self.optimizer.kind == "adam":
             raise ValueError("optimizer.weight_decay is for kind: adamw")
+        if self.checkpoint.best is not None:
+            self._best_can_be_found(self.checkpoint.best)
         norm = None if self.discriminator is None else self.discriminator.norm
         if norm == "batch" and self.optimizer.accumulation > 1:
             raise ValueError(
                 "discriminator.norm: batch sees micro-batches, not the batch, under accumulation; use group"
             )
         return self
+
+    def _best_can_be_found(self, best: str) -> None:
+        """The metric is measured, at steps that are saved: a typing error would keep no checkpoint, in silence."""
+        known = [f"validation/{name}" for name in (*self.validation.metrics, "rate")]
+        if best not in known or self.data.validation is None:
+            given = "there is no data.validation" if self.data.validation is None else f"known are {', '.join(known)}"
+            raise ValueError(f"checkpoint.best {best!r} is not measured: {given}")
+        mode = "max" if best.removeprefix("validation/") in HIGHER_IS_BETTER else "min"
+        if self.checkpoint.mode != mode:
+            raise ValueError(f"checkpoint.mode {self.checkpoint.mode} would keep the worst {best}: write {mode}")
+        saved, validated = self.checkpoint.every, self.validation.every
+        if saved % validated and validated % saved:
+            raise ValueError(
+                f"checkpoint.best compares checkpoints that are validated: make one of checkpoint.every {saved} and "
+                f"validation.every {validated} a multiple of the other"
+            )
 
 
 def resolve_precision(recipe: Recipe) -> Recipe:

@@ -95,6 +95,10 @@ def test_the_resolved_recipe_reads_back(tmp_path: Path, recipe: Path) -> None:
         ("optimizer.weight_decay=0.1", "is for kind: adamw"),
         ("optimizer.betas=[1.5,0.9]", "less than 1"),
         ("model.init_from=x model.initialisation=average", "exclude each other"),
+        ("checkpoint.best=psnr", "checkpoint.best 'psnr' is not measured: known are validation/psnr, validation/rate"),
+        ("checkpoint.best=validation/psnr data.validation=null", "is not measured: there is no data.validation"),
+        ("checkpoint.best=validation/psnr", "mode min would keep the worst validation/psnr: write max"),
+        ("checkpoint.best=validation/rate checkpoint.every=4 validation.every=6", "a multiple of the other"),
     ],
 )
 def test_impossible_recipes_are_refused_in_one_line(recipe: Path, change: str, said: str) -> None:
