@@ -115,7 +115,7 @@ def measure_latents(
 
 def _watch(codec: LatentCodec, images: Tensor) -> LatentMeasurement:
     result = LatentMeasurement(codec.latent_channels)
-    with _largest_outputs(codec.model) as largest:
+    with largest_outputs(codec.model) as largest:
         moments, broken = codec.checked_moments(images)
         whole = [i for i in range(len(images)) if i not in broken]
         if whole:
@@ -126,8 +126,9 @@ def _watch(codec: LatentCodec, images: Tensor) -> LatentMeasurement:
 
 
 @contextmanager
-def _largest_outputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Fills a table of the largest |output| of every module that runs meanwhile, sums of shortcuts included."""
+def largest_outputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Fills a table of the largest |output| of every module that runs meanwhile, in the order in which they first end;
+    sums of shortcuts are included, as outputs of their block."""
     largest: dict[str, Tensor] = {}
 
     def record(name: str, module: nn.Module, inputs: Any, output: Any) -> None:

@@ -18,8 +18,6 @@ from ldm_vae.errors import UserError
 from ldm_vae.evaluate import EvaluationProtocol, Results, summarize
 from ldm_vae.metrics.image import METRICS, ImageMetrics, MetricName, Row
 
-LEVELS = 255  # of a latent of 8 bits
-
 
 @dataclass(frozen=True)
 class Storage:
@@ -40,8 +38,8 @@ def roundtrip(
     """Decodes every stored latent and measures it as `ldm-vae evaluate` does.
 
     latents: of this codec.   images: the shards that were encoded.   done(images, total): called after each.
-    Returns "float32", the posterior's mode as it is encoded now; "float16", as it is stored; "8 bits", what `to_8_bits`
-    leaves of that. Raises UserError where the images are not those that were encoded.
+    Returns "float32", the posterior's mode as it is encoded now; "float16", as it is stored; "8 bits", what
+    `round_to_bits` leaves of that. Raises UserError where the images are not those that were encoded.
     """
     job = latents.info.job
     find = _Pictures(latents, images)
@@ -55,7 +53,7 @@ def roundtrip(
         variants = {
             "float32": (fresh, 4 * fresh.numel()),
             "float16": (stored, 2 * stored.numel()),
-            "8 bits": (to_8_bits(stored), stored.numel() + 8 * stored.shape[1]),
+            "8 bits": (round_to_bits(stored, 8), stored.numel() + 8 * stored.shape[1]),
         }
         for name, (z, size) in variants.items():
             reconstruction = codec.decode_raw(z, size=(image.shape[2], image.shape[3]))
@@ -103,9 +101,9 @@ class _Pictures:
         )
 
 
-def to_8_bits(z: Tensor) -> Tensor:
-    """(B, c, h, w) -> the same after rounding to 256 even steps between the least and largest value of each channel of
-    each image: one byte a number, and two float32 a channel."""
+def round_to_bits(z: Tensor, bits: int) -> Tensor:
+    """(B, c, h, w) -> the same after rounding to 2^bits even steps between the least and largest value of each channel
+    of each image: `bits` bits a number, and two float32 a channel."""
     low, high = z.amin(dim=(2, 3), keepdim=True), z.amax(dim=(2, 3), keepdim=True)
-    step = ((high - low) / LEVELS).clamp_min(torch.finfo(z.dtype).tiny)
+    step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(z.dtype).tiny)
     return low + ((z - low) / step).round() * step
