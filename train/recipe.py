@@ -12,6 +12,8 @@ from ldm_vae.autoencoder import AutoencoderConfig
 from ldm_vae.data.reader import DataConfig
 from ldm_vae.losses.adversarial import DiscriminatorConfig
 from ldm_vae.losses.objective import LossConfig
+from ldm_vae.losses.perceptual import SMALLEST
+from ldm_vae.nn.discriminator import smallest_side
 from ldm_vae.recipe import Config
 from train.checkpoint import CheckpointConfig
 from train.ema import EmaConfig
@@ -77,6 +79,8 @@ class Recipe(Config):
         perceptual = self.loss.perceptual
         if self.loss.pixel.weight == 0 and (perceptual.weight == 0 or perceptual.channels == "off"):
             raise ValueError("loss.pixel and loss.perceptual are both off, and nothing asks for a reconstruction")
+        if (side := image.crop or image.resize) is not None:  # else the images are met as they are
+            self._large_enough(side)
         if self.optimizer.weight_decay and self.optimizer.kind == "adam":
             raise ValueError("optimizer.weight_decay is for kind: adamw")
         if self.checkpoint.best is not None:
@@ -87,6 +91,20 @@ class Recipe(Config):
                 "discriminator.norm: batch sees micro-batches, not the batch, under accumulation; use group"
             )
         return self
+
+    def _large_enough(self, side: int) -> None:
+        """The shorter side of the images, in pixels, leaves the networks that judge them a position."""
+        perceptual, discriminator = self.loss.perceptual, self.discriminator
+        if perceptual.weight > 0 and perceptual.channels != "off" and side < SMALLEST[perceptual.network]:
+            raise ValueError(
+                f"images of {side} pixels are too small for LPIPS: "
+                f"use at least {SMALLEST[perceptual.network]}, or loss.perceptual.channels: off"
+            )
+        if discriminator is not None and side < smallest_side(discriminator.layers):
+            raise ValueError(
+                f"images of {side} pixels are too small for the discriminator: "
+                f"use at least {smallest_side(discriminator.layers)}, or fewer discriminator.layers"
+            )
 
     def _best_can_be_found(self, best: str) -> None:
         """The metric is measured, at steps that are saved: a typing error would keep no checkpoint, in silence."""

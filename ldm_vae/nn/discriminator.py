@@ -20,6 +20,11 @@ SLOPE = 0.2  # of LeakyReLU below 0
 DEVIATION = 0.02  # of the normal distribution that initialises weights
 
 
+def smallest_side(layers: int) -> int:
+    """Pixels along the shorter side that leave the two last convolutions one position."""
+    return int(3 * 2**layers)
+
+
 class PatchDiscriminator(nn.Module):
     """(N, in_channels, H, W) in [-1, 1] -> (N, 1, H // 2^layers - 2, W // 2^layers - 2), a logit per overlapping patch.
 
@@ -29,7 +34,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, in_channels: int, channels: int = 64, layers: int = 3, norm: NormKind = "group") -> None:
         super().__init__()
-        self.smallest = 3 * 2**layers  # pixels: leaves the two last convolutions one position
+        self.smallest = smallest_side(layers)
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         modules: list[nn.Module] = [_convolution(in_channels, widths[0], stride=2), _activation()]
         for i in range(1, layers + 1):
