@@ -1,0 +1,40 @@
+"""`ldm-vae report`: a run, or several, as one HTML file that people look at."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ldm_vae.errors import UserError
+
+EXTRA = ("jinja2", "markupsafe", "matplotlib")
+
+
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders that training wrote.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write; report.html in the first run without it.")
+    ] = None,
+    shards: Annotated[
+        str | None, typer.Option(metavar="SHARDS", help="Held-out images, instead of the recipe's validation shards.")
+    ] = None,
+) -> None:
+    """Show a run in one HTML file, or several side by side.
+
+    Curves, held-out images with their reconstructions, metrics, latents, diagnostics and the recipe; of several runs
+    the curves, metrics and recipes are compared, and the rest is of the first. What is missing stands there with the
+    command that makes it.
+    """
+    try:
+        from ldm_vae.report.page import write_report
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in EXTRA:
+            raise
+        raise UserError(f"{error.name} is not installed", "pip install 'ldm-vae[report]'") from None
+    words = ["ldm-vae", "report", *runs]
+    words += [] if output is None else ["--output", str(output)]
+    words += [] if shards is None else ["--shards", shards]
+    print(write_report(runs, output, shards, shlex.join(words)))

@@ -1,0 +1,242 @@
+"""A chart of findings -> SVG that takes its colours and font from the page, its legend, and its numbers as a table."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from ldm_vae.diagnostics.findings import Axis, Chart, Line
+from ldm_vae.report.numbers import printable, short
+
+POINTS = 400  # of a line; longer ones are averaged over stretches of equal length
+DOTS = 1500  # of a cloud; of larger ones every n-th is drawn
+ROWS = 40  # of the table of numbers; of longer ones every n-th is shown
+COLOURS = tuple(f"#c0000{i}" for i in range(1, 9))  # stand-ins for var(--series-1) and so on
+INK, GRID = "#0a0b0c", "#0a0b0d"  # for currentColor and var(--grid)
+DASHES = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))  # points; with the colour, so that none need be told by colour alone
+SIZE = (4.6, 2.7)  # inches
+SVG = "http://www.w3.org/2000/svg"
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text, in the font of the page
+    "text.parse_math": False,  # names may hold $
+    "axes.unicode_minus": True,
+    "font.size": 9,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of the legend.   colour: number of the series.   dash: as in SVG.   shape: line, bar or dot."""
+
+    label: str
+    colour: int
+    dash: str
+    shape: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """legend: empty for a single line that the title names.   table: heads and rows.   notes: what was changed."""
+
+    chart: Chart
+    svg: Markup
+    legend: list[Key]
+    heads: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def draw(chart: Chart, identifier: str) -> Drawing | None:
+    """identifier: unique in the page.   None where there is nothing to draw."""
+    lines = [line for line in chart.lines if any(_finite(line.y))]
+    if not lines:
+        return None
+    notes: list[str] = []
+    thinned = [_thin(line, chart.kind, notes) for line in lines]
+    words = any(isinstance(x, str) for line in thinned for x in line.x)
+    with matplotlib.rc_context(STYLE):
+        categories = list(dict.fromkeys(str(x) for line in thinned for x in line.x)) if words else []
+        flat = bool(categories) and chart.kind == "bar" and (len(categories) > 12 or max(map(len, categories)) > 8)
+        height = max(SIZE[1], 0.19 * len(categories) + 0.7) if flat else SIZE[1]
+        figure = Figure(figsize=(SIZE[0], height), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_axisbelow(True)
+        axes.grid(axis="x" if flat else "both" if chart.kind == "scatter" else "y", linewidth=0.6)
+        _plot(axes, chart, thinned, categories, flat)
+        _axis(axes, "y" if flat else "x", chart.x, chart, thinned, notes, bool(categories))
+        _axis(axes, "x" if flat else "y", chart.y, chart, thinned, notes, False)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    named = len(lines) > 1 or (lines[0].label and lines[0].label != chart.title)
+    legend = [_key(i, line.label, chart.kind) for i, line in enumerate(lines)] if named else []
+    svg = _inline(file.getvalue(), identifier, chart.title, _describe(chart, lines))
+    return Drawing(chart, svg, legend, *_table(chart, lines, notes), list(dict.fromkeys(notes)))
+
+
+def _plot(axes: Axes, chart: Chart, lines: Sequence[Line], categories: list[str], flat: bool) -> None:
+    places = {category: i for i, category in enumerate(categories)}
+    width = 0.8 / len(lines)
+    for i, line in enumerate(lines):
+        x = np.array([places[str(x)] if categories else x for x in line.x], dtype=float)
+        y = np.array([math.nan if value is None else value for value in line.y], dtype=float)
+        colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
+        if chart.kind == "bar":
+            gap = 1.0 if categories or len(x) < 2 else float(np.min(np.diff(np.unique(x)), initial=np.inf))
+            gap = gap if math.isfinite(gap) else 1.0
+            place = x + gap * width * (i - (len(lines) - 1) / 2)
+            (axes.barh if flat else axes.bar)(place, y, gap * width, color=colour)
+        elif chart.kind == "scatter":
+            axes.plot(x, y, ".", color=colour, markersize=4, alpha=0.7)
+        else:
+            marker = "o" if len(x) < 15 else None
+            axes.plot(x, y, color=colour, linewidth=1.5, dashes=dashes or (None, None), marker=marker, markersize=3)
+    if categories:
+        if flat:
+            axes.set_yticks(range(len(categories)), categories)
+            axes.invert_yaxis()
+        else:
+            turned = sum(map(len, categories)) > 45
+            axes.set_xticks(range(len(categories)), categories, rotation=60 if turned else 0)
+
+
+def _axis(
+    axes: Axes, which: str, axis: Axis, chart: Chart, lines: Sequence[Line], notes: list[str], categories: bool
+) -> None:
+    title = f"{axis.title} ({axis.unit})" if axis.unit else axis.title
+    (axes.set_xlabel if which == "x" else axes.set_ylabel)(printable(title))
+    if categories:
+        return
+    part = axes.xaxis if which == "x" else axes.yaxis
+    log = axis.scale == "log"
+    values = [v for line in lines for v in _finite(line.y if axis is chart.y else line.x)]
+    if log and min(values) <= 0:
+        notes.append(f"The scale of {axis.title.lower()} is linear, because some values are not positive.")
+        log = False
+    if log:
+        (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+        narrow = max(values) / min(values) < 50
+        part.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=6))
+        part.set_minor_formatter(NullFormatter())
+    else:
+        part.set_major_locator(MaxNLocator(5, integer=axis.title == "step"))
+    part.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def _finite(values: Sequence[float | str | None]) -> list[float]:
+    return [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
+
+
+def _thin(line: Line, kind: str, notes: list[str]) -> Line:
+    """At most as many points as a chart can show."""
+    label = printable(line.label)
+    if any(isinstance(x, str) for x in line.x):
+        return Line(label=label, x=tuple(printable(str(x)) for x in line.x), y=line.y)
+    limit = DOTS if kind == "scatter" else POINTS
+    if len(line.x) <= limit:
+        return Line(label=label, x=line.x, y=line.y)
+    every = math.ceil(len(line.x) / limit)
+    if kind == "scatter":
+        notes.append(f"One point in {every} is drawn.")
+        return Line(label=label, x=line.x[::every], y=line.y[::every])
+    notes.append(f"Every point is a mean over {every} values.")
+    x, y = [], []
+    for first in range(0, len(line.x), every):
+        part = _finite(line.y[first : first + every])
+        x.append(line.x[min(first + every, len(line.x)) - 1])
+        y.append(math.fsum(part) / len(part) if part else None)
+    return Line(label=label, x=tuple(x), y=tuple(y))
+
+
+def _key(number: int, label: str, kind: str) -> Key:
+    dash = " ".join(map(str, DASHES[number % len(DASHES)])) if kind == "line" else ""
+    return Key(label, number % len(COLOURS) + 1, dash, {"line": "line", "bar": "bar", "scatter": "dot"}[kind])
+
+
+def _describe(chart: Chart, lines: Sequence[Line]) -> str:
+    """The alternative text: what the eye would take from the curves."""
+    parts = []
+    for line in lines[:8]:
+        y, name = _finite(line.y), printable(line.label) or "the values"
+        if chart.kind == "line" and len(y) > 1:
+            parts.append(
+                f"{name} goes from {short(y[0])} to {short(y[-1])}, between {short(min(y))} and {short(max(y))}"
+            )
+        else:
+            count = "1 value" if len(y) == 1 else f"{len(y)} values"
+            parts.append(f"{name} has {count} between {short(min(y))} and {short(max(y))}")
+    more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
+    kind = {"line": "Line chart", "bar": "Bar chart", "scatter": "Scatter plot"}[chart.kind]
+    unit = f" in {chart.y.unit}" if chart.y.unit else ""
+    return f"{kind} of {chart.y.title}{unit} over {chart.x.title}: {'; '.join(parts)}{more}."
+
+
+def _table(chart: Chart, lines: Sequence[Line], notes: list[str]) -> tuple[list[str], list[list[str]]]:
+    """x and each line's y, for as many places as fit; clouds of points have no table."""
+    if chart.kind == "scatter":
+        return [], []
+    values = [dict(zip(line.x, line.y, strict=True)) for line in lines]
+    places = list(dict.fromkeys(x for line in lines for x in line.x))
+    if not any(isinstance(place, str) for place in places):
+        places.sort(key=float)
+    every = math.ceil(len(places) / ROWS)
+    if every > 1:
+        notes.append(f"The table shows one row in {every}.")
+    shown = [place for i, place in enumerate(places) if (len(places) - 1 - i) % every == 0]
+    heads = [chart.x.title, *(line.label or chart.y.title for line in lines)]
+    return heads, [[_cell(place), *(_cell(line.get(place)) for line in values)] for place in shown]
+
+
+def _cell(value: float | str | None) -> str:
+    return "–" if value is None else value if isinstance(value, str) else short(value, 5)
+
+
+def _inline(text: str, identifier: str, title: str, description: str) -> Markup:
+    """matplotlib's file -> an element of the page: names of its own, colours of the page, no style that leaks."""
+    root = ElementTree.fromstring(text)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
+                parent.remove(child)
+    for element in root.iter():
+        for name, value in list(element.attrib.items()):
+            if name == "id":
+                element.set(name, f"{identifier}-{value}")
+            elif name.endswith("}href"):
+                del element.attrib[name]
+                element.set("href", f"#{identifier}-{value.removeprefix('#')}")
+            elif value.startswith("url(#"):
+                element.set(name, f"url(#{identifier}-{value.removeprefix('url(#')}")
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    for place, (tag, content) in enumerate((("title", title), ("desc", description))):
+        child = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{identifier}-{tag}"})
+        child.text = printable(content)
+        root.insert(place, child)
+    root.attrib |= {"role": "img", "aria-labelledby": f"{identifier}-title {identifier}-desc"}
+    ElementTree.register_namespace("", SVG)
+    svg = ElementTree.tostring(root, encoding="unicode")
+    for number, colour in enumerate(COLOURS, start=1):
+        svg = svg.replace(colour, f"var(--series-{number})")
+    return Markup(svg.replace(INK, "currentColor").replace(GRID, "var(--grid)"))

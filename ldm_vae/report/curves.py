@@ -1,0 +1,188 @@
+"""Rows of metrics.jsonl, of one run or several -> charts: what belongs together, on which scale, in which unit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ldm_vae.diagnostics.findings import Axis, Chart, Line
+from ldm_vae.report.run import RunFolder
+
+# Counters that are fine at zero: told in a sentence when they are not, and no chart of their own.
+COUNTERS = {
+    "skipped_steps": "optimizer steps were skipped, because a gradient was not finite",
+    "time/broken_samples": "broken training samples were replaced since the trainer was last started",
+    "validation/left_out": "broken validation images were left out",
+}
+PLACES = ("step", "epoch", "validation/images", *COUNTERS)  # not drawn
+
+
+@dataclass(frozen=True)
+class Group:
+    """A chart.   names: regular expression of the metrics in it, the whole name."""
+
+    part: str  # of the section
+    name: str
+    title: str
+    names: str
+    definition: str
+    unit: str = ""
+    scale: Literal["linear", "log"] = "linear"
+
+
+# The order of the page. What no group knows gets a chart of its own in the last part.
+GROUPS = (
+    Group("Losses", "total", "Total loss", "total", "What the autoencoder minimises: the weighted sum of all terms."),
+    Group(
+        "Losses",
+        "reconstruction",
+        "Reconstruction terms",
+        "pixel|perceptual",
+        "Distance of pixels, as loss.pixel.kind says, and LPIPS distance, on training crops; before weights.",
+        scale="log",
+    ),
+    Group(
+        "Losses",
+        "rate",
+        "Rate",
+        r"rate",
+        "KL divergence of the posterior from N(0, I), on training crops.",
+        "nats per image",
+    ),
+    Group(
+        "Held-out images",
+        "validation_psnr",
+        "PSNR",
+        r"validation/psnr",
+        "Of reconstructions by the averaged weights, mean over the validation images.",
+        "dB",
+    ),
+    Group(
+        "Held-out images",
+        "validation_lpips",
+        "LPIPS",
+        r"validation/lpips_\w+",
+        "Perceptual distance of reconstructions by the averaged weights; lower is better.",
+    ),
+    Group(
+        "Held-out images",
+        "validation_ssim",
+        "Structural similarity",
+        r"validation/(ms_)?ssim",
+        "Of reconstructions by the averaged weights; 1 is equal.",
+    ),
+    Group(
+        "Held-out images",
+        "validation_rate",
+        "Rate on held-out images",
+        r"validation/rate(_channel_\d+)?",
+        "KL divergence of the posterior from N(0, I), in total and per latent channel.",
+        "nats per image",
+    ),
+    Group(
+        "Held-out images",
+        "validation_active",
+        "Active channels",
+        r"validation/active_channels_share",
+        "Share of latent channels whose posterior mean varies over the data (variance above 0.01).",
+    ),
+    Group(
+        "Held-out images",
+        "validation_spread",
+        "Spread of reconstructions",
+        r"validation/reconstruction_spread",
+        "Standard deviation over images of a reconstruction's mean colour; near 0 the decoder ignores the latent.",
+    ),
+    Group(
+        "Discriminator",
+        "adversarial",
+        "Adversarial losses",
+        "generator|discriminator",
+        "Of the generator (before its adaptive weight) and of the discriminator.",
+    ),
+    Group(
+        "Discriminator",
+        "generator_weight",
+        "Adaptive weight of the generator's loss",
+        "generator_weight",
+        "Makes its gradient at the decoder's last layer as long as the reconstruction's (Esser et al. 2021).",
+        scale="log",
+    ),
+    Group("Discriminator", "logits", "Logits", r"logits_\w+", "Mean over patches; they should stay near each other."),
+    Group(
+        "Discriminator",
+        "accuracy",
+        "Accuracy of the discriminator",
+        "discriminator_accuracy",
+        "Share of patches that it tells apart; near 1 it has won and teaches little.",
+    ),
+    Group(
+        "Optimisation",
+        "gradient_norm",
+        "Gradient norms",
+        r"gradient_norm/.*",
+        "Length of the whole gradient before clipping.",
+        scale="log",
+    ),
+    Group(
+        "Optimisation", "learning_rate", "Learning rates", r"learning_rate/.*", "Of the step that the row ends with."
+    ),
+    Group(
+        "Machine",
+        "throughput",
+        "Throughput",
+        r"time/images_per_second",
+        "Training images per second, over all processes.",
+        "images/s",
+    ),
+    Group("Machine", "memory", "Peak memory", r"time/peak_gigabytes", "Of the device, by PyTorch's allocator.", "GiB"),
+)
+OTHERS = "Other values"
+
+
+def charts(runs: Sequence[RunFolder]) -> dict[str, list[Chart]]:
+    """Part of the section -> its charts. Several runs lie over each other."""
+    names = list(dict.fromkeys(name for run in runs for row in run.rows for name in row if name not in PLACES))
+    parts: dict[str, list[Chart]] = {}
+    for group in GROUPS:
+        members = [name for name in names if re.fullmatch(group.names, name)]
+        lines = [line for name in members for line in _lines(runs, name, alone=len(members) == 1)]
+        if lines:
+            parts.setdefault(group.part, []).append(_chart(group, lines))
+    for name in names:
+        if not any(re.fullmatch(group.names, name) for group in GROUPS) and (lines := _lines(runs, name, alone=True)):
+            group = Group(OTHERS, name, name, "", "As logged under this name.")
+            parts.setdefault(OTHERS, []).append(_chart(group, lines))
+    return parts
+
+
+def counted(run: RunFolder) -> list[str]:
+    """A sentence for every counter that is not at zero."""
+    last = {name: run.last(name) for name in COUNTERS}
+    return [f"{int(value)} {COUNTERS[name]}." for name, value in last.items() if value]
+
+
+def _chart(group: Group, lines: list[Line]) -> Chart:
+    return Chart(
+        name=group.name,
+        title=group.title,
+        definition=group.definition,
+        kind="line",
+        x=Axis(title="step"),
+        y=Axis(title=group.title, unit=group.unit, scale=group.scale),
+        lines=tuple(lines),
+    )
+
+
+def _lines(runs: Sequence[RunFolder], name: str, *, alone: bool) -> list[Line]:
+    """alone: the chart's title says already what it is."""
+    lines = []
+    for run in runs:
+        points = [(row["step"], row[name]) for row in run.rows if name in row]
+        if any(y is not None for _, y in points):
+            what = "" if alone else name.removeprefix("validation/").rpartition("/")[2].replace("_", " ")
+            label = " · ".join(part for part in (what, run.name if len(runs) > 1 else "") if part)
+            lines.append(Line(label=label, x=tuple(float(x or 0) for x, _ in points), y=tuple(y for _, y in points)))
+    return lines

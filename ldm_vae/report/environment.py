@@ -1,0 +1,42 @@
+"""Where the report was made: versions and machine. What the run knows of its own machine stands in its status."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+PACKAGES = (
+    "ldm-vae",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "lpips",
+    "torchmetrics",
+    "torch-fidelity",
+    "numpy",
+    "Pillow",
+)
+
+
+def describe() -> dict[str, str]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "host": platform.node() or "unknown",
+        "system": platform.platform(),
+        "processor": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+        if hasattr(os, "sched_getaffinity")
+        else f"{platform.machine()}, {os.cpu_count()} cores",
+        "accelerators": ", ".join(gpus) or "none",
+        "Python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,29 @@
+"""How numbers and foreign names are written on the page."""
+
+from __future__ import annotations
+
+import math
+
+
+def short(value: float, digits: int = 4) -> str:
+    """Few significant digits, with a minus sign; thousands apart: 0.05128, 294 130, 8e−05."""
+    if not math.isfinite(value):
+        return "–"
+    if value == round(value) and abs(value) < 1e7:
+        text = f"{int(value):,}".replace(",", "\u202f") if abs(value) >= 1e4 else str(int(value))
+    elif 1e4 <= abs(value) < 1e7:
+        text = f"{value:,.0f}".replace(",", "\u202f")
+    else:
+        text = f"{value:.{digits}g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+    return text.replace("-", "−")
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """`short` with a sign always."""
+    return short(value, digits) if value < 0 else f"+{short(value, digits)}"
+
+
+def printable(text: str) -> str:
+    """Names in hostile data may hold control characters and halves of surrogate pairs, which no XML may hold."""
+    whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else "\ufffd" for c in whole)

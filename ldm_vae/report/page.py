@@ -1,0 +1,180 @@
+"""Runs -> one HTML file that holds all it shows, and asks nothing of any network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ldm_vae.atomic import atomic_file
+from ldm_vae.errors import UserError
+from ldm_vae.report import curves, diagnosis, environment, tables
+from ldm_vae.report.album import Album, make_album
+from ldm_vae.report.charts import COLOURS, Drawing, draw
+from ldm_vae.report.gallery import Gallery, choose, make_gallery, worst_first
+from ldm_vae.report.metrics import HEADLINES, fact
+from ldm_vae.report.numbers import printable, short
+from ldm_vae.report.pictures import DIVERGING, FORMAT, SEQUENTIAL, gradient
+from ldm_vae.report.run import Gap, RunFolder, leaves, read_run
+
+logger = logging.getLogger(__name__)
+LARGEST = 10_000_000  # bytes of the file
+TEMPLATES = "templates"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the page shows; the templates know the fields by name. Of several runs all but curves and comparison is of
+    the first.   gaps: what is missing, by section."""
+
+    runs: list[RunFolder]
+    command: str
+    made: datetime
+    album: Album | None
+    facts: dict[str, str]  # of the network
+    weights_hash: str  # of the codec that reconstructed; empty where none could be loaded
+    drawings: dict[str, list[Drawing]]
+    sections: list[diagnosis.ShownSection]
+    verdicts: list[diagnosis.ShownVerdict]
+    gaps: list[Gap] = field(default_factory=list)
+
+    @property
+    def run(self) -> RunFolder:
+        return self.runs[0]
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """Key of an image -> its place in the gallery."""
+        return {item.key: item.identifier for item in self.album.items} if self.album else {}
+
+    @property
+    def headlines(self) -> list[tuple[Any, str, str]]:
+        """Metric, value, and where it was taken: of the evaluation, else of the newest validation while training."""
+        results = self.run.results
+        source = "held-out images" if results else "last validation while training"
+        values = {n: results.metrics.get(n) if results else self.run.last(f"validation/{n}") for n in HEADLINES}
+        return [(fact(n), short(v), source) for n, v in values.items() if v is not None][:4]
+
+    @property
+    def stale(self) -> list[str]:
+        """Files of the run that are about other weights than those it holds now."""
+        results, inspection = self.run.results, self.run.inspection
+        found = {
+            "results.json": results.protocol.get("weights_sha256") if results else None,
+            "inspection.json": inspection.protocol.get("weights_sha256") if inspection else None,
+        }
+        return [name for name, digest in found.items() if digest and self.weights_hash not in ("", digest)]
+
+
+def write_report(names: Sequence[str], output: Path | None, shards: str | None, command: str) -> Path:
+    """names: run folders.   output: None is report.html in the first.   shards: instead of the recipe's held-out ones.
+    command: as the person typed it.   Returns the file.   Raises UserError for what is no run."""
+    contents = gather(names, shards, command)
+    page = render(contents).encode("utf-8", "replace")
+    if len(page) > LARGEST:
+        what = f"the report would have {len(page) / 1e6:.1f} MB, more than {LARGEST / 1e6:.0f}"
+        raise UserError(what, "give fewer runs at a time")
+    path = output or Path(names[0]) / "report.html"
+    with atomic_file(path) as stage:
+        stage.write_bytes(page)
+    return path
+
+
+def gather(names: Sequence[str], shards: str | None, command: str) -> Contents:
+    runs = [read_run(name, shards) for name in names]
+    first = runs[0]
+    gaps = list(first.gaps)
+    gallery = _gallery(first, shards, gaps)
+    drawn = {
+        part: [d for i, chart in enumerate(charts) if (d := draw(chart, f"curve-{place}-{i}"))]
+        for place, (part, charts) in enumerate(curves.charts(runs).items())
+    }
+    inspection = first.inspection
+    return Contents(
+        runs=runs,
+        command=command,
+        made=datetime.now(UTC),
+        album=make_album(gallery) if gallery else None,
+        facts=gallery.facts if gallery else {},
+        weights_hash=gallery.weights_hash if gallery else "",
+        drawings=drawn,
+        sections=diagnosis.sections(inspection, first.inspection_folder) if inspection else [],
+        verdicts=diagnosis.verdicts(inspection) if inspection else [],
+        gaps=gaps,
+    )
+
+
+def render(contents: Contents) -> str:
+    loader = Environment(
+        loader=PackageLoader("ldm_vae.report", TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    loader.filters |= {"short": short, "printable": printable, "setting": tables.setting}
+    script = _asset("script.js")
+    return loader.get_template("page.html").render(
+        c=contents,
+        run=contents.run,
+        gaps={
+            section: [g for g in contents.gaps if g.section == section]
+            for section in {g.section for g in contents.gaps}
+        },
+        evaluation=_evaluation(contents),
+        tables=tables,
+        curves=curves,
+        diagnosis=diagnosis,
+        leaves=leaves,
+        environment=environment.describe(),
+        bars={"difference": gradient(SEQUENTIAL), "latent": gradient(DIVERGING)},
+        picture_format=FORMAT,
+        series=len(COLOURS),
+        style=Markup(_asset("style.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _gallery(run: RunFolder, shards: str | None, gaps: list[Gap]) -> Gallery | None:
+    """None, with a gap, where there is no codec or no image."""
+    source = shards or run.validation_shards
+    if source is None:
+        sentence = "The recipe names no held-out shards, so there are no pictures."
+        gaps.append(Gap("images", sentence, f"ldm-vae report {run.name} --shards SHARDS"))
+        return None
+    metric, rows = worst_first(run.results.per_image if run.results else [])
+    try:
+        gallery = make_gallery(run.name, source, choose(rows, fact(metric).title if metric else ""))
+    except UserError as error:
+        what = printable(str(error))
+        command = "" if "checkpoint" in what or "model" in what else f"ldm-vae report {run.name} --shards SHARDS"
+        gaps.append(Gap("images", f"Held-out images cannot be shown: {what}.", command))
+        return None
+    return gallery
+
+
+def _evaluation(contents: Contents) -> dict[str, Any]:
+    """The tables of results.json; empty where there is none."""
+    results = contents.run.results
+    if results is None:
+        return {}
+    return {
+        "table": tables.metric_table(tables.evaluation_columns(results)),
+        "differences": tables.differences(results),
+        "images": tables.image_table(results.per_image) if results.per_image else None,
+        "protocol": dict(leaves(results.protocol)),
+    }
+
+
+def _asset(name: str) -> str:
+    return (files("ldm_vae.report") / TEMPLATES / name).read_text(encoding="utf-8")

@@ -1,0 +1,194 @@
+"""A run folder -> what it says of itself (recipe, status, log, results, diagnostics), and what it lacks."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ldm_vae.diagnostics.findings import FILE as INSPECTION
+from ldm_vae.diagnostics.findings import Inspection
+from ldm_vae.errors import UserError
+from ldm_vae.recipe import read_yaml
+from ldm_vae.report.results import StoredResults
+
+TRACES = ("recipe.yaml", "metrics.jsonl", "status.json", "checkpoints")  # a folder with none of them is no run
+Row = dict[str, float | None]  # of the log; None where the value was not finite
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What is missing.   section: of the page.   sentence: says why.   command: makes it; empty where none does."""
+
+    section: str
+    sentence: str
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """name: as the person gave it.   recipe, status: empty where there is none.   rows: of metrics.jsonl, in order.
+    inspection_folder: where the pictures of the inspection lie.   warnings: of the trainer, about its health."""
+
+    path: Path
+    name: str
+    recipe: dict[str, Any]
+    recipe_text: str
+    status: dict[str, Any]
+    rows: list[Row]
+    results: StoredResults | None
+    inspection: Inspection | None
+    inspection_folder: Path
+    warnings: list[str]
+    gaps: list[Gap] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int | None:
+        """The last step of the log; None where there is no log."""
+        return max((int(row["step"]) for row in self.rows if row.get("step") is not None), default=None)  # type: ignore[arg-type]
+
+    @property
+    def validation_shards(self) -> str | None:
+        shards = section(self.recipe, "data").get("validation")
+        return shards if isinstance(shards, str) else None
+
+    def last(self, name: str) -> float | None:
+        """The newest value of a metric of the log."""
+        return next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
+
+
+def read_run(name: str, shards: str | None = None) -> RunFolder:
+    """shards: for the commands that make what is missing, instead of the recipe's.
+
+    Raises UserError where `name` is no run; whatever else is missing or damaged becomes a gap.
+    """
+    path = Path(name)
+    if not path.is_dir() or not any((path / trace).exists() for trace in TRACES):
+        what = f"{name} is no run" if path.is_dir() else f"run {name} not found"
+        raise UserError(what, "give a folder that `python -m train` wrote, such as runs/demo")
+    gaps: list[Gap] = []
+    recipe, text = _read_recipe(path, gaps)
+    given = shards or section(recipe, "data").get("validation")
+    quoted = shlex.quote(given) if isinstance(given, str) else "SHARDS"
+    run = shlex.quote(name)
+    rows = _read_rows(path / "metrics.jsonl", gaps)
+    results = _read_results(path / "results.json", gaps, f"ldm-vae evaluate {run} {quoted} --json {run}/results.json")
+    inspection = _read_inspection(path / "inspection", gaps, f"ldm-vae inspect {run} {quoted}")
+    status = _read_status(path / "status.json", gaps)
+    warnings = _read_warnings(path / "warnings.jsonl")
+    return RunFolder(path, name, recipe, text, status, rows, results, inspection, path / "inspection", warnings, gaps)
+
+
+def section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """values[name] where that is a mapping, else {}."""
+    found = values.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A tree of settings -> ("a.b", value)."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _read_recipe(path: Path, gaps: list[Gap]) -> tuple[dict[str, Any], str]:
+    file = path / "recipe.yaml"
+    try:
+        return read_yaml(file), file.read_text(encoding="utf-8")
+    except UserError as error:
+        there = file.exists()
+        gaps.append(Gap("recipe", f"The recipe cannot be shown: {error}." if there else "The run has no recipe.yaml."))
+        return {}, ""
+
+
+def _read_rows(path: Path, gaps: list[Gap]) -> list[Row]:
+    """The whole lines; a run that is killed while writing leaves half of one."""
+    if not path.is_file():
+        gaps.append(Gap("training", "There is no metrics.jsonl, so there are no curves.", "python -m train RECIPE"))
+        return []
+    rows: list[Row] = []
+    damaged = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            rows.append({str(k): _number(v) for k, v in row.items()} | {"step": int(row["step"])})
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+            damaged += 1
+    if damaged:
+        lines = "1 line" if damaged == 1 else f"{damaged} lines"
+        gaps.append(
+            Gap("training", f"{lines} of metrics.jsonl cannot be read and {'is' if damaged == 1 else 'are'} left out.")
+        )
+    elif not rows:
+        gaps.append(Gap("training", "metrics.jsonl is empty: no row has been logged yet."))
+    return rows
+
+
+def _read_warnings(path: Path) -> list[str]:
+    """What the trainer warned of, the last time of each kind, with how often it did."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # a run without any has no such file
+        return []
+    for line in lines:
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            content = json.loads(line)
+            step, text = int(content["step"]), str(content["warning"])
+            kind = "".join(c for c in text if not c.isdigit())  # the same but for its numbers
+            found.setdefault(kind, []).append((step, text))
+    return [
+        f"Step {same[-1][0]}: {same[-1][1]}" + (f" (and {len(same) - 1} times before)" if len(same) > 1 else "")
+        for same in found.values()
+    ]
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _read_status(path: Path, gaps: list[Gap]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        gaps.append(Gap("summary", "status.json cannot be read, so it is unknown how the run ended."))
+        return {}
+    return content
+
+
+def _read_results(path: Path, gaps: list[Gap], command: str) -> StoredResults | None:
+    try:
+        results = StoredResults.read(path)
+    except FileNotFoundError:
+        gaps.append(Gap("evaluation", "Nobody has evaluated this codec: there is no results.json.", command))
+        return None
+    except UserError as error:
+        gaps.append(Gap("evaluation", f"The evaluation cannot be shown: {error}.", command))
+        return None
+    if not results.per_image:
+        gaps.append(Gap("images", "results.json holds no numbers of single images.", command))
+    return results
+
+
+def _read_inspection(folder: Path, gaps: list[Gap], command: str) -> Inspection | None:
+    try:
+        return Inspection.read(folder)
+    except UserError as error:
+        there = (folder / INSPECTION).exists()
+        sentence = (
+            f"The diagnostics cannot be shown: {error.what}." if there else "Nobody has inspected this latent space."
+        )
+        gaps.append(Gap("diagnostics", sentence, command))
+        return None

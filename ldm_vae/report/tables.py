@@ -1,0 +1,180 @@
+"""Results of one run or several -> the tables of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ldm_vae.report.gallery import worst_first
+from ldm_vae.report.metrics import FACTS, Fact, fact
+from ldm_vae.report.numbers import short, signed
+from ldm_vae.report.results import ImageRow, Interval, Measured, StoredResults
+from ldm_vae.report.run import RunFolder, leaves
+
+IMAGES = 500  # rows of the table of images, the worst
+MACHINE = ("output",)  # settings in which two runs always differ
+
+
+@dataclass(frozen=True)
+class Cell:
+    """note: why the value is missing.   best: of its row."""
+
+    text: str
+    note: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    fact: Fact
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    columns: list[str]
+    rows: list[MetricRow]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Ours minus theirs.   word: whether that is a gain, beyond what chance would do."""
+
+    fact: Fact
+    difference: str
+    interval: str
+    images: str
+    word: str
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """columns: of the metrics.   rows: the image, its texts and the numbers to sort by; None sorts last.
+    metric: which the order follows.   left_out: rows."""
+
+    columns: list[Fact]
+    rows: list[tuple[ImageRow, list[Cell], list[float | None]]]
+    metric: str
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Side:
+    """A line of a comparison of runs."""
+
+    name: str
+    values: list[str]
+
+
+def metric_table(columns: Sequence[tuple[str, Measured]]) -> MetricTable:
+    """One column a codec or baseline, the best of each row marked."""
+    names = {name for _, measured in columns for name in (*measured.metrics, *measured.missing)}
+    ordered = [*(name for name in FACTS if name in names), *sorted(names - FACTS.keys())]
+    rows = []
+    for name in ordered:
+        values = [measured.metrics.get(name) for _, measured in columns]
+        known = [value for value in values if value is not None]
+        better = {"higher": max, "lower": min}.get(fact(name).better)
+        best = better(known) if better and len(known) > 1 else None
+        cells = []
+        for (_, measured), value in zip(columns, values, strict=True):
+            reason = measured.missing.get(name, "not measured")
+            cells.append(Cell("–", reason) if value is None else Cell(short(value), best=value == best))
+        rows.append(MetricRow(fact(name), cells))
+    return MetricTable([name for name, _ in columns], rows)
+
+
+def evaluation_columns(results: StoredResults) -> list[tuple[str, Measured]]:
+    """This codec first."""
+    return [("this codec", results), *((other.name or other.kind, other) for other in results.others)]
+
+
+def columns_of(runs: Sequence[RunFolder]) -> list[tuple[str, Measured]]:
+    """One a run that has results."""
+    return [(run.name, run.results) for run in runs if run.results is not None]
+
+
+def differences(results: StoredResults) -> list[tuple[str, list[Difference]]]:
+    """Against whom, and the difference in each metric."""
+    return [
+        (comparison.name, [_difference(fact(name), found) for name, found in comparison.metrics.items()])
+        for comparison in results.comparisons
+    ]
+
+
+def _difference(what: Fact, found: Interval) -> Difference:
+    if found.difference is None or found.low is None or found.high is None:
+        return Difference(what, "–", "–", "–", "not known")
+    if found.low <= 0 <= found.high:
+        word = "within chance"
+    else:
+        higher = found.low > 0
+        word = {"higher": "better" if higher else "worse", "lower": "worse" if higher else "better"}.get(
+            what.better, ""
+        )
+    interval = f"{signed(found.low)} to {signed(found.high)}"
+    return Difference(what, signed(found.difference), interval, str(found.images or "–"), word)
+
+
+def image_table(rows: Sequence[ImageRow]) -> ImageTable:
+    """The worst first, those without the metric that ranks at the end."""
+    metric, ranked = worst_first(rows)
+    shown_keys = {id(row) for row in ranked}
+    ordered = [*ranked, *(row for row in rows if id(row) not in shown_keys)]
+    names = {name for row in rows for name in (*row.values, *row.missing)}
+    columns = [*(name for name in FACTS if name in names), *sorted(names - FACTS.keys())]
+    shown = []
+    for row in ordered[:IMAGES]:
+        numbers = [row.values.get(name) for name in columns]
+        cells = [
+            Cell("–", row.missing.get(name, "not measured")) if value is None else Cell(short(value))
+            for name, value in zip(columns, numbers, strict=True)
+        ]
+        shown.append((row, cells, numbers))
+    title = fact(metric).title if metric else ""
+    return ImageTable([fact(name) for name in columns], shown, title, max(0, len(ordered) - IMAGES))
+
+
+def recipe_differences(runs: Sequence[RunFolder]) -> list[Side]:
+    """Settings in which the runs differ, but for where they write."""
+    settings = [dict(leaves(run.recipe)) for run in runs]
+    names = dict.fromkeys(name for one in settings for name in one)
+    return [
+        Side(name, [setting(one.get(name, "–")) for one in settings])
+        for name in names
+        if name not in MACHINE and len({repr(one.get(name, "–")) for one in settings}) > 1
+    ]
+
+
+def protocol_differences(runs: Sequence[RunFolder]) -> list[Side]:
+    """What the metrics of the runs were taken under differently, so that they cannot be compared."""
+    ours = ("model", "step", "weights", "weights_sha256")  # is what is compared
+    protocols = [dict(leaves(run.results.protocol)) for run in runs if run.results is not None]
+    if len(protocols) < 2:
+        return []
+    names = dict.fromkeys(name for one in protocols for name in one if name not in ours)
+    sides = [Side(name, [setting(one.get(name, "–")) for one in protocols]) for name in names]
+    return [side for side in sides if len(set(side.values)) > 1]
+
+
+def training_table(runs: Sequence[RunFolder]) -> list[Side]:
+    """The newest values of validation, and how far each run came."""
+    names = dict.fromkeys(name for run in runs for row in run.rows for name in row if name.startswith("validation/"))
+    rows = [Side("last step logged", ["–" if run.steps is None else short(run.steps) for run in runs])]
+    rows.append(Side("status", [str(run.status.get("status", "unknown")) for run in runs]))
+    for name in names:
+        values = [run.last(name) for run in runs]
+        rows.append(Side(name.replace("validation/", "validation: "), ["–" if v is None else short(v) for v in values]))
+    return rows
+
+
+def setting(value: Any) -> str:
+    """A value of a recipe or protocol as one reads it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, float):
+        return short(value, 6)
+    if isinstance(value, list | tuple):
+        return ", ".join(setting(item) for item in value) or "none"
+    return "none" if value == {} else str(value)
