@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ldm_vae.errors import UserError
 from ldm_vae.latent.base import Latent
 from ldm_vae.latent.gaussian import DiagonalGaussian, GaussianConfig
 from ldm_vae.nn.decoder import Decoder
@@ -129,7 +130,14 @@ class Autoencoder(nn.Module):
         label: for networks with a condition; this one has none and makes no use of it.
         samples: draws from the posterior per image, one after the other along the batch.
         view: decode the latent's view and aim at the image's.
+        Raises UserError for images that no whole number of latent positions stands for.
         """
+        height, width = image.shape[2:]
+        if height % self.config.factor or width % self.config.factor:
+            raise UserError(
+                f"training images of {height}x{width} pixels, which is no multiple of f = {self.config.factor}",
+                "set data.image.crop to one",
+            )
         hidden, target = self.encode(image), image
         if samples > 1:
             hidden, target = hidden.repeat_interleave(samples, dim=0), target.repeat_interleave(samples, dim=0)

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.errors import UserError
 
 WIDTHS = {4: (8, 8, 16), 8: (8, 8, 16, 16), 16: (8, 8, 8, 16, 16), 32: (8, 8, 8, 8, 16, 16)}
 
@@ -187,6 +188,13 @@ def test_output_of_the_one_call_of_training() -> None:
     assert torch.equal(model.decode(output.latent), output.reconstruction)
     assert output.log_variance is model.log_variance and output.posterior.rate.shape == (2,)
     assert torch.equal(model(image).latent, model.encode(image)[:, : SMALL.latent_channels])  # without noise, the mode
+
+
+@pytest.mark.parametrize("size", [(32, 30), (31, 32)])
+def test_training_images_of_other_sizes_are_refused(size: tuple[int, int]) -> None:
+    model = Autoencoder(AutoencoderConfig(block_out_channels=(8, 8, 16), norm_groups=4, layers_per_block=1))
+    with pytest.raises(UserError, match=f"training images of {size[0]}x{size[1]} pixels, .* no multiple of f = 4: set"):
+        model(torch.zeros(1, 3, *size))
 
 
 def test_samples_are_drawn_image_by_image() -> None:
