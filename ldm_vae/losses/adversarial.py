@@ -34,7 +34,9 @@ class DiscriminatorConfig(Config):
     #   made after it (compvis), for one more forward pass
 
     @model_validator(mode="after")
-    def _ordered(self) -> DiscriminatorConfig:
+    def _possible(self) -> DiscriminatorConfig:
+        if self.weight == 0:
+            raise ValueError("weight 0 leaves nothing for a discriminator to do: write `discriminator: null`")
         if self.generator_start < self.start:
             raise ValueError(
                 f"generator_start {self.generator_start} must not be before start {self.start}: "

@@ -174,8 +174,7 @@ def build_objective(
         likelihood.append(Weighted("perceptual", _perceptual_term(lpips), lambda step: loss.perceptual.weight))
     if loss.rate.weight > 0:
         regularizers.append(Weighted("rate", rate, lambda step: rate_weight(loss.rate, step)))
-    adversarial = discriminator if discriminator is not None and discriminator.weight > 0 else None
-    return Objective(likelihood, regularizers, adversarial, last_layer_shape, reduce)
+    return Objective(likelihood, regularizers, discriminator, last_layer_shape, reduce)
 
 
 def _pixel_term(config: PixelConfig) -> Term:

@@ -103,6 +103,13 @@ def test_generator_may_not_start_first() -> None:
         validate(DiscriminatorConfig, {"start": 4, "generator_start": 3}, "test")
 
 
+def test_a_discriminator_without_a_weight_is_refused_with_the_way_to_have_none() -> None:
+    with pytest.raises(
+        UserError, match="weight 0 leaves nothing for a discriminator to do: write `discriminator: null"
+    ):
+        validate(DiscriminatorConfig, {"weight": 0.0}, "test")
+
+
 @pytest.mark.parametrize(
     "values",
     [{"loss": "wasserstein"}, {"norm": "spectral"}, {"layers": 0}, {"weight": -0.1}, {"ramp": -1}, {"order": "both"}],
