@@ -130,14 +130,7 @@ class Autoencoder(nn.Module):
         label: for networks with a condition; this one has none and makes no use of it.
         samples: draws from the posterior per image, one after the other along the batch.
         view: decode the latent's view and aim at the image's.
-        Raises UserError for images that no whole number of latent positions stands for.
         """
-        height, width = image.shape[2:]
-        if height % self.config.factor or width % self.config.factor:
-            raise UserError(
-                f"training images of {height}x{width} pixels, which is no multiple of f = {self.config.factor}",
-                "set data.image.crop to one",
-            )
         hidden, target = self.encode(image), image
         if samples > 1:
             hidden, target = hidden.repeat_interleave(samples, dim=0), target.repeat_interleave(samples, dim=0)
@@ -150,9 +143,14 @@ class Autoencoder(nn.Module):
         return Output(reconstruction, target, latent, posterior, last_hidden, self.log_variance)
 
     def latent_shape(self, image: Tensor) -> tuple[int, int, int, int]:
-        """Shape of z for a batch of images (B, C, H, W)."""
+        """Shape of z for a batch of images (B, C, H, W). Raises UserError where H or W is no multiple of f."""
         batch, _, height, width = image.shape
         factor = self.config.factor
+        if height % factor or width % factor:
+            raise UserError(
+                f"training images of {height}x{width} pixels, which is no multiple of f = {factor}",
+                "set data.image.crop to a multiple",
+            )
         return batch, self.config.latent_channels, height // factor, width // factor
 
     def exported_state(self) -> dict[str, Tensor]:

@@ -194,7 +194,7 @@ def test_output_of_the_one_call_of_training() -> None:
 def test_training_images_of_other_sizes_are_refused(size: tuple[int, int]) -> None:
     model = Autoencoder(AutoencoderConfig(block_out_channels=(8, 8, 16), norm_groups=4, layers_per_block=1))
     with pytest.raises(UserError, match=f"training images of {size[0]}x{size[1]} pixels, .* no multiple of f = 4: set"):
-        model(torch.zeros(1, 3, *size))
+        model.latent_shape(torch.zeros(1, 3, *size))
 
 
 def test_samples_are_drawn_image_by_image() -> None:
