@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.autoencoder import Autoencoder
-from ldm_vae.codec import LatentCodec, to_pil
+from ldm_vae.codec import LatentCodec, NonFiniteError, to_pil
 from ldm_vae.data.images import ImageConfig
 from ldm_vae.data.index import Index, load_index
 from ldm_vae.data.reader import DataConfig, ValidationBatches, validation_batches
 from ldm_vae.evaluate import measure
+from ldm_vae.latent.base import Latent
 from ldm_vae.latent.gaussian import gaussian_kl
 from ldm_vae.metrics.image import ImageMetrics, MetricName, Row
 from ldm_vae.recipe import Config
@@ -38,7 +39,7 @@ class ValidationConfig(Config):
 
 
 class ObservedCodec:
-    """A codec that notes, of all that passes through it, what tells whether its latents carry information."""
+    """A codec that notes, of all that it reconstructs, what tells whether its latents carry information."""
 
     def __init__(self, codec: LatentCodec) -> None:
         self.codec, self.device = codec, codec.device
@@ -54,18 +55,19 @@ class ObservedCodec:
         self.sums |= {name: torch.zeros(1, dtype=torch.float64, device=self.device) for name in ("images", "positions")}
 
     def encode(self, images: Tensor) -> Tensor:
-        latent = self.codec.model.bottleneck(self.codec.moments(images))
-        mean, logvar = latent.stats["mean"].double(), latent.stats["logvar"].double()
+        self.latent: Latent = self.codec.model.bottleneck(self.codec.moments(images))
+        return self.latent.z
+
+    def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
+        """latents: those of the last call of `encode`, whole; they are noted now, since a batch with a latent that
+        has no image is encoded again without it."""
+        images = self.codec.decode(latents, size=size)
+        mean, logvar = self.latent.stats["mean"].double(), self.latent.stats["logvar"].double()
         self.sums["rate"] += gaussian_kl(mean, logvar).sum(dim=(0, 2, 3))
         self.sums["mean"] += mean.sum(dim=(0, 2, 3))
         self.sums["mean_square"] += mean.square().sum(dim=(0, 2, 3))
         self.sums["images"] += len(mean)
         self.sums["positions"] += mean[:, 0].numel()
-        z: Tensor = latent.z
-        return z
-
-    def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
-        images = self.codec.decode(latents, size=size)
         colour = images.double().mean(dim=(2, 3))
         self.sums["colour"] += colour.sum(dim=0)
         self.sums["colour_square"] += colour.square().sum(dim=0)
@@ -132,7 +134,7 @@ class Validation:
 
     def _draw(self, codec: LatentCodec, taken: int) -> None:
         """samples/step_00001000.png: a row an image, the original on the left."""
-        pairs = [torch.cat([image, codec.reconstruct(image).cpu()], dim=3) for image in self.fixed]
+        pairs = [torch.cat([image, _reconstruction(codec, image)], dim=3) for image in self.fixed]
         if pairs[0].shape[1] not in (1, 3, 4):  # no colours: the first channel as grey
             pairs = [pair[:, :1] for pair in pairs]
         rows = [to_pil(pair)[0] for pair in pairs]
@@ -141,6 +143,14 @@ class Validation:
             sheet.paste(row, (0, top))
         with atomic_file(self.folder / "samples" / f"step_{taken:08d}.png") as path:
             sheet.save(path)
+
+
+def _reconstruction(codec: LatentCodec, image: Tensor) -> Tensor:
+    """(1, C, H, W) -> the same shape, on the CPU; grey where the codec has none that is finite."""
+    try:
+        return codec.reconstruct(image).cpu()
+    except NonFiniteError:
+        return torch.zeros_like(image)
 
 
 def validation_data(config: ValidationConfig, data: DataConfig, index: Index) -> DataConfig:
