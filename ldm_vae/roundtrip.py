@@ -15,8 +15,8 @@ from ldm_vae.data.index import Index
 from ldm_vae.data.latents import LatentDataset
 from ldm_vae.data.source import Missing, Source, Unreachable
 from ldm_vae.errors import UserError
-from ldm_vae.evaluate import EvaluationProtocol, Results, summarize
 from ldm_vae.metrics.image import METRICS, ImageMetrics, MetricName, Row
+from ldm_vae.results import EvaluationProtocol, Results, summarize
 
 
 @dataclass(frozen=True)

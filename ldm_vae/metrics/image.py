@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,8 @@ from torchmetrics.functional.image import (
 )
 
 from ldm_vae.errors import UserError
-from ldm_vae.losses.perceptual import LPIPS, SMALLEST, Network
-from ldm_vae.weights import fingerprint
+from ldm_vae.losses.perceptual import Network
+from ldm_vae.metrics.pair import PairNetwork
 
 MetricName = Literal["psnr", "ssim", "ms_ssim", "lpips_vgg", "lpips_alex"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
@@ -43,10 +43,19 @@ class Row:
     """What was measured on one image. A metric stands either in `values` or, with the reason, in `missing`."""
 
     key: str
-    elements: int  # numbers in the image, C * H * W
+    shape: tuple[int, ...]  # (C, H, W) of the image
     squared_error: int | None  # sum over them of squared differences of 8-bit values; None without a reconstruction
     values: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def elements(self) -> int:
+        """Numbers in the image."""
+        return math.prod(self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        height, width = self.shape[1:]
+        return {"key": self.key, "height": height, "width": width, "values": self.values, "missing": self.missing}
 
 
 @dataclass(frozen=True)
@@ -54,14 +63,11 @@ class Metric:
     compute: Callable[[Tensor, Tensor], Tensor]  # reconstruction and image, (B, C, H, W) in uint8 -> (B,)
     smallest: int  # pixels along the shorter side
     channels: tuple[int, ...] | None = None  # numbers of image channels it is defined for; None: any
-    weights: str | None = None  # sha256 of its network
+    network: PairNetwork | None = None
 
     def reason_against(self, images: Tensor) -> str | None:
         """Why it can't be computed on (B, C, H, W), or None."""
-        channels, side = images.shape[1], min(images.shape[2:])
-        if self.channels is not None and channels not in self.channels:
-            return f"needs images of {' or '.join(map(str, self.channels))} channels, not {channels}"
-        return f"needs {self.smallest} pixels along the shorter side, not {side}" if side < self.smallest else None
+        return unfit(images, self.smallest, self.channels)
 
 
 class ImageMetrics:
@@ -82,7 +88,7 @@ class ImageMetrics:
         """reconstruction, image: (B, C, H, W), uint8, on the device of the networks.   Returns B rows."""
         errors = (reconstruction.int() - image.int()).square().sum(dim=(1, 2, 3), dtype=torch.int64).tolist()
         rows = [
-            Row(key, image[0].numel(), error, missing=dict(self.unavailable))
+            Row(key, tuple(image.shape[1:]), error, missing=dict(self.unavailable))
             for key, error in zip(keys, errors, strict=True)
         ]
         for name, metric in self.metrics.items():
@@ -99,7 +105,15 @@ class ImageMetrics:
 
     def without_reconstruction(self, image: Tensor, key: str, reason: str) -> Row:
         """The row of an image (C, H, W) of which there is nothing to measure."""
-        return Row(key, image.numel(), None, missing=dict.fromkeys((*self.metrics, *self.unavailable), reason))
+        return Row(key, tuple(image.shape), None, missing=dict.fromkeys((*self.metrics, *self.unavailable), reason))
+
+
+def unfit(images: Tensor, smallest: int, channels: tuple[int, ...] | None) -> str | None:
+    """Why (B, C, H, W) is nothing for a metric of `smallest` pixels a side and these numbers of channels, or None."""
+    found, side = images.shape[1], min(images.shape[2:])
+    if channels is not None and found not in channels:
+        return f"needs images of {' or '.join(map(str, channels))} channels, not {found}"
+    return f"needs {smallest} pixels along the shorter side, not {side}" if side < smallest else None
 
 
 def psnr(squared_error: Tensor | float, elements: int) -> Tensor:
@@ -109,8 +123,8 @@ def psnr(squared_error: Tensor | float, elements: int) -> Tensor:
 
 def _build(name: MetricName, device: torch.device) -> Metric:
     if name in NETWORKS:
-        network = LPIPS(NETWORKS[name]).to(device)
-        return Metric(_lpips(network), SMALLEST[NETWORKS[name]], (1, 3), fingerprint(network.state_dict()))
+        network = PairNetwork(NETWORKS[name], device)
+        return Metric(lambda ours, theirs: network(ours, theirs).distance, network.smallest, (1, 3), network)
     return {
         "psnr": Metric(_psnr, 1),
         "ssim": Metric(_ssim, SSIM_WINDOW),
@@ -138,13 +152,3 @@ def _ms_ssim(reconstruction: Tensor, image: Tensor) -> Tensor:
     ours, theirs = (F.pad(x / 255.0, missing, mode="replicate") for x in (reconstruction, image))
     values = multiscale_structural_similarity_index_measure(ours, theirs, data_range=1.0, sigma=1.5, reduction="none")
     return values.reshape(len(image))
-
-
-def _lpips(network: LPIPS) -> Callable[[Tensor, Tensor], Tensor]:
-    def compute(reconstruction: Tensor, image: Tensor) -> Tensor:
-        """One channel is shown as grey."""
-        shape = (len(image), 3, *image.shape[2:])
-        distance: Tensor = network((reconstruction / 127.5 - 1.0).expand(shape), (image / 127.5 - 1.0).expand(shape))
-        return distance
-
-    return compute

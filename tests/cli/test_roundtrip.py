@@ -16,7 +16,8 @@ from ldm_vae.data.images import ImageConfig
 from ldm_vae.data.index import load_index
 from ldm_vae.data.latents import LatentDataset
 from ldm_vae.errors import UserError
-from ldm_vae.evaluate import EvaluationProtocol, evaluate_shards
+from ldm_vae.evaluate import evaluate_shards
+from ldm_vae.results import EvaluationProtocol
 from ldm_vae.roundtrip import round_to_bits, roundtrip
 from ldm_vae.scale import LatentScale
 

@@ -18,6 +18,7 @@ from torchmetrics.image import (
 from ldm_vae.errors import UserError
 from ldm_vae.losses.perceptual import BACKBONE
 from ldm_vae.metrics import image as metrics_image
+from ldm_vae.metrics import pair as pair_network
 from ldm_vae.metrics.image import METRICS, ImageMetrics, MetricName, Row
 from ldm_vae.weights import backbone_weights
 
@@ -146,7 +147,7 @@ def test_without_weights_the_rest_is_measured(pair: Pair, monkeypatch: pytest.Mo
     def unreachable(network: str) -> None:
         raise UserError(f"no weights for {network}", "give a file")
 
-    monkeypatch.setattr(metrics_image, "LPIPS", unreachable)
+    monkeypatch.setattr(pair_network, "LPIPS", unreachable)
     (row,) = ImageMetrics(METRICS)(*pair, ["photograph"])
     assert set(row.values) == {"psnr", "ssim", "ms_ssim"}
     assert row.missing["lpips_vgg"] == "no weights for vgg: give a file"

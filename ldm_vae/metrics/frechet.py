@@ -1,0 +1,59 @@
+"""How far two sets of features are apart, as torch-fidelity computes it, from features that lie in a file.
+
+Fréchet distance   |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of the Gaussians with the features' means and unbiased
+                   covariances (Heusel et al. 2017, arXiv:1706.08500); float64, the root's trace through eigenvalues
+kernel distance    squared MMD under ((x.y) / d + 1)^3, unbiased, mean over random subsets (Binkowski et al. 2018,
+                   arXiv:1801.01401)
+
+With fewer images than features the covariances are singular; the distance is finite all the same, and off by the
+eigenvalues' rounding: 1e-5 for equal sets. Memory: a chunk of images and d x d; for the kernel distance, its subsets.
+Check: tests/metrics/test_frechet.py, against torch-fidelity, torchmetrics, scipy.linalg.sqrtm and closed forms.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch_fidelity.defaults import DEFAULTS
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+
+from ldm_vae.metrics.spool import Features, chunks
+
+SUBSET = int(DEFAULTS["kid_subset_size"])  # 1000 images
+SUBSETS = int(DEFAULTS["kid_subsets"])  # 100
+SEED = int(DEFAULTS["rng_seed"])  # of the subsets, 2020
+
+
+def frechet_distance(ours: Features, theirs: Features) -> float:
+    """ours, theirs: (n, d), n from 2."""
+    value: float = fid_statistics_to_metric(_statistics(ours), _statistics(theirs), verbose=False)[KEY_METRIC_FID]
+    return value
+
+
+def kernel_distance(ours: Features, theirs: Features) -> float:
+    """ours, theirs: (n, d), n from 2. Up to SUBSET images there is one subset, all of them."""
+    n = len(ours)
+    found = kid_features_to_metric(
+        torch.from_numpy(ours),
+        torch.from_numpy(theirs),
+        kid_subsets=SUBSETS if n > SUBSET else 1,
+        kid_subset_size=min(n, SUBSET),
+        rng_seed=SEED,
+        verbose=False,
+    )
+    value: float = found[KEY_METRIC_KID_MEAN]
+    return value
+
+
+def _statistics(features: Features) -> dict[str, npt.NDArray[np.float64]]:
+    """Mean and unbiased covariance, summed in float64 in two passes, so that nothing cancels."""
+    n, d = features.shape
+    mean, products = np.zeros(d), np.zeros((d, d))
+    for chunk in chunks(features):
+        mean += chunk.sum(axis=0, dtype=np.float64) / n
+    for chunk in chunks(features):
+        centred = chunk.astype(np.float64) - mean
+        products += centred.T @ centred
+    return {"mu": mean, "sigma": products / (n - 1)}

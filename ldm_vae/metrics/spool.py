@@ -1,0 +1,84 @@
+"""Features of images on disk: written as they come on each process, put in the order of keys on the first one.
+
+So memory stays flat in the number of images, and the order in which images were met, on however many processes, changes
+nothing. The files have no name, or none that outlives the program.
+"""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ldm_vae.errors import UserError
+from ldm_vae.ranks import gather, rank_and_world
+
+Features = npt.NDArray[np.float32]
+CHUNK = 256  # images that are moved at a time
+
+
+class Spool:
+    """Rows of a fixed shape, float32, by key; one file per process in $TMPDIR."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.keys: list[str] = []
+        self._file = _file()
+
+    def add(self, keys: Sequence[str], rows: Features) -> None:
+        """rows: (B, *shape)."""
+        assert rows.shape == (len(keys), *self.shape)
+        _write(self._file, np.ascontiguousarray(rows, dtype=np.float32))
+        self.keys += keys
+
+    def gathered(self) -> Features | None:
+        """(N, *shape) of all processes in the order of their keys, mapped from a file, on the first process; None on
+        the others. All must call it."""
+        rank, _ = rank_and_world()
+        everyone = gather(self.keys)
+        order = sorted((key, owner, i) for owner, keys in enumerate(everyone) for i, key in enumerate(keys))
+        places = [np.empty(len(keys), dtype=np.int64) for keys in everyone]
+        for place, (_, owner, i) in enumerate(order):
+            places[owner][i] = place
+        whole = _file()
+        for first in range(0, max(map(len, everyone)), CHUNK):
+            for owner, rows in enumerate(gather(self._read(first, first + CHUNK))):
+                if rank == 0:
+                    for place, row in zip(places[owner][first : first + CHUNK], rows, strict=True):
+                        whole.seek(int(place) * row.nbytes)
+                        _write(whole, row)
+        if rank != 0:
+            return None
+        whole.flush()
+        return np.memmap(whole, dtype=np.float32, mode="r+", shape=(len(order), *self.shape))
+
+    def _read(self, first: int, stop: int) -> Features:
+        row = 4 * int(np.prod(self.shape))
+        self._file.flush()
+        self._file.seek(first * row)
+        data = self._file.read(max(0, min(stop, len(self.keys)) - first) * row)
+        return np.frombuffer(data, dtype=np.float32).reshape(-1, *self.shape)
+
+
+def chunks(rows: Features) -> Iterator[Features]:
+    """(n, ...) -> its parts of at most CHUNK rows, in memory."""
+    for first in range(0, len(rows), CHUNK):
+        yield np.array(rows[first : first + CHUNK])
+
+
+def _file() -> IO[bytes]:
+    return tempfile.TemporaryFile(prefix="ldm_vae-features-")
+
+
+def _write(file: IO[Any], rows: Features) -> None:
+    try:
+        file.write(rows.tobytes())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        what = f"no room for features of images in {tempfile.gettempdir()}"
+        raise UserError(what, f"{error.strerror}; set TMPDIR to a folder with room") from error
