@@ -1,0 +1,124 @@
+"""A small diffusion transformer of diffusers, trained by flow matching: what the probe and the worked example share.
+
+The network learns the velocity noise - latent at (1 - t) latent + t noise, for t uniform in [0, 1] (Lipman et al. 2023,
+arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003). On white noise of unit variance no network gets below pi / 2, and
+one that answers 0 has 2, so a loss below pi / 2 is structure that was found.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
+
+import torch
+from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
+from pydantic import Field
+from torch import Tensor, nn
+
+from ldm_vae.data.batch import rng
+from ldm_vae.errors import UserError
+from ldm_vae.recipe import Config
+from ldm_vae.schedules import warmup_decay
+
+NO_LABEL = 1000  # stands for no class: DiTPipeline guides away from it, whatever was trained
+HEAD = 32  # channels of an attention head
+TIMES = 1000  # what diffusers calls the timestep is t times this
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class DenoiserConfig(Config):
+    width: Annotated[int, Field(gt=0, multiple_of=HEAD)] = 128  # channels of a token
+    depth: Positive = 6  # blocks
+    tokens: Positive = 8  # along each side of a latent; patches are as large as that makes them
+    steps: Positive  # optimizer steps
+    batch: Positive = 32  # latents per step
+    lr: Annotated[float, Field(gt=0)] = 1.0e-3  # of AdamW; rises over a twentieth of the steps, falls to 0 by a cosine
+    label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1  # share of latents whose class is withheld
+    seed: int = 0  # of the first weights, the noise and the times
+
+
+def build_denoiser(config: DenoiserConfig, channels: int, side: int) -> Any:
+    """DiTTransformer2DModel for latents (B, channels, side, side). Raises UserError where patches do not fit.
+
+    Equal `tokens` mean equal work for every codec, to the first and the last layer: the side of a patch differs.
+    """
+    if side % config.tokens:
+        raise UserError(
+            f"latents of side {side} are not divisible into {config.tokens} patches", "change the size or the tokens"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model: Any = DiTTransformer2DModel(  # type: ignore[no-untyped-call]
+            in_channels=channels,
+            out_channels=channels,
+            sample_size=side,
+            patch_size=side // config.tokens,
+            num_layers=config.depth,
+            num_attention_heads=config.width // HEAD,
+            attention_head_dim=HEAD,
+            num_embeds_ada_norm=NO_LABEL,
+        )
+    # As in DiT (arXiv:2212.09748), which diffusers leaves out: blocks start as the identity, the velocity as 0.
+    for layer in (*(block.norm1.linear for block in model.transformer_blocks), model.proj_out_1, model.proj_out_2):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    # In training mode diffusers withholds labels from each block on its own; train_denoiser does from all of them.
+    return model.eval()
+
+
+def train_denoiser(
+    model: Any,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    config: DenoiserConfig,
+    done: Callable[[float], object] = lambda loss: None,
+) -> list[float]:
+    """The loss of each step, mean squared error per element.   Changes `model` in place, on its device.
+
+    batches: scaled latents (B, c, s, s) and labels (B,), int64, at least `config.steps` of them.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
+    losses: list[float] = []
+    for step, (latents, labels) in enumerate(itertools.islice(batches, config.steps)):
+        generator = rng(config.seed, "denoiser", step)
+        noise = torch.from_numpy(generator.standard_normal(tuple(latents.shape), dtype="float32"))
+        time = torch.from_numpy(generator.random(len(latents), dtype="float32"))
+        withheld = torch.from_numpy(generator.random(len(latents)) < config.label_dropout)
+        at = time.view(-1, 1, 1, 1)
+        noisy, velocity = (1 - at) * latents + at * noise, noise - latents
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * warmup_decay(
+                step, warmup=config.steps // 20, decay="cosine", final=0.0, steps=config.steps
+            )
+        predicted = model(
+            noisy.to(model.device),
+            timestep=TIMES * time.to(model.device),
+            class_labels=labels.masked_fill(withheld, NO_LABEL).to(model.device),
+        ).sample
+        loss = (predicted - velocity.to(model.device)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        done(losses[-1])
+    return losses
+
+
+def flow_scheduler() -> Any:
+    """The sampler that belongs to this training, for any pipeline that takes one."""
+    return DPMSolverMultistepScheduler(  # type: ignore[no-untyped-call]
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0
+    )
+
+
+@torch.no_grad()
+def sample_latents(model: Any, noise: Tensor, labels: Tensor, steps: int) -> Tensor:
+    """noise: (B, c, s, s).   labels: (B,).   steps: network evaluations.   Returns scaled latents, unguided."""
+    latents, labels = noise.to(model.device), labels.to(model.device)
+    scheduler = flow_scheduler()
+    scheduler.set_timesteps(steps, device=model.device)
+    for time in scheduler.timesteps:
+        velocity = model(latents, timestep=time.expand(len(labels)), class_labels=labels).sample
+        latents = scheduler.step(velocity, time, latents).prev_sample
+    return latents

@@ -1,0 +1,130 @@
+"""How one codec reconstructs pictures, and how well a small diffusion transformer learns its latents of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm_vae.codec import LatentCodec, NonFiniteError, from_numpy
+from ldm_vae.data.batch import rng
+from ldm_vae.data.images import to_uint8
+from ldm_vae.errors import UserError
+from ldm_vae.metrics.frechet import frechet_distance
+from ldm_vae.metrics.image import psnr
+from ldm_vae.metrics.latent import LatentMoments
+from ldm_vae.metrics.pair import PairNetwork
+from ldm_vae.scale import LatentScale
+from tools.denoiser import NO_LABEL, DenoiserConfig, build_denoiser, sample_latents, train_denoiser
+
+AT_ONCE = 64  # pictures through a network at a time
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Means over the pictures, and what the training needs.   moments: (N, 2c, h, w).   real: their features (N, d)."""
+
+    psnr: float
+    lpips_vgg: float
+    frechet_vgg16: float
+    moments: Tensor
+    real: Tensor
+
+
+def reconstruct(codec: LatentCodec, pictures: Tensor, network: PairNetwork) -> Reconstruction:
+    """pictures: (N, 3, H, W), uint8. From the posterior's mode, rounded to 8 bits."""
+    decibels, distances, moments, features = [], [], [], []
+    for image in torch.split(pictures, AT_ONCE):
+        moments.append(codec.moments(from_numpy(image.permute(0, 2, 3, 1).numpy())).cpu())
+        reconstruction = to_uint8(codec.decode_raw(codec.draw(moments[-1].to(codec.device))))
+        image = image.to(codec.device)
+        errors = (reconstruction.int() - image.int()).square().flatten(1).sum(dim=1)
+        decibels.append(psnr(errors, image[0].numel()))
+        with torch.no_grad():
+            seen = network(reconstruction, image)
+        distances.append(seen.distance.double())
+        features.append(seen.features.cpu())
+    both = torch.cat(features)
+    return Reconstruction(
+        torch.cat(decibels).mean().item(),
+        torch.cat(distances).mean().item(),
+        frechet_distance(both[:, 0].numpy(), both[:, 1].numpy()),
+        torch.cat(moments),
+        both[:, 1],
+    )
+
+
+def learn(
+    codec: LatentCodec,
+    found: Reconstruction,
+    network: PairNetwork,
+    config: DenoiserConfig,
+    *,
+    sampling_steps: int,
+    done: Callable[[float], object],
+) -> dict[str, Any]:
+    """Trains on all latents, draws as many samples.   done(loss): called after each step.
+
+    frechet_vgg16 is None where the samples are not finite; `missing` then says why.
+    """
+    model = build_denoiser(config, codec.latent_channels, found.moments.shape[-1]).to(codec.device)
+    scale = standardise(codec, found.moments)
+    losses = train_denoiser(model, batches(codec, found.moments, scale, config), config, done)
+    tail = losses[-max(1, config.steps // 10) :]
+    result: dict[str, Any] = {
+        "seed": config.seed,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "loss": math.fsum(tail) / len(tail),
+    }
+    try:
+        samples = sample(codec, model, scale, len(found.moments), sampling_steps, config.seed)
+    except NonFiniteError:
+        return result | {"frechet_vgg16": None, "missing": "the samples are not finite: the training diverged"}
+    return result | {"frechet_vgg16": frechet_distance(look(network, samples).numpy(), found.real.numpy())}
+
+
+def standardise(codec: LatentCodec, moments: Tensor) -> LatentScale:
+    """Zero mean and unit variance of draws from these posteriors, channel by channel."""
+    statistics = LatentMoments(codec.latent_channels)
+    statistics.update(codec.draw(moments, sample=True, generator=torch.Generator().manual_seed(0)))
+    if not statistics.std.all():
+        raise UserError(f"latents of {codec.source.name} do not vary", "the codec has collapsed; train it differently")
+    return LatentScale(1.0, mean=tuple(statistics.mean.tolist()), std=tuple(statistics.std.tolist()))
+
+
+def batches(
+    codec: LatentCodec, moments: Tensor, scale: LatentScale, config: DenoiserConfig
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Without end: scaled draws from the posteriors of random pictures, and no labels."""
+    noise = torch.Generator().manual_seed(config.seed)
+    for step in itertools.count():
+        items = rng(config.seed, "learnability", step).integers(len(moments), size=config.batch)
+        yield scale.apply(codec.draw(moments[items], sample=True, generator=noise)), _no_labels(config.batch)
+
+
+def sample(codec: LatentCodec, model: Any, scale: LatentScale, count: int, steps: int, seed: int) -> Sequence[Tensor]:
+    """`count` pictures in batches (B, 3, H, W), uint8. Raises NonFiniteError."""
+    shape = (count, model.config.in_channels, model.config.sample_size, model.config.sample_size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    parts = (sample_latents(model, part, _no_labels(len(part)), steps) for part in torch.split(noise, AT_ONCE))
+    return [to_uint8(codec.decode_raw(scale.remove(latents))) for latents in parts]
+
+
+@torch.no_grad()
+def look(network: PairNetwork, parts: Sequence[Tensor]) -> Tensor:
+    """Features (N, d) of pictures. The network looks at pairs, so the halves of a batch go beside each other."""
+    found = []
+    for part in parts:
+        half = (len(part) + 1) // 2
+        seen = network(part[:half], part[-half:]).features.cpu()
+        found += [seen[:, 0], seen[2 * half - len(part) :, 1]]  # of an odd number the middle one was in both
+    return torch.cat(found)
+
+
+def _no_labels(count: int) -> Tensor:
+    return torch.full((count,), NO_LABEL)

@@ -1,0 +1,146 @@
+"""Learnability probe: reconstruction beside generation, one row a codec, under the same small budget.
+
+    python -m tools.probe runs/a runs/b SHARDS --size 64 --images 800 --steps 600 --json probe.json
+
+How well a codec reconstructs does not tell how well a diffusion model learns its latents (Yao & Wang 2025,
+arXiv:2501.01423), so both stand in one table: PSNR, LPIPS and the Fréchet distance of reconstructions, and the Fréchet
+distance of samples, all against the same images. Every codec gets the same transformer, patches per image, steps and
+seeds. Its latents are drawn from the posterior and standardised channel by channel, so that none loses by a scale that
+can be mended.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm_vae.atomic import atomic_file
+from ldm_vae.codec import LatentCodec
+from ldm_vae.data.images import ImageConfig, to_uint8
+from ldm_vae.data.index import SourceConfig, load_index
+from ldm_vae.data.reader import DataConfig, validation_batches
+from ldm_vae.errors import UserError
+from ldm_vae.metrics.pair import PairNetwork
+from tools.command import run_command
+from tools.denoiser import DenoiserConfig, build_denoiser
+from tools.learnability import AT_ONCE, learn, reconstruct
+
+
+def probe(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Runs, diffusers folders or Hub ids.")],
+    shards: Annotated[str, typer.Argument(metavar="SHARDS", help="Image shards; their first images are used.")],
+    size: Annotated[
+        int, typer.Option(min=1, help="Pixels: short side resized to it, square cut from the middle.")
+    ] = 64,
+    images: Annotated[int, typer.Option(min=2, help="To train on and compare with; as many are sampled.")] = 800,
+    tokens: Annotated[int, typer.Option(min=1, help="Patches along the side of a latent, for every codec.")] = 8,
+    width: Annotated[int, typer.Option(help="Channels of a token, a multiple of 32.")] = 128,
+    depth: Annotated[int, typer.Option(min=1, help="Transformer blocks.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 600,
+    batch: Annotated[int, typer.Option(min=1, help="Latents per step.")] = 32,
+    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1.0e-3,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each codec.")] = 2,
+    sampling_steps: Annotated[int, typer.Option(min=2, help="Evaluations of the network per sample.")] = 25,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything to FILE.")] = None,
+) -> None:
+    """Train the same small diffusion transformer on the latents of each codec, and score its samples."""
+    options: dict[str, Any] = dict(width=width, depth=depth, tokens=tokens, steps=steps, batch=batch, lr=lr)
+    configs = [DenoiserConfig(**options, label_dropout=0.0, seed=seed) for seed in range(seeds)]
+    codecs = {name: LatentCodec.load(name) for name in models}
+    for name, codec in codecs.items():  # bad input is told before the minutes of work
+        check(name, codec, size, configs[0])
+    pictures = read_images(shards, size, images)
+    network = PairNetwork("vgg", next(iter(codecs.values())).device)
+    rows = []
+    for name, codec in codecs.items():
+        found = reconstruct(codec, pictures, network)
+        with tqdm(total=seeds * steps, unit="step", desc=name, disable=not sys.stderr.isatty(), leave=False) as bar:
+            trainings = [
+                learn(codec, found, network, config, sampling_steps=sampling_steps, done=lambda loss: bar.update())
+                for config in configs
+            ]
+        numbers = {"psnr": found.psnr, "lpips_vgg": found.lpips_vgg, "frechet_vgg16": found.frechet_vgg16}
+        about = {"factor": codec.factor, "latent_channels": codec.latent_channels, "weights": codec.weights_hash}
+        rows.append({"name": name, **about, "metrics": numbers, "samples": trainings})
+    protocol = {
+        "shards": shards,
+        "images": f"the first {images}, short side {size} (bicubic, antialias), center {size}, 8 bits",
+        "latents": "drawn from the posterior, standardised channel by channel over these images; no classes",
+        "denoiser": ", ".join(f"{key} {value}" for key, value in configs[0].model_dump(exclude={"seed"}).items()),
+        "training": "flow matching, AdamW, cosine decay; loss: mean over the last tenth of the steps",
+        "samples": f"{images}, DPM-Solver++ of order 2, {sampling_steps} steps",
+        "frechet": "VGG16 of LPIPS, relu5_3 averaged over positions, against the same images; no FID",
+        "feature_weights": network.weights,
+        "torch": torch.__version__,
+    }
+    show(rows, protocol)
+    if json is not None:
+        with atomic_file(json) as stage:
+            stage.write_text(json_format.dumps({"protocol": protocol, "codecs": rows}, indent=1) + "\n")
+
+
+def check(name: str, codec: LatentCodec, size: int, config: DenoiserConfig) -> None:
+    """Raises UserError for a codec that cannot be probed at this size."""
+    if codec.model.config.in_channels != 3 or codec.model.config.out_channels != 3:
+        raise UserError(f"{name} is for images of {codec.model.config.in_channels} channels", "the features need 3")
+    if size % codec.factor:
+        raise UserError(f"--size {size} is not divisible by {codec.factor}, the factor of {name}", "choose a multiple")
+    build_denoiser(config, codec.latent_channels, size // codec.factor)
+
+
+def read_images(shards: str, size: int, count: int) -> Tensor:
+    """The first `count` images: (N, 3, size, size), uint8. Raises UserError where there are fewer."""
+    index = load_index(shards)
+    config = DataConfig(
+        train=(SourceConfig(shards=shards),),
+        batch=AT_ONCE,
+        workers=0,
+        image=ImageConfig(resize=size, crop=size, crop_mode="center"),
+        broken_budget=index.samples,
+    )
+    found: list[Tensor] = []
+    stream = validation_batches(config, index, batch=AT_ONCE, rank=0, world=1)
+    for pictures in stream:
+        found += to_uint8(pictures.image)
+        if len(found) >= count:
+            return torch.stack(found[:count])
+    broken = f" and {len(stream.faults)} broken ones" if stream.faults else ""
+    raise UserError(f"{shards} holds {len(found)} images{broken}, not {count}", "give more shards, or a lower --images")
+
+
+def show(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> None:
+    """The table and its protocol, for people."""
+    table = Table("codec", "f, c", "PSNR, dB", "LPIPS VGG", "Fréchet, reconstructions", "Fréchet, samples", "loss")
+    for row in rows:
+        numbers = [f"{row['metrics'][key]:.{places}f}" for key, places in DIGITS.items()]
+        distances = [one["frechet_vgg16"] for one in row["samples"]]
+        losses = [f"{one['loss']:.3f}" for one in row["samples"]]
+        table.add_row(
+            row["name"],
+            f"{row['factor']}, {row['latent_channels']}",
+            *numbers,
+            ", ".join("-" if value is None else f"{value:.1f}" for value in distances),
+            ", ".join(losses),
+        )
+    console = Console(width=120)
+    console.print(table)
+    print("samples and loss: a number a seed; white noise has a loss of pi / 2")
+    for name, value in protocol.items():
+        print(f"{name}: {value}")
+    for row in rows:
+        print(f"{row['name']}: weights {row['weights'][:12]}, {row['samples'][0]['parameters']:,} parameters learn it")
+
+
+DIGITS = {"psnr": 2, "lpips_vgg": 3, "frechet_vgg16": 1}
+
+if __name__ == "__main__":
+    run_command(probe)
