@@ -13,7 +13,7 @@ BYTES = 5_500_000  # of all pictures of the gallery, as they stand in the page
 SIDES = (768, 512, 384, 256, 160, 96)  # px; of a longer side the middle is shown; the first that fits into BYTES
 LATENTS = 3  # images whose latents are shown: the first, the middle and the last of the gallery
 CHANNELS = 16  # of a latent that are shown
-PAIR = (320, 240)  # px, width and height at most of the two pictures in the summary
+PAIR = (320, 400)  # px, width and height at most of the two pictures in the summary
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,19 @@ ROWS = 40  # of the table of numbers; of longer ones every n-th is shown
 COLOURS = tuple(f"#c0000{i}" for i in range(1, 9))  # stand-ins for var(--series-1) and so on
 INK, GRID = "#0a0b0c", "#0a0b0d"  # for currentColor and var(--grid)
 DASHES = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))  # points; with the colour, so that none need be told by colour alone
+SHAPES = {
+    "o": "M12 1a3 3 0 1 0 .01 0z",
+    "s": "M9 1h6v6h-6z",
+    "^": "M12 0l4 7h-8z",
+    "D": "M12 0l4 4l-4 4l-4-4z",
+}  # as SVG
 SIZE = (4.6, 2.7)  # inches
 SVG = "http://www.w3.org/2000/svg"
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, in the font of the page
     "text.parse_math": False,  # names may hold $
     "axes.unicode_minus": True,
-    "font.size": 9,
+    "font.size": 10,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "text.color": INK,
@@ -48,11 +54,12 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of the legend.   colour: number of the series.   dash: as in SVG.   shape: line, bar or dot."""
+    """An entry of the legend.   colour: number of the series.   dash, dot: as in SVG.   shape: line, bar or dot."""
 
     label: str
     colour: int
     dash: str
+    dot: str
     shape: str
 
 
@@ -108,7 +115,7 @@ def _plot(axes: Axes, chart: Chart, lines: Sequence[Line], categories: list[str]
             place = x + gap * width * (i - (len(lines) - 1) / 2)
             (axes.barh if flat else axes.bar)(place, y, gap * width, color=colour)
         elif chart.kind == "scatter":
-            axes.plot(x, y, ".", color=colour, markersize=4, alpha=0.7)
+            axes.plot(x, y, list(SHAPES)[i % len(SHAPES)], color=colour, markersize=2.5, alpha=0.75)
         else:
             marker = "o" if len(x) < 15 else None
             axes.plot(x, y, color=colour, linewidth=1.5, dashes=dashes or (None, None), marker=marker, markersize=3)
@@ -124,8 +131,10 @@ def _plot(axes: Axes, chart: Chart, lines: Sequence[Line], categories: list[str]
 def _axis(
     axes: Axes, which: str, axis: Axis, chart: Chart, lines: Sequence[Line], notes: list[str], categories: bool
 ) -> None:
+    same = axis.title == chart.title  # the heading above says it already, with the unit
     title = f"{axis.title} ({axis.unit})" if axis.unit else axis.title
-    (axes.set_xlabel if which == "x" else axes.set_ylabel)(printable(title))
+    if not same:
+        (axes.set_xlabel if which == "x" else axes.set_ylabel)(printable(title))
     if categories:
         return
     part = axes.xaxis if which == "x" else axes.yaxis
@@ -171,7 +180,8 @@ def _thin(line: Line, kind: str, notes: list[str]) -> Line:
 
 def _key(number: int, label: str, kind: str) -> Key:
     dash = " ".join(map(str, DASHES[number % len(DASHES)])) if kind == "line" else ""
-    return Key(label, number % len(COLOURS) + 1, dash, {"line": "line", "bar": "bar", "scatter": "dot"}[kind])
+    dot = list(SHAPES.values())[number % len(SHAPES)]
+    return Key(label, number % len(COLOURS) + 1, dash, dot, {"line": "line", "bar": "bar", "scatter": "dot"}[kind])
 
 
 def _describe(chart: Chart, lines: Sequence[Line]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.fetch import LABEL, BrokenSample, Fetcher
@@ -17,7 +18,6 @@ from ldm_vae.data.index import Index, load_index
 from ldm_vae.data.order import SampleRef
 from ldm_vae.data.source import Unreachable
 from ldm_vae.errors import UserError
-from ldm_vae.metrics.image import psnr
 from ldm_vae.report.metrics import fact
 from ldm_vae.report.pictures import Pixels
 from ldm_vae.report.results import ImageRow
@@ -40,7 +40,7 @@ class Choice:
 @dataclass(frozen=True)
 class Held:
     """original, reconstruction: (C, h, w).   size: (H, W) of the whole image.   latent: (c, h', w'), raw, the mode.
-    psnr: dB, of what is shown; None where that is infinite."""
+    psnr: dB, of what is shown, where nothing was measured before; None also where that is infinite."""
 
     choice: Choice
     original: Pixels
@@ -150,10 +150,17 @@ def _reconstruct(codec: LatentCodec, choice: Choice, whole: NDArray[np.float32])
     z = codec.draw(codec.moments(image))
     decoded = codec.decode_raw(z, size=(image.shape[2], image.shape[3]))
     original, reconstruction = to_uint8(image[0]), to_uint8(decoded[0]).cpu()
-    error = float((original.double() - reconstruction.double()).square().sum())
-    value = float(psnr(error, original.numel())) if error else None
     latent = z[0].float().cpu().numpy()
+    value = _psnr(original, reconstruction) if choice.row is None else None
     return Held(choice, original.numpy(), reconstruction.numpy(), (height, width), latent, value)
+
+
+def _psnr(original: Tensor, reconstruction: Tensor) -> float | None:
+    """dB, of what is shown; None where it is infinite."""
+    from ldm_vae.metrics.image import psnr  # with torchmetrics, which takes seconds to import
+
+    error = float((original.double() - reconstruction.double()).square().sum())
+    return float(psnr(error, original.numel())) if error else None
 
 
 def _describe(codec: LatentCodec) -> dict[str, str]:
@@ -164,7 +171,7 @@ def _describe(codec: LatentCodec) -> dict[str, str]:
     return {
         "downsampling": f"f{codec.factor}: {codec.factor} × {codec.factor} pixels per latent position",
         "latent channels": str(codec.latent_channels),
-        "numbers per number": f"{values:.4g} image values per latent value",
+        "compression": f"{values:.4g} image values per latent value",
         "parameters": f"{parameters / 1e6:.2f} million",
         "weights": f"{codec.source.weights or 'as exported'}, after step {codec.source.step}",
         "weights sha256": codec.weights_hash,

@@ -1,8 +1,11 @@
-"""How numbers and foreign names are written on the page."""
+"""How numbers, sentences and foreign names are written on the page."""
 
 from __future__ import annotations
 
 import math
+import re
+
+from markupsafe import Markup, escape
 
 
 def short(value: float, digits: int = 4) -> str:
@@ -27,3 +30,8 @@ def printable(text: str) -> str:
     """Names in hostile data may hold control characters and halves of surrogate pairs, which no XML may hold."""
     whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(c if c.isprintable() else "\ufffd" for c in whole)
+
+
+def prose(text: str) -> Markup:
+    """A sentence in which `backticks` mark code, as HTML."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(printable(text)))))

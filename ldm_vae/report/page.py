@@ -22,7 +22,7 @@ from ldm_vae.report.album import Album, make_album
 from ldm_vae.report.charts import COLOURS, Drawing, draw
 from ldm_vae.report.gallery import Gallery, choose, make_gallery, worst_first
 from ldm_vae.report.metrics import HEADLINES, fact
-from ldm_vae.report.numbers import printable, short
+from ldm_vae.report.numbers import printable, prose, short
 from ldm_vae.report.pictures import DIVERGING, FORMAT, SEQUENTIAL, gradient
 from ldm_vae.report.run import Gap, RunFolder, leaves, read_run
 
@@ -121,7 +121,7 @@ def render(contents: Contents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    loader.filters |= {"short": short, "printable": printable, "setting": tables.setting}
+    loader.filters |= {"short": short, "printable": printable, "prose": prose, "setting": tables.setting}
     script = _asset("script.js")
     return loader.get_template("page.html").render(
         c=contents,

@@ -37,10 +37,10 @@ def difference(original: Pixels, reconstruction: Pixels) -> Pixels:
 
 
 def choose_gain(differences: list[Pixels]) -> int:
-    """The power of two, up to 32, that brings 99 % of the differences of all pictures just below full scale."""
+    """The power of two, up to 32, that brings 95 % of the differences of all pictures just below full scale."""
     if not differences:
         return 1
-    high = max(1.0, float(np.percentile(np.concatenate([d.ravel() for d in differences]), 99)))
+    high = max(1.0, float(np.percentile(np.concatenate([d.ravel() for d in differences]), 95)))
     return int(2 ** np.clip(np.floor(np.log2(255 / high)), 0, 5))
 
 

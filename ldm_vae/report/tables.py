@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,15 @@ from ldm_vae.report.results import ImageRow, Interval, Measured, StoredResults
 from ldm_vae.report.run import RunFolder, leaves
 
 IMAGES = 500  # rows of the table of images, the worst
-MACHINE = ("output",)  # settings in which two runs always differ
+REASONS = 20  # notes under it
+WHERE = ("output",)  # settings in which two runs always differ
 
 
 @dataclass(frozen=True)
 class Cell:
-    """note: why the value is missing.   best: of its row."""
+    """best: of its row."""
 
     text: str
-    note: str = ""
     best: bool = False
 
 
@@ -33,8 +34,11 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class MetricTable:
+    """notes: why values are missing."""
+
     columns: list[str]
     rows: list[MetricRow]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,13 @@ class Difference:
 @dataclass(frozen=True)
 class ImageTable:
     """columns: of the metrics.   rows: the image, its texts and the numbers to sort by; None sorts last.
-    metric: which the order follows.   left_out: rows."""
+    metric: which the order follows.   left_out: rows.   notes: why values are missing, and of how many images."""
 
     columns: list[Fact]
     rows: list[tuple[ImageRow, list[Cell], list[float | None]]]
     metric: str
     left_out: int
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -71,18 +76,19 @@ def metric_table(columns: Sequence[tuple[str, Measured]]) -> MetricTable:
     """One column a codec or baseline, the best of each row marked."""
     names = {name for _, measured in columns for name in (*measured.metrics, *measured.missing)}
     ordered = [*(name for name in FACTS if name in names), *sorted(names - FACTS.keys())]
-    rows = []
+    rows, notes = [], []
     for name in ordered:
         values = [measured.metrics.get(name) for _, measured in columns]
         known = [value for value in values if value is not None]
         better = {"higher": max, "lower": min}.get(fact(name).better)
         best = better(known) if better and len(known) > 1 else None
         cells = []
-        for (_, measured), value in zip(columns, values, strict=True):
-            reason = measured.missing.get(name, "not measured")
-            cells.append(Cell("–", reason) if value is None else Cell(short(value), best=value == best))
+        for (column, measured), value in zip(columns, values, strict=True):
+            cells.append(Cell("–" if value is None else short(value), best=value is not None and value == best))
+            if name in measured.missing:
+                notes.append(f"{fact(name).title} of {column}: {measured.missing[name]}.")
         rows.append(MetricRow(fact(name), cells))
-    return MetricTable([name for name, _ in columns], rows)
+    return MetricTable([name for name, _ in columns], rows, notes)
 
 
 def evaluation_columns(results: StoredResults) -> list[tuple[str, Measured]]:
@@ -127,13 +133,18 @@ def image_table(rows: Sequence[ImageRow]) -> ImageTable:
     shown = []
     for row in ordered[:IMAGES]:
         numbers = [row.values.get(name) for name in columns]
-        cells = [
-            Cell("–", row.missing.get(name, "not measured")) if value is None else Cell(short(value))
-            for name, value in zip(columns, numbers, strict=True)
-        ]
+        cells = [Cell("–" if value is None else short(value)) for value in numbers]
         shown.append((row, cells, numbers))
     title = fact(metric).title if metric else ""
-    return ImageTable([fact(name) for name in columns], shown, title, max(0, len(ordered) - IMAGES))
+    reasons = Counter((name, reason) for row in rows for name, reason in row.missing.items())
+    notes = [
+        f"{fact(name).title} is missing for {_images(count)}: {reason}." for (name, reason), count in reasons.items()
+    ]
+    return ImageTable([fact(name) for name in columns], shown, title, max(0, len(ordered) - IMAGES), notes[:REASONS])
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{short(count)} images"
 
 
 def recipe_differences(runs: Sequence[RunFolder]) -> list[Side]:
@@ -143,7 +154,7 @@ def recipe_differences(runs: Sequence[RunFolder]) -> list[Side]:
     return [
         Side(name, [setting(one.get(name, "–")) for one in settings])
         for name in names
-        if name not in MACHINE and len({repr(one.get(name, "–")) for one in settings}) > 1
+        if name not in WHERE and len({repr(one.get(name, "–")) for one in settings}) > 1
     ]
 
 
@@ -177,4 +188,4 @@ def setting(value: Any) -> str:
         return short(value, 6)
     if isinstance(value, list | tuple):
         return ", ".join(setting(item) for item in value) or "none"
-    return "none" if value == {} else str(value)
+    return "none" if value in ({}, "") else str(value)
