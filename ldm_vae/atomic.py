@@ -71,6 +71,21 @@ def atomic_folder(final: Path, *, needed: int | None = None) -> Iterator[Path]:
         remove_folder(aside)
 
 
+def append(path: Path, text: str) -> None:
+    """Adds to the end of a file, which is made where missing; for logs, which need not outlive a power cut.
+
+    Raises UserError where the disk is full or not to be written to; the file then is what it was.
+    """
+    with _told(path), path.open("ab", buffering=0) as file:
+        end, rest = file.tell(), text.encode()
+        try:
+            while rest:  # a disk that is nearly full takes a part
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(end)
+            raise
+
+
 def remove_folder(folder: Path) -> None:
     """Removes a folder, if it is there, so that nobody ever sees half of it under its name."""
     stage = _stage_name(folder)
@@ -101,10 +116,20 @@ def _staged(final: Path, needed: int | None) -> Iterator[Path]:
         raise UserError(f"cannot make the folder of {final}", str(error)) from error
     _clean(final.parent)
     stage = _stage_name(final)
+    with _told(final, needed):
+        try:
+            yield stage
+        except BaseException:
+            _delete(stage)
+            raise
+
+
+@contextmanager
+def _told(final: Path, needed: int | None = None) -> Iterator[None]:
+    """Says in a UserError that the disk is full or not to be written to."""
     try:
-        yield stage
+        yield
     except OSError as error:
-        _delete(stage)
         if error.errno in _NO_ROOM:
             size = "" if needed is None else f"{needed:,} bytes needed, "
             free = f"{shutil.disk_usage(final.parent).free:,} bytes free"
@@ -112,9 +137,6 @@ def _staged(final: Path, needed: int | None) -> Iterator[Path]:
             raise UserError(f"cannot write {final}", remedy) from error
         if error.errno in _NO_ACCESS:
             raise UserError(f"cannot write {final}", f"{error}; choose another folder or change its rights") from error
-        raise
-    except BaseException:
-        _delete(stage)
         raise
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ldm_vae import atomic
-from ldm_vae.atomic import atomic_file, atomic_folder, fsync_path, remove_folder
+from ldm_vae.atomic import append, atomic_file, atomic_folder, fsync_path, remove_folder
 from ldm_vae.errors import UserError
 
 
@@ -188,6 +188,21 @@ def test_a_write_error_names_the_file_and_leaves_the_old_one(tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert final.read_text() == "old"
     assert names(tmp_path) == {"file"}
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path) -> None:
+    log, line = tmp_path / "log", "x" * (LIMIT // 2) + "\n"
+    append(log, line)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))  # takes half of the second line
+    try:
+        with pytest.raises(UserError, match=f"{log}.*File too large.*make room"):
+            append(log, line)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert log.read_text() == line
+    append(log, line)
+    assert log.read_text() == 2 * line
 
 
 @pytest.mark.parametrize("folder", ["/proc/self/nothing", "file"])

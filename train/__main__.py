@@ -26,7 +26,7 @@ from train.preempt import PREEMPTED, Preemption
 from train.recipe import Recipe, resolve_precision
 from train.resume import check_same_data, check_same_experiment, latest_checkpoint, write_recipe
 from train.snapshot import restore
-from train.status import RunLock, write_status
+from train.status import RunLock, Status, write_status
 from train.validate import build_validation
 
 logger = logging.getLogger("train")
@@ -72,11 +72,12 @@ def train(recipe: Recipe) -> None:
         write_status(folder, "running", main=main)
         try:
             train_under_lock(recipe, checkpoint, accelerator, autoencoder, preemption)
-        except Preempted as reason:
-            write_status(folder, "preempted", str(reason), main=main)
-            raise
         except BaseException as error:
-            write_status(folder, "failed", str(error) or type(error).__name__, main=main)
+            status: Status = "preempted" if isinstance(error, Preempted) else "failed"
+            try:
+                write_status(folder, status, str(error) or type(error).__name__, main=main)
+            except UserError as second:  # the disk is full, say: what ended the run is what the person is to read
+                logger.warning("%s", second)
             raise
         write_status(folder, "done", main=main)
     accelerator.end_training()

@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_vae.atomic import atomic_file
+from ldm_vae.atomic import append, atomic_file
+from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config
 
 SHOWN = ("pixel", "perceptual", "rate", "generator", "discriminator")  # losses beside the progress bar
@@ -88,11 +89,13 @@ class MetricsLog:
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """One flat row; values that are not finite become null, since JSON has no word for them."""
-        self.accelerator.log(dict(row), step=step)
         if self.accelerator.is_main_process:
             clean = {name: value if math.isfinite(value) else None for name, value in row.items()}
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **clean}) + "\n")
+            append(self.path, json.dumps({"step": step, **clean}) + "\n")
+        try:
+            self.accelerator.log(dict(row), step=step)
+        except OSError as error:
+            raise UserError(f"a tracker cannot write ({error})", "mend that, or set log.trackers: []") from error
 
 
 class Progress:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from ldm_vae.atomic import append, atomic_file
 from ldm_vae.data.index import Index
 from ldm_vae.data.reader import TrainBatches
 from ldm_vae.errors import UserError
@@ -61,9 +63,13 @@ class Loop:
         self.log.cut(self.start)
         try:
             self.run_steps()
+        except BaseException:
+            with suppress(UserError):  # what ended the run is what the person is to read
+                self.write_broken()
+            raise
         finally:
-            self.write_broken()
             self.progress.close()
+        self.write_broken()
 
     def run_steps(self) -> None:
         recipe = self.recipe
@@ -111,8 +117,7 @@ class Loop:
         faults, self.batches.faults = self.batches.faults, []
         self.broken += len(faults)
         if faults:
-            with (self.folder / "broken.jsonl").open("a") as file:
-                file.writelines(json.dumps(asdict(fault)) + "\n" for fault in faults)
+            append(self.folder / "broken.jsonl", "".join(json.dumps(asdict(fault)) + "\n" for fault in faults))
 
     def validate(self, taken: int) -> None:
         assert self.validation is not None
@@ -138,7 +143,8 @@ class Loop:
         guard = self.run.guard
         if guard.exhausted():
             path = self.folder / f"nonfinite_rank_{self.accelerator.process_index}.json"
-            path.write_text(json.dumps(guard.suspects(), indent=1))
+            with atomic_file(path) as stage:
+                stage.write_text(json.dumps(guard.suspects(), indent=1))
             raise UserError(
                 f"gradients were not finite in {int(guard.longest)} steps in a row",
                 f"look at the samples named in {path}; weights and checkpoints are those of the last good step",

@@ -66,14 +66,13 @@ class RunLock:
         if self.main:
             try:
                 self.run.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(
-                    f"cannot make the run folder {self.run}", f"{error.strerror}; give another output"
-                ) from error
-            try:
                 self._lock.acquire(timeout=0)
             except Timeout:
                 self._wait_for_another_host()
+            except OSError as error:
+                raise UserError(
+                    f"cannot write into the run folder {self.run}", f"{error.strerror}; give another output"
+                ) from error
         return self
 
     def __exit__(

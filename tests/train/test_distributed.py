@@ -218,5 +218,5 @@ def test_a_run_folder_that_cannot_be_made_is_named(recipe: Path, tmp_path: Path)
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert said.returncode == 2
-    assert said.stderr.startswith(f"train: cannot make the run folder {tmp_path / 'file' / 'run'}: ")
+    assert said.stderr.startswith(f"train: cannot write into the run folder {tmp_path / 'file' / 'run'}: ")
     assert len(said.stderr.strip().splitlines()) == 1

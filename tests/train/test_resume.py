@@ -18,10 +18,11 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 import train.loop
+import train.status
 from ldm_vae.errors import UserError
 from ldm_vae.interop.native import Checkpoint
 from ldm_vae.recipe import load_recipe, read_yaml
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_shards
 from train.__main__ import train as train_run
 from train.recipe import Recipe, resolve_precision
 
@@ -107,6 +108,41 @@ def test_two_runs_from_one_seed_write_the_same_log(recipe: Path, tmp_path: Path,
     assert_same_end(tmp_path / "again", undisturbed)
     run_in_process(recipe, *STEPS, f"output={tmp_path / 'other'}", "seed=1")
     assert rows(tmp_path / "other") != rows(undisturbed)
+
+
+def test_what_ended_a_run_is_told_where_a_full_disk_takes_no_note_of_it(
+    recipe: Path,
+    tmp_path: Path,
+    crash: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write_status, append = train.status.write_status, train.loop.append
+    refused: list[str] = []
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "broken.jsonl":
+            refused.append(path.name)
+            raise UserError(f"cannot write {path}", "make room")
+        append(path, text)
+
+    def not_noted(run: Path, status: Any, *arguments: Any, main: bool) -> None:
+        if status == "failed":
+            raise UserError(f"cannot write {run}/status.json", "make room")
+        write_status(run, status, *arguments, main=main)
+
+    monkeypatch.setattr("train.__main__.write_status", not_noted)
+    monkeypatch.setattr(train.loop, "append", full)
+    broken = write_shards(tmp_path / "shards", [30])
+    with (broken / "000000.tar").open("r+b") as shard:  # zeros over the signature of the first picture
+        at = shard.read().index(b"PNG")
+        shard.seek(at)
+        shard.write(bytes(8))
+    crash(9)  # after 32 of 30 pictures, so that the broken one was met; not yet a row
+    with pytest.raises(SystemError, match="killed"):
+        run_in_process(recipe, "steps=10", "log.every=10", "checkpoint.every=10", f"data.train={broken}")
+    assert refused == ["broken.jsonl"]
+    assert "status.json: make room" in caplog.text
 
 
 def test_a_signal_saves_and_the_run_goes_on(recipe: Path, tmp_path: Path, undisturbed: Path) -> None:
