@@ -25,7 +25,7 @@ class Limits:
     patience: int = 5  # rows seen before a running mean counts
     accuracy: float = 0.99  # share of patches that the discriminator tells apart: it has won
     logits: float = 20.0  # absolute mean logit: it runs away
-    active_units: float = 0.5  # share of latent channels that carry information
+    active_channels_share: float = 0.5  # of the latent channels, those that carry information
     same_reconstruction: float = 1e-3  # standard deviation of reconstructions over images, range [-1, 1]
 
 
@@ -82,7 +82,7 @@ class Health:
 
     def _latents(self, row: Mapping[str, float]) -> list[str]:
         warnings = []
-        if row.get("validation/active_channels_share", 1.0) < self.limits.active_units:
+        if row.get("validation/active_channels_share", 1.0) < self.limits.active_channels_share:
             warnings.append(
                 f"only {row['validation/active_channels_share']:.0%} of the latent channels carry information "
                 "(posterior collapse); lower loss.rate.weight or give it a warm-up (loss.rate.warmup)"

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_vae.autoencoder import Output
 from ldm_vae.data.batch import Batch
@@ -64,7 +64,7 @@ class Losses:
     gradients: list[Tensor]
 
 
-class Objective(nn.Module):
+class Objective:
     """The weighted sum of terms, with its gradient at the reconstruction.
 
     likelihood: terms of the reconstruction, balanced against the discriminator.   regularizers: all others.
@@ -80,7 +80,6 @@ class Objective(nn.Module):
         last_layer_shape: torch.Size,
         reduce: Callable[[Tensor], Tensor],
     ) -> None:
-        super().__init__()
         self.likelihood = likelihood
         self.regularizers = regularizers
         self.adversarial = adversarial
@@ -95,7 +94,7 @@ class Objective(nn.Module):
         assert self.adversarial is not None
         return discriminator_loss(real, fake, self.adversarial.loss).mean()
 
-    def forward(self, output: Output, batch: Batch, critic: Critic, step: int) -> Losses:
+    def __call__(self, output: Output, batch: Batch, critic: Critic, step: int) -> Losses:
         """critic: the discriminator with its own parameters frozen; called only while the generator feels it."""
         reconstruction = at_least_float32(output.reconstruction)
         leaf = reconstruction.detach().requires_grad_()
