@@ -1,54 +1,128 @@
-"""ldm-vae evaluate: a codec and shards -> the table of metrics and its protocol."""
+"""ldm-vae evaluate: codecs, baselines and shards -> the table of metrics, its protocol, and what is gain or noise."""
 
 from __future__ import annotations
 
 import json as json_format
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from rich.console import Console
-from rich.table import Table
+import torch
+import typer
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Progress, Resize, Shards, image_config
+from ldm_vae.baselines.choose import choose_baseline
+from ldm_vae.cli.evaluation_table import print_comparisons, print_metrics, print_protocol
+from ldm_vae.cli.options import BatchSize, Crop, Json, Progress, Resize, Shards, image_config
 from ldm_vae.codec import LatentCodec
-from ldm_vae.evaluate import EvaluationProtocol, Results, evaluate_shards
+from ldm_vae.compare import Difference, compare, to_json
+from ldm_vae.errors import UserError
+from ldm_vae.evaluate import Metrics, evaluate_shards
+from ldm_vae.metrics.image import METRICS
+from ldm_vae.metrics.sets import SET_METRICS
 from ldm_vae.ranks import local_device, rank_and_world
+from ldm_vae.results import EvaluationProtocol, Results
 from ldm_vae.scale import LatentScale
 
-UNITS = {"psnr": "dB", "psnr_pooled": "dB"}
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A column of the table."""
+
+    name: str
+    kind: Literal["model", "baseline"]
+    results: Results
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [row.to_json() for row in self.results.per_image]
+        return {**self.results.to_json(), "per_image": rows}
 
 
 def evaluate(
-    model: Model,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="Runs, checkpoints, diffusers folders or Hub ids; all on the same images."
+        ),
+    ],
     shards: Shards,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="pca|pca=SHARDS|jpeg|webp",
+            help="Measure this, too, at the first model's rate: PCA of patches, fitted on SHARDS or on what the model "
+            "was trained on; JPEG or WebP of as many bytes as the latent at 16 bit. May be given several times.",
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help=f"Measure these alone: {', '.join((*METRICS, *SET_METRICS))}."),
+    ] = None,
+    latent: Annotated[
+        Literal["mode", "sample"], typer.Option(help="What of the posterior is decoded; a sample's noise is the key's.")
+    ] = "mode",
+    seed: Annotated[int, typer.Option(min=0, help="Of posterior samples.")] = 0,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="The type the codecs compute in.")] = "fp32",
+    inception: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Inception's weights for rfid and kid; fetched without it.")
+    ] = None,
     resize: Resize = None,
     crop: Crop = None,
     batch: BatchSize = 8,
     json: Json = None,
 ) -> None:
-    """Measure how well a codec reconstructs the images of some shards.
+    """Measure how well codecs reconstruct the images of some shards.
 
-    Of the posterior's mode, at the images' own size, on 8-bit values; means over images. `accelerate launch` and
-    torchrun share the images out to processes.
+    Of the posterior's mode, at the images' own size, on 8-bit values; means over images. Of several codecs the first is
+    held against each other one, image by image. `accelerate launch` and torchrun share the images out to processes.
     """
-    codec = LatentCodec.load(model, device=local_device())
-    codec.scale = codec.scale or LatentScale()  # none is needed to reconstruct
-    protocol = EvaluationProtocol(image=image_config(codec.model.config.in_channels, resize, crop))
-    with Progress("image") as progress:
-        results = evaluate_shards(codec, shards, protocol, batch=batch, done=progress.advance)
-    results = replace(results, protocol=describe_codec(codec) | results.protocol)
+    named = [*models, *(name.partition("=")[0] for name in baseline or ())]
+    if repeated := sorted({name for name in named if named.count(name) > 1}):
+        raise UserError(f"{', '.join(repeated)} is named twice", "name each codec once")
+    codecs = [LatentCodec.load(model, device=local_device(), dtype=TYPES[precision]) for model in models]
+    channels = _channels(codecs)
+    protocol = EvaluationProtocol(
+        image=image_config(channels, resize, crop), metrics=_metrics(metrics), latent=latent, seed=seed
+    )
+    baselines = {name: choose_baseline(name, codecs[0], protocol.image) for name in baseline or ()}
+    measures = Metrics(protocol, codecs[0].device, inception_file=inception)
+
+    entries = []
+    for codec in codecs:
+        codec.scale = codec.scale or LatentScale()  # none is needed to reconstruct
+        with Progress("image") as progress:
+            found = evaluate_shards(codec, shards, protocol, batch=batch, metrics=measures, done=progress.advance)
+        found = replace(found, protocol=describe_codec(codec) | found.protocol)
+        entries.append(Entry(codec.source.name, "model", found))
+    plain = protocol.model_copy(update={"latent": "mode"})  # a baseline has no posterior
+    for wanted, other in baselines.items():
+        name = wanted.partition("=")[0]
+        with Progress("image") as progress:
+            found = evaluate_shards(other, shards, plain, batch=batch, metrics=measures, done=progress.advance)
+        found = replace(found, protocol={"model": wanted} | found.protocol | other.describe())
+        entries.append(Entry(name, "baseline", found))
+
     if rank_and_world()[0] != 0:
         return
+    comparisons = [
+        (other.name, compare(entries[0].results.per_image, other.results.per_image)) for other in entries[1:]
+    ]
     if json is not None:
         with atomic_file(json) as stage:
-            stage.write_text(json_format.dumps(results.to_json(), indent=2) + "\n")
-    _print(results)
+            stage.write_text(json_format.dumps(_to_json(entries, comparisons), indent=1) + "\n")
+    columns = {entry.name: entry.results for entry in entries}
+    print_metrics(columns)
+    print_comparisons(entries[0].name, dict(comparisons))
+    print_protocol(columns)
 
 
 def describe_codec(codec: LatentCodec) -> dict[str, str | int | None]:
     """What the protocol says of the codec."""
     return {
         "model": codec.source.name,
+        "codec": f"f{codec.factor}, {codec.latent_channels} numbers a position",
         "step": codec.source.step,
         "weights": codec.source.weights or "as exported",
         "weights_sha256": codec.weights_hash,
@@ -56,16 +130,27 @@ def describe_codec(codec: LatentCodec) -> dict[str, str | int | None]:
     }
 
 
-def _print(results: Results) -> None:
-    console = Console()
-    table = Table("metric", "value", "unit")
-    for name, value in results.metrics.items():
-        shown = f"missing: {results.missing[name]}" if value is None else f"{value:.4f}"
-        table.add_row(name, shown, UNITS.get(name, ""))
-    console.print(table)
-    protocol = Table(show_header=False, title="protocol", title_justify="left")
-    protocol.add_column()
-    protocol.add_column(overflow="fold")
-    for name, fact in results.protocol.items():
-        protocol.add_row(name, json_format.dumps(fact) if isinstance(fact, dict) else str(fact))
-    console.print(protocol)
+def _channels(codecs: list[LatentCodec]) -> int:
+    """Of the images of all codecs."""
+    channels = {codec.model.config.in_channels: codec.source.name for codec in codecs}
+    if len(channels) > 1:
+        which = ", ".join(f"{count} ({name})" for count, name in channels.items())
+        raise UserError(f"codecs for images of different channels: {which}", "evaluate them one at a time")
+    return next(iter(channels))
+
+
+def _metrics(names: str | None) -> tuple[Any, ...]:
+    known = (*METRICS, *SET_METRICS)
+    chosen = known if names is None else tuple(name.strip() for name in names.split(","))
+    if unknown := [name for name in chosen if name not in known]:
+        raise UserError(f"--metrics {names}: there is no {unknown[0]!r}", f"choose among {', '.join(known)}")
+    return chosen
+
+
+def _to_json(entries: list[Entry], comparisons: list[tuple[str, dict[str, Difference]]]) -> dict[str, Any]:
+    """The first codec's results, and the others' beside them."""
+    content = entries[0].to_json()
+    if len(entries) > 1:
+        content["others"] = [{"name": e.name, "kind": e.kind, **e.to_json()} for e in entries[1:]]
+        content["comparisons"] = [{"name": name, "metrics": to_json(found)} for name, found in comparisons]
+    return content

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.ranks import gather, rank_and_world
 
 Features = npt.NDArray[np.float32]
+Number = TypeVar("Number", bound=np.floating[Any])
 CHUNK = 256  # images that are moved at a time
 
 
@@ -64,7 +65,7 @@ class Spool:
         return np.frombuffer(data, dtype=np.float32).reshape(-1, *self.shape)
 
 
-def chunks(rows: Features) -> Iterator[Features]:
+def chunks(rows: npt.NDArray[Number]) -> Iterator[npt.NDArray[Number]]:
     """(n, ...) -> its parts of at most CHUNK rows, in memory."""
     for first in range(0, len(rows), CHUNK):
         yield np.array(rows[first : first + CHUNK])

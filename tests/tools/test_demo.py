@@ -52,8 +52,10 @@ def test_demo_continues_and_redoes_only_what_is_missing(tmp_path: Path) -> None:
     assert "PCA" in shortened
     results = json.loads((run / "results.json").read_text())
     assert results["protocol"]["step"] == 2
-    assert results["pca"]["metrics"]["lpips_vgg"] < results["metrics"]["lpips_vgg"]  # two steps learn nothing yet
-    assert results["pca"]["protocol"]["shards"] == results["protocol"]["shards"]
+    assert [other["name"] for other in results["others"]] == ["pca", "jpeg", "webp"]
+    linear = results["others"][0]
+    assert linear["metrics"]["lpips_vgg"] < results["metrics"]["lpips_vgg"]  # two steps learn nothing yet
+    assert linear["protocol"]["shards"] == results["protocol"]["shards"]
 
     continued = demo(tmp_path)
     assert "$ accelerate launch" in continued

@@ -8,7 +8,7 @@ from einops import rearrange
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from tools.pca import fit_pca
+from ldm_vae.baselines.pca import fit_pca
 
 
 @pytest.fixture

@@ -17,11 +17,25 @@ from torch import Tensor
 class PatchPCA:
     """Codec with the face that `ldm_vae.evaluate` asks for."""
 
-    device = torch.device("cpu")
+    def __init__(self, mean: Tensor, components: Tensor, factor: int, images: int) -> None:
+        """mean: (C * f * f,).   components: (c, C * f * f), orthonormal rows.   images: that it was fitted on."""
+        self.mean, self.components, self.factor, self.images = mean, components, factor, images
 
-    def __init__(self, mean: Tensor, components: Tensor, factor: int) -> None:
-        """mean: (C * f * f,).   components: (c, C * f * f), orthonormal rows."""
-        self.mean, self.components, self.factor = mean, components, factor
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def to(self, device: torch.device) -> PatchPCA:
+        return PatchPCA(self.mean.to(device), self.components.to(device), self.factor, self.images)
+
+    def describe(self) -> dict[str, str]:
+        """What the protocol says of it."""
+        numbers, f = len(self.components), self.factor
+        return {
+            "codec": f"PCA of {f} x {f} patches, {numbers} numbers each, fitted on {self.images:,} images",
+            "latent": f"{numbers} numbers, float32",
+            "padding": f"last row and column repeated to a multiple of {f}, cropped back",
+        }
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1], any size -> (B, c, H/f, W/f), sides rounded up."""
@@ -36,13 +50,14 @@ class PatchPCA:
 
 def fit_pca(images: Iterable[Tensor], factor: int, components: int) -> PatchPCA:
     """images: (B, C, H, W) batches of any sizes, read once; mean and covariance are summed in float64."""
-    count, total, products = 0, torch.zeros(()), torch.zeros(())
+    seen, count, total, products = 0, 0, torch.zeros(()), torch.zeros(())
     for batch in images:
+        seen += len(batch)
         patches = rearrange(_patches(batch.double(), factor), "b p h w -> (b h w) p")
         count, total, products = count + len(patches), total + patches.sum(dim=0), products + patches.T @ patches
     mean = total / count
     _, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
-    return PatchPCA(mean.float(), vectors[:, -components:].T.float(), factor)
+    return PatchPCA(mean.float(), vectors[:, -components:].T.float(), factor, seen)
 
 
 def _patches(images: Tensor, factor: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""What a trained codec is held against."""
