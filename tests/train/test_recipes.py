@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.interop.native import Checkpoint
+from ldm_vae.latent.gaussian import GaussianConfig
+from ldm_vae.losses.objective import build_objective
 from ldm_vae.recipe import dump, load_recipe, resolve
 from tests.conftest import ROOT
 from tests.train.test_resume import rows, run_in_process
@@ -18,6 +21,7 @@ from train.recipe import Recipe
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml"))
 FINETUNES = ("finetune", "finetune_decoder")
 PARAMETERS = {"kl_f4_c3": "55,312,063", "kl_f8_c4": "83,653,863", "kl_f8_c16": "83,819,683", "kl_f16_c32": "69,836,067"}
+PARAMETERS["deterministic"] = PARAMETERS["kl_f8_c4"]
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def overrides(path: Path, shards: Path, codec: Path) -> list[str]:
 
 
 def test_all_recipes_are_there() -> None:
-    wanted = {"demo_cpu", "kl_f4_c3", "kl_f8_c4", "kl_f8_c16", "kl_f16_c16", "kl_f16_c32", *FINETUNES}
+    wanted = {"demo_cpu", "deterministic", "kl_f4_c3", "kl_f8_c4", "kl_f8_c16", "kl_f16_c16", "kl_f16_c32", *FINETUNES}
     assert wanted <= {path.stem for path in RECIPES}
 
 
@@ -70,6 +74,20 @@ def test_one_real_step_at_reduced_size(path: Path, tmp_path: Path, shards: Path,
     assert step["pixel"] > 0 and step["perceptual"] > 0
     assert validation["validation/psnr"] > 0
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "done"
+
+
+def test_the_deterministic_recipe_has_no_noise_and_no_rate() -> None:
+    recipe, differences = load_recipe(Recipe, ROOT / "configs" / "deterministic.yaml"), []
+    image, noise = torch.rand(2, 3, 32, 32), torch.randn(2, 4, 4, 4)
+    for bottleneck in (recipe.model.bottleneck, GaussianConfig()):
+        torch.manual_seed(0)
+        config = AutoencoderConfig(block_out_channels=(8, 8, 16, 16), norm_groups=4, bottleneck=bottleneck)
+        model = Autoencoder(config).requires_grad_(False)
+        differences.append((model(image, noise=noise).reconstruction - model(image).reconstruction).abs().max())
+    # noise of 3e-7 through an untrained decoder; the usual bottleneck starts with noise of about 1
+    assert differences[0] < 1e-4 < 1e-2 < differences[1]
+    objective = build_objective(recipe.loss, recipe.discriminator, None, torch.Size((3, 16, 3, 3)), lambda value: value)
+    assert objective.regularizers == []
 
 
 def test_the_resolved_recipe_reads_back(tmp_path: Path, recipe: Path) -> None:
