@@ -40,12 +40,12 @@ def latent_diffusion(
     classes: Annotated[
         Literal["cls", "picture", "none"], typer.Option(help="The label stored with a sample, its key, or no class.")
     ] = "cls",
-    side: Annotated[int, typer.Option(min=1, help="Of the crops of latents to train on; f times as many pixels.")] = 32,
-    tokens: Annotated[int, typer.Option(min=1, help="Patches along the side.")] = 8,
-    width: Annotated[int, typer.Option(help="Channels of a token, a multiple of 32.")] = 192,
+    side: Annotated[int, typer.Option(min=1, help="Of the crops of latents to train on; f times as many pixels.")] = 24,
+    tokens: Annotated[int, typer.Option(min=1, help="Patches along the side.")] = 12,
+    width: Annotated[int, typer.Option(help="Channels of a token, a multiple of 32.")] = 128,
     depth: Annotated[int, typer.Option(min=1, help="Transformer blocks.")] = 6,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 600,
-    batch: Annotated[int, typer.Option(min=1, help="Crops per step.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 800,
+    batch: Annotated[int, typer.Option(min=1, help="Crops per step.")] = 16,
     lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1.0e-3,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 1.5,
     per_class: Annotated[int, typer.Option(min=1, help="Samples of each class on the sheet.")] = 4,
