@@ -1,0 +1,67 @@
+"""The largest value that each layer gives, and whether float16 could hold it."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from ldm_vae.codec import LatentCodec
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict
+from ldm_vae.diagnostics.probes import BATCH, Probes
+from ldm_vae.interop.export import FLOAT16_SAFE
+from ldm_vae.measure import largest_outputs
+
+FLOAT16_LARGEST = torch.finfo(torch.float16).max  # 65504
+_BLOCK = re.compile(
+    r".*?(?:(?:resnets|attentions|downsamplers|upsamplers)\.\d+|(?:conv_in|conv_norm_out|conv_out|quant_conv))(?=\.|$)"
+)
+SOURCE = "IEEE 754 binary16: largest finite value 65504"
+
+
+def inspect_activations(codec: LatentCodec, probes: Probes) -> Section:
+    with largest_outputs(codec.model) as outputs:
+        for image in torch.split(probes.image, BATCH):
+            codec.decode_raw(codec.draw(codec.moments(image)))
+    largest = {name: float(value) for name, value in outputs.items()}
+    blocks: dict[str, float] = {}
+    for name, value in largest.items():
+        if (found := _BLOCK.match(name)) is not None:
+            blocks[found[0]] = max(blocks.get(found[0], 0.0), value)
+    layer, value = max(largest.items(), key=lambda pair: pair[1])
+    dtype = str(codec.dtype).removeprefix("torch.")
+    over = f"over {len(probes.image)} probes, encoder and decoder, in {dtype}"
+    numbers = (
+        Number(
+            name="largest_activation", title="Largest activation", value=value,
+            definition=f"Largest |output| of any module {over}; here of {layer}.",
+        ),
+        Number(
+            name="float16_margin", title="Room below float16's limit", value=FLOAT16_LARGEST / value if value else None,
+            missing="" if value else "all activations are zero", unit="times", source=SOURCE,
+            definition=f"{FLOAT16_LARGEST:.0f} over the largest activation.",
+        ),
+    )  # fmt: skip
+    chart = Chart(
+        name="largest_by_block", title="Largest activation of each block", source=SOURCE, kind="bar",
+        definition=f"Largest |output| of any module of the block {over}; float16 ends at {FLOAT16_LARGEST:.0f}.",
+        x=Axis(title="block"), y=Axis(title="largest |output|", scale="log" if min(blocks.values()) > 0 else "linear"),
+        lines=(Line(label="", x=tuple(blocks), y=tuple(blocks.values())),),
+    )  # fmt: skip
+    return Section(
+        name="activations", title="Range of activations", numbers=numbers, charts=(chart,),
+        verdicts=(_verdict(layer, value),),
+    )  # fmt: skip
+
+
+def _verdict(layer: str, value: float) -> Verdict:
+    statement = f"The largest activation is {value:.4g} ({layer}); float16 ends at {FLOAT16_LARGEST:.0f}."
+    if value <= FLOAT16_SAFE:
+        return Verdict(name="fp16_overflow", level="good", statement=statement)
+    return Verdict(
+        name="fp16_overflow",
+        level="bad" if value > FLOAT16_LARGEST else "warning",
+        statement=f"{statement} Beyond {FLOAT16_SAFE:.0f} other images, and sums inside of kernels, may pass it.",
+        advice="Run the codec in float32 or bfloat16; `ldm-vae export` writes force_upcast, so that diffusers does. "
+        "To mend the weights, finetune (model.init_from) with optimizer.kind: adamw and optimizer.weight_decay.",
+    )

@@ -1,0 +1,124 @@
+"""Does the latent turn and shrink with the picture? The equivariance error of encoder and decoder.
+
+For a change T of picture and latent alike (a quarter turn; the mean over 2 x 2 or 4 x 4), with z = E(x):
+encoder: E(Tx) against T z;   decoder: D(T z) against T D(z);   both: D(T z) against T x.
+Source: Kouzelis et al. 2025, EQ-VAE, arXiv:2502.09509: codecs whose latents change with the picture are easier to learn
+for diffusion models. They scale bilinearly; the mean is used here, since it commutes with averaging exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm_vae.codec import LatentCodec
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict
+from ldm_vae.diagnostics.probes import Probes, decode_in_batches, encode_in_batches, mean_psnr
+
+Change = Callable[[Tensor], Tensor]
+SOURCE = "Kouzelis et al. 2025, EQ-VAE, arXiv:2502.09509"
+TURNS: dict[str, Change] = {f"turn by {90 * k}°": partial(torch.rot90, k=k, dims=(2, 3)) for k in (1, 2, 3)}
+SCALES: dict[str, Change] = {f"scale 1/{k}": partial(F.avg_pool2d, kernel_size=k) for k in (2, 4)}
+TWICE = 3.0  # dB; twice the squared error of a reconstruction
+TENFOLD = 10.0  # dB; ten times
+
+
+@dataclass(frozen=True)
+class Equivariance:
+    """encoder: %, relative error.   decoder: dB, D(T z) against T D(z).   through: dB, D(T z) against T x.
+    reference: dB, D(E(T x)) against T x.   Infinite dB where both are equal."""
+
+    encoder: float
+    decoder: float
+    through: float
+    reference: float
+
+    @property
+    def drop(self) -> float:
+        """dB that decoding a changed latent loses to encoding the changed picture."""
+        return 0.0 if self.through == self.reference else self.reference - self.through
+
+
+def measure_change(codec: LatentCodec, probes: Probes, change: Change) -> Equivariance:
+    picture, expected = change(probes.image), change(probes.z)
+    z = encode_in_batches(codec, picture)
+    decoded = decode_in_batches(codec, expected)
+    spread = expected.double() - expected.double().mean(dim=(0, 2, 3), keepdim=True)
+    error = ((z - expected).double().square().sum() / spread.square().sum()).sqrt()
+    return Equivariance(
+        encoder=100 * float(error),
+        decoder=mean_psnr(decoded, change(probes.reconstruction.clamp(-1, 1))),
+        through=mean_psnr(decoded, picture),
+        reference=mean_psnr(decode_in_batches(codec, z), picture),
+    )
+
+
+def inspect_equivariance(codec: LatentCodec, probes: Probes) -> Section:
+    found = {name: measure_change(codec, probes, change) for name, change in (TURNS | SCALES).items()}
+    numbers, verdicts = [], []
+    for group, changes in (("turns", TURNS), ("scales", SCALES)):
+        those = [found[name] for name in changes]
+        what = "quarter turns" if group == "turns" else "scaling"
+        of = f"Mean over {', '.join(changes)}, {len(probes.image)} probes."
+        numbers += [
+            _number(f"encoder_{group}", f"Encoder under {what}", "%", [e.encoder for e in those],
+                    f"Root of the squared error of E(Tx) against T E(x), relative to the squared deviation of T E(x) "
+                    f"from each channel's mean. {of}"),
+            _number(f"decoder_{group}", f"Decoder under {what}", "dB", [e.decoder for e in those],
+                    f"PSNR of D(T z) against T D(z) on 8-bit values. {of}"),
+            _number(f"drop_{group}", f"Loss by changing the latent under {what}", "dB", [e.drop for e in those],
+                    f"PSNR of D(E(Tx)) against Tx, less that of D(T E(x)) against Tx. {of}"),
+        ]  # fmt: skip
+        verdicts.append(_verdict(f"equivariance_{group}", what, numbers[-1].value))
+    return Section(
+        name="equivariance", title="Equivariance", numbers=tuple(numbers), verdicts=tuple(verdicts),
+        charts=(
+            _chart("encoder_error", "Encoder: error of E(Tx) against T E(x)", "error", "%",
+                   {"": {name: e.encoder for name, e in found.items()}}),
+            _chart("picture_error", "Decoder: the changed latent against the changed picture", "PSNR", "dB",
+                   {"D(T E(x))": {name: e.through for name, e in found.items()},
+                    "D(E(Tx))": {name: e.reference for name, e in found.items()}}),
+        ),
+    )  # fmt: skip
+
+
+def _number(name: str, title: str, unit: str, values: list[float], definition: str) -> Number:
+    mean = float(np.mean(values))
+    reason = "" if np.isfinite(mean) else "it is infinite or undefined: both are equal, or the latents do not vary"
+    return Number(
+        name=name, title=title, value=mean if np.isfinite(mean) else None, unit=unit, missing=reason,
+        definition=definition, source=SOURCE,
+    )  # fmt: skip
+
+
+def _chart(name: str, title: str, axis: str, unit: str, lines: dict[str, dict[str, float]]) -> Chart:
+    return Chart(
+        name=name, title=title, definition=f"{title}, for each change T; probes, 8-bit values.", source=SOURCE,
+        kind="bar", x=Axis(title="change"), y=Axis(title=axis, unit=unit),
+        lines=tuple(
+            Line(label=label, x=tuple(bars), y=tuple(v if np.isfinite(v) else None for v in bars.values()))
+            for label, bars in lines.items()
+        ),
+    )  # fmt: skip
+
+
+def _verdict(name: str, what: str, drop: float | None) -> Verdict:
+    if drop is None:
+        return Verdict(name=name, level="unknown", statement=f"What {what} of a latent costs has no finite value.")
+    done = "Turning" if what == "quarter turns" else "Scaling"
+    statement = f"{done} the latent instead of the picture costs {drop:.1f} dB."
+    if drop <= TWICE:
+        return Verdict(name=name, level="good", statement=statement)
+    return Verdict(
+        name=name,
+        level="warning" if drop <= TENFOLD else "bad",
+        statement=statement,
+        advice="The latent of a changed picture is another latent, which a diffusion model must learn separately. "
+        "Raise loss.rate.weight, or finetune (model.init_from) on changed latents and pictures as EQ-VAE does.",
+    )

@@ -1,0 +1,233 @@
+"""A codec and shards -> all diagnostics, in a folder of inspection.json, PNGs and scores.csv."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm_vae.atomic import atomic_folder
+from ldm_vae.codec import LatentCodec, NonFiniteError
+from ldm_vae.data.batch import Batch, rng
+from ldm_vae.data.images import ImageConfig
+from ldm_vae.data.index import Index, SourceConfig, load_index
+from ldm_vae.data.pack import CLASSES
+from ldm_vae.data.reader import DataConfig, validation_batches
+from ldm_vae.data.share import Fault
+from ldm_vae.diagnostics.activations import inspect_activations
+from ldm_vae.diagnostics.aggregate import inspect_aggregate
+from ldm_vae.diagnostics.anomaly import FILE as SCORES
+from ldm_vae.diagnostics.anomaly import inspect_anomaly, write_scores
+from ldm_vae.diagnostics.blur import inspect_blur
+from ldm_vae.diagnostics.channels import inspect_channels
+from ldm_vae.diagnostics.equivariance import inspect_equivariance
+from ldm_vae.diagnostics.explore import explore, scatter
+from ldm_vae.diagnostics.findings import FILE, Inspection, Number, Section, Verdict
+from ldm_vae.diagnostics.probes import Probes, make_probes
+from ldm_vae.diagnostics.robustness import inspect_robustness
+from ldm_vae.diagnostics.smoothness import inspect_smoothness
+from ldm_vae.diagnostics.spectrum import inspect_spectrum
+from ldm_vae.diagnostics.survey import Survey, survey
+from ldm_vae.errors import UserError
+
+logger = logging.getLogger(__name__)
+IMAGES = 256  # looked at, unless more are asked for
+
+
+@dataclass(frozen=True)
+class InspectionJob:
+    """images: at most so many, chosen at random by the seed.   against: a second set, for the anomaly scores.
+    batch: images at once, where equal in size."""
+
+    shards: str
+    image: ImageConfig
+    images: int = IMAGES
+    against: str | None = None
+    batch: int = 8
+    seed: int = 0
+
+
+def inspect_shards(
+    codec: LatentCodec,
+    job: InspectionJob,
+    folder: Path,
+    *,
+    model: dict[str, Any],
+    done: Callable[[int, int], None] = lambda images, total: None,
+) -> Inspection:
+    """Writes `folder`, whole or not at all.
+
+    model: what the protocol says of the codec.   done(images, total): called for every batch.
+    Raises UserError where no image can be encoded, and where `folder` holds something else than an inspection.
+    """
+    config = codec.model.config
+    if config.in_channels != config.out_channels:
+        what = f"a codec from {config.in_channels} to {config.out_channels} channels"
+        raise UserError(what, "only one that gives back its own image can be inspected")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / FILE).is_file():
+        raise UserError(f"{folder} holds something else than an inspection", "choose another folder by --output")
+    indices = [_choose(load_index(shards), job) for shards in (job.shards, job.against) if shards is not None]
+    total = sum(index.samples for index in indices)
+
+    def advance(count: int) -> None:
+        done(count, total)
+
+    found, faults = _survey(codec, indices[0], job, advance)
+    if not found.channels.images:
+        broken = [f"{fault.key} ({fault.reason})" for fault in faults] + found.broken_posteriors
+        what = f"no image of {job.shards} could be encoded"
+        raise UserError(what, f"{len(broken)} are broken or give no finite latent, such as {broken[0]}")
+    others = None if job.against is None else _survey(codec, indices[1], job, advance)[0]
+    probes = make_probes(codec, [] if found.probes.rows is None else list(found.probes.rows), found.channels.std)
+    protocol = model | _protocol(codec, job, found, probes, len(faults))
+    with atomic_folder(folder) as stage:
+        sections = (
+            _images(found, faults),
+            inspect_channels(found.channels),
+            inspect_aggregate(found.channels, found.positions.rows, codec.scale, job.seed),
+            inspect_spectrum(found.spectrum),
+            inspect_blur(found.blur),
+            *_probed(codec, job, found, probes, stage),
+            inspect_anomaly(found.scores, None if others is None else others.scores, job.against),
+        )
+        if found.scores:
+            sets = {job.shards: found.scores} | ({} if others is None else {str(job.against): others.scores})
+            write_scores(stage / SCORES, sets)
+        inspection = Inspection(protocol=protocol, sections=sections)
+        inspection.write(stage)
+    return inspection
+
+
+def _choose(index: Index, job: InspectionJob) -> Index:
+    """At most job.images samples, each as likely as any other."""
+    if index.samples <= job.images:
+        return index
+    chosen = np.zeros(index.samples, dtype=bool)
+    chosen[rng(job.seed, "inspected images").choice(index.samples, job.images, replace=False)] = True
+    ends = np.cumsum(index.counts)
+    parts = zip(index.shards, np.split(chosen, ends[:-1]), strict=True)
+    kept = tuple(shard.subset(mine) for shard, mine in parts if mine.any())
+    return replace(index, shards=kept, parts=tuple(replace(part, first=0, stop=len(kept)) for part in index.parts))
+
+
+def _survey(
+    codec: LatentCodec, index: Index, job: InspectionJob, done: Callable[[int], None]
+) -> tuple[Survey, list[Fault]]:
+    config = DataConfig(
+        train=(SourceConfig(shards=job.shards),),
+        batch=job.batch,
+        workers=0 if codec.device.type == "cpu" else 4,  # the CPU is busy with the networks
+        image=job.image,
+        broken_budget=index.samples,
+    )
+    stream = validation_batches(config, index, batch=job.batch, rank=0, world=1)
+
+    def counted() -> Iterator[Batch]:
+        for batch in stream:
+            yield batch
+            done(len(batch.key))
+
+    return survey(codec, counted(), job.seed), stream.faults
+
+
+def _probed(codec: LatentCodec, job: InspectionJob, found: Survey, probes: Probes | None, stage: Path) -> list[Section]:
+    """What is measured on probes, each section by itself."""
+    makers: dict[str, tuple[str, Callable[[Probes], Section]]] = {
+        "equivariance": ("Equivariance", partial(inspect_equivariance, codec)),
+        "smoothness": ("Smoothness", lambda p: inspect_smoothness(codec, p, job.seed)),
+        "robustness": ("Noise and storage", lambda p: inspect_robustness(codec, p, job.seed)),
+        "activations": ("Range of activations", partial(inspect_activations, codec)),
+        "explore": ("A look around", lambda p: explore(codec, p, found.channels, stage, job.seed)),
+    }
+    sections = []
+    for name, (title, make) in makers.items():
+        try:
+            if probes is None:
+                statement, level = (
+                    "No image is large enough (4 f pixels a side) and reconstructed, to measure it on.",
+                    "unknown",
+                )
+            else:
+                sections.append(make(probes))
+                continue
+        except NonFiniteError as error:
+            statement, level = f"It can't be measured: {error.what}.", "bad"
+        verdict = Verdict.model_validate({"name": name, "level": level, "statement": statement})
+        sections.append(Section(name=name, title=title, verdicts=(verdict,)))
+    labelled = found.labelled.rows
+    chart = None
+    if labelled is not None:
+        chart = scatter(labelled[:, 1:], labelled[:, 0].astype(np.int64), _class_names(job.shards))
+    if chart is not None:
+        sections[-1] = sections[-1].model_copy(update={"charts": (chart,)})
+    return sections
+
+
+def _class_names(shards: str) -> list[str]:
+    """classes.json beside local shards, as `ldm-vae shards` writes it; empty where there is none."""
+    path = Path(shards).parent if shards.endswith(".tar") else Path(shards)
+    try:
+        names = json.loads((path / CLASSES).read_bytes())
+    except (OSError, ValueError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _images(found: Survey, faults: list[Fault]) -> Section:
+    counts = {
+        "images": ("Images", found.images, "Read from the shards and encoded."),
+        "unreadable": ("Unreadable files", len(faults), "Left out, because their files can't be decoded or cropped."),
+        "broken_posteriors": (
+            "Images without a finite latent", len(found.broken_posteriors), "Left out of everything.",
+        ),
+        "broken_reconstructions": (
+            "Images without a finite reconstruction", len(found.broken_reconstructions),
+            "Left out of everything about reconstructions.",
+        ),
+    }  # fmt: skip
+    numbers = tuple(
+        Number(name=name, title=title, value=float(value), unit="images", definition=definition)
+        for name, (title, value, definition) in counts.items()
+    )
+    broken = found.broken_posteriors + found.broken_reconstructions
+    verdict = Verdict(name="finite", level="good", statement=f"All {found.images} images have finite reconstructions.")
+    if broken:
+        verdict = Verdict(
+            name="finite",
+            level="bad",
+            statement=f"{len(broken)} of {found.images} images (first {broken[0]}) give NaN or infinity and are left out.",
+            advice="Look at these images (`ldm-vae check --decode`) and at the range of activations; run the codec in "
+            "float32. Weights that hold NaN come from a run that broke: take an older checkpoint.",
+        )
+    return Section(name="images", title="Images", numbers=numbers, verdicts=(verdict,))
+
+
+def _protocol(
+    codec: LatentCodec, job: InspectionJob, found: Survey, probes: Probes | None, faults: int
+) -> dict[str, Any]:
+    side = (
+        "none"
+        if probes is None
+        else f"{len(probes.image)} images, the middle {probes.image.shape[2]} px, for all that is "
+    )
+    image = job.image
+    return {
+        "shards": job.shards,
+        "against": job.against,
+        "images": found.images,
+        "chosen": f"all, or {job.images} at random, seed {job.seed}",
+        "left_out": faults + len(found.broken_posteriors) + len(found.broken_reconstructions),
+        "resize": "none" if image.resize is None else f"short side {image.resize}, {image.resize_filter}, antialias",
+        "crop": "none" if image.crop is None else f"center {image.crop}",
+        "padding": "to a multiple of f, cropped back",
+        "latent": "mode",
+        "rounding": "clamped to [-1, 1] and rounded to 8 bits, reconstruction and original alike",
+        "probes": side if probes is None else f"{side}decoded repeatedly",
+        "scale": None if codec.scale is None else codec.scale.to_config(),
+    }

@@ -1,0 +1,83 @@
+"""Power spectra of pictures of any size, gathered over rings of equal spatial frequency.
+
+The spectral density of a picture x under a window w is |FFT(w (x - mean))|^2 / sum(w^2): white noise of variance v has
+density v at every frequency. The Hann window keeps the jump between opposite edges from leaking into high frequencies.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+RINGS = 32  # between frequency 0 and Nyquist, half a cycle per sample
+SMALLEST = 8  # samples along a side; shorter ones have too few frequencies to fill an octave
+Array = npt.NDArray[np.float64]
+
+
+def ring_frequencies() -> Array:
+    """(RINGS,), cycles per sample in the middle of each ring."""
+    return (np.arange(RINGS) + 0.5) * 0.5 / RINGS
+
+
+class RingPower:
+    """Mean spectral density of two pictures a and b of equal size, and of what they share, ring by ring.
+
+    Every frequency of every picture counts the same. Corners beyond Nyquist along an axis are left out, because they
+    exist in diagonal directions alone.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.pictures = 0
+        self._count = np.zeros(RINGS)  # frequencies per ring, per channel
+        self._sums = np.zeros((3, channels, RINGS))  # |A|^2, |B|^2, Re(A conj B)
+
+    def update(self, a: Tensor, b: Tensor) -> None:
+        """a, b: (B, channels, h, w), finite. Sides shorter than SMALLEST are passed over."""
+        height, width = a.shape[2:]
+        if min(height, width) < SMALLEST:
+            return
+        first, second = _transform(a), _transform(b)
+        parts = torch.stack([first.abs().square(), second.abs().square(), (first * second.conj()).real])
+        ring, weight = _rings(height, width)
+        summed = parts.sum(dim=1).flatten(2).cpu().numpy()  # (3, channels, frequencies)
+        for part, row in np.ndindex(*summed.shape[:2]):
+            values = summed[part, row] * weight
+            self._sums[part, row] += np.bincount(ring, values, minlength=RINGS + 1)[:RINGS]
+        self._count += len(a) * np.bincount(ring, weight, minlength=RINGS + 1)[:RINGS]
+        self.pictures += len(a)
+
+    @property
+    def density(self) -> Array:
+        """(3, channels, RINGS): of a, of b, and their cross-spectrum; NaN in rings without a frequency."""
+        with np.errstate(invalid="ignore"):
+            result: Array = self._sums / np.where(self._count > 0, self._count, np.nan)
+        return result
+
+
+def high_share(density: Array) -> float:
+    """(RINGS,) -> the share of power above half of Nyquist, a quarter of a cycle per sample; white noise has 3/4."""
+    power = np.nan_to_num(density) * (2 * np.arange(RINGS) + 1)  # a ring's area grows with its radius
+    return float(power[RINGS // 2 :].sum() / power.sum())
+
+
+def _transform(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, C, h, w // 2 + 1), complex, such that |.|^2 is the spectral density."""
+    x = x.double()
+    window = torch.outer(*(torch.hann_window(n, dtype=x.dtype, device=x.device) for n in x.shape[2:]))
+    mean = (x * window).sum(dim=(2, 3), keepdim=True) / window.sum()
+    return torch.fft.rfft2((x - mean) * window) / window.square().sum().sqrt()
+
+
+def _rings(height: int, width: int) -> tuple[npt.NDArray[np.int64], Array]:
+    """Of each frequency that rfft2 gives, flat: its ring (RINGS for none), and how often the full plane has it."""
+    vertical, horizontal = np.fft.fftfreq(height), np.fft.rfftfreq(width)
+    radius = np.hypot(vertical[:, None], horizontal[None])
+    ring = np.minimum(np.floor(radius * 2 * RINGS), RINGS).astype(np.int64)
+    ring[np.isclose(radius, 0.5)] = RINGS - 1  # Nyquist itself belongs to the last ring
+    twice = np.full(width // 2 + 1, 2.0)
+    twice[0] = 1.0
+    if width % 2 == 0:
+        twice[-1] = 1.0
+    return ring.ravel(), np.broadcast_to(twice, radius.shape).ravel()

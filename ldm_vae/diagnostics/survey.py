@@ -1,0 +1,98 @@
+"""One pass over images: everything that is gathered from all of them, in memory that does not grow with their number
+(but for one line of scores an image)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm_vae.codec import LatentCodec, pad_to_multiple
+from ldm_vae.data.batch import Batch
+from ldm_vae.data.images import to_uint8
+from ldm_vae.diagnostics.anomaly import Score
+from ldm_vae.diagnostics.channels import ChannelSums
+from ldm_vae.diagnostics.probes import PROBES, cut_probe, decode_whole
+from ldm_vae.diagnostics.rings import RingPower
+from ldm_vae.diagnostics.sample import BoundedSample
+from ldm_vae.diagnostics.spectrum import LatentSpectrum
+from ldm_vae.latent.gaussian import gaussian_kl
+
+POSITIONS = 2**14  # latent positions in the sample of the aggregate posterior
+LABELLED = 1000  # images in the scatter by class
+
+
+class Survey:
+    """channels, spectrum: of all images with a finite posterior.   blur, scores: of those with a finite reconstruction.
+    positions: (N, 2c), posterior means and log-variances.   labelled: (N, 1 + c), class and mean latent of images.
+    probes: images, uncut beyond `cut_probe`.   broken_posteriors, broken_reconstructions: keys of images left out."""
+
+    def __init__(self, codec: LatentCodec, seed: int) -> None:
+        config = codec.model.config
+        self.codec = codec
+        self.channels = ChannelSums(config.latent_channels)
+        self.spectrum = LatentSpectrum(config.latent_channels, config.in_channels, codec.factor)
+        self.blur = RingPower(config.out_channels)
+        self.scores: list[Score] = []
+        self.positions = BoundedSample(POSITIONS, seed, "positions")
+        self.labelled = BoundedSample(LABELLED, seed, "labelled")
+        self.probes = BoundedSample(PROBES, seed, "probes")
+        self.broken_posteriors: list[str] = []
+        self.broken_reconstructions: list[str] = []
+
+    @property
+    def images(self) -> int:
+        """Looked at, broken or not."""
+        return self.channels.images + len(self.broken_posteriors)
+
+    def update(self, batch: Batch) -> None:
+        """batch: images in [-1, 1], of one size."""
+        moments, broken = self.codec.checked_moments(batch.image)
+        self.broken_posteriors += [batch.key[i] for i in broken]
+        whole = [i for i in range(len(moments)) if i not in broken]
+        if not whole:
+            return
+        image, keys = batch.image[whole].to(self.codec.device), [batch.key[i] for i in whole]
+        stats = self.codec.model.bottleneck(moments[whole]).stats
+        mean, logvar = stats["mean"], stats["logvar"]
+        height, width = image.shape[2:]
+        self.channels.update(mean, logvar, height * width)
+        self.spectrum.update(mean, pad_to_multiple(image, self.codec.factor))
+        both = torch.cat([mean, logvar], dim=1)
+        self.positions.offer(both.permute(0, 2, 3, 1).flatten(0, 2).cpu().numpy())
+        if batch.label is not None and batch.label.ndim == 1 and len(batch.label) == len(batch.key):
+            classes = batch.label[whole].double()[:, None].cpu()
+            self.labelled.offer(torch.cat([classes, mean.double().mean(dim=(2, 3)).cpu()], dim=1).numpy())
+        self._offer_probes(image)
+        self._reconstruct(image, keys, mean, gaussian_kl(mean, logvar).double().sum(dim=(1, 2, 3)))
+
+    def _offer_probes(self, images: Tensor) -> None:
+        cuts = [cut for image in images if (cut := cut_probe(image, self.codec.factor)) is not None]
+        rows = np.empty(len(cuts), dtype=object)  # they may differ in size
+        for i, cut in enumerate(cuts):
+            rows[i] = cut.cpu().clone()
+        self.probes.offer(rows)
+
+    def _reconstruct(self, image: Tensor, keys: list[str], mean: Tensor, kl: Tensor) -> None:
+        places, reconstruction = decode_whole(self.codec, mean, (image.shape[2], image.shape[3]))
+        self.broken_reconstructions += [key for i, key in enumerate(keys) if i not in places]
+        if not places:
+            return
+        original, coded = (to_uint8(x).double() / 127.5 - 1.0 for x in (image[places], reconstruction))
+        self.blur.update(original, coded)
+        errors = (coded - original).square().mean(dim=(1, 2, 3)).tolist()
+        values = original[0].numel()
+        self.scores += [
+            Score(keys[place], error, nats, values)
+            for place, error, nats in zip(places, errors, kl[places].tolist(), strict=True)
+        ]
+
+
+def survey(codec: LatentCodec, batches: Iterable[Batch], seed: int) -> Survey:
+    """batches: images in [-1, 1], of one size within a batch."""
+    result = Survey(codec, seed)
+    for batch in batches:
+        result.update(batch)
+    return result
