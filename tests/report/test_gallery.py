@@ -1,0 +1,120 @@
+"""Which images are shown, and that what is shown is what the codec makes of them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_vae.codec import LatentCodec, from_pil, to_numpy
+from ldm_vae.errors import UserError
+from ldm_vae.report.album import BYTES, make_album
+from ldm_vae.report.gallery import COUNT, LARGEST, Gallery, Held, choose, make_gallery, worst_first
+from ldm_vae.report.results import ImageRow
+from ldm_vae.report.run import read_run
+from tests.conftest import encoded, picture
+from tests.report.conftest import KEYS, SIZES
+
+
+def shards_of(run: Path) -> str:
+    shards = read_run(str(run)).validation_shards
+    assert shards is not None
+    return shards
+
+
+def images(**values: float | None) -> list[ImageRow]:
+    return [ImageRow(key=key, values={} if v is None else {"lpips_vgg": v}) for key, v in values.items()]
+
+
+def test_the_worst_come_first() -> None:
+    metric, ranked = worst_first(images(a=0.1, b=0.5, c=None, d=0.3))
+    assert (metric, [row.key for row in ranked]) == ("lpips_vgg", ["b", "d", "a"])
+    metric, ranked = worst_first([ImageRow(key=k, values={"psnr": v}) for k, v in (("a", 30.0), ("b", 20.0))])
+    assert (metric, [row.key for row in ranked]) == ("psnr", ["b", "a"])  # low is bad
+    assert worst_first([ImageRow(key="a")]) == (None, [])
+
+
+@pytest.mark.parametrize("count", range(1, 25))
+def test_choice_is_bounded_and_holds_worst_median_and_best(count: int) -> None:
+    rows = [ImageRow(key=str(i)) for i in range(count)]
+    chosen = choose(rows, "PSNR")
+    keys = [choice.key for choice in chosen]
+    assert len(keys) == len(set(keys)) == min(count, COUNT)
+    assert {"0", str(count // 2), str(count - 1)} <= set(keys)
+    if count > 2:
+        assert [c.key for c in chosen if c.why.startswith("worst")] == ["0"]
+        assert [c.key for c in chosen if c.why.startswith("best")] == [str(count - 1)]
+        assert str(count // 2) in [c.key for c in chosen if c.why.startswith("median")]
+
+
+def test_reconstructions_are_those_of_the_codec(whole_run: Path) -> None:
+    gallery = make_gallery(str(whole_run), shards_of(whole_run), [])
+    assert [held.choice.key for held in gallery.held] == list(KEYS)
+    codec = LatentCodec.load(whole_run, device="cpu")
+    for seed, held in enumerate(gallery.held):
+        original = picture(seed, SIZES.get(held.choice.key, (96, 72)))
+        assert np.array_equal(held.original.transpose(1, 2, 0), np.asarray(original))
+        expected = to_numpy(codec.reconstruct(from_pil(original)))[0]
+        difference = held.reconstruction.transpose(1, 2, 0).astype(int) - expected
+        assert np.abs(difference).max() <= 1  # order of summation may tip a rounding
+        error = ((expected.astype(float) - np.asarray(original)) ** 2).mean()
+        assert held.psnr == pytest.approx(10 * np.log10(255**2 / error), abs=0.01)
+        assert held.latent.shape == (2, -(-original.height // 2), -(-original.width // 2))
+    assert gallery.weights_hash == codec.weights_hash
+
+
+def test_images_are_found_by_key_and_strangers_are_told(whole_run: Path) -> None:
+    rows = [ImageRow(key="dog"), ImageRow(key="gone"), ImageRow(key="cat")]
+    gallery = make_gallery(str(whole_run), shards_of(whole_run), choose(rows, "PSNR"))
+    assert [held.choice.key for held in gallery.held] == ["dog", "cat"]
+    assert gallery.notes[0].startswith("1 of the images chosen from results.json")
+    gallery = make_gallery(str(whole_run), shards_of(whole_run), choose(rows[1:2], "PSNR"))
+    assert len(gallery.held) == len(KEYS) and "None of the images" in gallery.notes[0]
+
+
+def test_a_broken_image_is_told_and_the_others_shown(whole_run: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "000000.tar", "w") as tar:
+        for name, data in (("bad.png", b"no picture"), ("good.png", encoded(picture(1)))):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    gallery = make_gallery(str(whole_run), str(tmp_path), [])
+    assert [held.choice.key for held in gallery.held] == ["good"]
+    assert gallery.notes[0].startswith("bad cannot be shown: ")
+
+
+def test_of_a_large_picture_the_middle_is_shown(whole_run: Path, tmp_path: Path) -> None:
+    wide = picture(3, (LARGEST + 40, 50))
+    wide.save(tmp_path / "wide.png")
+    (held,) = make_gallery(str(whole_run), str(tmp_path), []).held
+    assert held.size == (50, LARGEST + 40)
+    assert np.array_equal(held.original.transpose(1, 2, 0), np.asarray(wide)[:, 20:-20])
+
+
+def test_shards_that_cannot_be_read_are_an_error_with_a_name(whole_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        make_gallery(str(whole_run), str(tmp_path / "nowhere"), [])
+
+
+def test_pictures_that_nothing_compresses_stay_within_their_bytes() -> None:
+    """Noise of the largest size: shown smaller, all of them, each with its measured values."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, LARGEST, LARGEST), dtype=np.uint8)
+    row = ImageRow(key="a", values={"psnr": 5.0}, missing={"kid": "of a set"})
+    latent = np.random.default_rng(0).standard_normal((20, 8, 8)).astype(np.float32)
+    (choice,) = choose([row], "PSNR")
+    held = [Held(choice, noise, noise[::-1].copy(), noise.shape[1:], latent, None)] * COUNT
+    album = make_album(Gallery(held, "", {}))
+    assert len(album.items) == COUNT
+    total = sum(len(uri) for item in album.items for uri in (item.original, item.reconstruction, item.difference))
+    assert BYTES / 4 < total <= BYTES
+    assert album.items[0].width < LARGEST and "of which the middle" in album.items[0].size
+    back = Image.open(io.BytesIO(base64.b64decode(album.items[0].original.partition(",")[2])))
+    start = (LARGEST - album.items[0].width) // 2
+    assert np.array_equal(np.asarray(back)[0, 0], noise[:, start, start])  # cut, not resized
+    assert album.items[0].values == [("PSNR", "5 dB")] and album.items[0].missing == [("KID", "of a set")]
+    assert len(album.latents[0].channels) == 16 and "Of 20 latent channels the first 16" in album.notes[-1]

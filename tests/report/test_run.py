@@ -1,0 +1,71 @@
+"""What is missing or damaged becomes a sentence with its command; what is no run is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ldm_vae.errors import UserError
+from ldm_vae.report.run import read_run
+
+
+def test_a_whole_run_lacks_nothing(whole_run: Path) -> None:
+    run = read_run(str(whole_run))
+    assert run.gaps == []
+    assert (run.steps, run.last("validation/psnr"), run.status["status"]) == (200, 22.0, "done")
+    assert run.results is not None and len(run.results.per_image) == 6
+    assert run.inspection is not None and len(run.inspection.verdicts) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "command"),
+    [
+        ("metrics.jsonl", "training", "python -m train"),
+        ("results.json", "evaluation", "ldm-vae evaluate {run} {shards} --json {run}/results.json"),
+        ("inspection", "diagnostics", "ldm-vae inspect {run} {shards}"),
+    ],
+)
+def test_what_is_missing_names_its_command(run: Path, name: str, section: str, command: str) -> None:
+    path = run / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    found = read_run(str(run))
+    (gap,) = found.gaps
+    assert gap.section == section
+    assert gap.command.startswith(command.format(run=run, shards=found.validation_shards))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"metrics": 3}', '{"per_image": [{}]}', "NaN", "\x00\xff"])
+@pytest.mark.parametrize("name", ["results.json", "inspection/inspection.json", "status.json"])
+def test_damaged_files_are_told_and_do_not_stop_the_report(run: Path, name: str, content: str) -> None:
+    (run / name).write_text(content, encoding="latin-1")
+    found = read_run(str(run))
+    if name == "status.json":
+        assert found.status == json.loads(content) if content.startswith("{") and content != "{" else found.gaps
+    else:
+        assert len(found.gaps) == 1 and "cannot be shown" in found.gaps[0].sentence
+
+
+def test_half_a_line_of_the_log_is_left_out(run: Path) -> None:
+    before = read_run(str(run)).rows
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('null\n{"pixel": 1}\n{"step": 210, "pixel": Infinity}\n{"step": 220, "pix')
+    found = read_run(str(run))
+    assert len(found.rows) == len(before) + 1
+    assert found.rows[-1] == {"step": 210, "pixel": None}  # infinity is no value
+    assert found.gaps[0].sentence.startswith("3 lines of metrics.jsonl")
+
+
+def test_warnings_of_one_kind_are_told_once(run: Path) -> None:
+    lines = [{"step": s, "warning": f"pixel jumped to {s / 7:.2f}; lower optimizer.lr"} for s in (10, 20, 30)]
+    (run / "warnings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{")
+    assert read_run(str(run)).warnings == ["Step 30: pixel jumped to 4.29; lower optimizer.lr (and 2 times before)"]
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no run: give a folder"):
+        read_run(str(tmp_path))
+    with pytest.raises(UserError, match="not found"):
+        read_run(str(tmp_path / "nothing"))

@@ -1,0 +1,69 @@
+"""Tables: the best of a row, what a bootstrap interval says, what differs between recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ldm_vae.report.results import Comparison, ImageRow, Interval, Measured, StoredResults
+from ldm_vae.report.run import read_run
+from ldm_vae.report.tables import IMAGES, differences, image_table, metric_table, recipe_differences, setting
+
+
+def test_the_best_of_each_row_is_marked() -> None:
+    ours = Measured(metrics={"lpips_vgg": 0.1, "psnr": 20.0, "odd": 1.0}, missing={"rfid": "no weights"})
+    theirs = Measured(metrics={"psnr": 30.0, "lpips_vgg": 0.2, "rfid": 3.0, "odd": 2.0})
+    table = metric_table([("ours", ours), ("theirs", theirs)])
+    marked = {row.fact.title: [cell.best for cell in row.cells] for row in table.rows}
+    assert marked == {
+        "PSNR": [False, True],
+        "LPIPS (VGG)": [True, False],
+        "rFID": [False, False],  # alone in its row
+        "odd": [False, False],  # nobody knows which way is better
+    }
+    assert table.notes == ["rFID of ours: no weights."]
+    assert [cell.text for cell in table.rows[2].cells] == ["–", "3"]  # never 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "word"),
+    [
+        ("psnr", 0.1, 0.9, "better"),
+        ("psnr", -0.9, -0.1, "worse"),
+        ("lpips_vgg", 0.1, 0.9, "worse"),
+        ("lpips_vgg", -0.9, -0.1, "better"),
+        ("psnr", -0.1, 0.9, "within chance"),
+        ("psnr", 0.0, 0.9, "within chance"),
+        ("psnr", None, None, "not known"),
+    ],
+)
+def test_an_interval_says_gain_loss_or_chance(metric: str, low: float | None, high: float | None, word: str) -> None:
+    interval = Interval(difference=0.5, low=low, high=high, images=9)
+    ((name, (row,)),) = differences(StoredResults(comparisons=[Comparison(name="PCA", metrics={metric: interval})]))
+    assert (name, row.word) == ("PCA", word)
+
+
+def test_many_images_are_cut_to_the_worst_and_reasons_are_counted() -> None:
+    rows = [ImageRow(key=str(i), values={"psnr": float(i)}, missing={"ssim": "too small"}) for i in range(IMAGES + 7)]
+    table = image_table([*rows[::-1], ImageRow(key="none", missing={"psnr": "NaN", "ssim": "too small"})])
+    assert [row.key for row, *_ in table.rows[:2]] == ["0", "1"] and len(table.rows) == IMAGES
+    assert table.left_out == 8 and table.metric == "PSNR"
+    assert table.notes[0] == f"SSIM is missing for {IMAGES + 8} images: too small."
+    assert "PSNR is missing for 1 image: NaN." in table.notes
+
+
+def test_only_what_differs_is_listed(whole_run: Path, run: Path) -> None:
+    recipe = run / "recipe.yaml"
+    recipe.write_text(
+        recipe.read_text().replace("batch: 4", "batch: 8, extra: {a: [1, 2]}").replace("output", "output: x #")
+    )
+    sides = recipe_differences([read_run(str(whole_run)), read_run(str(run))])
+    assert {side.name: side.values for side in sides} == {"data.batch": ["4", "8"], "data.extra.a": ["–", "1, 2"]}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(True, "yes"), (None, "none"), ([], "none"), (1e-6, "1e−6"), ({}, "none"), ("a", "a"), (0, "0")]
+)
+def test_settings_are_written_as_one_reads_them(value: object, text: str) -> None:
+    assert setting(value) == text
