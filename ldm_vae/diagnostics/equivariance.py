@@ -46,7 +46,10 @@ class Equivariance:
 
 
 def measure_change(codec: LatentCodec, probes: Probes, change: Change) -> Equivariance:
-    picture, expected = change(probes.image), change(probes.z)
+    picture, expected = (
+        change(probes.image).contiguous(),
+        change(probes.z).contiguous(),
+    )  # convolutions are slow on views
     z = encode_in_batches(codec, picture)
     decoded = decode_in_batches(codec, expected)
     spread = expected.double() - expected.double().mean(dim=(0, 2, 3), keepdim=True)

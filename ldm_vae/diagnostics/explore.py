@@ -14,7 +14,7 @@ from ldm_vae.data.batch import rng
 from ldm_vae.diagnostics.aggregate import REASON
 from ldm_vae.diagnostics.channels import ChannelSums
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Picture, Section, Verdict
-from ldm_vae.diagnostics.mosaic import write_mosaic
+from ldm_vae.diagnostics.mosaic import TILE, write_mosaic
 from ldm_vae.diagnostics.probes import Probes, decode_in_batches, noise_like
 
 COLUMNS = 7  # of interpolations and traversals
@@ -22,6 +22,7 @@ REACH = 3.0  # standard deviations along a direction, either way
 DIRECTIONS = 4  # principal directions shown, at most
 GRID = 5  # places along each side of the two-dimensional grid
 SAMPLES = 6  # of each distribution
+POSITIONS = 4  # latent positions a side of a tile, at least, where the probes have them
 CLASSES = 10  # shown in the scatter, the most frequent ones
 Array = npt.NDArray[np.float64]
 
@@ -58,8 +59,9 @@ def principal_directions(covariance: Array) -> tuple[Array, Array]:
 
 
 def explore(codec: LatentCodec, probes: Probes, sums: ChannelSums, folder: Path, seed: int) -> Section:
-    """Writes PNGs into `folder`. Pictures are decoded from probes, and shown averaged down where they are large."""
+    """Writes PNGs into `folder`. Tiles are the middle of probes, averaged down for large f."""
     section = Section(name="explore", title="A look around")
+    probes = _tiles(probes, codec.factor)
     if (channels := codec.model.config.out_channels) not in (1, 3):
         statement = f"Reconstructions of {channels} channels can't be shown as pictures; 1 or 3 can."
         return section.model_copy(
@@ -74,6 +76,20 @@ def explore(codec: LatentCodec, probes: Probes, sums: ChannelSums, folder: Path,
         statement = "There is no interpolation: it takes two images."
         verdicts = (Verdict(name="interpolation", level="unknown", statement=statement),)
     return section.model_copy(update={"pictures": tuple(pictures), "verdicts": verdicts})
+
+
+def _tiles(probes: Probes, factor: int) -> Probes:
+    """The middle of each, as large as a tile of a mosaic."""
+    there = probes.z.shape[2]
+    side = min(there, max(TILE // factor, POSITIONS))
+    near = (there - side) // 2
+    far = near + side
+    z = probes.z[:, :, near:far, near:far].contiguous()
+    image, reconstruction = (
+        x[:, :, near * factor : far * factor, near * factor : far * factor]
+        for x in (probes.image, probes.reconstruction)
+    )
+    return Probes(image, z, reconstruction, probes.std)
 
 
 def _interpolate(codec: LatentCodec, probes: Probes, sums: ChannelSums, folder: Path) -> Picture:

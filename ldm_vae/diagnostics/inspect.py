@@ -201,7 +201,7 @@ def _images(found: Survey, faults: list[Fault]) -> Section:
         verdict = Verdict(
             name="finite",
             level="bad",
-            statement=f"{len(broken)} of {found.images} images (first {broken[0]}) give NaN or infinity and are left out.",
+            statement=f"{len(broken)} of {found.images} give NaN or infinity, such as {broken[0]}, and are left out.",
             advice="Look at these images (`ldm-vae check --decode`) and at the range of activations; run the codec in "
             "float32. Weights that hold NaN come from a run that broke: take an older checkpoint.",
         )
