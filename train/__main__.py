@@ -20,6 +20,7 @@ from ldm_vae.interop.native import Checkpoint
 from ldm_vae.recipe import load_recipe
 from train.build import build_accelerator, build_autoencoder, build_run
 from train.dry_run import describe
+from train.health import Health
 from train.log import Meter
 from train.loop import Loop, Preempted
 from train.preempt import PREEMPTED, Preemption
@@ -108,10 +109,10 @@ def train_under_lock(
     """Data, networks and checkpoint in place, then the loop."""
     folder = Path(recipe.output)
     index = load_index(recipe.data.train, cache=folder / "index")
-    run, meter = build_run(recipe, accelerator, autoencoder), Meter()
+    run, meter, health = build_run(recipe, accelerator, autoencoder), Meter(), Health(accelerator)
     if checkpoint is not None:
         check_same_data(checkpoint, index)
-        restore(run, meter, checkpoint)
+        restore(run, meter, health, checkpoint)
     start = 0 if checkpoint is None else checkpoint.step
     if accelerator.is_main_process:
         write_recipe(folder, recipe)
@@ -133,7 +134,7 @@ def train_under_lock(
         accumulation=recipe.optimizer.accumulation,
     )
     validation = build_validation(recipe.validation, recipe.data, folder, accelerator)
-    Loop(run, recipe, batches, index, validation, meter, preemption, start).run_to_end()
+    Loop(run, recipe, batches, index, validation, meter, health, preemption, start).run_to_end()
 
 
 if __name__ == "__main__":

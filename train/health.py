@@ -15,6 +15,11 @@ from accelerate.logging import get_logger
 logger = get_logger("train")
 
 
+# Losses that may jump: those that are never negative. The generator's is a mean logit, which has a limit of its own,
+# and the total, where a log-variance is learned, passes through 0, beside which everything is large.
+LOSSES = ("pixel", "perceptual", "rate", "discriminator")
+
+
 @dataclass(frozen=True)
 class Limits:
     """From which values on a row is worth a warning."""
@@ -48,7 +53,7 @@ class Health:
         warnings = []
         for name, value in row.items():
             gradient = name.startswith("gradient_norm/")
-            if not (gradient or name in ("pixel", "perceptual", "rate")) or not math.isfinite(value):
+            if not (gradient or name in LOSSES) or not math.isfinite(value):
                 continue
             mean, seen = self.means.get(name, (value, 0))
             if seen >= self.limits.patience and mean > 0:
@@ -59,9 +64,10 @@ class Health:
                         "set optimizer.clip or lower optimizer.lr"
                     )
                 elif not gradient and ratio > self.limits.spike:
+                    lr = "optimizer.discriminator_lr" if name == "discriminator" else "optimizer.lr"
                     warnings.append(
                         f"{name} jumped to {value:.3g}, {ratio:.3g} times its running mean; "
-                        "lower optimizer.lr, lengthen optimizer.warmup, or set optimizer.clip"
+                        f"lower {lr}, lengthen optimizer.warmup, or set optimizer.clip"
                     )
             self.means[name] = (self.limits.memory * mean + (1 - self.limits.memory) * value, seen + 1)
         return warnings

@@ -42,17 +42,17 @@ class Loop:
         index: Index,
         validation: Validation | None,
         meter: Meter,
+        health: Health,
         preemption: Preemption,
         start: int,
     ) -> None:
         """index: of the training data.   start: optimizer steps already taken."""
         self.run, self.recipe, self.batches, self.validation = run, recipe, batches, validation
-        self.index, self.meter, self.preemption, self.start = index, meter, preemption, start
+        self.index, self.meter, self.health, self.preemption, self.start = index, meter, health, preemption, start
         self.folder = Path(recipe.output)
         self.accelerator = run.accelerator
         self.log = MetricsLog(self.folder, run.accelerator)
         self.progress = Progress(run.accelerator, recipe.steps, start, recipe.data.batch)
-        self.health = Health(run.accelerator)
         self.train_step = STEPS[recipe.discriminator.order if recipe.discriminator is not None else "shared"]
         self.since = (time.perf_counter(), start)
         self.measured: dict[int, dict[str, float]] = {}  # the latest validation, by its step
@@ -133,7 +133,7 @@ class Loop:
         tensors = tensors_of(self.run, self.meter)
         check_ranks_agree(tensors, self.accelerator)
         if self.accelerator.is_main_process:
-            meta = meta_of(self.run, self.recipe, self.index.fingerprint, self.meter, taken)
+            meta = meta_of(self.run, self.recipe, self.index.fingerprint, self.meter, self.health, taken)
             meta["metrics"] = self.measured.get(taken, {})
             Checkpoint.write(folder_of(self.folder, taken), tensors, meta)
             prune(self.folder, self.recipe.checkpoint)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.interop.native import Checkpoint
+from train.health import Health
 from train.log import Meter
 from train.recipe import Recipe
 from train.state import Run
@@ -33,7 +34,7 @@ def tensors_of(run: Run, meter: Meter) -> dict[str, dict[str, Tensor]]:
     return groups
 
 
-def meta_of(run: Run, recipe: Recipe, data: str, meter: Meter, step: int) -> dict[str, Any]:
+def meta_of(run: Run, recipe: Recipe, data: str, meter: Meter, health: Health, step: int) -> dict[str, Any]:
     """What a reader needs beside the tensors; `model` is all that the codec asks for.
 
     data: fingerprint of the index, without which the step stands for no position.
@@ -45,10 +46,11 @@ def meta_of(run: Run, recipe: Recipe, data: str, meter: Meter, step: int) -> dic
         "model": run.autoencoder.config.model_dump(mode="json"),
         "recipe": recipe.model_dump(mode="json"),
         "meter": meter.names,
+        "health": health.means,
     }
 
 
-def restore(run: Run, meter: Meter, checkpoint: Checkpoint) -> None:
+def restore(run: Run, meter: Meter, health: Health, checkpoint: Checkpoint) -> None:
     """The inverse of `tensors_of`, on any number of processes."""
     run.autoencoder.load_state_dict(checkpoint.tensors("model"))
     run.ema.model.load_state_dict(checkpoint.tensors("ema"))
@@ -56,6 +58,7 @@ def restore(run: Run, meter: Meter, checkpoint: Checkpoint) -> None:
     if "discriminator" in run.updates:
         run.accelerator.unwrap_model(run.discriminator).load_state_dict(checkpoint.tensors("discriminator"))
         run.updates["discriminator"].load(checkpoint.tensors("optimizer_discriminator"))
+    health.means = {name: (mean, seen) for name, (mean, seen) in checkpoint.meta.get("health", {}).items()}
     state = checkpoint.tensors("state")
     run.guard.skipped.copy_(state["skipped"])
     run.guard.in_a_row.copy_(state["in_a_row"])

@@ -50,6 +50,7 @@ def assert_same_end(ours: Path, theirs: Path) -> None:
         a, b = first.tensors(group), second.tensors(group)
         assert a.keys() == b.keys()
         assert all(torch.equal(a[name], b[name]) for name in a), group
+    assert first.meta["health"] == second.meta["health"] != {}
     assert rows(ours) == rows(theirs)
 
 
