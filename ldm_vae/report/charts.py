@@ -86,7 +86,7 @@ def draw(chart: Chart, identifier: str) -> Drawing | None:
     with matplotlib.rc_context(STYLE):
         categories = list(dict.fromkeys(str(x) for line in thinned for x in line.x)) if words else []
         flat = bool(categories) and chart.kind == "bar" and (len(categories) > 12 or max(map(len, categories)) > 8)
-        height = max(SIZE[1], 0.19 * len(categories) + 0.7) if flat else SIZE[1]
+        height = 0.7 + 0.19 * max(len(categories) * len(lines) ** 0.5, 4) if flat else SIZE[1]
         figure = Figure(figsize=(SIZE[0], height), layout="constrained")
         axes = figure.add_subplot()
         axes.set_axisbelow(True)
@@ -146,6 +146,8 @@ def _axis(
     if log:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
         narrow = max(values) / min(values) < 50
+        if chart.kind == "bar":  # from a power of ten, so that no bar starts close to its end
+            (axes.set_xlim if which == "x" else axes.set_ylim)(10.0 ** math.floor(math.log10(min(values) * 0.9)))
         part.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=6))
         part.set_minor_formatter(NullFormatter())
     else:
