@@ -17,13 +17,16 @@ import skimage.data
 import torch
 from torch import Tensor
 
+from ldm_vae import inception
 from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.batch import Batch
 from ldm_vae.data.images import ImageConfig, to_uint8
 from ldm_vae.errors import UserError
 from ldm_vae.evaluate import evaluate, evaluate_shards, measure
+from ldm_vae.metrics import sets
 from ldm_vae.metrics.image import ImageMetrics
+from ldm_vae.metrics.sets import SET_METRICS
 from ldm_vae.results import BROKEN, EvaluationProtocol, Results, summarize
 from ldm_vae.scale import LatentScale
 
@@ -163,31 +166,111 @@ def test_resize_and_crop(shards: Path) -> None:
     assert results.protocol["crop"] == "center 32"
 
 
+ALL_SETS = EvaluationProtocol(metrics=("psnr", *SET_METRICS))
+
+
+class Colours(torch.nn.Module):
+    """In Inception's place: mean colour and contrast of an image, spread over 2048 features."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        pixels = images.double().flatten(2) / 255.0
+        values = torch.cat([pixels.mean(dim=2), pixels.std(dim=2)], dim=1)
+        return (values.float().repeat(1, 342)[:, :2048],)
+
+
+def test_sets_are_the_same_in_any_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VGG sums in another order in batches: 1e-4."""
+    monkeypatch.setattr(sets, "inception", lambda file: Colours())
+    whole = evaluate(Quantizer(), batches(), ALL_SETS)
+    alone = [
+        Batch(batch.image[i : i + 1], None, [key], batch.slot[:1])
+        for batch in batches()
+        for i, key in enumerate(batch.key)
+    ]
+    parts = evaluate(Quantizer(), alone[::-1], ALL_SETS)
+    assert whole.metrics["rfid"] is not None and whole.metrics["rfid"] > 0
+    assert parts.metrics == pytest.approx(whole.metrics, rel=1e-4)
+    assert set(whole.notes) == set(SET_METRICS)
+    assert whole.protocol["metric_weights"]["rfid"] == inception.SHA256
+
+
+def test_an_image_without_reconstruction_leaves_no_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sets, "inception", lambda file: Colours())
+    results = evaluate(Quantizer(spoiled=1), batches(), ALL_SETS)
+    assert set(results.missing.values()) == {f"{BROKEN} (1 of 4 images, the first other)"}
+    assert set(results.missing) == {"psnr", "psnr_pooled", *SET_METRICS}
+
+
+def test_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sets, "inception", lambda file: Colours())
+    results = evaluate(Quantizer(), list(batches())[:1], ALL_SETS)
+    assert results.metrics["psnr"] is not None
+    assert results.missing == dict.fromkeys(SET_METRICS, "needs at least 2 images, not 1")
+
+
+def test_a_sample_depends_on_seed_and_key_alone() -> None:
+    """Not on the batch: to float32's summation order, 1e-3 dB. Another key, another noise."""
+    torch.manual_seed(0)
+    model = Autoencoder(AutoencoderConfig(block_out_channels=(8, 8), layers_per_block=1, norm_groups=4)).eval()
+    codec = LatentCodec(model, LatentScale())
+    mode, sample, other = (
+        EvaluationProtocol(metrics=("psnr",), latent=latent, seed=seed)
+        for latent, seed in (("mode", 0), ("sample", 0), ("sample", 1))
+    )
+    squares = list(batches())[1]
+    together = evaluate(codec, [squares], sample)
+    alone = evaluate(
+        codec, [Batch(squares.image[i : i + 1], None, [squares.key[i]], squares.slot[:1]) for i in (1, 0)], sample
+    )
+    for ours, theirs in zip(together.per_image, alone.per_image, strict=True):
+        assert ours.values == pytest.approx(theirs.values, abs=1e-3)
+    assert "seed 0" in together.protocol["latent"]
+    for protocol in (mode, other):
+        assert evaluate(codec, [squares], protocol).metrics["psnr"] != pytest.approx(together.metrics["psnr"], abs=1e-2)
+    same = Batch(squares.image[:1].repeat(2, 1, 1, 1), None, ["a", "b"], squares.slot)
+    first, second = evaluate(codec, [same], sample).per_image
+    assert first.values["psnr"] != pytest.approx(second.values["psnr"], abs=1e-4)
+    with pytest.raises(UserError, match="no posterior"):
+        evaluate(Quantizer(), [squares], sample)
+
+
 PROGRAM = """
 import json, sys
 from pathlib import Path
 from ldm_vae.evaluate import evaluate_shards
+from ldm_vae.metrics import sets
 from ldm_vae.ranks import rank_and_world
-from test_evaluate import PSNR_SSIM, Quantizer
+from test_evaluate import ALL_SETS, Colours, Quantizer
+sets.inception = lambda file: Colours()
 rank, world = rank_and_world()
-results = evaluate_shards(Quantizer(), sys.argv[1], PSNR_SSIM)
+results = evaluate_shards(Quantizer(), sys.argv[1], ALL_SETS)
 keys = [row.key for row in results.per_image]
 Path(sys.argv[2], f"{rank}_of_{world}.json").write_text(json.dumps({"keys": keys, **results.to_json()}))
 """
 
 
-def test_two_processes_equal_one(shards: Path, tmp_path: Path) -> None:
-    """23 images in 3 uneven shards, shared out by torchrun: each process ends with what one alone measures."""
+def test_two_processes_equal_one(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """23 images in 3 uneven shards, shared out by torchrun: each process ends with what one alone measures. Bit for
+    bit, but for VGG, which sums in another order in other batches: 1e-4."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent))), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     subprocess.run([*command, str(program), str(shards / "train"), str(tmp_path)], check=True, env=environment)
-    alone = evaluate_shards(Quantizer(), str(shards / "train"), PSNR_SSIM)
+    monkeypatch.setattr(sets, "inception", lambda file: Colours())
+    alone = evaluate_shards(Quantizer(), str(shards / "train"), ALL_SETS)
     keys = [row.key for row in alone.per_image]
     assert len(set(keys)) == 23
+    assert set(alone.metrics) == {"psnr", "psnr_pooled", *SET_METRICS} and not alone.missing
     for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}_of_2.json").read_text()) == {"keys": keys, **alone.to_json()}
+        expected = {"keys": keys, **alone.to_json()}
+        found = json.loads((tmp_path / f"{rank}_of_2.json").read_text())
+        for content in (expected, found):
+            content["metrics"] = dict(content["metrics"])
+        vgg = found["metrics"].pop("frechet_vgg16")
+        assert vgg == pytest.approx(expected["metrics"].pop("frechet_vgg16"), rel=1e-4)
+        assert found == expected
 
 
 def test_results_are_ordered_by_key() -> None:

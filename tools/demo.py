@@ -117,7 +117,7 @@ def encode_and_decode() -> None:
 
 def report() -> None:
     results = json.loads(RESULTS.read_text())
-    codecs = {"this codec": results, **{other["name"]: other for other in results["others"]}}
+    codecs = {"this codec": results, **{other["name"]: other for other in results.get("others", [])}}
     table = Table("held-out photographs", *codecs)
     for name in results["metrics"]:
         values = [codec["metrics"][name] for codec in codecs.values()]
