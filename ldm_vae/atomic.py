@@ -76,7 +76,7 @@ def append(path: Path, text: str) -> None:
 
     Raises UserError where the disk is full or not to be written to; the file then is what it was.
     """
-    with _told(path), path.open("ab", buffering=0) as file:
+    with disk_told(path), path.open("ab", buffering=0) as file:
         end, rest = file.tell(), text.encode()
         try:
             while rest:  # a disk that is nearly full takes a part
@@ -116,7 +116,7 @@ def _staged(final: Path, needed: int | None) -> Iterator[Path]:
         raise UserError(f"cannot make the folder of {final}", str(error)) from error
     _clean(final.parent)
     stage = _stage_name(final)
-    with _told(final, needed):
+    with disk_told(final, needed):
         try:
             yield stage
         except BaseException:
@@ -125,7 +125,7 @@ def _staged(final: Path, needed: int | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _told(final: Path, needed: int | None = None) -> Iterator[None]:
+def disk_told(final: Path, needed: int | None = None) -> Iterator[None]:
     """Says in a UserError that the disk is full or not to be written to."""
     try:
         yield

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ldm_vae.atomic import atomic_file
+from ldm_vae.atomic import atomic_file, disk_told
 from ldm_vae.data.scan import measure, scan_folder, scan_shard
 from ldm_vae.data.shard import NAME, REMEDY, ShardIndex, dump_index, from_json, parse_index, to_json
 from ldm_vae.data.source import Missing, Unreachable, expand_shards, is_remote, read_whole
@@ -227,6 +228,16 @@ def _scan_cached(
     folder: str, paths: list[str], cache: Path, scan: Callable[[str], ShardIndex], kind: str
 ) -> list[ShardIndex]:
     stored = cache / f"{kind}-{hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]}.json"
+    with disk_told(stored):
+        cache.mkdir(parents=True, exist_ok=True)
+        held = FileLock(stored.with_suffix(".lock")).acquire()
+    with held:  # the first of several processes scans, the others read what it found
+        return _known_or_scanned(folder, paths, stored, scan)
+
+
+def _known_or_scanned(
+    folder: str, paths: list[str], stored: Path, scan: Callable[[str], ShardIndex]
+) -> list[ShardIndex]:
     known: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {}
     shards, changed = [], False
     for path in paths:

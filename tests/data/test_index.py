@@ -6,6 +6,9 @@ import io
 import json
 import os
 import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -123,6 +126,27 @@ def test_cache_scans_only_what_changed(make_shards, tmp_path, monkeypatch):
     assert load_index(str(folder), cache=cache).counts.tolist() == [3, 5]
     assert scanned[2:] == ["000001.tar"]
     assert not (folder / "index.json").exists()
+
+
+def test_the_first_of_several_ranks_scans_for_all(make_shards, tmp_path, monkeypatch):
+    import ldm_vae.data.index as index_module
+
+    scanned, start = [], threading.Barrier(4)
+
+    def slow_scan(url):
+        scanned.append(Path(url).name)
+        time.sleep(0.05)  # long enough that all would scan
+        return scan_shard(url)
+
+    def load(_):
+        start.wait()
+        return load_index(str(folder), cache=tmp_path / "run" / "index").counts.tolist()
+
+    monkeypatch.setattr(index_module, "scan_shard", slow_scan)
+    folder = make_shards(tmp_path / "shards", [3, 4])
+    with ThreadPoolExecutor(4) as ranks:
+        assert list(ranks.map(load, range(4))) == 4 * [[3, 4]]
+    assert scanned == ["000000.tar", "000001.tar"]
 
 
 def broken(tmp_path: Path, kind: str, write_tar) -> None:
