@@ -27,6 +27,7 @@ from ldm_vae.data.batch import rng
 from ldm_vae.data.latents import LatentDataset
 from ldm_vae.errors import UserError
 from ldm_vae.interop.targets import fit_scale
+from ldm_vae.recipe import validate
 from tools.command import run_command
 from tools.denoiser import NO_LABEL, DenoiserConfig, build_denoiser, flow_scheduler, train_denoiser
 
@@ -52,7 +53,8 @@ def latent_diffusion(
     seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
 ) -> None:
     """Train a small latent diffusion model on stored latents and sample it through diffusers' DiTPipeline."""
-    config = DenoiserConfig(width=width, depth=depth, tokens=tokens, steps=steps, batch=batch, lr=lr, seed=seed)
+    options = dict(width=width, depth=depth, tokens=tokens, steps=steps, batch=batch, lr=lr, seed=seed)
+    config = validate(DenoiserConfig, options, "options")
     codec = LatentCodec.load(model, device="cpu")
     if codec.source.kind != "diffusers" or codec.scale is None:
         raise UserError(f"{model} is no diffusers folder", "write one: `ldm-vae export RUN FOLDER --target dit`")

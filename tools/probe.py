@@ -2,7 +2,7 @@
 
     python -m tools.probe runs/a runs/b SHARDS --size 64 --images 800 --steps 600 --json probe.json
 
-How well a codec reconstructs does not tell how well a diffusion model learns its latents (Yao & Wang 2025,
+How well a codec reconstructs does not tell how well a diffusion model learns its latents (Yao et al. 2025,
 arXiv:2501.01423), so both stand in one table: PSNR, LPIPS and the Fréchet distance of reconstructions, and the Fréchet
 distance of samples, all against the same images. Every codec gets the same transformer, patches per image, steps and
 seeds. Its latents are drawn from the posterior and standardised channel by channel, so that none loses by a scale that
@@ -30,9 +30,12 @@ from ldm_vae.data.index import SourceConfig, load_index
 from ldm_vae.data.reader import DataConfig, validation_batches
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.pair import PairNetwork
+from ldm_vae.recipe import validate
 from tools.command import run_command
 from tools.denoiser import DenoiserConfig, build_denoiser
 from tools.learnability import AT_ONCE, learn, reconstruct
+
+DIGITS = {"psnr": 2, "lpips_vgg": 3, "frechet_vgg16": 1}  # behind the point, in the table
 
 
 def probe(
@@ -53,8 +56,8 @@ def probe(
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything to FILE.")] = None,
 ) -> None:
     """Train the same small diffusion transformer on the latents of each codec, and score its samples."""
-    options: dict[str, Any] = dict(width=width, depth=depth, tokens=tokens, steps=steps, batch=batch, lr=lr)
-    configs = [DenoiserConfig(**options, label_dropout=0.0, seed=seed) for seed in range(seeds)]
+    options = dict(width=width, depth=depth, tokens=tokens, steps=steps, batch=batch, lr=lr, label_dropout=0.0)
+    configs = [validate(DenoiserConfig, options | {"seed": seed}, "options") for seed in range(seeds)]
     codecs = {name: LatentCodec.load(name) for name in models}
     for name, codec in codecs.items():  # bad input is told before the minutes of work
         check(name, codec, size, configs[0])
@@ -139,8 +142,6 @@ def show(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> None:
     for row in rows:
         print(f"{row['name']}: weights {row['weights'][:12]}, {row['samples'][0]['parameters']:,} parameters learn it")
 
-
-DIGITS = {"psnr": 2, "lpips_vgg": 3, "frechet_vgg16": 1}
 
 if __name__ == "__main__":
     run_command(probe)

@@ -131,6 +131,7 @@ def test_a_training_that_diverged_has_no_distance(
         (["--images", "24"], "holds 23 images, not 24: give more shards, or a lower --images"),
         (["--size", "33"], "--size 33 is not divisible by 2"),
         (["--size", "36"], "side 18 are not divisible into 4 patches"),
+        (["--width", "40"], "options: width: input should be a multiple of 32"),
     ],
 )
 def test_bad_input_is_told_in_a_line(
