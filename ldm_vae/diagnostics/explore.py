@@ -13,8 +13,8 @@ from ldm_vae.codec import LatentCodec
 from ldm_vae.data.batch import rng
 from ldm_vae.diagnostics.aggregate import REASON
 from ldm_vae.diagnostics.channels import ChannelSums
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Picture, Section, Verdict
-from ldm_vae.diagnostics.mosaic import TILE, write_mosaic
+from ldm_vae.diagnostics.findings import Picture, Section, Verdict
+from ldm_vae.diagnostics.mosaic import write_mosaic
 from ldm_vae.diagnostics.probes import Probes, decode_in_batches, noise_like
 
 COLUMNS = 7  # of interpolations and traversals
@@ -22,8 +22,6 @@ REACH = 3.0  # standard deviations along a direction, either way
 DIRECTIONS = 4  # principal directions shown, at most
 GRID = 5  # places along each side of the two-dimensional grid
 SAMPLES = 6  # of each distribution
-POSITIONS = 4  # latent positions a side of a tile, at least, where the probes have them
-CLASSES = 10  # shown in the scatter, the most frequent ones
 Array = npt.NDArray[np.float64]
 
 
@@ -59,9 +57,8 @@ def principal_directions(covariance: Array) -> tuple[Array, Array]:
 
 
 def explore(codec: LatentCodec, probes: Probes, sums: ChannelSums, folder: Path, seed: int) -> Section:
-    """Writes PNGs into `folder`. Tiles are the middle of probes, averaged down for large f."""
+    """Writes PNGs into `folder`. Tiles are probes, averaged down to the size shown."""
     section = Section(name="explore", title="A look around")
-    probes = _tiles(probes, codec.factor)
     if (channels := codec.model.config.out_channels) not in (1, 3):
         statement = f"Reconstructions of {channels} channels can't be shown as pictures; 1 or 3 can."
         return section.model_copy(
@@ -76,20 +73,6 @@ def explore(codec: LatentCodec, probes: Probes, sums: ChannelSums, folder: Path,
         statement = "There is no interpolation: it takes two images."
         verdicts = (Verdict(name="interpolation", level="unknown", statement=statement),)
     return section.model_copy(update={"pictures": tuple(pictures), "verdicts": verdicts})
-
-
-def _tiles(probes: Probes, factor: int) -> Probes:
-    """The middle of each, as large as a tile of a mosaic."""
-    there = probes.z.shape[2]
-    side = min(there, max(TILE // factor, POSITIONS))
-    near = (there - side) // 2
-    far = near + side
-    z = probes.z[:, :, near:far, near:far].contiguous()
-    image, reconstruction = (
-        x[:, :, near * factor : far * factor, near * factor : far * factor]
-        for x in (probes.image, probes.reconstruction)
-    )
-    return Probes(image, z, reconstruction, probes.std)
 
 
 def _interpolate(codec: LatentCodec, probes: Probes, sums: ChannelSums, folder: Path) -> Picture:
@@ -180,29 +163,3 @@ def random_phase(centred: Tensor, count: int, seed: int) -> Tensor:
     mixed = (torch.fft.fft2(noise) * spectra).sum(dim=1)
     scale = (len(centred) * centred.shape[2] * centred.shape[3]) ** 0.5
     return (torch.fft.ifft2(mixed).real / scale).to(centred)
-
-
-def scatter(means: Array, classes: npt.NDArray[np.int64], names: list[str]) -> Chart | None:
-    """means: (N, C), latent means of images.   classes: (N,).   names: of classes.   None where means do not vary."""
-    if len(means) < 3 or not np.ptp(means, axis=0).any():
-        return None
-    deviations, directions = principal_directions(np.atleast_2d(np.cov(means, rowvar=False)))
-    places = (means - means.mean(axis=0)) @ directions.T
-    numbers, counts = np.unique(classes, return_counts=True)
-    frequent = sorted(numbers[np.argsort(-counts, kind="stable")][:CLASSES].tolist())
-    lines = []
-    for number in frequent:
-        mine = places[classes == number]
-        second = mine[:, 1] if mine.shape[1] > 1 else np.zeros(len(mine))
-        label = names[number] if 0 <= number < len(names) else f"class {number}"
-        lines.append(Line(label=label, x=tuple(mine[:, 0].tolist()), y=tuple(second.tolist())))
-    rest = "" if len(numbers) <= CLASSES else f" The {CLASSES} most frequent of {len(numbers)} classes."
-    share = 100 * deviations[:2] ** 2 / (deviations**2).sum()
-    titles = [f"direction {i + 1} ({value:.0f} % of the variance)" for i, value in enumerate(share)] + ["(one channel)"]
-    return Chart(
-        name="class_scatter", title="Latent means of images by class", kind="scatter",
-        definition=f"Each image's posterior mean, averaged over positions, along the first two principal directions "
-        f"of {len(means)} such means.{rest} Classes that lie apart differ in colour or brightness; a codec is not "
-        "asked to separate them.",
-        x=Axis(title=titles[0]), y=Axis(title=titles[1]), lines=tuple(lines),
-    )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.batch import Batch, rng
 from ldm_vae.data.images import ImageConfig
 from ldm_vae.data.index import Index, SourceConfig, load_index
-from ldm_vae.data.pack import CLASSES
 from ldm_vae.data.reader import DataConfig, validation_batches
 from ldm_vae.data.share import Fault
 from ldm_vae.diagnostics.activations import inspect_activations
@@ -26,8 +24,9 @@ from ldm_vae.diagnostics.anomaly import FILE as SCORES
 from ldm_vae.diagnostics.anomaly import inspect_anomaly, write_scores
 from ldm_vae.diagnostics.blur import inspect_blur
 from ldm_vae.diagnostics.channels import inspect_channels
+from ldm_vae.diagnostics.classes import class_names, scatter
 from ldm_vae.diagnostics.equivariance import inspect_equivariance
-from ldm_vae.diagnostics.explore import explore, scatter
+from ldm_vae.diagnostics.explore import explore
 from ldm_vae.diagnostics.findings import FILE, Inspection, Number, Section, Verdict
 from ldm_vae.diagnostics.probes import Probes, make_probes
 from ldm_vae.diagnostics.robustness import inspect_robustness
@@ -160,23 +159,20 @@ def _probed(codec: LatentCodec, job: InspectionJob, found: Survey, probes: Probe
             statement, level = f"It can't be measured: {error.what}.", "bad"
         verdict = Verdict.model_validate({"name": name, "level": level, "statement": statement})
         sections.append(Section(name=name, title=title, verdicts=(verdict,)))
-    labelled = found.labelled.rows
-    chart = None
-    if labelled is not None:
-        chart = scatter(labelled[:, 1:], labelled[:, 0].astype(np.int64), _class_names(job.shards))
-    if chart is not None:
-        sections[-1] = sections[-1].model_copy(update={"charts": (chart,)})
+    sections[-1] = sections[-1].model_copy(update=_labelled(found, job))
     return sections
 
 
-def _class_names(shards: str) -> list[str]:
-    """classes.json beside local shards, as `ldm-vae shards` writes it; empty where there is none."""
-    path = Path(shards).parent if shards.endswith(".tar") else Path(shards)
-    try:
-        names = json.loads((path / CLASSES).read_bytes())
-    except (OSError, ValueError):
-        return []
-    return [str(name) for name in names] if isinstance(names, list) else []
+def _labelled(found: Survey, job: InspectionJob) -> dict[str, Any]:
+    """What the images with a class add to the last section."""
+    rows = found.labelled.rows
+    number = Number(
+        name="labelled", title="Images with a class", value=float(len(found.labelled)), unit="images",
+        definition="Those with a number in the field cls, a random choice of them where there are many; from three on, "
+        "their mean latents are shown by class.",
+    )  # fmt: skip
+    chart = None if rows is None else scatter(rows[:, 1:], rows[:, 0].astype(np.int64), class_names(job.shards))
+    return {"numbers": (number,), "charts": () if chart is None else (chart,)}
 
 
 def _images(found: Survey, faults: list[Fault]) -> Section:
