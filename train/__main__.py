@@ -21,7 +21,7 @@ from ldm_vae.recipe import load_recipe
 from train.build import build_accelerator, build_autoencoder, build_run
 from train.dry_run import describe
 from train.health import Health
-from train.log import Meter
+from train.log import Meter, start_trackers
 from train.loop import Loop, Preempted
 from train.preempt import PREEMPTED, Preemption
 from train.recipe import Recipe, resolve_precision
@@ -121,7 +121,7 @@ def train_under_lock(
             *(folder, start, recipe.steps, accelerator.num_processes, accelerator.device, accelerator.mixed_precision),
             *(index.samples, len(index.shards)),
         )
-    accelerator.init_trackers("ldm_vae", init_kwargs={"wandb": {"name": folder.name}, "trackio": {"name": folder.name}})
+    start_trackers(folder, accelerator)
     if start >= recipe.steps:
         return
     batches = train_batches(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,17 @@ SHOWN = ("pixel", "perceptual", "rate", "generator", "discriminator")  # losses 
 class LogConfig(Config):
     every: Annotated[int, Field(gt=0)] = 50  # optimizer steps between rows; the last step is always logged
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)  # through accelerate
+
+
+def start_trackers(folder: Path, accelerator: Accelerator) -> None:
+    """Where a tracker knows runs by name, a resumed run goes on under the one it has, which RUN/tracker_id keeps."""
+    path = folder / "tracker_id"
+    if accelerator.is_main_process and not path.exists():
+        with atomic_file(path) as stage:
+            stage.write_text(f"{folder.name}-{secrets.token_hex(4)}")
+    name = path.read_text() if accelerator.is_main_process else ""
+    wandb = {"id": name, "name": folder.name, "resume": "allow"}
+    accelerator.init_trackers("ldm_vae", init_kwargs={"wandb": wandb, "trackio": {"name": name, "resume": "allow"}})
 
 
 class Meter:

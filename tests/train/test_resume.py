@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
 import train.loop
@@ -167,6 +168,19 @@ def test_a_signal_saves_and_the_run_goes_on(recipe: Path, tmp_path: Path, undist
     run_in_process(recipe, *STEPS, f"output={folder}")
     assert json.loads((folder / "status.json").read_text())["status"] == "done"
     assert_same_end(folder, undisturbed)
+
+
+def test_a_resumed_run_goes_on_under_its_name_in_trackers(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(Accelerator, "init_trackers", lambda self, project, init_kwargs: started.append(init_kwargs))
+    for folder, steps in (("run", 1), ("run", 2), ("other/run", 1)):
+        run_in_process(recipe, f"output={tmp_path / folder}", f"steps={steps}")
+    first, second, other = started
+    assert first == second
+    assert first["wandb"]["id"] == first["trackio"]["name"] != other["trackio"]["name"]
+    assert {settings["resume"] for settings in first.values()} == {"allow"}
 
 
 def test_a_finished_run_does_nothing(recipe: Path, undisturbed: Path) -> None:
