@@ -170,7 +170,7 @@ def _evaluation(contents: Contents) -> dict[str, Any]:
         return {}
     return {
         "table": tables.metric_table(tables.evaluation_columns(results)),
-        "differences": tables.differences(results),
+        "differences": tables.difference_table(results),
         "images": tables.image_table(results.per_image) if results.per_image else None,
         "protocol": dict(leaves(results.protocol)),
     }

@@ -34,12 +34,13 @@ class ImageRow(BaseModel):
 
 
 class Measured(BaseModel):
-    """One codec or baseline."""
+    """One codec or baseline.   notes: what to know of a metric, such as that it is unreliable."""
 
     name: str = ""
     kind: str = "model"  # or "baseline"
     metrics: dict[str, Value] = {}
     missing: dict[str, str] = {}
+    notes: dict[str, str] = {}
     protocol: dict[str, Any] = {}
     per_image: list[ImageRow] = []
 

@@ -34,7 +34,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class MetricTable:
-    """notes: why values are missing."""
+    """notes: why values are missing, and what to know of others."""
 
     columns: list[str]
     rows: list[MetricRow]
@@ -45,11 +45,24 @@ class MetricTable:
 class Difference:
     """Ours minus theirs.   word: whether that is a gain, beyond what chance would do."""
 
-    fact: Fact
     difference: str
     interval: str
-    images: str
     word: str
+
+
+@dataclass(frozen=True)
+class DifferenceRow:
+    """cells: one for each of the others.   images: that both have a value for."""
+
+    fact: Fact
+    cells: list[Difference]
+    images: str
+
+
+@dataclass(frozen=True)
+class DifferenceTable:
+    others: list[str]
+    rows: list[DifferenceRow]
 
 
 @dataclass(frozen=True)
@@ -75,20 +88,30 @@ class Side:
 def metric_table(columns: Sequence[tuple[str, Measured]]) -> MetricTable:
     """One column a codec or baseline, the best of each row marked."""
     names = {name for _, measured in columns for name in (*measured.metrics, *measured.missing)}
-    ordered = [*(name for name in FACTS if name in names), *sorted(names - FACTS.keys())]
-    rows, notes = [], []
-    for name in ordered:
+    rows = []
+    for name in [*(name for name in FACTS if name in names), *sorted(names - FACTS.keys())]:
         values = [measured.metrics.get(name) for _, measured in columns]
         known = [value for value in values if value is not None]
         better = {"higher": max, "lower": min}.get(fact(name).better)
         best = better(known) if better and len(known) > 1 else None
-        cells = []
-        for (column, measured), value in zip(columns, values, strict=True):
-            cells.append(Cell("–" if value is None else short(value), best=value is not None and value == best))
-            if name in measured.missing:
-                notes.append(f"{fact(name).title} of {column}: {measured.missing[name]}.")
+        cells = [Cell("–") if value is None else Cell(short(value), best=value == best) for value in values]
         rows.append(MetricRow(fact(name), cells))
-    return MetricTable([name for name, _ in columns], rows, notes)
+    return MetricTable([name for name, _ in columns], rows, _notes(columns))
+
+
+def _notes(columns: Sequence[tuple[str, Measured]]) -> list[str]:
+    """Why values are missing, and what to know of others; said once where it holds for several."""
+    about: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}  # -> metrics, columns
+    for column, measured in columns:
+        said = [(" missing", measured.missing), ("", measured.notes)]
+        for kind, name, text in ((kind, name, text) for kind, texts in said for name, text in texts.items()):
+            metrics, names = about.setdefault((kind, text), ({}, {}))
+            metrics[fact(name).title], names[column] = None, None
+    sentences = []
+    for (kind, text), (metrics, names) in about.items():
+        whose = f" for {', '.join(names)}" if len(names) < len(columns) else ""
+        sentences.append(f"{', '.join(metrics)}{kind}{whose}: {text}.")
+    return sentences
 
 
 def evaluation_columns(results: StoredResults) -> list[tuple[str, Measured]]:
@@ -101,17 +124,20 @@ def columns_of(runs: Sequence[RunFolder]) -> list[tuple[str, Measured]]:
     return [(run.name, run.results) for run in runs if run.results is not None]
 
 
-def differences(results: StoredResults) -> list[tuple[str, list[Difference]]]:
-    """Against whom, and the difference in each metric."""
-    return [
-        (comparison.name, [_difference(fact(name), found) for name, found in comparison.metrics.items()])
-        for comparison in results.comparisons
-    ]
+def difference_table(results: StoredResults) -> DifferenceTable:
+    """What the bootstrap says of each metric, against each of the others."""
+    comparisons = results.comparisons
+    rows = []
+    for name in dict.fromkeys(name for comparison in comparisons for name in comparison.metrics):
+        found = [comparison.metrics.get(name, Interval()) for comparison in comparisons]
+        images = dict.fromkeys(str(interval.images) for interval in found if interval.images is not None)
+        rows.append(DifferenceRow(fact(name), [_difference(fact(name), one) for one in found], ", ".join(images)))
+    return DifferenceTable([comparison.name for comparison in comparisons], rows)
 
 
 def _difference(what: Fact, found: Interval) -> Difference:
     if found.difference is None or found.low is None or found.high is None:
-        return Difference(what, "–", "–", "–", "not known")
+        return Difference("–", "", "")
     if found.low <= 0 <= found.high:
         word = "within chance"
     else:
@@ -119,8 +145,7 @@ def _difference(what: Fact, found: Interval) -> Difference:
         word = {"higher": "better" if higher else "worse", "lower": "worse" if higher else "better"}.get(
             what.better, ""
         )
-    interval = f"{signed(found.low)} to {signed(found.high)}"
-    return Difference(what, signed(found.difference), interval, str(found.images or "–"), word)
+    return Difference(signed(found.difference), f"{signed(found.low)} to {signed(found.high)}", word)
 
 
 def image_table(rows: Sequence[ImageRow]) -> ImageTable:

@@ -153,7 +153,7 @@ def write_inspection(run: Path) -> None:
             Matrix(name="large", title="Correlation", definition="Of places.", rows=tuple("x" * 20),
                    columns=tuple("y" * 20), values=tuple(tuple(float(i - j) for j in range(20)) for i in range(20))),
         ),
-        pictures=(Picture(name="draws", title="Samples", definition="Draws.", file="samples.png", description="Noise"),),
+        pictures=(Picture(name="draws", title="Samples", definition="Draws.", file="samples.png", description="N"),),
         verdicts=(
             Verdict(name="channels", level="good", statement="Both channels carry information."),
             Verdict(name="blur", level="bad", statement="12 % of the power is left.", advice="Raise `weight`."),

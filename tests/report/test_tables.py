@@ -8,7 +8,7 @@ import pytest
 
 from ldm_vae.report.results import Comparison, ImageRow, Interval, Measured, StoredResults
 from ldm_vae.report.run import read_run
-from ldm_vae.report.tables import IMAGES, differences, image_table, metric_table, recipe_differences, setting
+from ldm_vae.report.tables import IMAGES, difference_table, image_table, metric_table, recipe_differences, setting
 
 
 def test_the_best_of_each_row_is_marked() -> None:
@@ -22,8 +22,16 @@ def test_the_best_of_each_row_is_marked() -> None:
         "rFID": [False, False],  # alone in its row
         "odd": [False, False],  # nobody knows which way is better
     }
-    assert table.notes == ["rFID of ours: no weights."]
+    assert table.notes == ["rFID missing for ours: no weights."]
     assert [cell.text for cell in table.rows[2].cells] == ["–", "3"]  # never 0
+
+
+def test_a_reason_that_several_share_is_said_once() -> None:
+    one = Measured(missing={"rfid": "no weights", "kid": "no weights"}, notes={"frechet_vgg16": "few images"})
+    assert metric_table([("a", one), ("b", one)]).notes == [
+        "rFID, KID missing: no weights.",
+        "Fréchet distance, VGG16: few images.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -35,13 +43,13 @@ def test_the_best_of_each_row_is_marked() -> None:
         ("lpips_vgg", -0.9, -0.1, "better"),
         ("psnr", -0.1, 0.9, "within chance"),
         ("psnr", 0.0, 0.9, "within chance"),
-        ("psnr", None, None, "not known"),
+        ("psnr", None, None, ""),
     ],
 )
 def test_an_interval_says_gain_loss_or_chance(metric: str, low: float | None, high: float | None, word: str) -> None:
     interval = Interval(difference=0.5, low=low, high=high, images=9)
-    ((name, (row,)),) = differences(StoredResults(comparisons=[Comparison(name="PCA", metrics={metric: interval})]))
-    assert (name, row.word) == ("PCA", word)
+    table = difference_table(StoredResults(comparisons=[Comparison(name="PCA", metrics={metric: interval})]))
+    assert (table.others, table.rows[0].cells[0].word, table.rows[0].images) == (["PCA"], word, "9")
 
 
 def test_many_images_are_cut_to_the_worst_and_reasons_are_counted() -> None:
