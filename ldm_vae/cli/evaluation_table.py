@@ -18,7 +18,7 @@ MARK = "*"  # beside a value that has a note
 
 def print_metrics(results: Mapping[str, Results]) -> None:
     """results: by the name of the codec; all of the same metrics."""
-    console = Console()
+    console = Console(markup=False)
     table = Table("metric", "unit")
     for name in results:
         table.add_column(name, justify="right", overflow="fold")
@@ -31,11 +31,13 @@ def print_metrics(results: Mapping[str, Results]) -> None:
         table.add_row(metric, UNITS.get(metric, ""), *cells)
     console.print(table)
     for word, field in (("missing", "missing"), (MARK, "notes")):
-        for (metric, reason), names in _shared(
-            {name: getattr(found, field) for name, found in results.items()}
-        ).items():
-            whose = "" if len(names) == len(results) else f" ({', '.join(names)})"
-            console.print(f"{word} {metric}{whose}: {reason}", soft_wrap=True, markup=False, highlight=False)
+        alike: dict[tuple[str, str], list[str]] = {}  # metrics by whose and why
+        found_by = _shared({name: getattr(found, field) for name, found in results.items()})
+        for (metric, reason), names in found_by.items():
+            alike.setdefault((_whose(names, results), reason), []).append(metric)
+        for (whose, reason), metrics in alike.items():
+            line = f"{word} {', '.join(metrics)}{whose}: {reason}"
+            console.print(line, soft_wrap=True, highlight=False)
 
 
 def print_comparisons(first: str, comparisons: Mapping[str, Mapping[str, Difference]]) -> None:
@@ -49,7 +51,7 @@ def print_comparisons(first: str, comparisons: Mapping[str, Mapping[str, Differe
         cells = [_cell(metric, found.get(metric)) for found in comparisons.values()]
         if any(cells):
             table.add_row(metric, "higher" if higher else "lower", *cells)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def print_protocol(results: Mapping[str, Results]) -> None:
@@ -60,7 +62,7 @@ def print_protocol(results: Mapping[str, Results]) -> None:
     facts = _shared({name: found.protocol for name, found in results.items()})
     for (fact, shown), names in facts.items():
         table.add_row(fact + _whose(names, results), shown)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _cell(metric: str, found: Difference | None) -> str:

@@ -1,0 +1,172 @@
+"""`ldm-vae evaluate` as called from the command line: several codecs and baselines, on one process and on two."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ldm_vae import LatentCodec
+from ldm_vae.autoencoder import Autoencoder
+from ldm_vae.cli.app import main
+from ldm_vae.evaluate import evaluate_shards
+from ldm_vae.interop.native import Checkpoint
+from ldm_vae.results import EvaluationProtocol
+from ldm_vae.scale import LatentScale
+from tests.cli.conftest import CONFIG
+
+PSNR = ("--metrics", "psnr")
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", *map(str, arguments)])
+    return int(stop.value.code or 0)
+
+
+def results(path: Path, *arguments: object) -> dict[str, Any]:
+    assert command(*arguments, "--json", path) == 0
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """Another codec for the same images."""
+    torch.manual_seed(5)
+    states = {"model": Autoencoder(CONFIG).state_dict(), "ema": Autoencoder(CONFIG).state_dict()}
+    meta = {"step": 9, "model": CONFIG.model_dump(mode="json")}
+    Checkpoint.write(tmp_path / "other" / "checkpoints" / "step_00000009", states, meta)
+    return tmp_path / "other"
+
+
+def test_codecs_and_baselines_on_the_same_images(
+    run: Path,
+    other: Path,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    baselines = ("--baseline", f"pca={shards}", "--baseline", "jpeg")
+    found = results(tmp_path / "results.json", run, other, shards, *baselines, *PSNR)
+    printed = capsys.readouterr().out
+    assert [(entry["name"], entry["kind"]) for entry in found["others"]] == [
+        (str(other), "model"),
+        ("pca", "baseline"),
+        ("jpeg", "baseline"),
+    ]
+    protocol = EvaluationProtocol(metrics=("psnr",))
+    for folder, entry in ((run, found), (other, found["others"][0])):
+        codec = LatentCodec.load(folder, device="cpu")
+        codec.scale = LatentScale()
+        alone = evaluate_shards(codec, str(shards), protocol)
+        assert entry["metrics"] == alone.metrics
+        assert entry["per_image"] == [row.to_json() for row in alone.per_image]
+        assert entry["protocol"]["weights_sha256"] == codec.weights_hash
+    keys = [row["key"] for row in found["per_image"]]
+    assert keys == sorted(keys) and len(keys) == 11
+    assert found["per_image"][0].keys() == {"key", "height", "width", "values", "missing"}
+    assert found["protocol"]["weights"] == "ema" and found["protocol"]["step"] == 7
+    for entry, comparison in zip(found["others"], found["comparisons"], strict=True):
+        assert comparison["name"] == entry["name"]
+        assert [row["key"] for row in entry["per_image"]] == keys
+        difference = comparison["metrics"]["psnr"]
+        assert difference["difference"] == pytest.approx(found["metrics"]["psnr"] - entry["metrics"]["psnr"])
+        assert difference["low"] < difference["difference"] < difference["high"]
+    assert "bytes per pixel" in found["others"][2]["protocol"]["latent"]
+    assert "11 images" in found["others"][1]["protocol"]["codec"]
+    for word in ("jpeg", "pca", "loss", "minus the other", "bytes per pixel"):
+        assert word in printed
+
+
+def test_one_codec_alone_has_no_others(run: Path, shards: Path, tmp_path: Path) -> None:
+    assert results(tmp_path / "r.json", run, shards, *PSNR).keys() == {
+        "metrics",
+        "missing",
+        "notes",
+        "protocol",
+        "per_image",
+    }
+
+
+def test_two_processes_measure_what_one_does(run: Path, shards: Path, tmp_path: Path) -> None:
+    """The files of JPEG are counted over all of them, too. Codecs sum in another order in batches: 1e-4 dB."""
+    arguments = [run, shards, "--baseline", "jpeg", *PSNR]
+    alone = results(tmp_path / "one.json", *arguments)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "ldm_vae"]
+    words = [*launch, "evaluate", *map(str, arguments), "--json", str(tmp_path / "two.json")]
+    subprocess.run(words, check=True, capture_output=True)
+    both = json.loads((tmp_path / "two.json").read_text())
+    assert both["metrics"] == pytest.approx(alone["metrics"], abs=1e-4)
+    assert both["protocol"] == alone["protocol"]
+    assert both["others"] == alone["others"]
+
+
+def test_sample_and_precision_are_in_the_protocol(run: Path, shards: Path, tmp_path: Path) -> None:
+    plain = results(tmp_path / "plain.json", run, shards, *PSNR)
+    sample = results(
+        tmp_path / "sample.json", run, shards, *PSNR, "--latent", "sample", "--seed", 3, "--baseline", "jpeg"
+    )
+    half = results(tmp_path / "half.json", run, shards, *PSNR, "--precision", "bf16")
+    assert plain["protocol"]["latent"] == "mode" and plain["protocol"]["precision"] == "float32"
+    assert "seed 3" in sample["protocol"]["latent"]
+    assert "seed" not in sample["others"][0]["protocol"]["latent"]  # a file is no sample
+    assert half["protocol"]["precision"] == "bfloat16"
+    assert half["protocol"]["weights_sha256"] == plain["protocol"]["weights_sha256"]
+    values = [found["metrics"]["psnr"] for found in (plain, sample, half)]
+    assert len(set(values)) == 3
+    assert values[2] == pytest.approx(values[0], abs=0.5)
+
+
+def test_without_inception_weights_one_line_says_so(
+    run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, nobody)
+    monkeypatch.setenv("LDM_VAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    found = results(tmp_path / "r.json", run, shards, "--metrics", "psnr,rfid,kid", "--baseline", "jpeg")
+    assert found["metrics"]["psnr"] is not None
+    assert found["metrics"]["rfid"] is None and found["metrics"]["kid"] is None
+    assert "can't be fetched" in found["missing"]["rfid"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "can't be fetched" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("missing rfid, kid: ")
+
+
+def test_bad_input_is_one_line(run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grey = CONFIG.model_copy(update={"in_channels": 1, "out_channels": 1})
+    states = {"model": Autoencoder(grey).state_dict(), "ema": Autoencoder(grey).state_dict()}
+    meta = {"step": 1, "model": grey.model_dump(mode="json")}
+    Checkpoint.write(tmp_path / "grey" / "checkpoints" / "step_00000001", states, meta)
+    weights = tmp_path / "weights.pth"
+    torch.save({}, weights)
+    broken = tmp_path / "broken"
+    shutil.copytree(shards, broken)
+    for shard in broken.glob("*.tar"):
+        shard.write_bytes(shard.read_bytes().replace(b"IDAT", b"XDAT"))
+    for arguments, message in (
+        ((run, tmp_path / "grey", shards), "different channels: 3 ("),
+        ((run, run, shards), "is named twice"),
+        ((run, shards, "--metrics", "psnr,fid"), "there is no 'fid'"),
+        ((run, shards, "--baseline", "png"), "choose among pca"),
+        ((run, shards, "--inception", weights), f"Inception weights {weights}"),
+        ((run, tmp_path / "nowhere"), "nowhere"),
+        ((run, broken, *PSNR), "has no image for this codec and protocol"),
+        ((run, shards, "--latent", "mean"), "mean"),
+    ):
+        assert command(*arguments, "--json", tmp_path / "never.json") == 2, arguments
+        assert message in capsys.readouterr().err, arguments
+    assert not (tmp_path / "never.json").exists()
