@@ -46,7 +46,8 @@ def inspect_aggregate(sums: ChannelSums, moments: Array | None, scale: LatentSca
     numbers, charts = [], []
     for space, (mean, spread, rows) in spaces.items():
         variance = np.diag(spread)
-        each = 0.5 * (variance + mean**2 - 1.0 - np.log(variance))
+        with np.errstate(divide="ignore"):  # a channel that does not vary is infinitely far
+            each = 0.5 * (variance + mean**2 - 1.0 - np.log(variance))
         charts.append(
             bars(f"gaussian_kl_{space}", f"KL of moments to N(0, 1), {space}", names, each, "nats per position", "",
                  "KL(N(m, v) || N(0, 1)) = (v + m^2 - 1 - ln v) / 2 of each channel's mean m and variance v over "

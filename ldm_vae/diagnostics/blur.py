@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ldm_vae.diagnostics.channels import gaps
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict
 from ldm_vae.diagnostics.rings import SMALLEST, Array, RingPower, ring_frequencies
 
@@ -47,13 +48,13 @@ def inspect_blur(power: RingPower) -> Section:
     charts = (
         Chart(
             name="power_ratio", title="Power of reconstruction over image", definition=f"{POWER}.", kind="line",
-            x=x, y=Axis(title="power", unit="dB"), lines=(Line(label="", x=frequencies, y=_gaps(ratio)),),
+            x=x, y=Axis(title="power", unit="dB"), lines=(Line(label="", x=frequencies, y=gaps(ratio)),),
         ),
         Chart(
             name="ring_correlation", title="Correlation of reconstruction and image", source=FRC, kind="line",
             definition="Fourier ring correlation: cross-spectrum over the root of both densities; 1 is the same "
             "detail, 0 is unrelated detail.",
-            x=x, y=Axis(title="correlation"), lines=(Line(label="", x=frequencies, y=_gaps(shared)),),
+            x=x, y=Axis(title="correlation"), lines=(Line(label="", x=frequencies, y=gaps(shared)),),
         ),
     )  # fmt: skip
     return Section(
@@ -78,10 +79,6 @@ def _band(image: Array, reconstruction: Array, low: float, high: float) -> float
 def _decibel(a: Array, b: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where((a > 0) & (b > 0), 10 * np.log10(a / b), np.nan)
-
-
-def _gaps(values: Array) -> tuple[float | None, ...]:
-    return tuple(float(value) if np.isfinite(value) else None for value in values)
 
 
 def _octave(low: float, high: float, value: float | None, missing: str) -> Number:

@@ -134,6 +134,11 @@ def inspect_channels(sums: ChannelSums) -> Section:
     )
 
 
+def gaps(values: Array) -> tuple[float | None, ...]:
+    """The y of a line: None where a value is not finite."""
+    return tuple(float(value) if np.isfinite(value) else None for value in values)
+
+
 def channel_names(count: int) -> tuple[str, ...]:
     return tuple(f"channel {number}" for number in range(count))
 
@@ -149,7 +154,7 @@ def bars(
     *,
     log: bool = False,
 ) -> Chart:
-    """One bar a channel."""
+    """One bar a channel; none where the value is not finite."""
     return Chart(
         name=name,
         title=title,
@@ -158,7 +163,7 @@ def bars(
         kind="bar",
         x=Axis(title="channel"),
         y=Axis(title=title, unit=unit, scale="log" if log else "linear"),
-        lines=(Line(label="", x=names, y=tuple(values.tolist())),),
+        lines=(Line(label="", x=names, y=gaps(values)),),
     )
 
 

@@ -56,36 +56,36 @@ def principal_directions(covariance: Array) -> tuple[Array, Array]:
     return np.sqrt(np.maximum(values[::-1], 0)), directions * np.sign(strongest)
 
 
-def explore(codec: LatentCodec, probes: Probes, sums: ChannelSums, folder: Path, seed: int) -> Section:
-    """Writes PNGs into `folder`. Tiles are probes, averaged down to the size shown."""
+def explore(codec: LatentCodec, views: Probes, probes: Probes, sums: ChannelSums, folder: Path, seed: int) -> Section:
+    """Writes PNGs into `folder`.   views: images that are shown.   probes: whose correlations samples are to have."""
     section = Section(name="explore", title="A look around")
     if (channels := codec.model.config.out_channels) not in (1, 3):
         statement = f"Reconstructions of {channels} channels can't be shown as pictures; 1 or 3 can."
         return section.model_copy(
             update={"verdicts": (Verdict(name="pictures", level="unknown", statement=statement),)}
         )
-    pictures = [_traverse(codec, probes, sums, folder), _grid(codec, probes, sums, folder)]
+    pictures = [_traverse(codec, views, sums, folder), _grid(codec, views, sums, folder)]
     pictures.append(_sample(codec, probes, sums, folder, seed))
     verdicts: tuple[Verdict, ...] = ()
-    if len(probes.z) > 1:
-        pictures.insert(0, _interpolate(codec, probes, sums, folder))
+    if len(views.z) > 1:
+        pictures.insert(0, _interpolate(codec, views, sums, folder))
     else:
         statement = "There is no interpolation: it takes two images."
         verdicts = (Verdict(name="interpolation", level="unknown", statement=statement),)
     return section.model_copy(update={"pictures": tuple(pictures), "verdicts": verdicts})
 
 
-def _interpolate(codec: LatentCodec, probes: Probes, sums: ChannelSums, folder: Path) -> Picture:
-    centre = _per_channel(sums.mean, probes.z)[0]
-    a, b = probes.z[0] - centre, probes.z[1] - centre
+def _interpolate(codec: LatentCodec, views: Probes, sums: ChannelSums, folder: Path) -> Picture:
+    centre = _per_channel(sums.mean, views.z)[0]
+    a, b = views.z[0] - centre, views.z[1] - centre
     places = [i / (COLUMNS - 1) for i in range(COLUMNS)]
     z = torch.stack([between(a, b, t) + centre for between in (lerp, slerp) for t in places])
     labels = [f"{t:.2f}" for t in places]
     write_mosaic(folder / "interpolation.png", decode_in_batches(codec, z), ["linear", "spherical"], labels)
     return Picture(
         name="interpolation", title="Between two images", file="interpolation.png",
-        definition="Decoded from points between the latents of two probes: on the line, and on the great circle "
-        "around the mean of all latents.",
+        definition="Decoded from points between the latents of two images (middle squares, made smaller): on the line, "
+        "and on the great circle around the mean of all latents.",
         source="Spherical: White 2016, arXiv:1609.04468",
         description=f"Two rows of {COLUMNS} tiles, above linear, below spherical; at the left end one image, at the "
         "right end another. In the middle of the upper row contrast is low where the two average out; a cross-fade "
@@ -93,38 +93,38 @@ def _interpolate(codec: LatentCodec, probes: Probes, sums: ChannelSums, folder: 
     )  # fmt: skip
 
 
-def _traverse(codec: LatentCodec, probes: Probes, sums: ChannelSums, folder: Path) -> Picture:
+def _traverse(codec: LatentCodec, views: Probes, sums: ChannelSums, folder: Path) -> Picture:
     deviations, directions = principal_directions(sums.covariance)
     shown = min(DIRECTIONS, len(deviations))
     steps = np.linspace(-REACH, REACH, COLUMNS)
     shifts = np.concatenate([steps[:, None] * deviations[i] * directions[i] for i in range(shown)])
-    z = probes.z[:1] + _per_channel(shifts, probes.z)
+    z = views.z[:1] + _per_channel(shifts, views.z)
     share = 100 * deviations**2 / max(float((deviations**2).sum()), np.finfo(float).tiny)
     rows = [f"{i + 1}: {share[i]:.0f} %" for i in range(shown)]
     write_mosaic(folder / "traversal.png", decode_in_batches(codec, z), rows, signed(steps))
     return Picture(
         name="traversal", title="Along the main directions", file="traversal.png",
-        definition="The latent of one probe, moved at every position along a principal direction of the posterior "
-        "means' channels, by standard deviations of that direction; beside each row, its share of the variance.",
+        definition="The latent of one image (its middle square, made smaller), moved at every position along a principal "
+        "direction of the posterior means' channels, by standard deviations of that direction; beside each row, its share of the variance.",
         description=f"{shown} rows of {COLUMNS} tiles, one row a direction, the strongest first; the middle tile of "
         "each is the image itself. Usually the first changes brightness and the next ones colours; a row without "
         "change is a direction that the decoder does not use.",
     )  # fmt: skip
 
 
-def _grid(codec: LatentCodec, probes: Probes, sums: ChannelSums, folder: Path) -> Picture:
+def _grid(codec: LatentCodec, views: Probes, sums: ChannelSums, folder: Path) -> Picture:
     deviations, directions = principal_directions(sums.covariance)
     steps = np.linspace(-REACH, REACH, GRID)
     first = deviations[0] * directions[0]
     second = deviations[1] * directions[1] if len(deviations) > 1 else np.zeros_like(first)
     down = steps[::-1] if len(deviations) > 1 else np.zeros(1)
     shifts = np.array([x * first + y * second for y in down for x in steps])
-    z = probes.z[:1] + _per_channel(shifts, probes.z)
+    z = views.z[:1] + _per_channel(shifts, views.z)
     write_mosaic(folder / "grid.png", decode_in_batches(codec, z), signed(down), signed(steps))
     return Picture(
         name="grid", title="Over the first two directions", file="grid.png",
-        definition="The latent of one probe, moved at every position along the first principal direction (to the "
-        "right) and the second (upwards), by standard deviations of each.",
+        definition="The latent of one image (its middle square, made smaller), moved at every position along the first "
+        "principal direction (to the right) and the second (upwards), by standard deviations of each.",
         description=f"{len(down)} rows of {GRID} tiles with the image itself in the middle. Colours and brightness "
         "should change evenly over the grid; corners show where the decoder leaves what it has learned.",
     )  # fmt: skip

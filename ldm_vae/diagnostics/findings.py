@@ -99,7 +99,7 @@ class Inspection(Config):
 
     def write(self, folder: Path) -> None:
         with atomic_file(folder / FILE) as stage:
-            stage.write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+            stage.write_text(json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
 
     @staticmethod
     def read(folder: Path) -> Inspection:

@@ -83,7 +83,10 @@ def inspect_shards(
         what = f"no image of {job.shards} could be encoded"
         raise UserError(what, f"{len(broken)} are broken or give no finite latent, such as {broken[0]}")
     others = None if job.against is None else _survey(codec, indices[1], job, advance)[0]
-    probes = make_probes(codec, [] if found.probes.rows is None else list(found.probes.rows), found.channels.std)
+    probes, views = (
+        make_probes(codec, [] if sample.rows is None else list(sample.rows), found.channels.std)
+        for sample in (found.probes, found.views)
+    )
     protocol = model | _protocol(codec, job, found, probes, len(faults))
     with atomic_folder(folder) as stage:
         sections = (
@@ -92,7 +95,7 @@ def inspect_shards(
             inspect_aggregate(found.channels, found.positions.rows, codec.scale, job.seed),
             inspect_spectrum(found.spectrum),
             inspect_blur(found.blur),
-            *_probed(codec, job, found, probes, stage),
+            *_probed(codec, job, found, probes, views, stage),
             inspect_anomaly(found.scores, None if others is None else others.scores, job.against),
         )
         if found.scores:
@@ -135,14 +138,16 @@ def _survey(
     return survey(codec, counted(), job.seed), stream.faults
 
 
-def _probed(codec: LatentCodec, job: InspectionJob, found: Survey, probes: Probes | None, stage: Path) -> list[Section]:
+def _probed(
+    codec: LatentCodec, job: InspectionJob, found: Survey, probes: Probes | None, views: Probes | None, stage: Path
+) -> list[Section]:
     """What is measured on probes, each section by itself."""
     makers: dict[str, tuple[str, Callable[[Probes], Section]]] = {
         "equivariance": ("Equivariance", partial(inspect_equivariance, codec)),
         "smoothness": ("Smoothness", lambda p: inspect_smoothness(codec, p, job.seed)),
         "robustness": ("Noise and storage", lambda p: inspect_robustness(codec, p, job.seed)),
         "activations": ("Range of activations", partial(inspect_activations, codec)),
-        "explore": ("A look around", lambda p: explore(codec, p, found.channels, stage, job.seed)),
+        "explore": ("A look around", lambda p: explore(codec, views or p, p, found.channels, stage, job.seed)),
     }
     sections = []
     for name, (title, make) in makers.items():

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec, NonFiniteError
@@ -17,6 +18,7 @@ PROBES = 16  # images
 SIDE = 128  # px; the middle of each, unless f is so large that too few positions would be left
 POSITIONS = 8  # latent positions a side that a probe has at least, where its image allows
 QUARTER = 4  # sides are a multiple of 4 f, so that a quarter of the picture still has whole latent positions
+VIEWS = 2  # images that people are shown
 BATCH = 8  # probes at a time
 
 
@@ -48,8 +50,19 @@ def cut_probe(image: Tensor, factor: int) -> Tensor | None:
     return image[:, top : top + side, left : left + side]
 
 
+def cut_view(image: Tensor, factor: int) -> Tensor | None:
+    """(C, H, W) -> its middle square, made smaller to the side of a probe, so that people see what it shows."""
+    short, step = min(image.shape[1:]), QUARTER * factor
+    side = min(probe_side(factor), short // step * step)
+    if side == 0:
+        return None
+    top, left = ((length - short) // 2 for length in image.shape[1:])
+    square = image[None, :, top : top + short, left : left + short]
+    return F.interpolate(square, size=(side, side), mode="bicubic", antialias=True)[0].clamp(-1, 1)
+
+
 def make_probes(codec: LatentCodec, cuts: Sequence[Tensor], std: float) -> Probes | None:
-    """cuts: of `cut_probe`, brought to the smallest of their sides. None without a probe that reconstructs."""
+    """cuts: of `cut_probe` or `cut_view`, brought to the smallest of their sides. None where none reconstructs."""
     if not cuts:
         return None
     side = min(cut.shape[1] for cut in cuts)

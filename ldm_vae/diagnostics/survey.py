@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,9 +15,9 @@ from ldm_vae.data.batch import Batch
 from ldm_vae.data.images import to_uint8
 from ldm_vae.diagnostics.anomaly import Score
 from ldm_vae.diagnostics.channels import ChannelSums
-from ldm_vae.diagnostics.probes import PROBES, cut_probe, decode_whole
+from ldm_vae.diagnostics.probes import PROBES, VIEWS, cut_probe, cut_view, decode_whole
 from ldm_vae.diagnostics.rings import RingPower
-from ldm_vae.diagnostics.sample import BoundedSample
+from ldm_vae.diagnostics.sample import BoundedSample, Rows
 from ldm_vae.diagnostics.spectrum import LatentSpectrum
 from ldm_vae.latent.gaussian import gaussian_kl
 
@@ -27,7 +28,8 @@ LABELLED = 1000  # images in the scatter by class
 class Survey:
     """channels, spectrum: of all images with a finite posterior.   blur, scores: of those with a finite reconstruction.
     positions: (N, 2c), posterior means and log-variances.   labelled: (N, 1 + c), class and mean latent of images.
-    probes: images, uncut beyond `cut_probe`.   broken_posteriors, broken_reconstructions: keys of images left out."""
+    probes, views: images, cut by `cut_probe` and `cut_view`.
+    broken_posteriors, broken_reconstructions: keys of images left out."""
 
     def __init__(self, codec: LatentCodec, seed: int) -> None:
         config = codec.model.config
@@ -39,6 +41,7 @@ class Survey:
         self.positions = BoundedSample(POSITIONS, seed, "positions")
         self.labelled = BoundedSample(LABELLED, seed, "labelled")
         self.probes = BoundedSample(PROBES, seed, "probes")
+        self.views = BoundedSample(VIEWS, seed, "probes")  # the first of the same choice
         self.broken_posteriors: list[str] = []
         self.broken_reconstructions: list[str] = []
 
@@ -65,15 +68,9 @@ class Survey:
         if batch.label is not None and batch.label.ndim == 1 and len(batch.label) == len(batch.key):
             classes = batch.label[whole].double()[:, None].cpu()
             self.labelled.offer(torch.cat([classes, mean.double().mean(dim=(2, 3)).cpu()], dim=1).numpy())
-        self._offer_probes(image)
+        for sample, cut in ((self.probes, cut_probe), (self.views, cut_view)):
+            sample.offer(_cuts(image, partial(cut, factor=self.codec.factor)))
         self._reconstruct(image, keys, mean, gaussian_kl(mean, logvar).double().sum(dim=(1, 2, 3)))
-
-    def _offer_probes(self, images: Tensor) -> None:
-        cuts = [cut for image in images if (cut := cut_probe(image, self.codec.factor)) is not None]
-        rows = np.empty(len(cuts), dtype=object)  # they may differ in size
-        for i, cut in enumerate(cuts):
-            rows[i] = cut.cpu().clone()
-        self.probes.offer(rows)
 
     def _reconstruct(self, image: Tensor, keys: list[str], mean: Tensor, kl: Tensor) -> None:
         places, reconstruction = decode_whole(self.codec, mean, (image.shape[2], image.shape[3]))
@@ -88,6 +85,15 @@ class Survey:
             Score(keys[place], error, nats, values)
             for place, error, nats in zip(places, errors, kl[places].tolist(), strict=True)
         ]
+
+
+def _cuts(images: Tensor, cut: Callable[[Tensor], Tensor | None]) -> Rows:
+    """Those that are large enough, as an array of tensors, which may differ in size."""
+    found = [part.cpu().clone() for image in images if (part := cut(image)) is not None]
+    rows = np.empty(len(found), dtype=object)
+    for i, part in enumerate(found):
+        rows[i] = part
+    return rows
 
 
 def survey(codec: LatentCodec, batches: Iterable[Batch], seed: int) -> Survey:
