@@ -6,7 +6,7 @@ import json
 import math
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,29 +75,30 @@ class Meter:
 
 
 class MetricsLog:
-    """The rows of metrics.jsonl, mirrored to the trackers. Only the main process writes.
+    """The rows of metrics.jsonl, mirrored to the trackers, and warnings.jsonl about them. Only the main process writes.
 
     What depends on the clock or the machine stands under `time/…`; everything else is the same in every equal run.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
-        self.path = folder / "metrics.jsonl"
+        self.path, self.warnings = folder / "metrics.jsonl", folder / "warnings.jsonl"
         self.accelerator = accelerator
 
     def cut(self, step: int) -> None:
         """Drops the rows after `step`, and a half-written last line: what a killed run logged past its checkpoint."""
-        if not self.accelerator.is_main_process or not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if row["step"] <= step:
-                kept.append(line + "\n")
-        with atomic_file(self.path) as staged:
-            staged.write_text("".join(kept))
+        for path in (self.path, self.warnings):
+            if not self.accelerator.is_main_process or not path.exists():
+                continue
+            kept = []
+            for line in path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    break
+                if row["step"] <= step:
+                    kept.append(line + "\n")
+            with atomic_file(path) as staged:
+                staged.write_text("".join(kept))
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """One flat row; values that are not finite become null, since JSON has no word for them."""
@@ -108,6 +109,12 @@ class MetricsLog:
             self.accelerator.log(dict(row), step=step)
         except OSError as error:
             raise UserError(f"a tracker cannot write ({error})", "mend that, or set log.trackers: []") from error
+
+    def warn(self, step: int, warnings: Sequence[str]) -> None:
+        """What is wrong with the row of a step, for the report; no file while nothing is."""
+        if self.accelerator.is_main_process and warnings:
+            lines = [json.dumps({"step": step, "warning": warning}) + "\n" for warning in warnings]
+            append(self.warnings, "".join(lines))
 
 
 class Progress:

@@ -100,7 +100,7 @@ class Loop:
         if torch.cuda.is_available():
             row["time/peak_gigabytes"] = torch.cuda.max_memory_allocated() / 2**30
         self.since = (now, taken)
-        self.health.judge(taken, row)
+        self.log.warn(taken, self.health.judge(taken, row))
         self.log.write(taken, row)
         self.progress.show(taken, row)
         self.stop_if_never_finite()
@@ -122,7 +122,7 @@ class Loop:
     def validate(self, taken: int) -> None:
         assert self.validation is not None
         row = self.validation(self.run.ema.model, taken)
-        self.health.judge(taken, row)
+        self.log.warn(taken, self.health.judge(taken, row))
         self.log.write(taken, row)
         self.measured = {taken: row}
         self.since = (time.perf_counter(), taken)
