@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
+STORE_PATIENCE = timedelta(seconds=5)  # for the launcher's table of what was said
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -32,3 +34,22 @@ def gather(value: T) -> list[T]:
     values: list[T | None] = [None] * world
     distributed.all_gather_object(values, value)
     return values  # type: ignore[return-value]  # filled now
+
+
+def first_to_say(message: str) -> bool:
+    """Whether no other process of this launch has asked for the same message; true where they cannot be heard of.
+
+    Needs no process group and no meeting: what one process alone has to say is said, and what all have is said once.
+    """
+    _, world = rank_and_world()
+    if world == 1:
+        return True
+    from torch.distributed import DistError
+    from torch.distributed.rendezvous import rendezvous
+
+    launch = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store = next(rendezvous("env://", timeout=STORE_PATIENCE))[0]
+        return int(store.add(f"said/{launch}/{message}", 1)) == 1
+    except (DistError, RuntimeError, ValueError):  # the process that holds the table is gone, say
+        return True

@@ -17,6 +17,7 @@ from ldm_vae.data.index import load_index
 from ldm_vae.data.reader import train_batches
 from ldm_vae.errors import UserError
 from ldm_vae.interop.native import Checkpoint
+from ldm_vae.ranks import first_to_say
 from ldm_vae.recipe import load_recipe
 from train.build import build_accelerator, build_autoencoder, build_run
 from train.dry_run import describe
@@ -52,11 +53,17 @@ def command(
         else:
             train(config)
     except UserError as error:
-        print(f"train: {error}", file=sys.stderr)
+        tell(str(error))
         sys.exit(2)
     except Preempted as reason:
-        print(f"train: stopped and saved: {reason}; run it again to go on", file=sys.stderr)
+        tell(f"stopped and saved: {reason}; run it again to go on")
         sys.exit(PREEMPTED)
+
+
+def tell(message: str) -> None:
+    """The last words of a run, once, whichever rank has them."""
+    if first_to_say(message):
+        print(f"train: {message}", file=sys.stderr)
 
 
 def train(recipe: Recipe) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 import train.loop
 from ldm_vae.errors import UserError
+from ldm_vae.ranks import first_to_say
 from ldm_vae.recipe import load_recipe
 from train.__main__ import train as train_run
 from train.agreement import check_ranks_agree
@@ -54,6 +56,13 @@ def drift(recipe: Recipe) -> None:
             weight[0, 0, 0, 0] = torch.nextafter(weight[0, 0, 0, 0], torch.tensor(9.0))
     with pytest.raises(UserError, match="different values of model"):
         check_ranks_agree({"ema": run.ema.model.state_dict(), "model": run.autoencoder.state_dict()}, accelerator)
+
+
+def say(recipe: Recipe) -> None:
+    """What both ranks have to say, and what each has to say alone."""
+    for message in ("said by both", f"said by {os.environ['RANK']}"):
+        if first_to_say(message):
+            print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":

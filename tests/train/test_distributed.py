@@ -200,6 +200,11 @@ def test_a_tracker_that_is_not_installed_is_named(recipe: Path) -> None:
     assert said.stderr == 'train: log.trackers: trackio is not installed: pip install "ldm-vae[trackio]"\n'
 
 
+def test_what_all_ranks_have_to_say_is_said_once(recipe: Path) -> None:
+    said = launch(2, str(SCENES), "say", str(recipe)).splitlines()
+    assert [said.count(f"said by {who}") for who in ("both", "0", "1")] == [1, 1, 1]
+
+
 @pytest.mark.slow
 def test_two_processes_on_a_run_in_use_leave_its_status_alone(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
@@ -208,7 +213,7 @@ def test_two_processes_on_a_run_in_use_leave_its_status_alone(recipe: Path, tmp_
         before = (folder / "status.json").read_bytes()
         said = launch(2, "-m", "train", str(recipe), code=1)
         assert (folder / "status.json").read_bytes() == before
-    assert "is in use by another trainer" in said
+    assert said.count("is in use by another trainer") == 1
 
 
 def test_a_run_folder_that_cannot_be_made_is_named(recipe: Path, tmp_path: Path) -> None:
