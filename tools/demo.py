@@ -36,6 +36,7 @@ SHARDS = RUN / "shards"
 TRAIN, VALIDATION = str(SHARDS / "train"), str(SHARDS / "validation")
 RESULTS, STATISTICS, EXPORT = RUN / "results.json", RUN / "latent_statistics.json", RUN / "export"
 LATENTS, DECODED = RUN / "latents", RUN / "decoded"
+INSPECTION, REPORT = RUN / "inspection", RUN / "report.html"
 SAME = 1e-4  # largest difference to diffusers, range [-1, 1]: summation order alone; a step of 8 bits is 8e-3
 BASELINES = ("pca", "jpeg", "webp")
 METRICS = "psnr,ssim,ms_ssim,lpips_vgg,lpips_alex,frechet_vgg16"  # Inception is 95 MB, and three images are no set
@@ -47,6 +48,7 @@ def main(steps: int | None) -> None:
     evaluate()
     export()
     encode_and_decode()
+    inspect()
     report()
 
 
@@ -63,7 +65,7 @@ def train(steps: int) -> None:
         return
     for stale in (RESULTS, STATISTICS):
         stale.unlink(missing_ok=True)
-    for stale in (EXPORT, LATENTS, DECODED):
+    for stale in (EXPORT, LATENTS, DECODED, INSPECTION):
         shutil.rmtree(stale, ignore_errors=True)
     # One process, whatever the machine has; what accelerate would ask for or guess is said.
     launch = ["launch", "--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
@@ -115,7 +117,13 @@ def encode_and_decode() -> None:
         command("decode", RUN, LATENTS / "validation", DECODED, "--count", "3")
 
 
+def inspect() -> None:
+    if not INSPECTION.exists():
+        command("inspect", RUN, VALIDATION)
+
+
 def report() -> None:
+    command("report", RUN)
     results = json.loads(RESULTS.read_text())
     codecs = {"this codec": results, **{other["name"]: other for other in results.get("others", [])}}
     table = Table("held-out photographs", *codecs)
@@ -123,8 +131,9 @@ def report() -> None:
         values = [codec["metrics"][name] for codec in codecs.values()]
         table.add_row(name, *("missing" if value is None else f"{value:.3f}" for value in values))
     Console().print("\n", table)
-    names = ("checkpoints", "samples", "metrics.jsonl", "results.json", "export", "latents", "decoded")
-    print("\n".join(str(RUN / name) for name in names))
+    print("\n".join(str(RUN / name) for name in ("checkpoints", "samples", "metrics.jsonl")))
+    print("\n".join(map(str, (RESULTS, EXPORT, LATENTS, DECODED, INSPECTION))))
+    print(f"\nOpen {REPORT} in a browser.")
 
 
 def images(shards: str) -> Any:

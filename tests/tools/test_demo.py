@@ -63,9 +63,10 @@ def test_demo_continues_and_redoes_only_what_is_missing(tmp_path: Path) -> None:
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
     assert steps[-1] == 4
-    for name in ("checkpoints", "samples", "export", "latents", "decoded"):
+    for name in ("checkpoints", "samples", "export", "latents", "decoded", "inspection"):
         assert any((run / name).iterdir()), name
     assert len(list((run / "decoded").glob("*.png"))) == 3
+    assert "</html>" in (run / "report.html").read_text()
     model, loading = AutoencoderKL.from_pretrained(run / "export", output_loading_info=True)  # type: ignore[no-untyped-call]
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
@@ -74,6 +75,7 @@ def test_demo_continues_and_redoes_only_what_is_missing(tmp_path: Path) -> None:
     kept = {path: path.stat().st_mtime_ns for path in (run / "results.json", run / "export" / "config.json")}
     shutil.rmtree(run / "decoded")
     again = demo(tmp_path)
-    assert [line.split()[2] for line in again.splitlines() if line.startswith("$")] == ["encode", "encode", "decode"]
+    called = [line.split()[2] for line in again.splitlines() if line.startswith("$")]
+    assert called == ["encode", "encode", "decode", "report"]
     assert len(list((run / "decoded").glob("*.png"))) == 3
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
