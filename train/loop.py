@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 
 from ldm_vae.atomic import append, atomic_file
 from ldm_vae.data.index import Index
-from ldm_vae.data.reader import TrainBatches
+from ldm_vae.data.reader import TrainBatches, check_budget
+from ldm_vae.data.share import Fault
 from ldm_vae.errors import UserError
 from ldm_vae.interop.native import Checkpoint
 from train.agreement import check_ranks_agree
@@ -56,7 +58,8 @@ class Loop:
         self.train_step = STEPS[recipe.discriminator.order if recipe.discriminator is not None else "shared"]
         self.since = (time.perf_counter(), start)
         self.measured: dict[int, dict[str, float]] = {}  # the latest validation, by its step
-        self.broken = 0
+        self.unshared: list[Fault] = []  # samples replaced on this rank since the last row
+        self.broken: dict[tuple[str, str], Fault] = {}  # on all ranks, by shard and key
 
     def run_to_end(self) -> None:
         """All remaining steps. Raises Preempted after a signal, UserError where the run cannot go on."""
@@ -107,15 +110,18 @@ class Loop:
 
     def count_broken(self) -> int:
         """How many different samples the ranks have replaced since they were started, which after a resume is no
-        function of the step. All ranks must call."""
+        function of the step. All ranks must call. Raises UserError, on all, where they are too many together."""
         self.write_broken()
-        total = self.accelerator.reduce(torch.tensor(self.broken, device=self.accelerator.device), "sum")
-        return int(total)
+        news, self.unshared = self.unshared, []
+        if int(self.accelerator.reduce(torch.tensor(len(news), device=self.accelerator.device), "sum")):
+            self.broken |= {(fault.url, fault.key): fault for fault in gather_object(news)}
+        check_budget(self.broken.values(), self.recipe.data.broken_budget)
+        return len(self.broken)
 
     def write_broken(self) -> None:
         """Appends this rank's newly replaced samples to broken.jsonl."""
         faults, self.batches.faults = self.batches.faults, []
-        self.broken += len(faults)
+        self.unshared += faults
         if faults:
             append(self.folder / "broken.jsonl", "".join(json.dumps(asdict(fault)) + "\n" for fault in faults))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Annotated, Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class DataConfig(Config):
     batch: Annotated[int, Field(gt=0)]  # images per optimizer step, over all ranks and accumulation
     workers: Annotated[int, Field(ge=0)] = 2  # processes per rank that read and decode; 0 reads in the trainer itself
     image: ImageConfig = ImageConfig()
-    broken_budget: Annotated[int, Field(ge=0)] = 100  # different broken samples per rank before the run stops
+    broken_budget: Annotated[int, Field(ge=0)] = 100  # different broken samples, over all ranks, before the run stops
 
     @field_serializer("train")
     def _plain_source(self, train: tuple[SourceConfig, ...]) -> str | list[SourceConfig]:
@@ -64,6 +64,15 @@ def validation_batches(config: DataConfig, index: Index, *, batch: int, rank: in
     stop = len(range(rank, index.samples, world))
     steps = Steps(ValidationOrder(index), rank, world, per_step=batch, first=0, stop=stop)
     return ValidationBatches(config, index, steps)
+
+
+def check_budget(broken: Collection[Fault], budget: int) -> None:
+    """Raises UserError where more different samples are broken than data.broken_budget allows."""
+    if len(broken) > budget:
+        listed = [f"{fault.url} {fault.key} ({fault.reason})" for fault in broken]
+        more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+        what = f"{len(listed)} broken samples, {budget} are allowed: {', '.join(listed[:LISTED])}{more}"
+        raise UserError(what, "mend or remove them, or raise data.broken_budget")
 
 
 class _Stream:
@@ -110,11 +119,7 @@ class _Stream:
             if (fault.url, fault.key) not in self._broken:
                 self._broken[fault.url, fault.key] = fault
                 self.faults.append(fault)
-        if len(self._broken) > self._budget:
-            listed = [f"{fault.url} {fault.key} ({fault.reason})" for fault in self._broken.values()]
-            more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
-            what = f"{len(listed)} broken samples, {self._budget} are allowed: {', '.join(listed[:LISTED])}{more}"
-            raise UserError(what, "mend or remove them, or raise data.broken_budget")
+        check_budget(self._broken.values(), self._budget)
 
 
 class TrainBatches(_Stream):

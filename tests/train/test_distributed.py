@@ -16,8 +16,10 @@ import psutil
 import pytest
 import torch
 
+from ldm_vae.data.index import load_index
+from ldm_vae.data.order import sample_refs
 from ldm_vae.interop.native import Checkpoint
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_shards
 from tests.train.test_resume import rows, run_in_process
 from train.status import RunLock, write_status
 
@@ -198,6 +200,21 @@ def test_a_tracker_that_is_not_installed_is_named(recipe: Path) -> None:
     )
     assert said.returncode == 2
     assert said.stderr == 'train: log.trackers: trackio is not installed: pip install "ldm-vae[trackio]"\n'
+
+
+@pytest.mark.slow
+def test_broken_samples_are_counted_over_all_ranks(recipe: Path, tmp_path: Path) -> None:
+    index = load_index(str(write_shards(tmp_path / "shards", [24])))
+    refs = sample_refs(index, 0, 0, 24)
+    for ref in (refs[1], refs[3], refs[4], refs[6]):  # position % 2 is the rank: two on each
+        url, offset, _ = index.shards[ref.shard].place(ref.ordinal, "png")
+        with Path(url).open("r+b") as shard:
+            shard.seek(offset)
+            shard.write(bytes(8))  # over the signature
+    settings = (f"data.train={tmp_path / 'shards'}", "data.broken_budget=3", "log.every=6")
+    said = launch(2, "-m", "train", str(recipe), *settings, f"output={tmp_path / 'run'}", code=1)
+    assert said.count("train: 4 broken samples, 3 are allowed: ") == 1
+    assert len((tmp_path / "run" / "broken.jsonl").read_text().splitlines()) >= 4
 
 
 def test_what_all_ranks_have_to_say_is_said_once(recipe: Path) -> None:
