@@ -18,7 +18,7 @@ from ldm_vae.diagnostics.mosaic import write_mosaic
 from ldm_vae.diagnostics.probes import Probes, decode_in_batches, noise_like
 
 COLUMNS = 7  # of interpolations and traversals
-REACH = 3.0  # standard deviations along a direction, either way
+REACH = 2.0  # standard deviations along a direction, either way
 DIRECTIONS = 4  # principal directions shown, at most
 GRID = 5  # places along each side of the two-dimensional grid
 SAMPLES = 6  # of each distribution
@@ -104,8 +104,9 @@ def _traverse(codec: LatentCodec, views: Probes, sums: ChannelSums, folder: Path
     write_mosaic(folder / "traversal.png", decode_in_batches(codec, z), rows, signed(steps))
     return Picture(
         name="traversal", title="Along the main directions", file="traversal.png",
-        definition="The latent of one image (its middle square, made smaller), moved at every position along a principal "
-        "direction of the posterior means' channels, by standard deviations of that direction; beside each row, its share of the variance.",
+        definition="The latent of one image (its middle square, made smaller), moved at every position along a "
+        "principal direction of the posterior means' channels, by standard deviations of that direction; beside each "
+        "row, its share of the variance.",
         description=f"{shown} rows of {COLUMNS} tiles, one row a direction, the strongest first; the middle tile of "
         "each is the image itself. Usually the first changes brightness and the next ones colours; a row without "
         "change is a direction that the decoder does not use.",

@@ -57,8 +57,16 @@ class RingPower:
 
 
 def high_share(density: Array) -> float:
-    """(RINGS,) -> the share of power above half of Nyquist, a quarter of a cycle per sample; white noise has 3/4."""
-    power = np.nan_to_num(density) * (2 * np.arange(RINGS) + 1)  # a ring's area grows with its radius
+    """(RINGS,) -> the share of power above half of Nyquist, a quarter of a cycle per sample; white noise has 3/4.
+
+    NaN where there is no power.
+    """
+    known = np.isfinite(density)
+    if not known.any() or not density[known].sum() > 0:
+        return float("nan")
+    rings = np.arange(RINGS)
+    filled = np.interp(rings, rings[known], density[known])  # small pictures have rings without a frequency
+    power = filled * (2 * rings + 1)  # a ring's area grows with its radius
     return float(power[RINGS // 2 :].sum() / power.sum())
 
 
@@ -76,6 +84,7 @@ def _rings(height: int, width: int) -> tuple[npt.NDArray[np.int64], Array]:
     radius = np.hypot(vertical[:, None], horizontal[None])
     ring = np.minimum(np.floor(radius * 2 * RINGS), RINGS).astype(np.int64)
     ring[np.isclose(radius, 0.5)] = RINGS - 1  # Nyquist itself belongs to the last ring
+    ring[radius == 0] = RINGS  # the mean, which was taken away
     twice = np.full(width // 2 + 1, 2.0)
     twice[0] = 1.0
     if width % 2 == 0:

@@ -43,7 +43,7 @@ def inspect_spectrum(spectrum: LatentSpectrum) -> Section:
         return Section(name="spectrum", title=title, numbers=(number,), verdicts=(_unknown(reason),))
     latents, images = spectrum.latents.density[0], spectrum.images.density[0]
     share, reference = high_share(latents.sum(axis=0)), high_share(images.sum(axis=0))
-    if not reference > 0 or not np.isfinite(share):
+    if not reference > 0 or np.isnan(share):
         reason = "the images or their latents have no detail at all"
         return Section(name="spectrum", title=title, numbers=(_ratio(None, reason),), verdicts=(_unknown(reason),))
     numbers = (
@@ -64,7 +64,7 @@ def inspect_spectrum(spectrum: LatentSpectrum) -> Section:
     )  # fmt: skip
     shares = bars(
         "high_share_per_channel", "High-frequency share per channel", channel_names(len(each)),
-        100 * np.nan_to_num(each), "%", SOURCE,
+        100 * each, "%", SOURCE,
         f"Share of each channel's power above half of Nyquist; images have {100 * reference:.3g} %, white noise 75 %.",
     )  # fmt: skip
     verdict = _verdict(share, reference)

@@ -1,0 +1,50 @@
+"""Is the spectrum of latents hot? Latents that are averages of the image, noise, and too few positions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm_vae.diagnostics.findings import Section
+from ldm_vae.diagnostics.spectrum import LatentSpectrum, inspect_spectrum
+from tests.diagnostics.conftest import FACTOR, pictures
+from tests.diagnostics.test_channels import level, value
+
+
+def inspected(z: Tensor, images: Tensor) -> Section:
+    spectrum = LatentSpectrum(z.shape[1], images.shape[1], FACTOR)
+    spectrum.update(z, images)
+    return inspect_spectrum(spectrum)
+
+
+def test_an_average_of_the_image_is_as_warm_as_the_image() -> None:
+    images = pictures(4)
+    section = inspected(5 * F.avg_pool2d(images, FACTOR) + 1, images)
+    assert value(section, "heat") == pytest.approx(1.0)
+    assert level(section, "hot_spectrum") == "good"
+    latents, reference = next(chart for chart in section.charts if chart.name == "density").lines
+    # relative to white noise of the same power, so that the factor of 5 is gone
+    assert [y for y in latents.y if y is not None] == pytest.approx([y for y in reference.y if y is not None])
+
+
+def test_noise_on_top_is_hot() -> None:
+    images = pictures(4)
+    clean = F.avg_pool2d(images, FACTOR)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    section = inspected(noise, images)
+    assert value(section, "high_share_latents") == pytest.approx(75, abs=5)
+    assert level(section, "hot_spectrum") == "bad"
+    assert "arXiv:2502.14831" in next(v.advice for v in section.verdicts)
+    one = inspected(torch.cat([clean[:, :2], noise[:, :1]], dim=1), images)
+    shares = next(chart for chart in one.charts if chart.name == "high_share_per_channel").lines[0].y
+    assert shares[2] > 10 * max(shares[:2])
+
+
+@pytest.mark.parametrize("images", [pictures(2, side=28), torch.zeros(2, 3, 64, 64)], ids=["small", "flat"])
+def test_what_cannot_be_told_is_missing(images: Tensor) -> None:
+    section = inspected(F.avg_pool2d(images, FACTOR), images)
+    assert value(section, "heat") is None
+    assert section.numbers[0].missing
+    assert level(section, "hot_spectrum") == "unknown"
