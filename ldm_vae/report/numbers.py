@@ -7,15 +7,17 @@ import re
 
 from markupsafe import Markup, escape
 
+THIN = "\u202f"  # narrow space that breaks no line, between thousands
+
 
 def short(value: float, digits: int = 4) -> str:
     """Few significant digits, with a minus sign; thousands apart: 0.05128, 294 130, 8e−05."""
     if not math.isfinite(value):
         return "–"
     if value == round(value) and abs(value) < 1e7:
-        text = f"{int(value):,}".replace(",", "\u202f") if abs(value) >= 1e4 else str(int(value))
+        text = f"{int(value):,}".replace(",", THIN) if abs(value) >= 1e4 else str(int(value))
     elif 1e4 <= abs(value) < 1e7:
-        text = f"{value:,.0f}".replace(",", "\u202f")
+        text = f"{value:,.0f}".replace(",", THIN)
     else:
         text = f"{value:.{digits}g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
     return text.replace("-", "−")
@@ -29,7 +31,7 @@ def signed(value: float, digits: int = 3) -> str:
 def printable(text: str) -> str:
     """Names in hostile data may hold control characters and halves of surrogate pairs, which no XML may hold."""
     whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return "".join(c if c.isprintable() else "\ufffd" for c in whole)
+    return "".join(c if c.isprintable() else THIN if c == THIN else " " if c.isspace() else "\ufffd" for c in whole)
 
 
 def prose(text: str) -> Markup:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ldm_vae.report.diagnosis import count_verdicts, verdicts
 from ldm_vae.report.gallery import worst_first
 from ldm_vae.report.metrics import FACTS, Fact, fact
 from ldm_vae.report.numbers import short, signed
@@ -93,7 +94,7 @@ def metric_table(columns: Sequence[tuple[str, Measured]]) -> MetricTable:
         values = [measured.metrics.get(name) for _, measured in columns]
         known = [value for value in values if value is not None]
         better = {"higher": max, "lower": min}.get(fact(name).better)
-        best = better(known) if better and len(known) > 1 else None
+        best = better(known) if better and len(set(known)) > 1 else None
         cells = [Cell("–") if value is None else Cell(short(value), best=value == best) for value in values]
         rows.append(MetricRow(fact(name), cells))
     return MetricTable([name for name, _ in columns], rows, _notes(columns))
@@ -199,10 +200,19 @@ def training_table(runs: Sequence[RunFolder]) -> list[Side]:
     names = dict.fromkeys(name for run in runs for row in run.rows for name in row if name.startswith("validation/"))
     rows = [Side("last step logged", ["–" if run.steps is None else short(run.steps) for run in runs])]
     rows.append(Side("status", [str(run.status.get("status", "unknown")) for run in runs]))
+    if any(run.inspection for run in runs):
+        rows.append(Side("verdicts", [_verdicts(run) for run in runs]))
     for name in names:
         values = [run.last(name) for run in runs]
         rows.append(Side(name.replace("validation/", "validation: "), ["–" if v is None else short(v) for v in values]))
     return rows
+
+
+def _verdicts(run: RunFolder) -> str:
+    if run.inspection is None:
+        return "not inspected"
+    counts = count_verdicts(verdicts(run.inspection))
+    return ", ".join(f"{number} {word.lower()}" for _, _, word, number in counts) or "none"
 
 
 def setting(value: Any) -> str:

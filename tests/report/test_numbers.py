@@ -35,3 +35,4 @@ def test_prose_marks_code_and_escapes_the_rest() -> None:
 
 def test_printable_leaves_nothing_that_xml_forbids() -> None:
     assert printable("a\x00\x1b\udc80é") == "a\ufffd\ufffd\ufffdé"
+    assert printable(f"one\ntwo\t{short(12345)}") == "one two 12\u202f345"

@@ -12,18 +12,19 @@ from ldm_vae.report.tables import IMAGES, difference_table, image_table, metric_
 
 
 def test_the_best_of_each_row_is_marked() -> None:
-    ours = Measured(metrics={"lpips_vgg": 0.1, "psnr": 20.0, "odd": 1.0}, missing={"rfid": "no weights"})
-    theirs = Measured(metrics={"psnr": 30.0, "lpips_vgg": 0.2, "rfid": 3.0, "odd": 2.0})
+    ours = Measured(metrics={"lpips_vgg": 0.1, "psnr": 20.0, "odd": 1.0, "ssim": 0.5}, missing={"rfid": "no weights"})
+    theirs = Measured(metrics={"psnr": 30.0, "lpips_vgg": 0.2, "rfid": 3.0, "odd": 2.0, "ssim": 0.5})
     table = metric_table([("ours", ours), ("theirs", theirs)])
     marked = {row.fact.title: [cell.best for cell in row.cells] for row in table.rows}
     assert marked == {
         "PSNR": [False, True],
         "LPIPS (VGG)": [True, False],
         "rFID": [False, False],  # alone in its row
+        "SSIM": [False, False],  # a tie
         "odd": [False, False],  # nobody knows which way is better
     }
     assert table.notes == ["rFID missing for ours: no weights."]
-    assert [cell.text for cell in table.rows[2].cells] == ["–", "3"]  # never 0
+    assert [cell.text for cell in table.rows[3].cells] == ["–", "3"]  # never 0
 
 
 def test_a_reason_that_several_share_is_said_once() -> None:
