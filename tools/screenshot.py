@@ -27,7 +27,8 @@ def main(report: Path, picture: Path, width: int, height: int) -> None:
         raise UserError(f"{report} not found", "make it with `ldm-vae report RUN`")
     screen = Image.open(io.BytesIO(photograph(report, width, height))).convert("RGB")
     file = io.BytesIO()
-    screen.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    few = screen.quantize(palette=screen.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
+    few.save(file, "PNG", optimize=True)
     if len(file.getvalue()) > LARGEST:
         raise UserError(f"the picture has {len(file.getvalue()):,} bytes", "give a smaller --width or --height")
     with atomic_file(picture) as stage:
