@@ -26,6 +26,7 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
     "lpips_alex": False,
 }
 LEVEL = 0.95
+FEW = 20  # images; of fewer, the interval holds the truth less often than it says: of 10 in 89 %, of 3 in 74 %
 RESAMPLES = 4000
 BLOCK = 2**22  # resampled values in memory at a time
 
@@ -41,8 +42,8 @@ class Difference:
 
     def verdict(self, metric: str) -> str:
         """What it says of the first codec: gain, loss, or noise where the interval holds 0."""
-        if self.low is None or self.high is None:
-            return "one image tells nothing"
+        if self.low is None or self.high is None or self.images < FEW:
+            return "too few images"
         if self.low <= 0 <= self.high:
             return "noise"
         return "gain" if (self.difference > 0) == HIGHER_IS_BETTER[metric] else "loss"

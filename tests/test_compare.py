@@ -43,8 +43,8 @@ def test_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.Monkey
 
 
 def test_verdicts_know_which_way_is_better() -> None:
-    better = {"psnr": [30.0, 31, 32, 33], "lpips_vgg": [0.1, 0.2, 0.1, 0.2], "ssim": [0.5, 0.7, 0.5, 0.7]}
-    worse = {"psnr": [29.0, 29, 31, 31], "lpips_vgg": [0.3, 0.5, 0.3, 0.5], "ssim": [0.6, 0.6, 0.6, 0.6]}
+    better = {"psnr": [30.0, 31, 32, 33] * 5, "lpips_vgg": [0.1, 0.2, 0.1, 0.2] * 5, "ssim": [0.5, 0.7, 0.5, 0.7] * 5}
+    worse = {"psnr": [29.0, 29, 31, 31] * 5, "lpips_vgg": [0.3, 0.5, 0.3, 0.5] * 5, "ssim": [0.6, 0.6, 0.6, 0.6] * 5}
     found = compare(rows(better), rows(worse))
     assert {name: difference.verdict(name) for name, difference in found.items()} == {
         "psnr": "gain",
@@ -52,14 +52,15 @@ def test_verdicts_know_which_way_is_better() -> None:
         "lpips_vgg": "gain",
     }
     assert compare(rows(worse), rows(better))["psnr"].verdict("psnr") == "loss"
+    assert compare(rows(better)[:19], rows(worse)[:19])["psnr"].verdict("psnr") == "too few images"
     assert to_json(found)["psnr"].keys() == {"difference", "low", "high", "images"}
 
 
 def test_one_image_has_no_interval_and_equal_codecs_none_of_any_width() -> None:
     (found,) = compare(rows([1.5]), rows([1.0])).values()
     assert (found.difference, found.low, found.high, found.images) == (0.5, None, None, 1)
-    assert found.verdict("psnr") == "one image tells nothing"
-    (found,) = compare(rows([1.0, 2.0]), rows([1.0, 2.0])).values()
+    assert found.verdict("psnr") == "too few images"
+    (found,) = compare(rows([1.0, 2.0] * 10), rows([1.0, 2.0] * 10)).values()
     assert (found.low, found.high, found.verdict("psnr")) == (0, 0, "noise")
 
 
