@@ -10,11 +10,18 @@ import socket
 from pathlib import Path
 
 import pytest
+import skimage.data
 import torch
+from PIL import Image
+from torch_fidelity import calculate_metrics
 from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
 from ldm_vae import inception
+from ldm_vae.data.batch import Batch
+from ldm_vae.data.images import to_uint8
 from ldm_vae.errors import UserError
+from ldm_vae.evaluate import Metrics, evaluate
+from ldm_vae.results import EvaluationProtocol
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +64,47 @@ def test_features_are_torch_fidelitys(pinned: Path) -> None:
     assert found.shape == (2, 2048)
     assert torch.equal(found, expected)
     assert not torch.equal(found[0], found[1])
+
+
+def test_the_whole_way_agrees_with_torch_fidelity(pinned: Path, tmp_path: Path) -> None:
+    """Images as files through its own command, one at a time as their sizes differ, against ours through the codec:
+    1e-3 is promised. The distance of a random network's features is small, but no rounding."""
+    pixels = torch.from_numpy(skimage.data.astronaut().copy()).permute(2, 0, 1)
+    batches = []
+    for i in range(6):
+        image = pixels[:, 40 * i : 40 * i + 96 + 8 * (i % 2), 30 * i : 30 * i + 100]
+        batches.append(Batch(image[None] / 127.5 - 1.0, None, [f"{i}"], torch.zeros(1)))
+        for folder, array in (("ours", image // 32 * 32), ("theirs", image)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(array.permute(1, 2, 0).numpy()).save(tmp_path / folder / f"{i}.png")
+
+    class Coarse:
+        device = torch.device("cpu")
+
+        def encode(self, images: torch.Tensor) -> torch.Tensor:
+            return to_uint8(images) // 32
+
+        def decode(self, latents: torch.Tensor, *, size: tuple[int, int]) -> torch.Tensor:
+            return latents * 32 / 127.5 - 1.0
+
+    protocol = EvaluationProtocol(metrics=("rfid", "kid"))
+    metrics = Metrics(protocol, "cpu", inception_file=pinned)
+    found = evaluate(Coarse(), batches[::-1], protocol, metrics=metrics).metrics
+    expected = calculate_metrics(
+        input1=str(tmp_path / "ours"),
+        input2=str(tmp_path / "theirs"),
+        fid=True,
+        kid=True,
+        kid_subsets=1,
+        kid_subset_size=6,
+        batch_size=1,
+        feature_extractor_weights_path=str(pinned),
+        cuda=False,
+        cache=False,
+        verbose=False,
+    )
+    assert found["rfid"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
+    assert found["kid"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
 
 
 @pytest.mark.parametrize("place", [("cache", inception.FILE), ("torch/hub/checkpoints", inception.FILE_OF_PYTORCH_FID)])
