@@ -8,6 +8,8 @@ blind to what channels do together).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,7 +17,7 @@ from scipy.stats import kstest
 
 from ldm_vae.data.batch import rng
 from ldm_vae.diagnostics.channels import ChannelSums, bars, channel_names
-from ldm_vae.diagnostics.findings import Number, Section, Verdict
+from ldm_vae.diagnostics.findings import Chart, Number, Section, Verdict
 from ldm_vae.scale import LatentScale
 
 Array = npt.NDArray[np.float64]
@@ -25,74 +27,96 @@ DEVIATIONS = (0.5, 2.0)  # of each scaled channel
 OFFSET = 0.5  # |mean| of each scaled channel; more than half a deviation is wasted on a constant
 FEW = 1000  # positions below which the distance of distributions is mostly noise
 NEAR = 0.1  # nats per position and channel: a Gaussian of mean 0 and deviation 0.7 or 1.4
+MASSEY = "Massey 1951, doi:10.1080/01621459.1951.10500769"
+TOO_FEW = f"it takes {FEW} positions"
 VERDICT = "prior_mismatch"
 REASON = (
-    "A weight of 1e-6 on the KL buys reconstruction, not a prior: the aggregate posterior has its own mean, scale and "
-    "correlations, and N(0, I) is mostly outside of it."
+    "A KL of tiny weight, such as 1e-6, buys reconstruction, not a prior: the aggregate posterior has its own mean, "
+    "scale and correlations between channels and positions, and a draw from N(0, I) is noise to the decoder."
 )
+
+
+@dataclass(frozen=True)
+class Space:
+    """Raw or scaled latents.   mean: (C,).   covariance: (C, C), posterior noise included.   sample: (N, C), or None
+    where there are too few positions."""
+
+    name: str
+    mean: Array
+    covariance: Array
+    sample: Array | None
 
 
 def inspect_aggregate(sums: ChannelSums, moments: Array | None, scale: LatentScale | None, seed: int) -> Section:
     """moments: (N, 2C), posterior means and log-variances at sampled positions; None where there are none."""
     names = channel_names(len(sums.mean))
-    covariance = sums.covariance + np.diag(sums.posterior_variance)
     sample = None if moments is None or len(moments) < FEW else _draw(moments, seed)
-    raw = gaussian_kl_of_moments(sums.mean, covariance)
-    spaces: dict[str, tuple[Array, Array, Array | None]] = {"raw": (sums.mean, covariance, sample)}
-    if scale is not None:
-        gain, shift = _affine(scale, len(names))
-        scaled = None if sample is None else sample * gain + shift
-        spaces["scaled"] = (sums.mean * gain + shift, covariance * np.outer(gain, gain), scaled)
-    numbers, charts = [], []
-    for space, (mean, spread, rows) in spaces.items():
-        variance = np.diag(spread)
-        with np.errstate(divide="ignore"):  # a channel that does not vary is infinitely far
-            each = 0.5 * (variance + mean**2 - 1.0 - np.log(variance))
-        charts.append(
-            bars(f"gaussian_kl_{space}", f"KL of moments to N(0, 1), {space}", names, each, "nats per position", "",
-                 "KL(N(m, v) || N(0, 1)) = (v + m^2 - 1 - ln v) / 2 of each channel's mean m and variance v over "
-                 f"images and positions, posterior noise included; {space} latents.")
-        )  # fmt: skip
-        numbers.append(
-            Number(
-                name=f"gaussian_kl_{space}", title=f"KL of the fitted Gaussian to N(0, I), {space}",
-                value=_finite(gaussian_kl_of_moments(mean, spread)), unit="nats per position",
-                missing="" if _finite(gaussian_kl_of_moments(mean, spread)) is not None else "a channel does not vary",
-                definition="(tr S + m'm - C - ln det S) / 2 of the mean m and covariance S of the C channels over "
-                f"images and positions, posterior noise included; {space} latents.",
-            )
-        )  # fmt: skip
-        distance = None if rows is None else kolmogorov_smirnov(rows)
-        numbers.append(
-            Number(
-                name=f"kolmogorov_smirnov_{space}", title=f"Largest distance of a channel to N(0, 1), {space}",
-                value=None if distance is None else float(distance.max()),
-                missing="" if distance is not None else f"it takes {FEW} positions",
-                definition="Kolmogorov-Smirnov: largest difference of the distribution functions of a channel's values "
-                f"and of N(0, 1), from 0 to 1; {0 if rows is None else len(rows)} sampled positions, {space} latents.",
-                source="Massey 1951, doi:10.1080/01621459.1951.10500769",
-            )
-        )  # fmt: skip
-        if distance is not None:
-            charts.append(
-                bars(f"kolmogorov_smirnov_{space}", f"Distance to N(0, 1), {space}", names, distance, "", "",
-                     "Kolmogorov-Smirnov distance of each channel's values to N(0, 1): moments and shape.")
-            )  # fmt: skip
-    shape = None if sample is None else kolmogorov_smirnov((sample - sample.mean(axis=0)) / sample.std(axis=0))
-    numbers.append(
-        Number(
-            name="non_gaussian", title="Largest distance of a channel to its own Gaussian",
-            value=None if shape is None else float(shape.max()),
-            missing="" if shape is not None else f"it takes {FEW} positions",
-            definition="The same distance after each channel is brought to mean 0 and deviation 1: shape alone. No "
-            "scale mends it.",
-            source="Massey 1951, doi:10.1080/01621459.1951.10500769",
-        )
-    )  # fmt: skip
-    verdicts = (_prior(raw / len(names)), _scale(spaces.get("scaled")))
+    raw = Space("raw", sums.mean, sums.covariance + np.diag(sums.posterior_variance), sample)
+    scaled = None if scale is None else _scaled(raw, scale)
+    numbers: list[Number] = []
+    charts: list[Chart] = []
+    for space in (raw,) if scaled is None else (raw, scaled):
+        numbers += [_gaussian_kl(space), _distance(space)]
+        charts += _per_channel(space, names)
+    numbers.append(_shape(sample))
+    verdicts = (_prior(gaussian_kl_of_moments(raw.mean, raw.covariance) / len(names)), _scale(scaled))
     return Section(
         name="aggregate_posterior", title="Aggregate posterior", numbers=tuple(numbers), charts=tuple(charts),
         verdicts=verdicts,
+    )  # fmt: skip
+
+
+def _gaussian_kl(space: Space) -> Number:
+    value = gaussian_kl_of_moments(space.mean, space.covariance)
+    return Number(
+        name=f"gaussian_kl_{space.name}", title=f"KL of the fitted Gaussian to N(0, I), {space.name}",
+        value=value if np.isfinite(value) else None, unit="nats per position",
+        missing="" if np.isfinite(value) else "it is infinite, because a channel does not vary",
+        definition="(tr S + m'm - C - ln det S) / 2 of the mean m and covariance S of the C channels over images and "
+        f"positions, posterior noise included; {space.name} latents.",
+    )  # fmt: skip
+
+
+def _distance(space: Space) -> Number:
+    positions = 0 if space.sample is None else len(space.sample)
+    return Number(
+        name=f"kolmogorov_smirnov_{space.name}", title=f"Largest distance of a channel to N(0, 1), {space.name}",
+        value=None if space.sample is None else float(kolmogorov_smirnov(space.sample).max()),
+        missing="" if positions else TOO_FEW,
+        definition="Kolmogorov-Smirnov: largest difference of the distribution functions of a channel's values and of "
+        f"N(0, 1), from 0 to 1, over {positions} sampled positions; {space.name} latents.",
+        source=MASSEY,
+    )  # fmt: skip
+
+
+def _per_channel(space: Space, names: tuple[str, ...]) -> list[Chart]:
+    variance = np.diag(space.covariance)
+    with np.errstate(divide="ignore"):  # a channel that does not vary is infinitely far
+        kl = 0.5 * (variance + space.mean**2 - 1.0 - np.log(variance))
+    charts = [
+        bars(f"gaussian_kl_per_channel_{space.name}", f"KL of moments to N(0, 1), {space.name}", names, kl,
+             "nats per position", "",
+             "KL(N(m, v) || N(0, 1)) = (v + m^2 - 1 - ln v) / 2 of each channel's mean m and variance v over images "
+             f"and positions, posterior noise included; {space.name} latents.")
+    ]  # fmt: skip
+    if space.sample is not None:
+        charts.append(
+            bars(f"kolmogorov_smirnov_per_channel_{space.name}", f"Distance to N(0, 1), {space.name}", names,
+                 kolmogorov_smirnov(space.sample), "", MASSEY,
+                 f"Kolmogorov-Smirnov distance of each channel's values to N(0, 1): moments and shape; {space.name}.")
+        )  # fmt: skip
+    return charts
+
+
+def _shape(sample: Array | None) -> Number:
+    value = None
+    if sample is not None:
+        value = float(kolmogorov_smirnov((sample - sample.mean(axis=0)) / sample.std(axis=0)).max())
+    return Number(
+        name="non_gaussian", title="Largest distance of a channel to its own Gaussian", value=value,
+        missing=TOO_FEW if value is None else "", source=MASSEY,
+        definition="The same distance after each channel is brought to mean 0 and deviation 1: shape alone. No scale "
+        "mends it.",
     )  # fmt: skip
 
 
@@ -116,15 +140,12 @@ def _draw(moments: Array, seed: int) -> Array:
     return draw
 
 
-def _affine(scale: LatentScale, channels: int) -> tuple[Array, Array]:
-    """(C,), (C,): what a scale multiplies raw latents by, and then adds."""
-    zeros, ones = (torch.full((1, channels, 1, 1), value, dtype=torch.float64) for value in (0.0, 1.0))
-    shift = scale.apply(zeros)
-    return (scale.apply(ones) - shift).flatten().numpy(), shift.flatten().numpy()
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+def _scaled(raw: Space, scale: LatentScale) -> Space:
+    zeros, ones = (torch.full((1, len(raw.mean), 1, 1), value, dtype=torch.float64) for value in (0.0, 1.0))
+    shift = scale.apply(zeros).flatten().numpy()
+    gain = scale.apply(ones).flatten().numpy() - shift
+    sample = None if raw.sample is None else raw.sample * gain + shift
+    return Space("scaled", raw.mean * gain + shift, raw.covariance * np.outer(gain, gain), sample)
 
 
 def _prior(per_channel: float) -> Verdict:
@@ -143,7 +164,7 @@ def _prior(per_channel: float) -> Verdict:
     )
 
 
-def _scale(scaled: tuple[Array, Array, Array | None] | None) -> Verdict:
+def _scale(scaled: Space | None) -> Verdict:
     name = "latent_scale"
     if scaled is None:
         return Verdict(
@@ -152,7 +173,7 @@ def _scale(scaled: tuple[Array, Array, Array | None] | None) -> Verdict:
             statement="Nobody has measured the scale of these latents, so that they can't be brought to unit variance.",
             advice="`ldm-vae stats MODEL SHARDS --write` keeps it beside the model.",
         )
-    mean, deviation = scaled[0], np.sqrt(np.diag(scaled[1]))
+    mean, deviation = scaled.mean, np.sqrt(np.diag(scaled.covariance))
     statement = (
         f"Scaled channels have deviations from {deviation.min():.2f} to {deviation.max():.2f} and means of at most "
         f"{np.abs(mean).max():.2f} in magnitude."

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.codec import LatentCodec
@@ -35,13 +35,15 @@ class Averaging(Autoencoder):
         super().__init__(config)
         self.gains = torch.tensor(gains)[:, None, None]
         self.logvar = logvar
+        self.conv_out = nn.Identity()  # a layer that can be watched
 
     def encode(self, image: Tensor) -> Tensor:
         mean = F.avg_pool2d(image, FACTOR) * self.gains
         return torch.cat([mean, torch.full_like(mean, self.logvar)], dim=1)
 
     def decode(self, z: Tensor) -> Tensor:
-        return F.interpolate(torch.where(self.gains == 0, 0.0, z / self.gains), scale_factor=FACTOR)
+        flat: Tensor = F.interpolate(torch.where(self.gains == 0, 0.0, z / self.gains), scale_factor=FACTOR)
+        return self.conv_out(flat)
 
 
 def averaging(channels: int = 3, gains: Sequence[float] | None = None, logvar: float = -6.0) -> LatentCodec:

@@ -40,7 +40,7 @@ def line(section: Section, name: str) -> np.ndarray:
 
 
 def test_a_gaussian_blur_has_its_transfer_function() -> None:
-    """exp(-2 (pi f s)^2) for the amplitude, s the deviation in pixels: half the power at f = sqrt(ln 2 / 4) / (pi s)."""
+    """exp(-2 (pi f s)^2) for the amplitude, s the deviation in px: half the power at f = sqrt(ln 2 / 4) / (pi s)."""
     deviation = 0.8
     section = inspected(noise(), filtered(noise(), torch.exp(-2 * (math.pi * radius() * deviation) ** 2)))
     expected = -20 * math.log10(math.e) * 2 * (np.pi * ring_frequencies() * deviation) ** 2

@@ -1,0 +1,81 @@
+"""`ldm-vae inspect`: where it writes, what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ldm_vae.cli.app import main
+from ldm_vae.diagnostics.findings import Inspection
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", *map(str, arguments)])
+    return int(stop.value.code or 0)
+
+
+def test_a_run_keeps_its_inspection(
+    run: Path, shards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert command(run, shards, "--images", 5, "--resize", "short:32", "--crop", "center:32", "--batch", 2) == 0
+    inspection = Inspection.read(run / "inspection")
+    protocol = inspection.protocol
+    assert (protocol["images"], protocol["step"], protocol["weights"]) == (5, 7, "ema")
+    assert (protocol["resize"], protocol["crop"]) == ("short side 32, bicubic, antialias", "center 32")
+    assert len(protocol["weights_sha256"]) == 64
+    printed = capsys.readouterr().out
+    for verdict in inspection.verdicts:
+        assert verdict.name.replace("_", " ") in printed
+    levels = [line.split()[1] for line in printed.splitlines() if line.startswith("│ ") and len(line.split()) > 1]
+    order = [level for level in levels if level in ("bad", "warning", "unknown", "good")]
+    assert order == sorted(order, key=["bad", "warning", "unknown", "good"].index)
+    assert str(run / "inspection") in printed
+    json.loads((run / "inspection" / "inspection.json").read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
+
+
+def test_other_models_need_a_folder(run: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    checkpoint = next((run / "checkpoints").iterdir())
+    with pytest.raises(SystemExit):
+        main(["stats", str(run), str(shards), "--write"])
+    with pytest.raises(SystemExit):
+        main(["export", str(run), str(tmp_path / "codec")])
+    assert command(tmp_path / "codec", shards) == 2
+    assert "is no run, in which to write: name a folder by --output" in capfd.readouterr().err
+    for model in (tmp_path / "codec", checkpoint):
+        assert command(model, shards, "--output", tmp_path / "out", "--images", 2) == 0
+        assert Inspection.read(tmp_path / "out").protocol["model"] == str(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("{run}", "{empty}"), "no shards and no images"),
+        (("{run}", "{shards}", "--against", "{empty}"), "no shards and no images"),
+        (("{run}", "{shards}", "--crop", "center:500"), "smaller than the crop"),
+        (("{run}", "{shards}", "--output", "{shards}"), "holds something else than an inspection"),
+        (("nowhere", "{shards}"), "model nowhere not found"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    run: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    before = sorted(run.rglob("*"))
+    places = {"run": run, "shards": shards, "empty": tmp_path / "empty"}
+    assert command(*(argument.format(**places) for argument in arguments)) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("ldm-vae: ")
+    assert message in error
+    assert sorted(run.rglob("*")) == before
+
+
+def test_several_processes_are_refused(
+    run: Path, shards: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command(run, shards) == 2
+    assert "start it without a launcher" in capfd.readouterr().err

@@ -1,0 +1,58 @@
+"""The range of activations of a real network, with weights that overflow float16 and ones that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.codec import LatentCodec
+from ldm_vae.diagnostics.activations import inspect_activations
+from ldm_vae.diagnostics.probes import Probes
+from tests.diagnostics.conftest import pictures
+from tests.diagnostics.test_channels import value
+
+CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_groups=4, attention_levels=(1,))
+
+
+@pytest.fixture
+def network() -> LatentCodec:
+    torch.manual_seed(0)
+    return LatentCodec(Autoencoder(CONFIG).eval().requires_grad_(False))
+
+
+@pytest.mark.parametrize(("peak", "expected"), [(100.0, "good"), (3e4, "warning"), (1e6, "bad")])
+def test_float16(
+    network: LatentCodec,
+    probes_of: Callable[[LatentCodec, Tensor], Probes],
+    peak: float,
+    expected: str,
+) -> None:
+    """The last convolution alone is scaled: its output, the image, is then the largest, and half types agree."""
+    factor = peak / probes_of(network, pictures(2)).reconstruction.abs().max()
+    network.model.decoder.conv_out.weight.mul_(factor)
+    network.model.decoder.conv_out.bias.mul_(factor)
+    probes = probes_of(network, pictures(2))
+    section = inspect_activations(network, probes)
+    verdict = section.verdicts[0]
+    assert verdict.level == expected
+    largest = float(probes.reconstruction.abs().max())
+    assert largest == pytest.approx(peak, rel=1e-3)
+    assert value(section, "largest_activation") == pytest.approx(largest)
+    assert value(section, "float16_margin") == pytest.approx(65504 / largest)
+    assert ("force_upcast" in verdict.advice) == (expected != "good")
+    assert (expected == "bad") == bool(probes.reconstruction.half().isinf().any())
+
+
+def test_every_block_is_shown(network: LatentCodec, probes_of: Callable[[LatentCodec, Tensor], Probes]) -> None:
+    """Blocks and lone layers, in the order of the data; every module that has weights is in one of them."""
+    section = inspect_activations(network, probes_of(network, pictures(1)))
+    bars = section.charts[0].lines[0]
+    assert bars.x[:2] == ("encoder.conv_in", "encoder.down_blocks.0.resnets.0")
+    assert bars.x[-1] == "decoder.conv_out"
+    weighted = {name.rpartition(".")[0] for name, _ in network.model.named_parameters()}
+    assert all(any(f"{name}.".startswith(f"{block}.") for block in bars.x) for name in weighted)
+    assert all(isinstance(y, float) and y > 0 for y in bars.y)
