@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -18,12 +17,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from ldm_vae.diagnostics.findings import Axis, Chart, Line
 from ldm_vae.report.numbers import printable, short
+from ldm_vae.report.svg import COLOURS, GRID, INK, inline
 
 POINTS = 400  # of a line; longer ones are averaged over stretches of equal length
 DOTS = 1500  # of a cloud; of larger ones every n-th is drawn
 ROWS = 40  # of the table of numbers; of longer ones every n-th is shown
-COLOURS = tuple(f"#c0000{i}" for i in range(1, 9))  # stand-ins for var(--series-1) and so on
-INK, GRID = "#0a0b0c", "#0a0b0d"  # for currentColor and var(--grid)
 DASHES = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))  # points; with the colour, so that none need be told by colour alone
 SHAPES = {
     "o": "M12 1a3 3 0 1 0 .01 0z",
@@ -32,7 +30,6 @@ SHAPES = {
     "D": "M12 0l4 4l-4 4l-4-4z",
 }  # as SVG
 SIZE = (4.6, 2.7)  # inches
-SVG = "http://www.w3.org/2000/svg"
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, in the font of the page
     "text.parse_math": False,  # names may hold $
@@ -98,7 +95,7 @@ def draw(chart: Chart, identifier: str) -> Drawing | None:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     named = len(lines) > 1 or (lines[0].label and lines[0].label != chart.title)
     legend = [_key(i, line.label, chart.kind) for i, line in enumerate(lines)] if named else []
-    svg = _inline(file.getvalue(), identifier, chart.title, _describe(chart, lines))
+    svg = inline(file.getvalue(), identifier, chart.title, _describe(chart, lines))
     return Drawing(chart, svg, legend, *_table(chart, lines, notes), list(dict.fromkeys(notes)))
 
 
@@ -222,33 +219,3 @@ def _table(chart: Chart, lines: Sequence[Line], notes: list[str]) -> tuple[list[
 
 def _cell(value: float | str | None) -> str:
     return "–" if value is None else value if isinstance(value, str) else short(value, 5)
-
-
-def _inline(text: str, identifier: str, title: str, description: str) -> Markup:
-    """matplotlib's file -> an element of the page: names of its own, colours of the page, no style that leaks."""
-    root = ElementTree.fromstring(text)
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
-                parent.remove(child)
-    for element in root.iter():
-        for name, value in list(element.attrib.items()):
-            if name == "id":
-                element.set(name, f"{identifier}-{value}")
-            elif name.endswith("}href"):
-                del element.attrib[name]
-                element.set("href", f"#{identifier}-{value.removeprefix('#')}")
-            elif value.startswith("url(#"):
-                element.set(name, f"url(#{identifier}-{value.removeprefix('url(#')}")
-    for name in ("width", "height", "version"):
-        root.attrib.pop(name, None)
-    for place, (tag, content) in enumerate((("title", title), ("desc", description))):
-        child = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{identifier}-{tag}"})
-        child.text = printable(content)
-        root.insert(place, child)
-    root.attrib |= {"role": "img", "aria-labelledby": f"{identifier}-title {identifier}-desc"}
-    ElementTree.register_namespace("", SVG)
-    svg = ElementTree.tostring(root, encoding="unicode")
-    for number, colour in enumerate(COLOURS, start=1):
-        svg = svg.replace(colour, f"var(--series-{number})")
-    return Markup(svg.replace(INK, "currentColor").replace(GRID, "var(--grid)"))

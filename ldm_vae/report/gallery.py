@@ -88,12 +88,11 @@ def choose(rows: Sequence[ImageRow], title: str) -> list[Choice]:
     return [Choice(rows[i].key, why(i), rows[i]) for i in chosen]
 
 
-def make_gallery(model: str, shards: str, choices: Sequence[Choice]) -> Gallery:
+def make_gallery(codec: LatentCodec, shards: str, choices: Sequence[Choice]) -> Gallery:
     """choices: by key; where the shards hold none of them, the first images are taken.
 
-    Raises UserError where the model cannot be loaded or the shards cannot be read.
+    Raises UserError where the shards cannot be read.
     """
-    codec = LatentCodec.load(model)
     index = load_index(shards)
     notes: list[str] = []
     refs = _find(index, choices)

@@ -16,10 +16,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ldm_vae.atomic import atomic_file
+from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.report import curves, diagnosis, environment, tables
 from ldm_vae.report.album import Album, make_album
-from ldm_vae.report.charts import COLOURS, Drawing, draw
+from ldm_vae.report.charts import Drawing, draw
 from ldm_vae.report.gallery import Gallery, choose, make_gallery, worst_first
 from ldm_vae.report.metrics import HEADLINES, fact
 from ldm_vae.report.numbers import printable, prose, short
@@ -138,7 +139,6 @@ def render(contents: Contents) -> str:
         environment=environment.describe(),
         bars={"difference": gradient(SEQUENTIAL), "latent": gradient(DIVERGING)},
         picture_format=FORMAT,
-        series=len(COLOURS),
         style=Markup(_asset("style.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -152,15 +152,19 @@ def _gallery(run: RunFolder, shards: str | None, gaps: list[Gap]) -> Gallery | N
         sentence = "The recipe names no held-out shards, so there are no pictures."
         gaps.append(Gap("images", sentence, f"ldm-vae report {run.name} --shards SHARDS"))
         return None
+    try:
+        codec = LatentCodec.load(run.path)
+    except UserError as error:
+        sentence = f"Held-out images cannot be shown, for want of a codec: {error}."
+        gaps.append(Gap("images", sentence, f"python -m train {run.name}/recipe.yaml"))
+        return None
     metric, rows = worst_first(run.results.per_image if run.results else [])
     try:
-        gallery = make_gallery(run.name, source, choose(rows, fact(metric).title if metric else ""))
+        return make_gallery(codec, source, choose(rows, fact(metric).title if metric else ""))
     except UserError as error:
-        what = printable(str(error))
-        command = "" if "checkpoint" in what or "model" in what else f"ldm-vae report {run.name} --shards SHARDS"
-        gaps.append(Gap("images", f"Held-out images cannot be shown: {what}.", command))
+        sentence = f"Held-out images cannot be shown: {error}."
+        gaps.append(Gap("images", sentence, f"ldm-vae report {run.name} --shards SHARDS"))
         return None
-    return gallery
 
 
 def _evaluation(contents: Contents) -> dict[str, Any]:

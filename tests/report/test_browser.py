@@ -133,11 +133,25 @@ def test_zoom_and_place_are_shared(opened: Any) -> None:
     assert layers[2].value_of_css_property("transform") == "matrix(1, 0, 0, 1, 0, 0)"
 
 
-def test_dragging_the_bar_moves_it(opened: Any) -> None:
-    bar = opened.find_element(By.CSS_SELECTOR, ".bar")
-    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", bar)
-    webdriver.ActionChains(opened).drag_and_drop_by_offset(bar, 60, 0).perform()
-    assert int(opened.find_element(By.CSS_SELECTOR, ".split").get_attribute("value")) > 55
+def test_dragging_moves_the_bar_and_when_zoomed_the_pictures(opened: Any) -> None:
+    item = opened.find_element(By.CSS_SELECTOR, ".item")
+    view, bar, slider = (item.find_element(By.CSS_SELECTOR, name) for name in (".compare", ".bar", ".split"))
+    layer = item.find_elements(By.CSS_SELECTOR, ".layer")[2]
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", view)
+
+    def drag(x: int) -> tuple[int, str]:
+        mouse = webdriver.ActionChains(opened).move_to_element_with_offset(view, x, -20).click_and_hold()
+        mouse.move_by_offset(30, 0).release().perform()
+        return int(slider.get_attribute("value")), layer.value_of_css_property("transform")
+
+    split, place = drag(40)
+    assert split > 60 and place == "matrix(1, 0, 0, 1, 0, 0)"
+    view.send_keys("+")
+    before = layer.value_of_css_property("transform")
+    unmoved, place = drag(-60)
+    assert unmoved == split and place != before
+    webdriver.ActionChains(opened).drag_and_drop_by_offset(bar, -40, 0).perform()
+    assert int(slider.get_attribute("value")) < split
 
 
 def test_heads_sort_both_ways_and_missing_values_stay_last(opened: Any) -> None:

@@ -53,7 +53,7 @@ def test_choice_is_bounded_and_holds_worst_median_and_best(count: int) -> None:
 
 
 def test_reconstructions_are_those_of_the_codec(whole_run: Path) -> None:
-    gallery = make_gallery(str(whole_run), shards_of(whole_run), [])
+    gallery = make_gallery(LatentCodec.load(whole_run), shards_of(whole_run), [])
     assert [held.choice.key for held in gallery.held] == list(KEYS)
     codec = LatentCodec.load(whole_run, device="cpu")
     for seed, held in enumerate(gallery.held):
@@ -70,10 +70,10 @@ def test_reconstructions_are_those_of_the_codec(whole_run: Path) -> None:
 
 def test_images_are_found_by_key_and_strangers_are_told(whole_run: Path) -> None:
     rows = [ImageRow(key="dog"), ImageRow(key="gone"), ImageRow(key="cat")]
-    gallery = make_gallery(str(whole_run), shards_of(whole_run), choose(rows, "PSNR"))
+    gallery = make_gallery(LatentCodec.load(whole_run), shards_of(whole_run), choose(rows, "PSNR"))
     assert [held.choice.key for held in gallery.held] == ["dog", "cat"]
     assert gallery.notes[0].startswith("1 of the images chosen from results.json")
-    gallery = make_gallery(str(whole_run), shards_of(whole_run), choose(rows[1:2], "PSNR"))
+    gallery = make_gallery(LatentCodec.load(whole_run), shards_of(whole_run), choose(rows[1:2], "PSNR"))
     assert len(gallery.held) == len(KEYS) and "None of the images" in gallery.notes[0]
 
 
@@ -83,7 +83,7 @@ def test_a_broken_image_is_told_and_the_others_shown(whole_run: Path, tmp_path: 
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    gallery = make_gallery(str(whole_run), str(tmp_path), [])
+    gallery = make_gallery(LatentCodec.load(whole_run), str(tmp_path), [])
     assert [held.choice.key for held in gallery.held] == ["good"]
     assert gallery.notes[0].startswith("bad cannot be shown: ")
 
@@ -91,14 +91,14 @@ def test_a_broken_image_is_told_and_the_others_shown(whole_run: Path, tmp_path: 
 def test_of_a_large_picture_the_middle_is_shown(whole_run: Path, tmp_path: Path) -> None:
     wide = picture(3, (LARGEST + 40, 50))
     wide.save(tmp_path / "wide.png")
-    (held,) = make_gallery(str(whole_run), str(tmp_path), []).held
+    (held,) = make_gallery(LatentCodec.load(whole_run), str(tmp_path), []).held
     assert held.size == (50, LARGEST + 40)
     assert np.array_equal(held.original.transpose(1, 2, 0), np.asarray(wide)[:, 20:-20])
 
 
 def test_shards_that_cannot_be_read_are_an_error_with_a_name(whole_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
-        make_gallery(str(whole_run), str(tmp_path / "nowhere"), [])
+        make_gallery(LatentCodec.load(whole_run), str(tmp_path / "nowhere"), [])
 
 
 def test_pictures_that_nothing_compresses_stay_within_their_bytes() -> None:

@@ -59,7 +59,8 @@
       view.addEventListener("dblclick", event => zoomTo(zoom > 1 ? 1 : 4, ...place(view, event)));
       view.addEventListener("pointerdown", event => {
         if (event.button !== 0) return;
-        const split = event.target.classList.contains("bar");
+        const compares = view.classList.contains("compare");
+        const split = event.target.classList.contains("bar") || (compares && zoom === 1);
         if (!split && zoom === 1) return;
         const [startX, startY] = place(view, event), fromX = x, fromY = y;
         view.setPointerCapture(event.pointerId);
