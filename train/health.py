@@ -15,9 +15,10 @@ from accelerate.logging import get_logger
 logger = get_logger("train")
 
 
-# Losses that may jump: those that are never negative. The generator's is a mean logit, which has a limit of its own,
-# and the total, where a log-variance is learned, passes through 0, beside which everything is large.
-LOSSES = ("pixel", "perceptual", "rate", "discriminator")
+# Losses whose jumps are told. The others come near 0 in a run that goes well, and everything is large beside that: the
+# discriminator's where it wins, the generator's (a mean logit), the total where a log-variance is learned. Logits and
+# gradients have limits of their own.
+LOSSES = ("pixel", "perceptual", "rate")
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,9 @@ class Health:
                         "set optimizer.clip or lower optimizer.lr"
                     )
                 elif not gradient and ratio > self.limits.spike:
-                    lr = "optimizer.discriminator_lr" if name == "discriminator" else "optimizer.lr"
                     warnings.append(
                         f"{name} jumped to {value:.3g}, {ratio:.3g} times its running mean; "
-                        f"lower {lr}, lengthen optimizer.warmup, or set optimizer.clip"
+                        "lower optimizer.lr, lengthen optimizer.warmup, or set optimizer.clip"
                     )
             self.means[name] = (self.limits.memory * mean + (1 - self.limits.memory) * value, seen + 1)
         return warnings
