@@ -191,6 +191,21 @@ def test_a_finished_run_does_nothing(recipe: Path, undisturbed: Path) -> None:
     assert (undisturbed / "metrics.jsonl").read_bytes() == log
 
 
+def test_shards_may_move_but_not_change(recipe: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(load_recipe(Recipe, recipe).data.train[0].shards, tmp_path / "moved"))
+    stayed, folder, settings = tmp_path / "stayed", tmp_path / "run", (*STEPS, "optimizer.decay=constant")
+    run_in_process(recipe, *settings, f"output={stayed}")
+    run_in_process(recipe, *settings, f"output={folder}", "steps=4")
+    run_in_process(recipe, *settings, f"output={folder}", f"data.train={moved}")
+    last, expected = Checkpoint.latest(folder), Checkpoint.latest(stayed)
+    assert last is not None and expected is not None and last.step == expected.step == 11
+    theirs = expected.tensors("model")
+    assert all(torch.equal(value, theirs[name]) for name, value in last.tensors("model").items())
+    (moved / "000001.tar").unlink()
+    with pytest.raises(UserError, match="the training data changed since"):
+        run_in_process(recipe, *settings, f"output={folder}", f"data.train={moved}")
+
+
 def test_another_experiment_under_the_same_name_is_refused(recipe: Path, undisturbed: Path) -> None:
     with pytest.raises(UserError, match=r"was started with optimizer.lr: 0.001, not 0.1"):
         run_in_process(recipe, *STEPS, f"output={undisturbed}", "optimizer.lr=0.1")
