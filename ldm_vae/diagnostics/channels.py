@@ -14,6 +14,7 @@ from ldm_vae.latent.gaussian import gaussian_kl
 ACTIVE = 1e-2  # variance of the posterior mean from which on a unit counts as active (Burda et al. 2016)
 # Two channels that share 81 % of their variance carry little more than one of them.
 REDUNDANT = 0.9  # correlation
+WIDE = 50  # times the smallest bar; a longer one needs a logarithmic axis
 Array = npt.NDArray[np.float64]
 
 
@@ -88,6 +89,7 @@ def inspect_channels(sums: ChannelSums) -> Section:
     kingma = "Kingma & Welling 2013, arXiv:1312.6114, appendix B"
     burda = "Burda et al. 2016, arXiv:1509.00519, section 5.2"
     over = "over images and positions"
+    wide = bool(variance.min() > 0 and variance.max() > WIDE * variance.min())
     numbers = (
         Number(
             name="kl", title="KL", value=float(sums.kl.sum()), unit="nats per image", source=kingma,
@@ -118,7 +120,7 @@ def inspect_channels(sums: ChannelSums) -> Section:
         bars("kl_per_channel", "KL per channel", names, sums.kl, "nats per image", kingma,
              "KL(q(z|x) || N(0, I)), summed over positions, mean over images."),
         bars("variance_per_channel", "Variance of the posterior mean", names, variance, "", burda,
-             f"Variance {over}; a channel is active above {ACTIVE:g}.", log=bool((variance > 0).all())),
+             f"Variance {over}; a channel is active above {ACTIVE:g}.", log=wide),
         bars("posterior_std_per_channel", "Posterior standard deviation", names, sums.posterior_deviation, "", kingma,
              f"Mean of sigma {over}, in units of the raw latent; 1 is the prior's."),
     )  # fmt: skip
