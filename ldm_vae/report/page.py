@@ -68,9 +68,10 @@ class Contents:
     @property
     def stale(self) -> list[str]:
         """Files of the run that are about other weights than those it holds now."""
-        results, inspection = self.run.results, self.run.inspection
+        results, inspection, statistics = self.run.results, self.run.inspection, self.run.statistics
         found = {
             "results.json": results.protocol.get("weights_sha256") if results else None,
+            "latent_statistics.json": statistics.codec if statistics else None,
             "inspection.json": inspection.protocol.get("weights_sha256") if inspection else None,
         }
         return [name for name, digest in found.items() if digest and self.weights_hash not in ("", digest)]

@@ -14,6 +14,8 @@ from typing import Any
 from ldm_vae.diagnostics.findings import FILE as INSPECTION
 from ldm_vae.diagnostics.findings import Inspection
 from ldm_vae.errors import UserError
+from ldm_vae.interop.load import STATISTICS
+from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.recipe import read_yaml
 from ldm_vae.report.results import StoredResults
 
@@ -33,7 +35,8 @@ class Gap:
 @dataclass(frozen=True)
 class RunFolder:
     """name: as the person gave it.   recipe, status: empty where there is none.   rows: of metrics.jsonl, in order.
-    inspection_folder: where the pictures of the inspection lie.   warnings: of the trainer, about its health."""
+    inspection_folder: where its pictures lie.   statistics: of the latents.   warnings: of the trainer, on its health.
+    """
 
     path: Path
     name: str
@@ -44,6 +47,7 @@ class RunFolder:
     results: StoredResults | None
     inspection: Inspection | None
     inspection_folder: Path
+    statistics: LatentStatistics | None
     warnings: list[str]
     gaps: list[Gap] = field(default_factory=list)
 
@@ -79,9 +83,25 @@ def read_run(name: str, shards: str | None = None) -> RunFolder:
     rows = _read_rows(path / "metrics.jsonl", gaps)
     results = _read_results(path / "results.json", gaps, f"ldm-vae evaluate {run} {quoted} --json {run}/results.json")
     inspection = _read_inspection(path / "inspection", gaps, f"ldm-vae inspect {run} {quoted}")
+    train = section(recipe, "data").get("train")
+    stats = f"ldm-vae stats {run} {shlex.quote(train) if isinstance(train, str) else 'SHARDS'} --write"
+    statistics = _read_statistics(path / STATISTICS, gaps, stats)
     status = _read_status(path / "status.json", gaps)
     warnings = _read_warnings(path / "warnings.jsonl")
-    return RunFolder(path, name, recipe, text, status, rows, results, inspection, path / "inspection", warnings, gaps)
+    return RunFolder(
+        path=path,
+        name=name,
+        recipe=recipe,
+        recipe_text=text,
+        status=status,
+        rows=rows,
+        results=results,
+        inspection=inspection,
+        inspection_folder=path / "inspection",
+        statistics=statistics,
+        warnings=warnings,
+        gaps=gaps,
+    )
 
 
 def section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -180,6 +200,17 @@ def _read_results(path: Path, gaps: list[Gap], command: str) -> StoredResults | 
     if not results.per_image:
         gaps.append(Gap("images", "results.json holds no numbers of single images.", command))
     return results
+
+
+def _read_statistics(path: Path, gaps: list[Gap], command: str) -> LatentStatistics | None:
+    if not path.is_file():
+        gaps.append(Gap("latents", "Nobody has measured the latents, so that their scale is unknown.", command))
+        return None
+    try:
+        return LatentStatistics.read(path)
+    except UserError as error:
+        gaps.append(Gap("latents", f"The statistics of the latents cannot be shown: {error}.", command))
+        return None
 
 
 def _read_inspection(folder: Path, gaps: list[Gap], command: str) -> Inspection | None:

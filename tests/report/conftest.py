@@ -18,7 +18,9 @@ from ldm_vae.cli.evaluate import describe_codec
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Axis, Chart, Inspection, Line, Matrix, Number, Picture, Section, Verdict
 from ldm_vae.evaluate import EvaluationProtocol, evaluate_shards
+from ldm_vae.interop.load import STATISTICS
 from ldm_vae.interop.native import Checkpoint
+from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
 from ldm_vae.report.page import write_report
 from ldm_vae.scale import LatentScale
 from tests.conftest import encoded, picture
@@ -69,6 +71,7 @@ def make_run(folder: Path, shards: Path, *, seed: int = 0, lr: float = 1e-3) -> 
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(lr)))
     write_results(folder, shards)
     write_inspection(folder)
+    write_statistics(folder)
     return folder
 
 
@@ -126,6 +129,13 @@ def write_results(run: Path, shards: Path) -> None:
         "comparisons": [{"name": "PCA", "metrics": {"psnr": {"difference": 1, "low": 0.5, "high": 1.5, "images": 6}}}],
     }
     (run / "results.json").write_text(json.dumps(content))
+
+
+def write_statistics(run: Path) -> None:
+    moments = LatentMoments(CONFIG.latent_channels)
+    moments.update(torch.randn(4, CONFIG.latent_channels, 8, 8) * 2)
+    codec = LatentCodec.load(run, device="cpu").weights_hash
+    LatentStatistics.of(moments, codec=codec, latents="mode", protocol={}, data="photographs").write(run / STATISTICS)
 
 
 def write_inspection(run: Path) -> None:

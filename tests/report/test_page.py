@@ -98,7 +98,7 @@ def test_it_tells_what_was_measured_and_found(parsed: Page) -> None:
     for words in (
         *("PSNR", "this codec", "PCA", "better", "needs 161 pixels along the shorter side", "sha256 of the weights"),
         *("12 % of the power is left.", "✕ Bad", "Kingma 2013", "needs 100 images", "node-3", "step 200 of 200"),
-        *("difference × ", "lossless WebP", "optimizer", "torch"),
+        *("Scaling factor", "difference × ", "lossless WebP", "optimizer", "torch"),
     ):
         assert words in parsed.text, words
     verdicts = parsed.text[parsed.text.index("Verdicts") :]

@@ -25,6 +25,7 @@ def test_a_whole_run_lacks_nothing(whole_run: Path) -> None:
     [
         ("metrics.jsonl", "training", "python -m train"),
         ("results.json", "evaluation", "ldm-vae evaluate {run} {shards} --json {run}/results.json"),
+        ("latent_statistics.json", "latents", "ldm-vae stats {run} photographs --write"),
         ("inspection", "diagnostics", "ldm-vae inspect {run} {shards}"),
     ],
 )
@@ -38,7 +39,9 @@ def test_what_is_missing_names_its_command(run: Path, name: str, section: str, c
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"metrics": 3}', '{"per_image": [{}]}', "NaN", "\x00\xff"])
-@pytest.mark.parametrize("name", ["results.json", "inspection/inspection.json", "status.json"])
+@pytest.mark.parametrize(
+    "name", ["results.json", "latent_statistics.json", "inspection/inspection.json", "status.json"]
+)
 def test_damaged_files_are_told_and_do_not_stop_the_report(run: Path, name: str, content: str) -> None:
     (run / name).write_text(content, encoding="latin-1")
     found = read_run(str(run))
