@@ -1,10 +1,12 @@
-"""Time, peak memory and error of decoding one large picture: the full pass, diffusers' tiles, and our pieces.
+"""Time, memory and error of decoding and encoding one large picture: the full pass, diffusers' tiles, our pieces.
 
-    python tools/bench_decode.py runs/demo/export PICTURE --side 2048 --threads 2 --rounds 3 --json decode.json
+    python -m tools.bench_decode MODEL PICTURE --side 2048 --threads 1 --rounds 3 --max-memory 768 --max-memory 384
 
-MODEL is a diffusers folder with trained weights; PICTURE is resized to side x side and encoded first. Every decode runs
-in a process of its own, methods taking turns. Extra memory is the growth of the process's resident memory over what it
-held with weights and latents loaded (of allocated device memory on a GPU). Errors are differences to the full pass.
+MODEL is a diffusers folder with trained weights; PICTURE is resized to side x side. Prints a table in Markdown for each
+direction. Every pass runs in a process of its own, methods taking turns, and is compared with the full pass of its
+round. CPU seconds count user and system of all threads: on a machine that others use as well, they tell more than the
+clock. Extra memory is the growth of the process's resident memory over what it held with weights and input loaded (of
+allocated device memory on a GPU). Errors are differences to the full pass.
 """
 
 from __future__ import annotations
@@ -12,59 +14,94 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import typer
 from diffusers import AutoencoderKL
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from ldm_vae.codec import LatentCodec, from_pil
 from ldm_vae.exact import decode_pieces, encode_pieces
 
 SANE_TILE = 512  # px
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+COLUMNS = {  # of the tables: heading -> what is measured, and how it is printed
+    "seconds": ("seconds", "{:.1f}"),
+    "of full": ("seconds_ratio", "{:.2f}"),
+    "CPU seconds": ("cpu_seconds", "{:.1f}"),
+    "of full ": ("cpu_seconds_ratio", "{:.2f}"),
+    "extra MB": ("megabytes", "{:.0f}"),
+    "of full  ": ("megabytes_ratio", "{:.2f}"),
+    "largest error, std": ("error_std", "{:.1e}"),
+    "largest, of 255": ("error_levels", "{:.2g}"),
+    "mean, of 255": ("error_mean_levels", "{:.2g}"),
+}
+Direction = Literal["decode", "encode"]
+Kind = Literal["full", "tiles", "pieces"]
 
 
 def bench(
     model: Annotated[str, typer.Argument(help="diffusers folder or Hub id")],
     picture: Annotated[Path, typer.Argument(exists=True, help="any photograph")],
     side: Annotated[int, typer.Option(help="px, a multiple of f")] = 2048,
-    threads: Annotated[int, typer.Option(help="of the CPU")] = 2,
-    rounds: Annotated[int, typer.Option(help="decodes per method; medians are printed")] = 3,
-    max_memory: Annotated[int, typer.Option(help="MiB for the bounded decode")] = 512,
+    threads: Annotated[int, typer.Option(help="of the CPU")] = 1,
+    rounds: Annotated[int, typer.Option(help="passes per method; medians are printed")] = 3,
+    max_memory: Annotated[list[int] | None, typer.Option(help="MiB, a row for each [default: 768, 384]")] = None,
+    direction: Annotated[list[str] | None, typer.Option(help="decode or encode [default: both]")] = None,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
-    methods = {
+    methods: dict[str, tuple[Kind, int]] = {
         "full pass": ("full", 0),
         f"enable_tiling(), {SANE_TILE} px": ("tiles", SANE_TILE),
         "enable_tiling(), the export's own": ("tiles", 0),
         "pieces": ("pieces", 0),
-        f"pieces, max_memory {max_memory} MiB": ("pieces", max_memory),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        latents = Path(folder) / "latents.npy"
-        _apart(_encode, model, picture, side, threads, latents)
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
-        for _ in range(rounds):
-            for name, (kind, number) in methods.items():
-                runs[name].append(_apart(_decode, model, latents, threads, kind, number))
-    rows = {name: {key: statistics.median(run[key] for run in done) for key in done[0]} for name, done in runs.items()}
-    table = Table("method", "seconds", "extra MB", "largest error, std", "largest, of 255", "mean, of 255")
-    for name, row in rows.items():
-        numbers = row["seconds"], row["megabytes"], row["error_std"], row["error_levels"], row["error_mean_levels"]
-        table.add_row(name, *(f"{number:.3g}" for number in numbers))
-    Console(width=120).print(table)
+    methods |= {f"pieces, max_memory {number} MiB": ("pieces", number) for number in max_memory or (768, 384)}
+    found = {}
+    for way in direction or ("decode", "encode"):
+        found[way] = _rows(way, methods, model, picture, side, threads, rounds)
+        print(f"\n{way}, {side} x {side} px, {threads} thread(s), {DEVICE}, median of {rounds} round(s)\n")
+        _print_table(found[way])
     if json_file is not None:
         setting = {"model": model, "side": side, "threads": threads, "rounds": rounds, "device": DEVICE}
-        json_file.write_text(json.dumps({"setting": setting, "methods": rows}, indent=2) + "\n")
+        json_file.write_text(json.dumps({"setting": setting, "methods": found}, indent=2) + "\n")
+
+
+def _rows(
+    way: str, methods: dict[str, tuple[Kind, int]], model: str, picture: Path, side: int, threads: int, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Method -> what was measured, medians over rounds; ratios are taken within a round."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
+    with tempfile.TemporaryDirectory() as folder:
+        given = Path(folder) / "input.npy"
+        _apart(_prepare, way, model, picture, side, threads, given)
+        for _ in range(rounds):
+            full: dict[str, float] = {}
+            for name, (kind, number) in methods.items():
+                row: dict[str, float] = _apart(_pass, way, model, given, threads, kind, number)
+                full = full or row
+                ratios = {f"{key}_ratio": row[key] / full[key] for key in ("seconds", "cpu_seconds", "megabytes")}
+                runs[name].append(row | ratios)
+    return {name: {key: statistics.median(run[key] for run in done) for key in done[0]} for name, done in runs.items()}
+
+
+def _print_table(rows: dict[str, dict[str, float]]) -> None:
+    _print_line(["method", *(heading.strip() for heading in COLUMNS)])
+    _print_line(["---"] * (1 + len(COLUMNS)))
+    for name, row in rows.items():
+        _print_line([name, *(form.format(row[key]) if key in row else "" for key, form in COLUMNS.values())])
+
+
+def _print_line(cells: Sequence[str]) -> None:
+    print("| " + " | ".join(cells) + " |")
 
 
 def _apart(function: Any, *arguments: Any) -> Any:
@@ -73,20 +110,22 @@ def _apart(function: Any, *arguments: Any) -> Any:
         return pool.apply(function, arguments)
 
 
-def _encode(model: str, picture: Path, side: int, threads: int, latents: Path) -> None:
+def _prepare(way: str, model: str, picture: Path, side: int, threads: int, given: Path) -> None:
+    """Writes the input of the passes: the picture, or its latents."""
     torch.set_num_threads(threads)
-    codec = LatentCodec.load(model)
     with Image.open(picture) as opened:
         image = from_pil(opened.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
-    moments, _ = encode_pieces(codec.model, image.to(codec.device))
-    np.save(latents, codec.draw(moments).cpu().numpy())
+    if way == "decode":
+        codec = LatentCodec.load(model)
+        image = codec.draw(encode_pieces(codec.model, image.to(codec.device))[0]).cpu()
+    np.save(given, image.numpy())
 
 
 @torch.no_grad()
-def _decode(model: str, latents: Path, threads: int, kind: str, number: int) -> dict[str, float]:
+def _pass(way: str, model: str, given: Path, threads: int, kind: Kind, number: int) -> dict[str, float]:
     """number: side of the tiles in px (0: the export's), or MiB for the pieces (0: no bound)."""
     torch.set_num_threads(threads)
-    z = torch.from_numpy(np.load(latents)).to(DEVICE)
+    x = torch.from_numpy(np.load(given)).to(DEVICE)
     vae: Any = AutoencoderKL.from_pretrained(model)  # type: ignore[no-untyped-call]
     vae = vae.eval().to(DEVICE)
     ours = LatentCodec.load(vae).model
@@ -94,30 +133,40 @@ def _decode(model: str, latents: Path, threads: int, kind: str, number: int) -> 
         vae.enable_tiling()
         if number:
             vae.tile_sample_min_size, vae.tile_latent_min_size = number, number // ours.config.factor
+    pieces = decode_pieces if way == "decode" else encode_pieces
 
-    def decode(z: torch.Tensor) -> torch.Tensor:
+    def evaluate(x: torch.Tensor) -> torch.Tensor:
         if kind == "pieces":
-            return decode_pieces(ours, z, max_memory=number * 2**20 or None)[0]
-        return vae.decode(z).sample
+            return pieces(ours, x, max_memory=number * 2**20 or None)[0]
+        result: torch.Tensor = vae.decode(x).sample if way == "decode" else vae.encode(x).latent_dist.parameters
+        return result
 
-    decode(z[:, :, :8, :8])  # libraries load and choose their kernels
-    before, start = _memory(reset=True), time.perf_counter()
-    result = decode(z)
+    evaluate(x[:, :, :64, :64])  # libraries load and choose their kernels
+    before, start, cpu = _memory(reset=True), time.perf_counter(), _cpu_seconds()
+    result = evaluate(x)
     if DEVICE == "cuda":
         torch.cuda.synchronize()
-    seconds, after = time.perf_counter() - start, _memory()
-    full = latents.with_name("full.npy")
+    seconds, cpu, after = time.perf_counter() - start, _cpu_seconds() - cpu, _memory()
+    full = given.with_name("full.npy")
     if kind == "full":
         np.save(full, result.cpu().numpy())
     expected = torch.from_numpy(np.load(full))
     error = (result.cpu() - expected).abs()
-    return {
+    row = {
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "megabytes": (after - before) / 1e6,
         "error_std": (error.max() / expected.std()).item(),
-        "error_levels": 127.5 * error.max().item(),
-        "error_mean_levels": 127.5 * error.mean().item(),
     }
+    if way == "decode":  # moments are no levels of a picture
+        row |= {"error_levels": 127.5 * error.max().item(), "error_mean_levels": 127.5 * error.mean().item()}
+    return row
+
+
+def _cpu_seconds() -> float:
+    """User and system time of this process, all threads: page faults of fresh memory count, as the clock counts them."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 def _memory(reset: bool = False) -> int:
