@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 
+import numpy as np
 import torch
 
 from ldm_vae.codec import LatentCodec
+from ldm_vae.diagnostics.channels import gaps
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict
 from ldm_vae.diagnostics.probes import BATCH, Probes
 from ldm_vae.interop.export import FLOAT16_SAFE
@@ -29,24 +32,28 @@ def inspect_activations(codec: LatentCodec, probes: Probes) -> Section:
         if (found := _BLOCK.match(name)) is not None:
             blocks[found[0]] = max(blocks.get(found[0], 0.0), value)
     layer, value = max(largest.items(), key=lambda pair: pair[1])
+    finite = math.isfinite(value)
     dtype = str(codec.dtype).removeprefix("torch.")
     over = f"over {len(probes.image)} probes, encoder and decoder, in {dtype}"
     numbers = (
         Number(
-            name="largest_activation", title="Largest activation", value=value,
+            name="largest_activation", title="Largest activation", value=value if finite else None,
+            missing="" if finite else f"{layer} gives infinity in {dtype}",
             definition=f"Largest |output| of any module {over}; here of {layer}.",
         ),
         Number(
-            name="float16_margin", title="Room below float16's limit", value=FLOAT16_LARGEST / value if value else None,
-            missing="" if value else "all activations are zero", unit="times", source=SOURCE,
+            name="float16_margin", title="Room below float16's limit", unit="times", source=SOURCE,
+            value=FLOAT16_LARGEST / value if value and finite else None,
+            missing="" if value and finite else "the largest activation is zero or infinite",
             definition=f"{FLOAT16_LARGEST:.0f} over the largest activation.",
         ),
     )  # fmt: skip
+    values = np.array(list(blocks.values()))
     chart = Chart(
         name="largest_by_block", title="Largest activation of each block", source=SOURCE, kind="bar",
         definition=f"Largest |output| of any module of the block {over}; float16 ends at {FLOAT16_LARGEST:.0f}.",
-        x=Axis(title="block"), y=Axis(title="largest |output|", scale="log" if min(blocks.values()) > 0 else "linear"),
-        lines=(Line(label="", x=tuple(blocks), y=tuple(blocks.values())),),
+        x=Axis(title="block"), y=Axis(title="largest |output|", scale="log" if values.min() > 0 else "linear"),
+        lines=(Line(label="", x=tuple(blocks), y=gaps(values)),),
     )  # fmt: skip
     return Section(
         name="activations", title="Range of activations", numbers=numbers, charts=(chart,),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,13 +59,13 @@ def roc(usual: Array, unusual: Array) -> tuple[Array, Array]:
     return false.numpy()[chosen], true.numpy()[chosen]
 
 
-def write_scores(path: Path, sets: Mapping[str, Sequence[Score]]) -> None:
-    """A row an image, the highest error of each set first.   sets: name -> scores; the first gives the variance."""
-    variance = _variance(next(iter(sets.values())))
+def write_scores(path: Path, sets: Sequence[tuple[str, Sequence[Score]]]) -> None:
+    """A row an image, the highest error of each set first.   sets: name and scores; the first gives the variance."""
+    variance = _variance(sets[0][1])
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["set", "key", "squared_error", "kl_nats", "negative_elbo_nats_per_value"])
-        for name, scores in sets.items():
+        for name, scores in sets:
             bounds = negative_elbo(scores, variance) if variance > 0 else [""] * len(scores)
             rows = sorted(zip(scores, bounds, strict=True), key=lambda row: (-row[0].squared_error, row[0].key))
             writer.writerows([name, s.key, s.squared_error, s.kl, bound] for s, bound in rows)

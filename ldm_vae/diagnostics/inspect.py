@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def inspect_shards(
         make_probes(codec, [] if sample.rows is None else list(sample.rows), found.channels.std)
         for sample in (found.probes, found.views)
     )
-    protocol = model | _protocol(codec, job, found, probes, len(faults))
+    protocol = model | _protocol(codec, job, found, others, probes, len(faults))
     with atomic_folder(folder) as stage:
         sections = (
             _images(found, faults),
@@ -99,8 +99,8 @@ def inspect_shards(
             inspect_anomaly(found.scores, None if others is None else others.scores, job.against),
         )
         if found.scores:
-            sets = {job.shards: found.scores} | ({} if others is None else {str(job.against): others.scores})
-            write_scores(stage / SCORES, sets)
+            second = [] if others is None else [(str(job.against), others.scores)]
+            write_scores(stage / SCORES, [(job.shards, found.scores), *second])
         inspection = Inspection(protocol=protocol, sections=sections)
         inspection.write(stage)
     return inspection
@@ -151,21 +151,22 @@ def _probed(
     }
     sections = []
     for name, (title, make) in makers.items():
+        if probes is None:
+            reason = "No image is large enough (4 f pixels a side) and reconstructed, to measure it on."
+            sections.append(_unmeasured(name, title, "unknown", reason))
+            continue
         try:
-            if probes is None:
-                statement, level = (
-                    "No image is large enough (4 f pixels a side) and reconstructed, to measure it on.",
-                    "unknown",
-                )
-            else:
-                sections.append(make(probes))
-                continue
+            sections.append(make(probes))
         except NonFiniteError as error:
-            statement, level = f"It can't be measured: {error.what}.", "bad"
-        verdict = Verdict.model_validate({"name": name, "level": level, "statement": statement})
-        sections.append(Section(name=name, title=title, verdicts=(verdict,)))
+            sections.append(_unmeasured(name, title, "bad", f"It can't be measured: {error.what} on the way."))
     sections[-1] = sections[-1].model_copy(update=_labelled(found, job))
     return sections
+
+
+def _unmeasured(name: str, title: str, level: Literal["bad", "unknown"], reason: str) -> Section:
+    advice = "See the range of activations, and the images that are not finite." if level == "bad" else ""
+    verdict = Verdict(name=name, level=level, statement=reason, advice=advice)
+    return Section(name=name, title=title, verdicts=(verdict,))
 
 
 def _labelled(found: Survey, job: InspectionJob) -> dict[str, Any]:
@@ -210,18 +211,19 @@ def _images(found: Survey, faults: list[Fault]) -> Section:
 
 
 def _protocol(
-    codec: LatentCodec, job: InspectionJob, found: Survey, probes: Probes | None, faults: int
+    codec: LatentCodec, job: InspectionJob, found: Survey, others: Survey | None, probes: Probes | None, faults: int
 ) -> dict[str, Any]:
-    side = (
-        "none"
-        if probes is None
-        else f"{len(probes.image)} images, the middle {probes.image.shape[2]} px, for all that is "
-    )
+    probed = "none"
+    if probes is not None:
+        probed = (
+            f"{len(probes.image)} images, the middle {probes.image.shape[2]} px, for all that is decoded repeatedly"
+        )
     image = job.image
     return {
         "shards": job.shards,
         "against": job.against,
         "images": found.images,
+        "against_images": None if others is None else len(others.scores),
         "chosen": f"all, or {job.images} at random, seed {job.seed}",
         "left_out": faults + len(found.broken_posteriors) + len(found.broken_reconstructions),
         "resize": "none" if image.resize is None else f"short side {image.resize}, {image.resize_filter}, antialias",
@@ -229,6 +231,6 @@ def _protocol(
         "padding": "to a multiple of f, cropped back",
         "latent": "mode",
         "rounding": "clamped to [-1, 1] and rounded to 8 bits, reconstruction and original alike",
-        "probes": side if probes is None else f"{side}decoded repeatedly",
+        "probes": probed,
         "scale": None if codec.scale is None else codec.scale.to_config(),
     }

@@ -56,3 +56,18 @@ def test_every_block_is_shown(network: LatentCodec, probes_of: Callable[[LatentC
     weighted = {name.rpartition(".")[0] for name, _ in network.model.named_parameters()}
     assert all(any(f"{name}.".startswith(f"{block}.") for block in bars.x) for name in weighted)
     assert all(isinstance(y, float) and y > 0 for y in bars.y)
+
+
+def test_a_codec_that_overflows_in_its_own_type_says_so(
+    network: LatentCodec, probes_of: Callable[[LatentCodec, Tensor], Probes]
+) -> None:
+    """float16 overflows inside, the codec computes again in float32, and the reconstruction is finite."""
+    network.model.decoder.conv_in.weight.mul_(1.5e5)  # normalised again right after
+    network.model.half()
+    probes = probes_of(network, pictures(2))
+    assert probes.reconstruction.isfinite().all()
+    section = inspect_activations(network, probes)
+    assert value(section, "largest_activation") is None
+    assert "infinity in float16" in section.numbers[0].missing
+    assert section.verdicts[0].level == "bad"
+    assert None in section.charts[0].lines[0].y

@@ -69,7 +69,7 @@ def test_one_set_has_no_area_and_no_images_have_nothing() -> None:
 
 
 def test_every_image_is_in_the_file_the_worst_first(tmp_path: Path) -> None:
-    write_scores(tmp_path / "scores.csv", {"one": SCORES, "two": OTHERS})
+    write_scores(tmp_path / "scores.csv", [("one", SCORES), ("two", OTHERS)])
     with (tmp_path / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["set"], row["key"]) for row in rows] == [("one", k) for k in "bca"] + [("two", k) for k in "xy"]
