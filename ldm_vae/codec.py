@@ -180,7 +180,7 @@ class LatentCodec:
     def push_to_hub(self, hub_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Exports the codec to the model `hub_id` on the Hugging Face Hub, card and all; returns the commit's address.
 
-        private, token: as of `interop.hub.push`. Raises UserError for a codec without a scale, or rounded to a half type.
+        private, token: as of `interop.hub.push`. Raises UserError for a codec without a scale or in a half type.
         """
         if self.dtype in (torch.bfloat16, torch.float16):
             raise UserError(f"weights rounded to {_type_name(self.dtype)}", "load the codec in float32 to upload it")

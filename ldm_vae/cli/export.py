@@ -12,6 +12,7 @@ import typer
 from ldm_vae.cli.options import BatchSize, Crop, Model, Progress, Resize, image_config
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
+from ldm_vae.interop import hub
 from ldm_vae.interop.export import export_model
 from ldm_vae.interop.load import load_model, statistics_of, weights_hash
 from ldm_vae.interop.targets import PIPELINES, Target
@@ -37,11 +38,16 @@ def export(
     ] = None,
     target: Annotated[Target | None, typer.Option(help="Pipeline of diffusers that it must serve.")] = None,
     licence: Annotated[str | None, typer.Option(metavar="SPDX", help="Licence of the weights, for the card.")] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="NAME/MODEL", help="Also upload it to the Hugging Face Hub, with its card.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="A new model there is seen by its owners alone.")] = False,
 ) -> None:
     """Write a codec as a folder that diffusers loads.
 
     Latents are scaled by measured statistics: those that `ldm-vae stats --write` left in a run, or those given here.
-    A diffusers model keeps the scale it has where none are given.
+    A diffusers model keeps the scale it has where none are given. The token for the Hub is HF_TOKEN, or
+    that of `hf auth login`.
     """
     if stats is not None and shards is not None:
         raise UserError("--stats and --shards", "give one of them: numbers from a file, or a measurement now")
@@ -60,7 +66,9 @@ def export(
     notes = export_model(loaded, out, statistics, kind=scale, target=target, licence=licence, command=command)
     for note in notes:
         print(f"ldm-vae: note: {note}", file=sys.stderr)
-    print(f"{out}: AutoencoderKL.from_pretrained({str(out)!r})")
+    print(f"{out}: AutoencoderKL.from_pretrained({str(out)!r})", flush=True)
+    if push is not None:
+        print(f"{push}: {hub.push(out, push, private=private or None)}")
 
 
 def _measure(model: str, shards: str, resize: str | None, crop: str | None, batch: int) -> LatentStatistics:

@@ -38,8 +38,8 @@ def export_model(
     """Writes `folder` for AutoencoderKL.from_pretrained, with a model card.
 
     statistics: of these weights; None for a diffusers model that nobody measured.
-    kind: how they become a scale; None keeps that of a diffusers model, and for a run is what `target` applies, else
-    "factor".   target: the pipeline that will use it.
+    kind: how they become a scale; None keeps the one that the model has, save that a run gets the one that `target`
+    applies.   target: the pipeline that will use it.
     licence: of the weights, an SPDX id.   command: what the person typed, for the card.
     Returns what the person should know about the target, a line each. Raises UserError where a run has no statistics,
     or those of other weights, and for a scale that the target does not apply.
@@ -54,7 +54,7 @@ def export_model(
             "run `ldm-vae stats MODEL SHARDS --write` first, or give --shards or --stats",
         )
     natural: ScaleKind = "factor" if target is None else PIPELINES[target].scale
-    keep = loaded.scale is not None and source.kind == "diffusers" and kind is None
+    keep = loaded.scale is not None and kind is None and (source.kind != "run" or target is None)
     scale = loaded.scale if keep or statistics is None else statistics.scale(kind or natural)
     assert scale is not None
     if target is not None:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.errors import UserError
+from ldm_vae.interop import hub
 from ldm_vae.interop.diffusers import (
     CONFIG,
-    WEIGHT_FILES,
     from_diffusers_config,
     modern_names,
     read_config,
@@ -100,7 +100,7 @@ def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
         return _load_live(ref)
     path = Path(ref)
     if not path.exists() and isinstance(ref, str) and _HUB_ID.fullmatch(ref) and not ref.startswith("."):
-        return _load_diffusers(_fetch(ref), ref, None)
+        return _load_diffusers(hub.fetch(ref), ref, None)
     if not path.is_dir():
         raise UserError(f"model {ref} not found" if not path.exists() else f"model {ref} is no folder", REMEDY)
     if (path / "meta.json").is_file():
@@ -187,23 +187,6 @@ def _assemble(config: AutoencoderConfig, state: Mapping[str, Tensor], source: st
         raise UserError(f"{source} {found}", f"its configuration asks for {wanted} ({len(different)} tensors differ)")
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
-
-
-def _fetch(hub_id: str) -> Path:
-    """The folder of the Hub's AutoencoderKL, in the Hub's cache: of a model, or under vae/ of a pipeline."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    for prefix in ("", "vae/"):
-        for weights in WEIGHT_FILES:  # one of them, not all that are there
-            try:
-                folder = Path(snapshot_download(hub_id, allow_patterns=[f"{prefix}{CONFIG}", f"{prefix}{weights}"]))
-            except (HfHubHTTPError, OSError) as error:  # no such model, no network
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise UserError(f"model {hub_id} is no folder here, nor on the Hub ({reason})", REMEDY) from None
-            if (folder / prefix / CONFIG).is_file() and (folder / prefix / weights).is_file():
-                return folder / prefix
-    raise UserError(f"{hub_id} holds no AutoencoderKL", REMEDY)
 
 
 def _resolution(run: Path | None) -> int | None:
