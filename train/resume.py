@@ -18,9 +18,9 @@ from ldm_vae.recipe import dump, read_yaml, validate
 from train.recipe import Recipe
 
 # What may change when a run goes on; any other change would make it another experiment under the same name.
-FREE = ("output", "steps", "checkpoint", "validation", "log")
-FREE += ("data.train", "data.validation", "data.workers", "data.broken_budget")
-# ^ data.train: shards may have moved; that they are the same ones is for `check_same_data`
+# data.train is where the shards lie: they may move, and `check_same_data` sees that they are the same.
+FREE_DATA = ("data.train", "data.validation", "data.workers", "data.broken_budget")
+FREE = ("output", "steps", "checkpoint", "validation", "log", *FREE_DATA)
 
 
 def latest_checkpoint(folder: Path, accelerator: Accelerator) -> Checkpoint | None:
