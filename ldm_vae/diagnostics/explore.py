@@ -17,10 +17,10 @@ from ldm_vae.diagnostics.findings import Picture, Section, Verdict
 from ldm_vae.diagnostics.mosaic import write_mosaic
 from ldm_vae.diagnostics.probes import Probes, decode_in_batches, noise_like
 
-COLUMNS = 7  # of interpolations and traversals
+COLUMNS = 7  # of interpolations
 REACH = 2.0  # standard deviations along a direction, either way
 DIRECTIONS = 4  # principal directions shown, at most
-GRID = 5  # places along each side of the two-dimensional grid
+PLACES = 5  # along a direction
 SAMPLES = 6  # of each distribution
 Array = npt.NDArray[np.float64]
 
@@ -96,7 +96,7 @@ def _interpolate(codec: LatentCodec, views: Probes, sums: ChannelSums, folder: P
 def _traverse(codec: LatentCodec, views: Probes, sums: ChannelSums, folder: Path) -> Picture:
     deviations, directions = principal_directions(sums.covariance)
     shown = min(DIRECTIONS, len(deviations))
-    steps = np.linspace(-REACH, REACH, COLUMNS)
+    steps = np.linspace(-REACH, REACH, PLACES)
     shifts = np.concatenate([steps[:, None] * deviations[i] * directions[i] for i in range(shown)])
     z = views.z[:1] + _per_channel(shifts, views.z)
     share = 100 * deviations**2 / max(float((deviations**2).sum()), np.finfo(float).tiny)
@@ -107,7 +107,7 @@ def _traverse(codec: LatentCodec, views: Probes, sums: ChannelSums, folder: Path
         definition="The latent of one image (its middle square, made smaller), moved at every position along a "
         "principal direction of the posterior means' channels, by standard deviations of that direction; beside each "
         "row, its share of the variance.",
-        description=f"{shown} rows of {COLUMNS} tiles, one row a direction, the strongest first; the middle tile of "
+        description=f"{shown} rows of {PLACES} tiles, one row a direction, the strongest first; the middle tile of "
         "each is the image itself. Usually the first changes brightness and the next ones colours; a row without "
         "change is a direction that the decoder does not use.",
     )  # fmt: skip
@@ -115,7 +115,7 @@ def _traverse(codec: LatentCodec, views: Probes, sums: ChannelSums, folder: Path
 
 def _grid(codec: LatentCodec, views: Probes, sums: ChannelSums, folder: Path) -> Picture:
     deviations, directions = principal_directions(sums.covariance)
-    steps = np.linspace(-REACH, REACH, GRID)
+    steps = np.linspace(-REACH, REACH, PLACES)
     first = deviations[0] * directions[0]
     second = deviations[1] * directions[1] if len(deviations) > 1 else np.zeros_like(first)
     down = steps[::-1] if len(deviations) > 1 else np.zeros(1)
@@ -126,7 +126,7 @@ def _grid(codec: LatentCodec, views: Probes, sums: ChannelSums, folder: Path) ->
         name="grid", title="Over the first two directions", file="grid.png",
         definition="The latent of one image (its middle square, made smaller), moved at every position along the first "
         "principal direction (to the right) and the second (upwards), by standard deviations of each.",
-        description=f"{len(down)} rows of {GRID} tiles with the image itself in the middle. Colours and brightness "
+        description=f"{len(down)} rows of {PLACES} tiles with the image itself in the middle. Colours and brightness "
         "should change evenly over the grid; corners show where the decoder leaves what it has learned.",
     )  # fmt: skip
 

@@ -81,7 +81,7 @@ def test_every_picture_is_made(probes_of: Make, tmp_path: Path, channels: int) -
         left = sheet.shape[1] - 64 - 6 * 67
         assert np.abs(sheet[top : top + 64, left : left + 64, 0].astype(int) - ends[0].numpy()).max() <= 1
     traversal, grid = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("traversal", "grid"))
-    left = traversal.shape[1] - 64 - 3 * 67
+    left = traversal.shape[1] - 64 - 2 * 67
     assert np.abs(traversal[-64:, left : left + 64, 0].astype(int) - ends[0].numpy()).max() <= 1  # the middle tile
     left = grid.shape[1] - 64 - 2 * 67
     top = grid.shape[0] - 64 - (2 * 67 if channels > 1 else 0)
