@@ -39,10 +39,9 @@ def inspect(
     batch: BatchSize = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
 ) -> None:
-    """Look into the latent space of a codec: rate, active channels, spectrum, blur, equivariance, smoothness,
-    robustness, float16, pictures, anomaly scores; with verdicts, and what to try.
+    """Find out what is wrong with a latent space, and what to try.
 
-    Of the posterior's mode, at the images' own size; costly parts look at the middle of a few of them.
+    Rate, active channels, spectrum, blur, equivariance, smoothness, robustness, float16, pictures, anomaly scores. Of the posterior's mode, at the images' own size; costly parts look at the middle of a few of them.
     """
     if rank_and_world()[1] != 1:
         raise UserError(
