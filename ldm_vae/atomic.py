@@ -86,6 +86,14 @@ def append(path: Path, text: str) -> None:
             raise
 
 
+def make_folder(folder: Path) -> None:
+    """mkdir -p whose new names survive a power cut. Raises UserError where a file is in the way, or no right given."""
+    try:
+        _make_folder(folder)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}", f"{error.strerror} ({error.filename})") from error
+
+
 def remove_folder(folder: Path) -> None:
     """Removes a folder, if it is there, so that nobody ever sees half of it under its name."""
     stage = _stage_name(folder)
@@ -110,10 +118,7 @@ def fsync_path(path: Path) -> None:
 
 @contextmanager
 def _staged(final: Path, needed: int | None) -> Iterator[Path]:
-    try:
-        _make_folder(final.parent)
-    except OSError as error:
-        raise UserError(f"cannot make the folder of {final}", str(error)) from error
+    make_folder(final.parent)
     _clean(final.parent)
     stage = _stage_name(final)
     with disk_told(final, needed):
@@ -141,7 +146,6 @@ def disk_told(final: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def _make_folder(folder: Path) -> None:
-    """mkdir -p whose new names survive a power cut."""
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)

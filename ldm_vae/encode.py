@@ -2,18 +2,22 @@
 
 Each process takes every n-th shard. A shard is finished in one rename and then recorded, so a killed job loses only the
 shards it was at, and a rerun makes them again, to the same bytes: batches never cross shards, and what is stored
-depends on neither time nor process. The last process to finish writes the totals.
+depends on neither time nor process. A shard has one writer at a time, which a lock sees to. The last process to finish
+writes the totals.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import groupby
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from ldm_vae.atomic import disk_told
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.index import Index
 from ldm_vae.data.latent_shards import (
@@ -22,13 +26,14 @@ from ldm_vae.data.latent_shards import (
     LatentSample,
     LatentsFile,
     ShardRecord,
+    lock_path,
     open_job,
     read_records,
     write_latent_shard,
     write_latents_file,
     write_record,
 )
-from ldm_vae.encode_stream import Encoded, decoded, encoded
+from ldm_vae.encode_stream import Encoded, decoded, each_batch, encoded
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
 from ldm_vae.threads import in_thread
@@ -48,27 +53,56 @@ def encode_shards(
     """Makes the latent shards that are missing in `folder`.
 
     workers: threads that decode pictures.   done(images, total): called as images are written.
-    Raises UserError for a folder with other latents, equal names of shards, sources that cannot be read, a full disk.
+    Raises UserError for a folder with other latents, or that others write to, for equal names of shards, sources that
+    cannot be read, a full disk.
     """
     names = _names(index)
+    sizes = {name: shard.size for name, shard in zip(names, index.shards, strict=True)}
     open_job(folder, job)
-    finished = read_records(folder)
-    mine = [
-        (name, shard)
-        for name, shard in list(zip(names, index.shards, strict=True))[rank::world]
-        if name not in finished or finished[name].bytes != shard.size
-    ]
+    missing = _unfinished(sizes, read_records(folder))
+    share = list(zip(names, index.shards, strict=True))[rank::world]
+    mine = [(name, shard) for name, shard in share if name in missing]
     total = sum(shard.samples for _, shard in mine)
     done(0, total)
     with (
         ThreadPoolExecutor(workers) as pool,
+        each_batch(codec.device) as each,
         closing(in_thread(decoded([shard for _, shard in mine], job, pool, 2 * workers), depth=2)) as pictures,
-        closing(in_thread(encoded(codec, job, pictures), depth=2 * job.batch)) as latents,
+        closing(in_thread(encoded(codec, job, pictures, each), depth=2 * job.batch)) as latents,
     ):
         for number, samples in groupby(latents, key=lambda pair: pair[0]):
             name, shard = mine[number]
-            _write(folder, name, shard.size, job, (sample for _, sample in samples), lambda: done(1, total))
-    _finish(codec, folder, names, job)
+            with _only_writer(folder, name):
+                _write(folder, name, shard.size, job, (sample for _, sample in samples), lambda: done(1, total))
+    records = read_records(folder)
+    missing = _unfinished(sizes, records)
+    if lost := [name for name, _ in share if name in missing]:
+        remedy = (
+            "something else writes or removes files there; give each set of shards its own folder, then run this again"
+        )
+        raise UserError(f"{folder / lost[0]} is no longer what was written there", remedy)
+    if not missing:
+        _finish(codec, folder, records, job)
+
+
+def _unfinished(sizes: Mapping[str, int], records: Mapping[str, ShardRecord]) -> set[str]:
+    """sizes: name -> bytes of the shard of images."""
+    return {name for name, size in sizes.items() if name not in records or records[name].bytes != size}
+
+
+@contextmanager
+def _only_writer(folder: Path, name: str) -> Iterator[None]:
+    """Raises UserError where another process is at the same shard. The lock ends with the process, however it ends."""
+    try:
+        with disk_told(folder / name):
+            held = FileLock(lock_path(folder, name), timeout=0).acquire()
+    except Timeout:
+        remedy = (
+            "wait until it has ended; processes that share the work out are started by torchrun or accelerate launch"
+        )
+        raise UserError(f"another process is writing {folder / name}", remedy) from None
+    with held:
+        yield
 
 
 def _names(index: Index) -> list[str]:
@@ -112,11 +146,8 @@ def _write(
     write_record(folder, record)
 
 
-def _finish(codec: LatentCodec, folder: Path, names: Sequence[str], job: LatentJob) -> None:
-    """Writes the totals once every shard is there, whichever process sees that."""
-    records = read_records(folder)
-    if any(name not in records for name in names):
-        return
+def _finish(codec: LatentCodec, folder: Path, records: Mapping[str, ShardRecord], job: LatentJob) -> None:
+    """Writes the totals of all finished shards; each process that sees the last one finished does, the same ones."""
     moments = LatentMoments(job.channels)
     for record in records.values():
         moments.merge(LatentMoments.from_state(record.statistics))

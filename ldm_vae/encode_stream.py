@@ -1,9 +1,14 @@
-"""Image shards -> encoded samples, in order: read and decoded in threads, encoded in batches of one size."""
+"""Image shards -> encoded samples, in order: read and decoded in threads, encoded in batches of one size.
+
+A CPU encodes several batches at a time, each in a thread of its own: the order in which a batch is summed, and so its
+last bits, then does not depend on how many threads a launcher leaves to a process.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import groupby
@@ -75,8 +80,27 @@ def _decode(key: str, fields: Fields | str, job: LatentJob) -> Picture:
     return Picture(key, carried, image)
 
 
+Batches = list[list[int]]  # places in a window
+EachBatch = Callable[[Callable[[list[int]], list["Encoded"]], Batches], Iterable[list["Encoded"]]]  # `map`
+
+
+@contextmanager
+def each_batch(device: torch.device) -> Iterator[EachBatch]:
+    """`map` for `encoded`: over the threads of torch on a CPU, each of which computes alone; plain on a GPU."""
+    if device.type != "cpu":
+        yield map
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of this thread, for the statistics
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
+
+
 def encoded(
-    codec: LatentCodec, job: LatentJob, pictures: Iterable[tuple[int, Picture]]
+    codec: LatentCodec, job: LatentJob, pictures: Iterable[tuple[int, Picture]], each: EachBatch
 ) -> Iterator[tuple[int, Encoded]]:
     """In the order they came. Images of one padded size within a window are encoded together."""
     for number, window in _windows(pictures, job.batch):
@@ -90,10 +114,17 @@ def encoded(
             if picture.image is not None:
                 sides = picture.image.shape[1:]
                 by_size.setdefault(tuple(-(-side // job.multiple) for side in sides), []).append(place)
-        for places in by_size.values():
-            for start in range(0, len(places), job.batch):
-                chosen = places[start : start + job.batch]
-                results.update(zip(chosen, _encode(codec, job, [window[place] for place in chosen]), strict=True))
+        batches = [
+            places[start : start + job.batch]
+            for places in by_size.values()
+            for start in range(0, len(places), job.batch)
+        ]
+
+        def encode(places: list[int], window: list[Picture] = window) -> list[Encoded]:
+            return _encode(codec, job, [window[place] for place in places])
+
+        for chosen, found in zip(batches, each(encode, batches), strict=True):
+            results.update(zip(chosen, found, strict=True))
         for place in range(len(window)):
             yield number, results[place]
 

@@ -5,9 +5,10 @@
                              with `mirrored` also KEY.mirrored.moments.npy, of the mirrored image;
                              then all other fields of the sample
     OUT/records/000000.json  what is in that shard; written after it, and the sign that it is finished
+    OUT/records/.*.lock      empty; held by the one process that is writing that file
     OUT/latents.json         the job; once every shard is finished also scale, statistics, counts and sizes
 
-Plain webdataset reads the tars. Nothing in the three depends on when or in how many processes they were written.
+Plain webdataset reads the tars. Nothing in them depends on when or in how many processes they were written.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 from pydantic import Field
 
-from ldm_vae.atomic import atomic_file
+from ldm_vae.atomic import atomic_file, disk_told, make_folder
 from ldm_vae.data.images import ImageConfig
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config, validate
@@ -115,11 +117,12 @@ def write_latent_shard(path: Path, samples: Iterable[LatentSample]) -> None:
 def open_job(folder: Path, job: LatentJob) -> None:
     """Makes `folder`, or finds there the beginning of the same job. Raises UserError for anything else."""
     path = folder / NAME
-    if not path.exists():
-        if folder.exists() and any(folder.glob("*.tar")):
-            raise UserError(f"{folder} holds shards that are no latents", "give the name of a new folder")
-        write_latents_file(folder, LatentsFile(job=job))
-        return
+    if not path.exists() and folder.is_dir() and any(folder.glob("*.tar")):
+        raise UserError(f"{folder} holds shards that are no latents", "give the name of a new folder")
+    make_folder(folder / RECORDS)
+    with disk_told(path), FileLock(lock_path(folder, NAME)):  # of several processes that start together, the first
+        if not path.exists():
+            write_latents_file(folder, LatentsFile(job=job))
     ours, theirs = job.model_dump(mode="json"), read_latents_file(folder).job.model_dump(mode="json")
     for name, value in ours.items():
         if theirs[name] != value:
@@ -127,6 +130,11 @@ def open_job(folder: Path, job: LatentJob) -> None:
                 f"{folder} holds latents made with {name} {_short(theirs[name])}, not {_short(value)}",
                 "give another folder, or the options they were made with",
             )
+
+
+def lock_path(folder: Path, name: str) -> Path:
+    """Of the lock on a file of `folder`."""
+    return folder / RECORDS / f".{name}.lock"
 
 
 def write_latents_file(folder: Path, content: LatentsFile) -> None:
