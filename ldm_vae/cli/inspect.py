@@ -41,7 +41,8 @@ def inspect(
 ) -> None:
     """Find out what is wrong with a latent space, and what to try.
 
-    Rate, active channels, spectrum, blur, equivariance, smoothness, robustness, float16, pictures, anomaly scores. Of the posterior's mode, at the images' own size; costly parts look at the middle of a few of them.
+    Rate, active channels, spectrum, blur, equivariance, smoothness, robustness, float16, pictures, anomaly scores. Of
+    the posterior's mode, at the images' own size; costly parts look at the middle of a few of them.
     """
     if rank_and_world()[1] != 1:
         raise UserError(
