@@ -22,7 +22,8 @@ from ldm_vae.data.images import RANGE_TOLERANCE, from_pillow, to_uint8
 from ldm_vae.errors import UserError
 from ldm_vae.exact import decode_pieces, encode_pieces
 from ldm_vae.interop import hub
-from ldm_vae.interop.export import export_model
+from ldm_vae.interop.diffusers import to_diffusers_config
+from ldm_vae.interop.export import export_model, sample_size_of
 from ldm_vae.interop.load import LoadedModel, Source, load_model, statistics_of, weights_hash
 from ldm_vae.precision import at_least_float32
 from ldm_vae.scale import LatentScale
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 logger = logging.getLogger(__name__)
-# Pixels of a picture from which on networks are evaluated in pieces: the same result in less memory. Below, one pass takes
-# less than 0.9 GB a picture (measured with 64 channels), and small pictures run as the batch that they are.
+# Pixels of a picture from which on networks are evaluated in pieces: the same result in less memory. Below, one pass
+# takes less than 0.9 GB a picture (measured with 64 channels), and small pictures run as the batch that they are.
 PIECES_FROM = 2**20
 
 
@@ -124,30 +125,40 @@ class LatentCodec:
             self._weights_hash = weights_hash(self.model)
         return self._weights_hash
 
-    def moments(self, images: Tensor) -> Tensor:
+    def moments(self, images: Tensor, *, max_memory: int | None = None) -> Tensor:
         """(B, C, H, W) -> (B, 2c, h, w): mean and log-variance of the posterior, raw, as the network gives them.
 
-        Sizes that are no multiple of f are padded on the right and below by reflection. Raises NonFiniteError.
+        Sizes that are no multiple of f are padded on the right and below by reflection.   max_memory: as in `decode`.
+        Raises NonFiniteError.
         """
-        moments, broken = self.checked_moments(images)
+        moments, broken = self.checked_moments(images, max_memory=max_memory)
         if broken:
             raise NonFiniteError("the posterior", broken)
         return moments
 
-    def checked_moments(self, images: Tensor) -> tuple[Tensor, list[int]]:
+    def checked_moments(self, images: Tensor, *, max_memory: int | None = None) -> tuple[Tensor, list[int]]:
         """`moments`, and the places in the batch of those that are not finite in float32 either."""
         self._check_images(images)
         padded = pad_to_multiple(images, self.factor)
-        return self._finite(_encode, padded, "posteriors")
+        return self._finite(partial(_encode, max_memory=max_memory), padded, "posteriors")
 
-    def encode(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
+    def encode(
+        self,
+        images: Tensor,
+        *,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+        max_memory: int | None = None,
+    ) -> Tensor:
         """(B, C, H, W) -> (B, c, h, w), scaled: the posterior's mode, or a sample of it.
 
         generator: of the noise, on any device; the same seed on the CPU gives the same noise on every device.
+        max_memory: as in `decode`.
         """
         if self.scale is None:
             self._warn(f"the latents of {self.source.name} are not scaled: nobody has measured them (`ldm-vae stats`)")
-        return self._scaled(self.draw(self.moments(images), sample=sample, generator=generator))
+        moments = self.moments(images, max_memory=max_memory)
+        return self._scaled(self.draw(moments, sample=sample, generator=generator))
 
     def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None, max_memory: int | None = None) -> Tensor:
         """(B, c, h, w), scaled -> (B, C, h*f, w*f), or cropped to `size` = (H, W). Raises NonFiniteError.
@@ -176,6 +187,23 @@ class LatentCodec:
         if broken:
             raise NonFiniteError("the image", broken)
         return images if size is None else images[:, :, : size[0], : size[1]]
+
+    def as_diffusers(self, *, max_memory: int | None = None) -> AutoencoderKL:
+        """An AutoencoderKL of diffusers around the same tensors, whose encode and decode are this codec's:
+        `pipe.vae = codec.as_diffusers()`.
+
+        max_memory: as in `decode`, for both. Raises UserError for a codec without a scale, as pipelines need one.
+        """
+        from ldm_vae.interop.drop_in import drop_in
+
+        if self.scale is None:
+            raise UserError(f"the latents of {self.source.name} have no scale", "measure them: `ldm-vae stats --write`")
+        model, source = self.model, self.source
+        sample_size = sample_size_of(source, model.config)
+        config = to_diffusers_config(
+            model.config, self.scale, sample_size=sample_size, force_upcast=source.force_upcast
+        )
+        return drop_in(config, model.exported_state(), LatentCodec.load, max_memory)
 
     def push_to_hub(self, hub_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Exports the codec to the model `hub_id` on the Hugging Face Hub, card and all; returns the commit's address.
@@ -297,10 +325,10 @@ def _type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _encode(model: Autoencoder, images: Tensor) -> Tensor:
-    if images.shape[2] * images.shape[3] < PIECES_FROM:
+def _encode(model: Autoencoder, images: Tensor, *, max_memory: int | None) -> Tensor:
+    if max_memory is None and images.shape[2] * images.shape[3] < PIECES_FROM:
         return model.encode(images)
-    return encode_pieces(model, images)[0]
+    return encode_pieces(model, images, max_memory=max_memory)[0]
 
 
 def _decode(model: Autoencoder, z: Tensor, *, max_memory: int | None) -> Tensor:

@@ -164,7 +164,7 @@ def _pass(way: str, model: str, given: Path, threads: int, kind: Kind, number: i
 
 
 def _cpu_seconds() -> float:
-    """User and system time of this process, all threads: page faults of fresh memory count, as the clock counts them."""
+    """User and system time of this process, all threads; page faults of fresh memory are part of it."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 

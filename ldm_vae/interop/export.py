@@ -62,8 +62,7 @@ def export_model(
     activation = None if statistics is None else statistics.activation
     # Unmeasured: what the model said of itself, and else the safe side.
     force_upcast = source.force_upcast if activation is None else activation.largest > FLOAT16_SAFE
-    factor = model.config.factor
-    sample_size = -(-(source.resolution or UNKNOWN_RESOLUTION) // factor) * factor
+    sample_size = sample_size_of(source, model.config)
     card = _card(model.config, scale, source, statistics, force_upcast=force_upcast, licence=licence, command=command)
     documents = {CARD: "".join(card)}
     if statistics is not None:
@@ -71,6 +70,11 @@ def export_model(
     config = to_diffusers_config(model.config, scale, sample_size=sample_size, force_upcast=force_upcast)
     write_folder(folder, config, model.exported_state(), documents)
     return [] if target is None else remarks(target, model.config, force_upcast=force_upcast)
+
+
+def sample_size_of(source: Source, config: AutoencoderConfig) -> int:
+    """px: what diffusers cuts its tiles to, the resolution of training rounded up to a multiple of f."""
+    return -(-(source.resolution or UNKNOWN_RESOLUTION) // config.factor) * config.factor
 
 
 def save_statistics(source: Source, statistics: LatentStatistics) -> Path:

@@ -1,0 +1,135 @@
+"""codec.as_diffusers(): as AutoencoderKL to everybody who asks, and as the codec in what it computes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from ldm_vae import LatentCodec, UserError
+from ldm_vae.codec import NonFiniteError
+
+
+def inputs(height: int = 16, width: int = 24) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, height, width, generator=generator) * 2 - 1
+    return images, torch.randn(2, 4, height // 4, width // 4, generator=generator)
+
+
+@torch.no_grad()
+def check_equal(ours: AutoencoderKL, theirs: AutoencoderKL, tolerance: float = 1e-5) -> None:
+    """tolerance: attention, and pieces, sum in another order in float32."""
+    images, z = inputs()
+    first, second = ours.encode(images).latent_dist, theirs.encode(images).latent_dist
+    torch.testing.assert_close(first.parameters, second.parameters, rtol=0, atol=tolerance)
+    seeds = (torch.Generator().manual_seed(1) for _ in range(2))
+    torch.testing.assert_close(first.sample(next(seeds)), second.sample(next(seeds)), rtol=0, atol=tolerance)
+    torch.testing.assert_close(ours.decode(z).sample, theirs.decode(z).sample, rtol=0, atol=tolerance)
+    torch.testing.assert_close(ours(images).sample, theirs(images).sample, rtol=0, atol=tolerance)
+    assert torch.equal(ours.decode(z, return_dict=False, generator=next(seeds, None))[0], ours.decode(z).sample)
+    assert torch.equal(ours.encode(images, return_dict=False)[0].mean, first.mean)
+
+
+def test_equals_the_autoencoder_and_shares_its_tensors(vae: AutoencoderKL) -> None:
+    ours = LatentCodec.load(vae).as_diffusers()
+    assert isinstance(ours, AutoencoderKL)
+    check_equal(ours, vae)
+    theirs = vae.state_dict()
+    assert all(value.data_ptr() == theirs[name].data_ptr() for name, value in ours.state_dict().items())
+    assert (ours.dtype, ours.device, ours.training) == (torch.float32, torch.device("cpu"), False)
+    described = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "block_out_channels", "act_fn")
+    assert {name: ours.config[name] for name in described} == {name: vae.config[name] for name in described}
+
+
+def test_large_pictures_run_in_pieces_with_tiling_and_slicing_on(
+    vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm_vae.codec.PIECES_FROM", 16 * 24)
+    monkeypatch.setattr("ldm_vae.exact.plan.STRIP_BYTES", 2**10)
+    ours = LatentCodec.load(vae).as_diffusers()
+    ours.enable_tiling()
+    ours.enable_slicing()
+    ours.tile_sample_min_size = ours.tile_latent_min_size = 2  # tiles would cut even these pictures
+    passes: list[int] = []
+    codec = ours._exact
+    for network in (codec.model.encoder, codec.model.decoder, ours.encoder, ours.decoder):  # type: ignore[attr-defined]
+        network.register_forward_hook(lambda *_: passes.append(1))
+    check_equal(ours, vae)
+    assert passes == []  # no network was run as a whole
+
+
+def test_bound_on_memory_is_kept_or_refused(vae: AutoencoderKL) -> None:
+    images, z = inputs()
+    check_equal(LatentCodec.load(vae).as_diffusers(max_memory=2**20), vae)
+    with pytest.raises(UserError, match="takes at least"):
+        LatentCodec.load(vae).as_diffusers(max_memory=1000).decode(z)
+    with pytest.raises(UserError, match="takes at least"):
+        LatentCodec.load(vae).as_diffusers(max_memory=1000).encode(images)
+
+
+def test_another_type_is_that_of_weights_and_results(vae: AutoencoderKL) -> None:
+    images, z = inputs()
+    ours = LatentCodec.load(vae).as_diffusers()
+    exact = ours.decode(z).sample
+    assert ours.to(torch.bfloat16) is ours
+    assert ours.dtype == torch.bfloat16
+    half = ours.decode(z.bfloat16()).sample
+    assert half.dtype == ours.encode(images).latent_dist.mean.dtype == torch.bfloat16
+    assert 0 < (half - exact).abs().mean() < 0.1 * exact.std()  # 8 bits of mantissa
+    assert vae.dtype == torch.float32  # the codec's own tensors stay as they were
+
+
+def test_loaded_weights_and_copies_are_those_that_are_used(vae: AutoencoderKL) -> None:
+    _, z = inputs()
+    ours = LatentCodec.load(vae).as_diffusers()
+    before = ours.decode(z).sample
+    other = copy.deepcopy(ours)
+    changed = {
+        name: value * 1.5 if name.endswith("conv_out.weight") else value for name, value in vae.state_dict().items()
+    }
+    other.load_state_dict({name: value.clone() for name, value in changed.items()}, assign=True)
+    assert not torch.allclose(other.decode(z).sample, before)
+    assert torch.equal(ours.decode(z).sample, before)
+
+
+def test_overflow_of_a_half_type_gives_no_black_picture(vae: AutoencoderKL, caplog: pytest.LogCaptureFixture) -> None:
+    _, z = inputs()
+    with torch.no_grad():
+        vae.decoder.conv_in.weight.mul_(1e5)  # beyond float16; the norm that follows makes it harmless
+        expected = vae.decode(z).sample
+        plain = copy.deepcopy(vae).half().decode(z.half()).sample
+    assert plain.isnan().any()
+    result = LatentCodec.load(vae).as_diffusers().half().decode(z.half()).sample
+    assert result.dtype == torch.float16
+    assert "computed again in float32" in caplog.text
+    assert (result - expected).abs().mean() < 0.1 * expected.std()
+    with pytest.raises(NonFiniteError):
+        LatentCodec.load(vae).as_diffusers().decode(torch.full_like(z, float("nan")))
+
+
+def test_gradients_are_those_of_the_autoencoder(vae: AutoencoderKL) -> None:
+    _, z = inputs()
+    found = []
+    for model in (LatentCodec.load(vae).as_diffusers(), vae):
+        leaf = z.clone().requires_grad_()
+        model.decode(leaf).sample.square().sum().backward()
+        found.append(leaf.grad)
+    assert found[0] is not None and torch.equal(found[0], found[1])
+
+
+def test_what_is_saved_is_an_ordinary_autoencoder(vae: AutoencoderKL, tmp_path: Path) -> None:
+    LatentCodec.load(vae).as_diffusers().save_pretrained(tmp_path)
+    again = AutoencoderKL.from_pretrained(tmp_path)
+    assert type(again) is AutoencoderKL
+    check_equal(LatentCodec.load(tmp_path, device="cpu").as_diffusers(), again.eval())
+
+
+def test_codec_without_a_scale_is_refused(vae: AutoencoderKL) -> None:
+    codec = LatentCodec.load(vae)
+    codec.scale = None
+    with pytest.raises(UserError, match="no scale"):
+        codec.as_diffusers()
