@@ -1,0 +1,162 @@
+"""`ldm-vae encode` in several processes at once: sharing the work, killed, in each other's way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from filelock import FileLock
+
+from ldm_vae import LatentDataset
+from ldm_vae.data.latent_shards import lock_path
+from tests.cli.conftest import write_shard
+from tests.cli.test_encode_decode import command, digests
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(Path(__file__).parent))
+from encode_processes import finish, start  # by this name it is found in the processes, too
+
+SHARDS, SAMPLES = 6, 8
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    folder = tmp_path / "many"
+    for number in range(SHARDS):
+        sizes = [(64, 48), (33, 70), (48, 64)]
+        write_shard(folder / f"{number:06d}.tar", [f"{number}-{i}" for i in range(SAMPLES)], sizes=sizes)
+    return folder
+
+
+def assert_each_once(out: Path) -> None:
+    """Every key of `many` in the tars, as plain webdataset reads them, and in the records."""
+    shards = [str(path) for path in sorted(out.glob("*.tar"))]
+    found = Counter(sample["__key__"] for sample in webdataset.WebDataset(shards, shardshuffle=False))
+    expected = {f"{number}-{i}" for number in range(SHARDS) for i in range(SAMPLES)}
+    assert found == Counter(expected)
+    dataset = LatentDataset(out)
+    assert Counter(dataset.key(i) for i in range(len(dataset))) == found
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_at_the_same_moment_write_what_one_process_writes(
+    run: Path, many: Path, tmp_path: Path, world: int
+) -> None:
+    assert finish([run, many, tmp_path / "one"], 1) == [0]
+    assert finish([run, many, tmp_path / "several"], world) == [0] * world
+    assert digests(tmp_path / "several") == digests(tmp_path / "one")
+    assert_each_once(tmp_path / "several")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_at_random_moments_and_rerun_on_other_numbers_of_processes_gives_the_same_bytes(
+    run: Path, many: Path, tmp_path: Path, seed: int, injected: Callable[[str, int], None]
+) -> None:
+    assert finish([run, many, tmp_path / "calm"], 1) == [0]
+    out, random = tmp_path / "out", np.random.default_rng(seed)
+    killed = 0
+    while len(list(out.glob("*.tar"))) < SHARDS or killed < 3:
+        moment = len(list(out.rglob("*"))) + random.integers(1, 9)  # files, whatever they are
+        processes = start([run, many, out], int(random.integers(1, 4)))
+        while any(process.is_alive() for process in processes) and len(list(out.rglob("*"))) < moment:
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.01))
+        for process in processes:
+            if random.random() < 0.8:  # else it goes on to its end
+                process.kill()
+        for process in processes:
+            process.join()
+            assert process.exitcode in (0, -9), f"seed {seed}"
+            killed += process.exitcode == -9
+    print(f"seed {seed}: {killed} processes killed")
+    assert 0 in finish([run, many, out], int(random.integers(1, 4)))
+    assert digests(out) == digests(tmp_path / "calm"), f"seed {seed}"
+    assert_each_once(out)
+    injected("SIGKILL of `ldm-vae encode` at a random moment, on 1 to 3 processes", killed)
+
+
+def test_second_command_at_the_same_shard_says_so_and_spoils_nothing(run: Path, shards: Path, tmp_path: Path) -> None:
+    out, errors = tmp_path / "out", tmp_path / "errors"
+    (out / "records").mkdir(parents=True)
+    with FileLock(lock_path(out, "000001.tar")):  # as if another process were at it
+        assert finish([run, shards, out], 1, errors) == [2]
+        error = errors.read_text()
+        assert "another process is writing" in error and "000001.tar" in error
+        assert error.strip().count("\n") == 0
+        assert [path.name for path in out.glob("*.tar")] == ["000000.tar"]
+    assert command("encode", run, shards, out) == 0
+    assert command("encode", run, shards, tmp_path / "calm") == 0
+    assert digests(out) == digests(tmp_path / "calm")
+
+
+def test_commands_with_other_options_at_the_same_moment_leave_one_of_the_two(
+    run: Path, shards: Path, tmp_path: Path
+) -> None:
+    """Both see an empty folder; the first to lock it says what it is for, and the other is refused."""
+    options = ([], ["--mirrored"])
+    calm = []
+    for number, extra in enumerate(options):
+        assert finish([run, shards, tmp_path / f"calm{number}", *extra], 1) == [0]
+        calm.append(digests(tmp_path / f"calm{number}"))
+    errors = tmp_path / "errors"
+    processes = [start([run, shards, tmp_path / "out", *extra], 1, errors)[0] for extra in options]
+    for process in processes:
+        process.join()
+    codes = [process.exitcode for process in processes]
+    assert sorted(codes) == [0, 2]
+    assert "holds latents made with mirrored" in errors.read_text()
+    assert digests(tmp_path / "out") == calm[codes.index(0)]
+
+
+def test_shards_of_the_same_names_in_one_folder_at_the_same_moment_are_told(
+    run: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one command runs, another finishes a shard of the same name, of other images."""
+    from ldm_vae import encode
+
+    other = tmp_path / "other"
+    write_shard(other / "000000.tar", [f"other{i}" for i in range(40)])
+    write = encode._write
+
+    def overtaken(folder: Path, name: str, *rest: object) -> None:
+        write(folder, name, *rest)  # type: ignore[arg-type]
+        if name == "000001.tar":
+            assert finish([run, other, folder], 1) == [0]
+
+    monkeypatch.setattr(encode, "_write", overtaken)
+    assert command("encode", run, shards, tmp_path / "out") == 2
+    assert "000000.tar is no longer what was written there" in capfd.readouterr().err
+    names = [LatentDataset(tmp_path / "out").key(i) for i in range(44)]
+    assert names[0] == "other0" and names[-1] == "k"  # each shard whole, and what the records say
+
+
+ONE_MACHINE = str(ROOT / "configs" / "accelerate" / "one_machine.yaml")
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "accelerate launch": [
+        *("accelerate.commands.launch", "--config_file", ONE_MACHINE),
+        *("--num_processes", "2", "--main_process_port", "0"),  # 0: any port
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers_start_ranks_that_write_what_one_process_writes(
+    run: Path, many: Path, tmp_path: Path, launcher: str
+) -> None:
+    assert finish([run, many, tmp_path / "one"], 1) == [0]
+    launch = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "ldm_vae", "encode", run, many, tmp_path / "two"]
+    done = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert "the shards of process" in done.stdout or done.stdout.count("48 latents") == 2  # there were two
+    assert "48 latents in 6 shards, 0 images left out" in done.stdout
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
