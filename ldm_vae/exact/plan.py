@@ -19,10 +19,11 @@ from ldm_vae.autoencoder import Autoencoder
 from ldm_vae.errors import UserError
 from ldm_vae.exact.steps import Attending, Extent, Residual, Step, decoder_steps, encoder_steps
 
-# Of the largest boundary, by default. At 2048 x 2048 strips of 4 MiB cost 1.25 times the arithmetic of the full pass (rows
-# that neighbours share), those of 16 MiB 1.1 times. From 32 MiB on malloc maps every block anew, and the time goes there.
+# Of the largest boundary, by default. At 2048 x 2048, strips of 4 MiB take 1.25 times the work of the full
+# pass, those of 16 MiB 1.1 times. From 32 MiB on malloc maps every block anew, which costs more.
 STRIP_BYTES = 16 * 2**20
-MOST_STRIPS = 256  # by default; as many as 4096 x 4096 pixels of 64 channels have
+STRIPS, SMALL_STRIP = 16, 2**20  # smaller boundaries are cut into so many, but no smaller than this many bytes
+MOST_STRIPS = 256  # by default
 MOST_WORK = 32.0  # times what computing nothing twice takes: a plan of more work is none
 BOOKKEEPING = 2**16  # bytes for norm statistics and the like
 
@@ -78,7 +79,8 @@ def make_plan(steps: Sequence[Step], weight: Tensor, what: str, max_memory: int 
     """weight: any of the network, for type and device.   what: is being done, for the error."""
     size = weight.element_size()
     largest, most = (max(step.above.values() for step in steps) * size, max(step.above.rows for step in steps))
-    costs = _Costs(steps, size, min(math.ceil(largest / STRIP_BYTES), MOST_STRIPS, most), spill=False)
+    strip = min(STRIP_BYTES, max(largest / STRIPS, SMALL_STRIP))
+    costs = _Costs(steps, size, min(math.ceil(largest / strip), MOST_STRIPS, most), spill=False)
     once = route = costs.once()
     if max_memory is not None and once.bytes > max_memory:
         # A GPU keeps boundaries in host memory, which is large; elsewhere they are computed again.
