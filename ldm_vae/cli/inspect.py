@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ldm_vae.cli.evaluate import describe_codec
 from ldm_vae.cli.options import BatchSize, Crop, Model, Progress, Resize, Shards, image_config
@@ -61,13 +62,13 @@ def inspect(
 
 
 def _print(inspection: Inspection, folder: Path) -> None:
-    console = Console()
+    console = Console(markup=False)  # keys and globs may hold square brackets
     verdicts = Table("", "verdict", "what it rests on, and what to try", show_lines=True)
     for level, colour in LEVELS.items():
         for verdict in inspection.verdicts:
             if verdict.level == level:
                 said = verdict.statement + (f"\n→ {verdict.advice}" if verdict.advice else "")
-                verdicts.add_row(f"[{colour}]{level}[/]", verdict.name.replace("_", " "), said)
+                verdicts.add_row(Text(level, style=colour), verdict.name.replace("_", " "), said)
     console.print(verdicts)
     numbers = Table("", "number", "value", "unit")
     for section in inspection.sections:

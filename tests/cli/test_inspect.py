@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,20 @@ def test_a_run_keeps_its_inspection(
     assert order == sorted(order, key=["bad", "warning", "unknown", "good"].index)
     assert str(run / "inspection") in printed
     json.loads((run / "inspection" / "inspection.json").read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
+
+
+def test_square_brackets_are_no_markup(
+    run: Path,
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    folder = tmp_path / "set[/red]"
+    shutil.copytree(shards, folder)
+    assert command(run, folder, "--images", 2) == 0
+    assert "set[/red]" in capsys.readouterr().out
 
 
 def test_other_models_need_a_folder(run: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
