@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ldm_vae.errors import UserError
+
 
 class PatchPCA:
     """Codec with the face that `ldm_vae.evaluate` asks for."""
@@ -49,12 +51,17 @@ class PatchPCA:
 
 
 def fit_pca(images: Iterable[Tensor], factor: int, components: int) -> PatchPCA:
-    """images: (B, C, H, W) batches of any sizes, read once; mean and covariance are summed in float64."""
+    """images: (B, C, H, W) batches of any sizes, read once; mean and covariance are summed in float64.
+
+    Raises UserError where there is none.
+    """
     seen, count, total, products = 0, 0, torch.zeros(()), torch.zeros(())
     for batch in images:
         seen += len(batch)
         patches = rearrange(_patches(batch.double(), factor), "b p h w -> (b h w) p")
         count, total, products = count + len(patches), total + patches.sum(dim=0), products + patches.T @ patches
+    if not count:
+        raise UserError("PCA has no image to be fitted on", "name shards that hold some: --baseline pca=SHARDS")
     mean = total / count
     _, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
     return PatchPCA(mean.float(), vectors[:, -components:].T.float(), factor, seen)

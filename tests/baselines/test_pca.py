@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from ldm_vae.baselines.pca import fit_pca
+from ldm_vae.errors import UserError
 
 
 @pytest.fixture
@@ -51,3 +52,8 @@ def test_all_components_lose_nothing(images: list[Tensor]) -> None:
     odd = images[0][..., :29, :38]
     decoded = codec.decode(codec.encode(odd), size=(29, 38))
     torch.testing.assert_close(decoded, odd, rtol=0, atol=1e-5)  # float32 products over 48 numbers
+
+
+def test_nothing_to_be_fitted_on() -> None:
+    with pytest.raises(UserError, match="no image to be fitted on"):
+        fit_pca(iter(()), factor=4, components=2)
