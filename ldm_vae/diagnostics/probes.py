@@ -62,10 +62,12 @@ def cut_view(image: Tensor, factor: int) -> Tensor | None:
 
 
 def make_probes(codec: LatentCodec, cuts: Sequence[Tensor], std: float) -> Probes | None:
-    """cuts: of `cut_probe` or `cut_view`, brought to the smallest of their sides. None where none reconstructs."""
+    """cuts: of `cut_probe` or `cut_view`, brought to one side: the largest that at least half of them have, so that one
+    tiny image among large ones does not make all tiny; smaller ones are left out. None where none reconstructs."""
     if not cuts:
         return None
-    side = min(cut.shape[1] for cut in cuts)
+    side = sorted(cut.shape[1] for cut in cuts)[(len(cuts) - 1) // 2]
+    cuts = [cut for cut in cuts if cut.shape[1] >= side]
     margins = [(cut.shape[1] - side) // 2 for cut in cuts]
     images = torch.stack([c[:, m : m + side, m : m + side] for c, m in zip(cuts, margins, strict=True)])
     parts = []

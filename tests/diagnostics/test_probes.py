@@ -62,14 +62,25 @@ def test_what_is_not_finite_is_left_out(codec: LatentCodec) -> None:
     places, found = decode_whole(spoiled, spoiled.draw(spoiled.moments(images)))
     assert places == [0, 2]
     torch.testing.assert_close(found, codec.reconstruct(images[[0, 2]]))
-    probes = make_probes(spoiled, [*images[:2], images[2, :, 8:56, 8:56]], 1.0)
+    probes = make_probes(spoiled, [*images[:2], *[images[2, :, 8:56, 8:56]] * 2], 1.0)
     assert probes is not None
-    assert probes.image.shape == (2, 3, 48, 48)
+    assert probes.image.shape == (3, 3, 48, 48)
     torch.testing.assert_close(probes.image[0], images[0, :, 8:56, 8:56])
     assert make_probes(spoiled, [white[0]], 1.0) is None
     assert make_probes(spoiled, [], 1.0) is None
     with pytest.raises(NonFiniteError):
         decode_in_batches(spoiled, white[:, :, :8, :8])
+
+
+def test_a_tiny_image_among_large_ones_is_left_out(codec: LatentCodec) -> None:
+    """With it, all diagnostics of the others would be about 16 x 16 pixels."""
+    large = [*pictures(3), pictures(1, side=48)[0]]
+    probes = make_probes(codec, [pictures(1, side=16)[0], *large], 1.0)
+    assert probes is not None
+    assert probes.image.shape == (3, 3, 64, 64)
+    pair = make_probes(codec, [pictures(1, side=16)[0], large[0]], 1.0)
+    assert pair is not None
+    assert pair.image.shape == (2, 3, 16, 16)  # half of two have each side: both are kept
 
 
 def test_psnr_is_the_mean_of_images() -> None:
