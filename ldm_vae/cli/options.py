@@ -22,7 +22,7 @@ Crop = Annotated[str | None, typer.Option(metavar="center:N", help="Cut a square
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Images at a time, per process; only those of one size go together.")
 ]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers to FILE.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the numbers to FILE.")]
 
 
 def image_config(channels: int, resize: str | None, crop: str | None) -> ImageConfig:

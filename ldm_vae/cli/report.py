@@ -16,7 +16,8 @@ EXTRA = ("jinja2", "markupsafe", "matplotlib")
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders that training wrote.")],
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write; report.html in the first run without it.")
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="Where to write; report.html in the first run without it."),
     ] = None,
     shards: Annotated[
         str | None, typer.Option(metavar="SHARDS", help="Held-out images, instead of the recipe's validation shards.")

@@ -170,3 +170,4 @@ def test_bad_input_is_one_line(run: Path, shards: Path, tmp_path: Path, capsys: 
         assert command(*arguments, "--json", tmp_path / "never.json") == 2, arguments
         assert message in capsys.readouterr().err, arguments
     assert not (tmp_path / "never.json").exists()
+    assert command(run, shards, *PSNR, "--json", tmp_path) == 2  # a folder, told before anything is measured

@@ -31,6 +31,12 @@ def test_output_says_where(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (run / "report.html").exists()
 
 
+def test_a_folder_is_no_file_to_write(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(run), "--output", str(tmp_path)])
+    assert stop.value.code == 2
+
+
 def test_what_is_no_run_exits_with_2_and_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["report", str(tmp_path)])
