@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from ldm_vae import LatentCodec
+from ldm_vae import codec as codec_module
 from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.errors import UserError
 from ldm_vae.interop.export import export_model
@@ -198,6 +200,47 @@ def test_pipeline_decodes_exactly_as_the_codec_does(
     torch.testing.assert_close(raw[0], codec.scale.remove(seen[-1]), rtol=1e-5, atol=1e-5)
     expected = (codec.decode_raw(raw[0]) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", PIPELINES)
+def test_drop_in_makes_the_same_picture_in_pieces(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if target != "dit":
+        pytest.importorskip("transformers", reason="the pipelines with text import transformers")
+    export(tmp_path / "out", autoencoder(CHANNELS[target]), target)
+    torch.manual_seed(0)
+    pipe, arguments = BUILD[target](AutoencoderKL.from_pretrained(tmp_path / "out"))
+    pipe.set_progress_bar_config(disable=True)
+    if target != "dit":  # which makes pictures of one size
+        arguments |= {"height": 32, "width": 24}
+    arguments |= {"num_inference_steps": 2, "output_type": "np"}
+    expected = pipe(**arguments, generator=torch.Generator().manual_seed(0)).images
+    factor = getattr(pipe, "vae_scale_factor", None)
+
+    monkeypatch.setattr("ldm_vae.codec.PIECES_FROM", 1)
+    monkeypatch.setattr("ldm_vae.exact.plan.STRIP_BYTES", 2**10)
+    pipe.vae = LatentCodec.load(tmp_path / "out", device="cpu").as_diffusers()
+    plans: list[Any] = []
+    pieces = codec_module.decode_pieces
+    monkeypatch.setattr(codec_module, "decode_pieces", lambda *a, **k: _recorded_plan(pieces(*a, **k), plans))
+    images = pipe(**arguments, generator=torch.Generator().manual_seed(0)).images
+    assert plans and all(plan.strips > 1 for plan in plans)
+    # Order of summation; pictures are in [0, 1].
+    torch.testing.assert_close(torch.from_numpy(images), torch.from_numpy(expected), rtol=0, atol=1e-5)
+    torch.manual_seed(0)
+    again, _ = BUILD[target](pipe.vae)  # built around it, a pipeline reads f of its configuration
+    assert isinstance(again.vae, AutoencoderKL) and getattr(again, "vae_scale_factor", None) == factor
+    again.save_pretrained(tmp_path / "pipeline")
+    # Saved as the class that everyone has. Without its text encoders the pipeline as a whole cannot be loaded.
+    assert json.loads((tmp_path / "pipeline" / "model_index.json").read_text())["vae"] == ["diffusers", "AutoencoderKL"]
+    saved = AutoencoderKL.from_pretrained(tmp_path / "pipeline", subfolder="vae")
+    assert saved.config.scaling_factor == pipe.vae.config.scaling_factor
+
+
+def _recorded_plan(result: tuple[torch.Tensor, Any], plans: list[Any]) -> tuple[torch.Tensor, Any]:
+    plans.append(result[1])
+    return result
 
 
 def _keep(seen: list[torch.Tensor]) -> Any:
