@@ -67,7 +67,8 @@ def compare(first: Sequence[Row], other: Sequence[Row], *, seed: int = 0) -> dic
 
 
 def to_json(differences: Mapping[str, Difference]) -> dict[str, Any]:
-    return {metric: asdict(difference) for metric, difference in differences.items()}
+    """With the verdict, so that whoever reads it need not know what it takes."""
+    return {metric: {**asdict(found), "verdict": found.verdict(metric)} for metric, found in differences.items()}
 
 
 def _both(first: Row, other: Row, metric: str) -> bool:

@@ -46,12 +46,16 @@ class Measured(BaseModel):
 
 
 class Interval(BaseModel):
-    """Mean over images of ours minus theirs, with its 95 % paired bootstrap interval."""
+    """Mean over images of ours minus theirs, with its 95 % paired bootstrap interval.
+
+    verdict: gain, loss, noise or too few images; empty in older files.
+    """
 
     difference: Value = None
     low: Value = None
     high: Value = None
     images: int | None = None
+    verdict: str = ""
 
 
 class Comparison(BaseModel):

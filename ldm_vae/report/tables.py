@@ -17,6 +17,7 @@ from ldm_vae.report.run import RunFolder, leaves
 IMAGES = 500  # rows of the table of images, the worst
 REASONS = 20  # notes under it
 WHERE = ("output",)  # settings in which two runs always differ
+WORDS = {"gain": "better", "loss": "worse", "noise": "within chance"}  # verdicts on this codec
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class MetricTable:
 
 @dataclass(frozen=True)
 class Difference:
-    """Ours minus theirs.   word: whether that is a gain, beyond what chance would do."""
+    """Ours minus theirs.   word: whether that is a gain, beyond what chance would do; as ldm_vae.compare says."""
 
     difference: str
     interval: str
@@ -132,21 +133,15 @@ def difference_table(results: StoredResults) -> DifferenceTable:
     for name in dict.fromkeys(name for comparison in comparisons for name in comparison.metrics):
         found = [comparison.metrics.get(name, Interval()) for comparison in comparisons]
         images = dict.fromkeys(str(interval.images) for interval in found if interval.images is not None)
-        rows.append(DifferenceRow(fact(name), [_difference(fact(name), one) for one in found], ", ".join(images)))
+        rows.append(DifferenceRow(fact(name), [_difference(one) for one in found], ", ".join(images)))
     return DifferenceTable([comparison.name for comparison in comparisons], rows)
 
 
-def _difference(what: Fact, found: Interval) -> Difference:
-    if found.difference is None or found.low is None or found.high is None:
+def _difference(found: Interval) -> Difference:
+    if found.difference is None:
         return Difference("–", "", "")
-    if found.low <= 0 <= found.high:
-        word = "within chance"
-    else:
-        higher = found.low > 0
-        word = {"higher": "better" if higher else "worse", "lower": "worse" if higher else "better"}.get(
-            what.better, ""
-        )
-    return Difference(signed(found.difference), f"{signed(found.low)} to {signed(found.high)}", word)
+    interval = "" if found.low is None or found.high is None else f"{signed(found.low)} to {signed(found.high)}"
+    return Difference(signed(found.difference), interval, WORDS.get(found.verdict, found.verdict))
 
 
 def image_table(rows: Sequence[ImageRow]) -> ImageTable:

@@ -16,6 +16,7 @@ from PIL import Image
 from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.cli.evaluate import describe_codec
 from ldm_vae.codec import LatentCodec
+from ldm_vae.compare import Difference, to_json
 from ldm_vae.diagnostics.findings import Axis, Chart, Inspection, Line, Matrix, Number, Picture, Section, Verdict
 from ldm_vae.evaluate import EvaluationProtocol, evaluate_shards
 from ldm_vae.interop.load import STATISTICS
@@ -108,14 +109,11 @@ def write_results(run: Path, shards: Path) -> None:
     codec = LatentCodec.load(run, device="cpu")
     codec.scale = LatentScale()
     found = evaluate_shards(codec, str(shards), EvaluationProtocol(metrics=("psnr", "ssim", "ms_ssim")))
-    images = [
-        {"key": r.key, "height": 72, "width": 96, "values": r.values, "missing": r.missing} for r in found.per_image
-    ]
     other = {name: None if value is None else value - 1 for name, value in found.metrics.items()}
     content = {
         **found.to_json(),
         "protocol": describe_codec(codec) | found.protocol,
-        "per_image": images,
+        "per_image": [row.to_json() for row in found.per_image],
         "others": [
             {
                 "name": "PCA",
@@ -126,7 +124,7 @@ def write_results(run: Path, shards: Path) -> None:
                 "per_image": [],
             }
         ],
-        "comparisons": [{"name": "PCA", "metrics": {"psnr": {"difference": 1, "low": 0.5, "high": 1.5, "images": 6}}}],
+        "comparisons": [{"name": "PCA", "metrics": to_json({"psnr": Difference(1.0, 0.5, 1.5, 60)})}],
     }
     (run / "results.json").write_text(json.dumps(content))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ldm_vae.compare import Difference, to_json
 from ldm_vae.report.results import Comparison, ImageRow, Interval, Measured, StoredResults
 from ldm_vae.report.run import read_run
 from ldm_vae.report.tables import IMAGES, difference_table, image_table, metric_table, recipe_differences, setting
@@ -36,21 +37,33 @@ def test_a_reason_that_several_share_is_said_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "low", "high", "word"),
+    ("metric", "low", "high", "images", "word"),
     [
-        ("psnr", 0.1, 0.9, "better"),
-        ("psnr", -0.9, -0.1, "worse"),
-        ("lpips_vgg", 0.1, 0.9, "worse"),
-        ("lpips_vgg", -0.9, -0.1, "better"),
-        ("psnr", -0.1, 0.9, "within chance"),
-        ("psnr", 0.0, 0.9, "within chance"),
-        ("psnr", None, None, ""),
+        ("psnr", 0.1, 0.9, 20, "better"),
+        ("psnr", -0.9, -0.1, 20, "worse"),
+        ("lpips_vgg", 0.1, 0.9, 20, "worse"),
+        ("lpips_vgg", -0.9, -0.1, 20, "better"),
+        ("psnr", -0.1, 0.9, 20, "within chance"),
+        ("psnr", 0.0, 0.9, 20, "within chance"),
+        ("psnr", 0.1, 0.9, 19, "too few images"),
+        ("psnr", None, None, 1, "too few images"),
     ],
 )
-def test_an_interval_says_gain_loss_or_chance(metric: str, low: float | None, high: float | None, word: str) -> None:
-    interval = Interval(difference=0.5, low=low, high=high, images=9)
-    table = difference_table(StoredResults(comparisons=[Comparison(name="PCA", metrics={metric: interval})]))
-    assert (table.others, table.rows[0].cells[0].word, table.rows[0].images) == (["PCA"], word, "9")
+def test_an_interval_says_what_the_evaluation_said(
+    metric: str, low: float | None, high: float | None, images: int, word: str
+) -> None:
+    middle = 0.5 if low is None or high is None else (low + high) / 2
+    written = to_json({metric: Difference(middle, low, high, images)})
+    results = StoredResults.model_validate({"comparisons": [{"name": "PCA", "metrics": written}]})
+    table = difference_table(results)
+    assert (table.others, table.rows[0].cells[0].word, table.rows[0].images) == (["PCA"], word, str(images))
+
+
+def test_an_interval_of_an_older_file_has_no_verdict() -> None:
+    interval = Interval(difference=0.5, low=0.1, high=0.9, images=9)
+    table = difference_table(StoredResults(comparisons=[Comparison(name="PCA", metrics={"psnr": interval})]))
+    cell = table.rows[0].cells[0]
+    assert (cell.difference, cell.interval, cell.word) == ("+0.5", "+0.1 to +0.9", "")
 
 
 def test_many_images_are_cut_to_the_worst_and_reasons_are_counted() -> None:
