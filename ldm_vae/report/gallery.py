@@ -114,7 +114,14 @@ def make_gallery(codec: LatentCodec, shards: str, choices: Sequence[Choice]) -> 
             notes.append(f"{choice.key} cannot be shown: {error.what}.")
         except Unreachable as error:
             raise UserError(f"{shards} cannot be read", str(error)) from error
+    if any(h.choice.row is not None and not _measured_whole(h.choice.row, h.size) for h in held):
+        notes.append("The numbers were taken on resized or cropped images; pictures are shown as the shards hold them.")
     return Gallery(held, codec.weights_hash, _describe(codec), notes)
+
+
+def _measured_whole(row: ImageRow, size: tuple[int, int]) -> bool:
+    """Whether the numbers are about the image of that size; where the file does not say, they are taken to be."""
+    return None in (row.height, row.width) or (row.height, row.width) == size
 
 
 def _find(index: Index, choices: Sequence[Choice]) -> list[tuple[Choice, SampleRef]]:
@@ -141,7 +148,7 @@ def _read(fetcher: Fetcher, ref: SampleRef, channels: int) -> NDArray[np.float32
 
 
 def _reconstruct(codec: LatentCodec, choice: Choice, whole: NDArray[np.float32]) -> Held:
-    """As `ldm-vae evaluate` does: no resize, mode of the posterior, rounded to 8 bits."""
+    """As `ldm-vae evaluate` does by default: no resize, mode of the posterior, rounded to 8 bits."""
     height, width = whole.shape[1:]
     top, left = max(0, height - LARGEST) // 2, max(0, width - LARGEST) // 2
     part = np.ascontiguousarray(whole[:, top : top + LARGEST, left : left + LARGEST])

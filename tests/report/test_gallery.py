@@ -15,7 +15,7 @@ from ldm_vae.codec import LatentCodec, from_pil, to_numpy
 from ldm_vae.errors import UserError
 from ldm_vae.report.album import BYTES, make_album
 from ldm_vae.report.gallery import COUNT, LARGEST, Gallery, Held, choose, make_gallery, worst_first
-from ldm_vae.report.results import ImageRow
+from ldm_vae.report.results import ImageRow, StoredResults
 from ldm_vae.report.run import read_run
 from tests.conftest import encoded, picture
 from tests.report.conftest import KEYS, SIZES
@@ -75,6 +75,15 @@ def test_images_are_found_by_key_and_strangers_are_told(whole_run: Path) -> None
     assert gallery.notes[0].startswith("1 of the images chosen from results.json")
     gallery = make_gallery(LatentCodec.load(whole_run), shards_of(whole_run), choose(rows[1:2], "PSNR"))
     assert len(gallery.held) == len(KEYS) and "None of the images" in gallery.notes[0]
+
+
+def test_numbers_of_resized_images_are_told(whole_run: Path) -> None:
+    codec, shards = LatentCodec.load(whole_run), shards_of(whole_run)
+    rows = StoredResults.read(whole_run / "results.json").per_image
+    assert make_gallery(codec, shards, choose(rows, "PSNR")).notes == []
+    cropped = [row.model_copy(update={"height": 16, "width": 16}) for row in rows]
+    (note,) = make_gallery(codec, shards, choose(cropped, "PSNR")).notes
+    assert "resized or cropped" in note
 
 
 def test_a_broken_image_is_told_and_the_others_shown(whole_run: Path, tmp_path: Path) -> None:
