@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -124,6 +125,7 @@ def render(contents: Contents) -> str:
         lstrip_blocks=True,
     )
     loader.filters |= {"short": short, "printable": printable, "prose": prose, "setting": tables.setting}
+    loader.filters["quoted"] = shlex.quote
     script = _asset("script.js")
     return loader.get_template("page.html").render(
         c=contents,
@@ -151,20 +153,20 @@ def _gallery(run: RunFolder, shards: str | None, gaps: list[Gap]) -> Gallery | N
     source = shards or run.validation_shards
     if source is None:
         sentence = "The recipe names no held-out shards, so there are no pictures."
-        gaps.append(Gap("images", sentence, f"ldm-vae report {run.name} --shards SHARDS"))
+        gaps.append(Gap("images", sentence, f"ldm-vae report {shlex.quote(run.name)} --shards SHARDS"))
         return None
     try:
         codec = LatentCodec.load(run.path)
     except UserError as error:
         sentence = f"Held-out images cannot be shown, for want of a codec: {error}."
-        gaps.append(Gap("images", sentence, f"python -m train {run.name}/recipe.yaml"))
+        gaps.append(Gap("images", sentence, f"python -m train {shlex.quote(run.name)}/recipe.yaml"))
         return None
     metric, rows = worst_first(run.results.per_image if run.results else [])
     try:
         return make_gallery(codec, source, choose(rows, fact(metric).title if metric else ""))
     except UserError as error:
         sentence = f"Held-out images cannot be shown: {error}."
-        gaps.append(Gap("images", sentence, f"ldm-vae report {run.name} --shards SHARDS"))
+        gaps.append(Gap("images", sentence, f"ldm-vae report {shlex.quote(run.name)} --shards SHARDS"))
         return None
 
 

@@ -114,6 +114,17 @@ def test_a_bare_run_says_what_makes_the_rest(tmp_path: Path, command: str) -> No
     assert command in report(run).text
 
 
+def test_commands_can_be_copied_where_names_hold_spaces(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text("data: {validation: my shards}\n")
+    text = report(run).text
+    assert f"ldm-vae evaluate '{run}' 'my shards' --json '{run}'/results.json" in text
+    assert f"python -m train '{run}'/recipe.yaml" in text
+    for name in ("evaluate", "inspect", "stats"):
+        assert f"ldm-vae {name} '" in text and f"ldm-vae {name} {run}" not in text
+
+
 def test_a_run_without_checkpoint_keeps_its_curves(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     found = report(run)
