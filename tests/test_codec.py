@@ -235,19 +235,22 @@ def test_numpy_and_pil_come_back_bit_by_bit() -> None:
         from_numpy(np.zeros((4, 4, 3)))  # type: ignore[arg-type]
 
 
-def test_codec_needs_neither_lpips_nor_accelerate_nor_training() -> None:
+def test_codec_needs_neither_lpips_nor_accelerate_nor_training(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    AutoencoderKL(block_out_channels=[32], norm_num_groups=4).save_pretrained(tmp_path)
     program = """
 import sys
-sys.modules["lpips"] = sys.modules["accelerate"] = sys.modules["train"] = None  # importing them raises
+for name in ("lpips", "accelerate", "train", "torchmetrics", "torch_fidelity", "tensorboard", "transformers"):
+    sys.modules[name] = None  # importing it raises
 import ldm_vae
 assert "torch" not in sys.modules, "the package itself must be light"
 from ldm_vae import LatentCodec, UserError, __version__
 import torch
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
-codec = LatentCodec(Autoencoder(AutoencoderConfig(block_out_channels=(8,), norm_groups=4)).eval())
-print(codec.reconstruct(torch.zeros(1, 3, 5, 5)).shape, __version__)
+codec = LatentCodec.load(sys.argv[1], device="cpu")
+print(codec.decode(codec.encode(torch.zeros(1, 3, 5, 5))).shape, __version__)
+assert "diffusers" not in sys.modules, "which takes seconds to import, and is not needed for a folder"
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "[1, 3, 5, 5]" in done.stdout
 
@@ -263,6 +266,35 @@ def test_a_bound_on_memory_decodes_in_pieces_to_the_same_picture(codec: LatentCo
     torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-4 * float(whole.std()))
     with pytest.raises(UserError, match="takes at least"):
         codec.decode(latent, max_memory=1000)
+
+
+def test_a_bound_on_memory_holds_for_encoding_too(codec: LatentCodec) -> None:
+    image = pictures(181, 158, batch=1)
+    whole = codec.encode(image)
+    passes: list[int] = []
+    codec.model.encoder.register_forward_hook(lambda *_: passes.append(1))
+    pieces = codec.encode(image, max_memory=3 * 2**19)
+    assert passes == []
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-4 * float(whole.std()))  # order of summation
+    with pytest.raises(UserError, match="takes at least"):
+        codec.encode(image, max_memory=1000)
+
+
+@pytest.mark.parametrize("options", [{"channels_last": True}, pytest.param({"compile": True}, marks=pytest.mark.slow)])
+def test_options_of_speed_leave_pieces_exact(
+    tmp_path: Path, options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    AutoencoderKL(block_out_channels=[32], norm_num_groups=4, scaling_factor=0.5).save_pretrained(tmp_path)
+    expected = LatentCodec.load(tmp_path, device="cpu").reconstruct(pictures(40, 56))
+    monkeypatch.setattr("ldm_vae.codec.PIECES_FROM", 1)
+    monkeypatch.setattr("ldm_vae.exact.plan.STRIP_BYTES", 2**12)
+    fast = LatentCodec.load(tmp_path, device="cpu", **options)  # type: ignore[arg-type]
+    passes: list[int] = []
+    fast.model.decoder.register_forward_hook(lambda *_: passes.append(1))
+    result = fast.reconstruct(pictures(40, 56))
+    assert passes == []
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-4 * float(expected.std()))
 
 
 def test_large_pictures_pass_in_pieces_by_themselves(codec: LatentCodec, monkeypatch: pytest.MonkeyPatch) -> None:
