@@ -13,7 +13,7 @@ from ldm_vae.atomic import atomic_file
 from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Progress, Resize, Shards, image_config
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.index import load_index
-from ldm_vae.data.latent_shards import Kind, read_latents_file
+from ldm_vae.data.latent_shards import NAME, Kind, read_latents_file
 from ldm_vae.encode import encode_shards, latent_job
 from ldm_vae.ranks import local_device, rank_and_world
 
@@ -73,4 +73,5 @@ def encode(
             )
             stage.write_text(json_format.dumps(summary, indent=1) + "\n")
     left_out = sum(map(len, content.quarantined.values()))
-    print(f"{out}: {content.samples} latents in {len(content.shards)} shards, {left_out} images left out")
+    which = f" (which and why: quarantined in {NAME})" if left_out else ""
+    print(f"{out}: {content.samples} latents in {len(content.shards)} shards, {left_out} images left out{which}")

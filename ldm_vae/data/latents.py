@@ -142,20 +142,33 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def _scan(self, shard: int) -> list[_Sample]:
         name = self._names[shard]
         path = str(self.folder / name)
-        remedy = f"remove it and {self.folder / RECORDS / Path(name).stem}.json, then run `ldm-vae encode` again"
         try:
             samples = list(_group(members(path, self._source), list(self.info.sizes[name]), self._field))
         except (BrokenTar, Missing) as error:
-            raise UserError(f"{path} is damaged ({error})", remedy) from None
+            raise self._damaged(shard, str(error)) from None
         if len(samples) != self.info.shards[name]:
-            raise UserError(f"{path} holds {len(samples)} samples, not {self.info.shards[name]}", remedy)
+            raise self._damaged(shard, f"{len(samples)} samples, not {self.info.shards[name]}")
         return samples
 
     def _array(self, shard: int, place: _Sample, field: str) -> np.ndarray[Any, np.dtype[np.float16]]:
-        array: np.ndarray[Any, np.dtype[np.float16]] = np.load(
-            io.BytesIO(self._bytes(shard, place, field)), allow_pickle=False
-        )
+        """(2c, h, w) of moments, else (c, h, w)."""
+        if field not in place.fields:
+            raise self._damaged(shard, f"{place.key} has no {field}")
+        try:
+            array: np.ndarray[Any, np.dtype[np.float16]] = np.load(
+                io.BytesIO(self._bytes(shard, place, field)), allow_pickle=False
+            )
+        except (ValueError, EOFError) as error:
+            raise self._damaged(shard, f"{place.key}.{field}: {error}") from None
+        channels = self.info.job.channels * (2 if self.info.job.latents == "moments" else 1)
+        if array.ndim != 3 or array.shape[0] != channels:
+            raise self._damaged(shard, f"{place.key}.{field} has shape {array.shape}, not ({channels}, h, w)")
         return array
+
+    def _damaged(self, shard: int, reason: str) -> UserError:
+        path = self.folder / self._names[shard]
+        remedy = f"remove it and {self.folder / RECORDS / path.stem}.json, then run `ldm-vae encode` again"
+        return UserError(f"{path} is damaged ({reason})", remedy)
 
     def _bytes(self, shard: int, place: _Sample, field: str) -> bytes:
         return self._source.read(str(self.folder / self._names[shard]), *place.fields[field])
