@@ -42,6 +42,21 @@ def test_noise_on_top_is_hot() -> None:
     assert shares[2] > 10 * max(shares[:2])
 
 
+@pytest.mark.parametrize(("detail", "low", "high"), [(0.0, 0, 15), (0.4, 25, 50)], ids=["low f", "high f"])
+def test_noise_is_hot_whatever_share_the_images_have(detail: float, low: float, high: float) -> None:
+    """Averaged over many pixels, images are close to noise themselves: a third of their power is high at f32."""
+    generator = torch.Generator().manual_seed(0)
+    clean = F.avg_pool2d(pictures(4, side=128), FACTOR)
+    small = clean + detail * torch.randn(clean.shape, generator=generator)
+    noise = torch.randn(clean.shape, generator=generator)
+    section = inspected(noise, F.interpolate(small, scale_factor=FACTOR))
+    reference = value(section, "high_share_images")
+    assert reference is not None and low <= reference <= high
+    assert level(section, "hot_spectrum") == "bad"
+    halfway = small + noise * (small.var() / 3).sqrt()  # a quarter of the power is noise
+    assert level(inspected(halfway, F.interpolate(small, scale_factor=FACTOR)), "hot_spectrum") == "warning"
+
+
 @pytest.mark.parametrize("images", [pictures(2, side=28), torch.zeros(2, 3, 64, 64)], ids=["small", "flat"])
 def test_what_cannot_be_told_is_missing(images: Tensor) -> None:
     section = inspected(F.avg_pool2d(images, FACTOR), images)
