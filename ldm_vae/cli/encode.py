@@ -43,7 +43,8 @@ def encode(
     """Turn image shards into latent shards.
 
     One tar for each, of the same name, with all fields but the image; latents.json says what they are. A rerun does
-    what is missing. Under `accelerate launch` or torchrun the shards are shared out to the processes.
+    what is missing. Under `accelerate launch` or torchrun the shards are shared out to the processes. A CPU encodes a
+    batch in each of its threads (OMP_NUM_THREADS).
     """
     codec = LatentCodec.load(model, device=local_device(), dtype=getattr(torch, dtype))
     image = image_config(codec.model.config.in_channels, resize, crop)
