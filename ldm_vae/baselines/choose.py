@@ -44,7 +44,9 @@ def _trained_on(source: Source) -> tuple[SourceConfig, ...]:
     if source.folder is None or source.recipe is None:
         raise UserError(f"no recipe tells what {source.name} was trained on", "name shards: --baseline pca=SHARDS")
     recipe = source.folder / "recipe.yaml"
-    train = read_yaml(recipe)["data"]["train"]  # a run's recipe was validated
+    train = read_yaml(recipe).get("data", {}).get("train")
+    if train is None:
+        raise UserError(f"{recipe} names no data.train", "name shards: --baseline pca=SHARDS")
     given = train if isinstance(train, list) else [{"shards": train}]
     return tuple(validate(SourceConfig, item, f"{recipe}, data.train") for item in given)
 
