@@ -114,7 +114,7 @@ def evaluate(
             stage.write_text(json_format.dumps(_to_json(entries, comparisons), indent=1) + "\n")
     columns = {entry.name: entry.results for entry in entries}
     print_metrics(columns)
-    print_comparisons(entries[0].name, dict(comparisons))
+    print_comparisons(entries[0].name, dict(comparisons), len(entries[0].results.per_image))
     print_protocol(columns)
 
 

@@ -40,15 +40,15 @@ def print_metrics(results: Mapping[str, Results]) -> None:
             console.print(line, soft_wrap=True, highlight=False)
 
 
-def print_comparisons(first: str, comparisons: Mapping[str, Mapping[str, Difference]]) -> None:
-    """comparisons: by the name of the other codec, by metric."""
+def print_comparisons(first: str, comparisons: Mapping[str, Mapping[str, Difference]], images: int) -> None:
+    """comparisons: by the name of the other codec, by metric.   images: that were measured."""
     if not comparisons:
         return
     table = Table("metric", "better", title=f"{first} minus the other, image by image, {LEVEL:.0%} bootstrap interval")
     for name in comparisons:
         table.add_column(f"- {name}", overflow="fold")
     for metric, higher in HIGHER_IS_BETTER.items():
-        cells = [_cell(metric, found.get(metric)) for found in comparisons.values()]
+        cells = [_cell(metric, found.get(metric), images) for found in comparisons.values()]
         if any(cells):
             table.add_row(metric, "higher" if higher else "lower", *cells)
     Console(markup=False).print(table)
@@ -65,11 +65,12 @@ def print_protocol(results: Mapping[str, Results]) -> None:
     Console(markup=False).print(table)
 
 
-def _cell(metric: str, found: Difference | None) -> str:
+def _cell(metric: str, found: Difference | None, images: int) -> str:
     if found is None:
         return ""
     interval = "" if found.low is None else f" [{found.low:+.4f}, {found.high:+.4f}]"
-    return f"{found.difference:+.4f}{interval} {found.verdict(metric)}"
+    some = "" if found.images == images else f" ({found.images} of {images} images)"
+    return f"{found.difference:+.4f}{interval} {found.verdict(metric)}{some}"
 
 
 def _whose(names: list[str], results: Mapping[str, Results]) -> str:

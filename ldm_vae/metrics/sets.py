@@ -147,11 +147,11 @@ class FeatureSets:
 
 def describe(names: Sequence[SetMetricName], images: int) -> dict[str, str]:
     """What the protocol says of the metrics, beside their weights."""
+    inception = "Inception of 2015-12-05 by torch-fidelity, features 2048, images resized to 299 x 299 bilinearly"
+    subsets = f"{SUBSETS} subsets of {SUBSET} images, seed {SEED}"
     facts = {
-        "rfid": "Inception of 2015-12-05 by torch-fidelity, features 2048, images resized to 299 x 299 bilinearly",
-        "kid": f"the same features, {SUBSETS} subsets of {SUBSET} images, seed {SEED}"
-        if images > SUBSET
-        else f"the same features, one subset, all {images} images",
+        "rfid": inception,
+        "kid": f"{inception}; {subsets if images > SUBSET else f'one subset, all {images} images'}",
         "frechet_vgg16": "VGG16 of LPIPS, relu5_3 at the images' size, averaged over positions; no FID",
     }
     return {name: facts[name] for name in names}

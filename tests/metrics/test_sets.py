@@ -20,7 +20,7 @@ from ldm_vae.losses.perceptual import LPIPS
 from ldm_vae.metrics import sets
 from ldm_vae.metrics.image import ImageMetrics, Row
 from ldm_vae.metrics.pair import PairNetwork
-from ldm_vae.metrics.sets import SET_METRICS, FeatureSets, SetMetrics, SetResults
+from ldm_vae.metrics.sets import SET_METRICS, FeatureSets, SetMetrics, SetResults, describe
 from ldm_vae.weights import backbone_weights
 
 
@@ -120,6 +120,9 @@ def test_few_images_are_noted_and_one_is_too_few() -> None:
     assert set(results.values) == set(SET_METRICS)
     assert results.notes["rfid"] == "unreliable below 2,048 images (3)"
     assert "one subset" in results.notes["kid"]
+    assert describe(["kid"], 3)["kid"].startswith("Inception of 2015-12-05")  # also where rfid is not asked for
+    assert describe(["kid"], 3)["kid"].endswith("one subset, all 3 images")
+    assert "100 subsets of 1000 images" in describe(["kid"], 5000)["kid"]
     results, _ = measured(SetMetrics(SET_METRICS), found[:1])
     assert results.missing == dict.fromkeys(SET_METRICS, "needs at least 2 images, not 1")
     assert not results.values
