@@ -9,7 +9,7 @@ import typer
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.cli.options import Model, Progress
-from ldm_vae.codec import LatentCodec
+from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.images import encode_image
 from ldm_vae.data.latents import LatentDataset
 from ldm_vae.errors import UserError
@@ -31,12 +31,20 @@ def decode(
     latents = LatentDataset(out, codec=codec)
     extension = "png" if codec.model.config.out_channels in (1, 3, 4) else "npy"
     total = min(len(latents), count or len(latents))
+    broken: list[str] = []
     with Progress("image") as progress:
         for item in range(total):
-            picture = codec.decode_raw(latents.raw(item)[None], size=latents.size(item))[0].cpu().numpy()
-            with atomic_file(_path(images, latents.key(item), extension)) as stage:
-                stage.write_bytes(encode_image(picture, extension))
+            try:
+                picture = codec.decode_raw(latents.raw(item)[None], size=latents.size(item))[0].cpu().numpy()
+            except NonFiniteError:
+                broken.append(latents.key(item))
+            else:
+                with atomic_file(_path(images, latents.key(item), extension)) as stage:
+                    stage.write_bytes(encode_image(picture, extension))
             progress.advance(1, total)
+    if broken:
+        what = f"{len(broken)} of {total} latents decode to values that are not finite, such as {broken[0]}"
+        raise UserError(what, f"the pictures of all others are in {images}")
     print(f"{images}: {total} pictures")
 
 

@@ -168,6 +168,21 @@ def test_damaged_latents_are_named(
     assert digests(out) == before
 
 
+def test_latents_that_decode_to_nothing_finite_are_named_and_the_rest_is_written(
+    run: Path, shards: Path, tmp_path: Path, refused: Refused
+) -> None:
+    out = tmp_path / "out"
+    assert command("encode", run, shards, out) == 0
+    content = members(out / "000001.tar")
+    broken = np.load(io.BytesIO(content["i.moments.npy"]))
+    broken[0, 0, 0] = np.nan
+    repack(out / "000001.tar", content | {"i.moments.npy": npy(broken)})
+    assert "1 of 11 latents decode to values that are not finite, such as i:" in refused(
+        "decode", run, out, tmp_path / "images"
+    )
+    assert {path.stem for path in (tmp_path / "images").iterdir()} == {"a", "b.v1.0", *"cdefghjk"}
+
+
 def test_files_in_the_way_are_named(run: Path, shards: Path, tmp_path: Path, refused: Refused) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
