@@ -32,6 +32,11 @@ class Probes:
     reconstruction: Tensor
     std: float
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the images around the mean of each channel, range [-1, 1]."""
+        return float(self.image.double().std(dim=(0, 2, 3), correction=0).square().mean().sqrt())
+
 
 def probe_side(factor: int) -> int:
     """px, of the largest probe."""

@@ -23,7 +23,7 @@ def gain(codec: LatentCodec, probes: Probes, seed: int) -> float:
     noise = STEP * probes.std * noise_like(probes.z, seed, "smoothness")
     moved = decode_in_batches(codec, probes.z + noise)
     change = (moved - probes.reconstruction).double().square().mean().sqrt()
-    spread = probes.image.double().std(dim=(0, 2, 3), correction=0).square().mean().sqrt()
+    spread = probes.spread
     return float(change / spread / STEP) if probes.std > 0 and spread > 0 else float("nan")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images import to_uint8
 from ldm_vae.diagnostics.probes import Probes
-from ldm_vae.diagnostics.robustness import BITS, NOISE, inspect_robustness
+from ldm_vae.diagnostics.robustness import BITS, NOISE, inspect_robustness, least_drop
 from tests.diagnostics.conftest import FACTOR, Averaging, averaging, pictures
 from tests.diagnostics.test_channels import level, value
 
@@ -82,6 +82,20 @@ def test_fragile_latents_are_found(probes_of: Make) -> None:
     assert level(section, "noise_sensitivity") == "warning"
     assert level(section, "quantisation") == "warning"
     assert "float16" in next(v.advice for v in section.verdicts if v.name == "quantisation")
+
+
+def test_a_good_codec_is_not_called_sensitive(probes_of: Make) -> None:
+    """Flat squares and a little noise: PSNR of 40 dB, of which noise of the size of its latents' tenth leaves 30."""
+    blocks = F.interpolate(F.avg_pool2d(pictures(8) * 0.8, FACTOR), scale_factor=FACTOR)
+    images = blocks + 0.02 * torch.randn(blocks.shape, generator=_seeded())
+    codec = averaging()
+    section = inspect_robustness(codec, probes_of(codec, images), seed=0)
+    clean, noisy = (value(section, name) for name in ("psnr_clean", "psnr_noise_0.1"))
+    assert clean is not None and noisy is not None
+    assert clean - noisy > 5
+    spread = float(images.std(dim=(0, 2, 3), correction=0).square().mean().sqrt())
+    assert clean - noisy == pytest.approx(least_drop(clean, spread), abs=0.3)
+    assert level(section, "noise_sensitivity") == "good"
 
 
 def test_an_infinite_psnr_is_missing(codec: LatentCodec, probes_of: Make) -> None:
