@@ -178,6 +178,9 @@ def _reconstruct(codec: Codec, image: Tensor, keys: Sequence[str], sample: int |
         except NonFiniteError as error:
             places = [place for i, place in enumerate(places) if i not in error.samples]
             continue
+        if reconstruction.shape[1] != image.shape[1]:  # torch would stretch one to the other, without a word
+            what = f"a codec from {image.shape[1]} to {reconstruction.shape[1]} channels"
+            raise UserError(what, "only one that gives back its own image can be measured")
         finite = reconstruction.isfinite().flatten(1).all(dim=1).tolist()
         return list(compress(places, finite)), reconstruction[finite]
     return [], image[:0]

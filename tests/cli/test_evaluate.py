@@ -151,6 +151,10 @@ def test_bad_input_is_one_line(run: Path, shards: Path, tmp_path: Path, capsys: 
     states = {"model": Autoencoder(grey).state_dict(), "ema": Autoencoder(grey).state_dict()}
     meta = {"step": 1, "model": grey.model_dump(mode="json")}
     Checkpoint.write(tmp_path / "grey" / "checkpoints" / "step_00000001", states, meta)
+    lossy = CONFIG.model_copy(update={"out_channels": 1})
+    states = {"model": Autoencoder(lossy).state_dict(), "ema": Autoencoder(lossy).state_dict()}
+    meta = {"step": 1, "model": lossy.model_dump(mode="json")}
+    Checkpoint.write(tmp_path / "lossy" / "checkpoints" / "step_00000001", states, meta)
     weights = tmp_path / "weights.pth"
     torch.save({}, weights)
     broken = tmp_path / "broken"
@@ -160,6 +164,7 @@ def test_bad_input_is_one_line(run: Path, shards: Path, tmp_path: Path, capsys: 
     for arguments, message in (
         ((run, tmp_path / "grey", shards), "different channels: 3 ("),
         ((run, run, shards), "is named twice"),
+        ((tmp_path / "lossy", shards, *PSNR), "a codec from 3 to 1 channels"),
         ((run, shards, "--metrics", "psnr,fid"), "there is no 'fid'"),
         ((run, shards, "--baseline", "png"), "choose among pca"),
         ((run, shards, "--inception", weights), f"Inception weights {weights}"),
