@@ -13,6 +13,7 @@ from ldm_vae.data.reader import DataConfig
 from ldm_vae.losses.adversarial import DiscriminatorConfig
 from ldm_vae.losses.objective import LossConfig
 from ldm_vae.losses.perceptual import SMALLEST
+from ldm_vae.metrics.facts import fact
 from ldm_vae.nn.discriminator import smallest_side
 from ldm_vae.recipe import Config
 from train.checkpoint import CheckpointConfig
@@ -20,8 +21,6 @@ from train.ema import EmaConfig
 from train.log import LogConfig
 from train.optimizer import OptimizerConfig
 from train.validate import ValidationConfig
-
-HIGHER_IS_BETTER = ("psnr", "ssim", "ms_ssim")
 
 
 class ModelConfig(AutoencoderConfig):
@@ -112,7 +111,7 @@ class Recipe(Config):
         if best not in known or self.data.validation is None:
             given = "there is no data.validation" if self.data.validation is None else f"known are {', '.join(known)}"
             raise ValueError(f"checkpoint.best {best!r} is not measured: {given}")
-        mode = "max" if best.removeprefix("validation/") in HIGHER_IS_BETTER else "min"
+        mode = "max" if fact(best.removeprefix("validation/")).better == "higher" else "min"
         if self.checkpoint.mode != mode:
             raise ValueError(f"checkpoint.mode {self.checkpoint.mode} would keep the worst {best}: write {mode}")
         saved, validated = self.checkpoint.every, self.validation.every

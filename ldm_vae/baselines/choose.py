@@ -12,7 +12,7 @@ from ldm_vae.data.index import SourceConfig, load_index
 from ldm_vae.data.reader import DataConfig, validation_batches
 from ldm_vae.errors import UserError
 from ldm_vae.interop.load import Source
-from ldm_vae.recipe import read_yaml, validate
+from ldm_vae.recipe import validate
 
 FIT_IMAGES = 1000  # images that PCA is fitted on, at least, where there are as many: millions of patches
 Baseline = PatchPCA | LossyCodec
@@ -41,14 +41,9 @@ def choose_baseline(wanted: str, codec: LatentCodec, image: ImageConfig) -> Base
 
 
 def _trained_on(source: Source) -> tuple[SourceConfig, ...]:
-    if source.folder is None or source.recipe is None:
+    if not source.training_sources:
         raise UserError(f"no recipe tells what {source.name} was trained on", "name shards: --baseline pca=SHARDS")
-    recipe = source.folder / "recipe.yaml"
-    train = read_yaml(recipe).get("data", {}).get("train")
-    if train is None:
-        raise UserError(f"{recipe} names no data.train", "name shards: --baseline pca=SHARDS")
-    given = train if isinstance(train, list) else [{"shards": train}]
-    return tuple(validate(SourceConfig, item, f"{recipe}, data.train") for item in given)
+    return tuple(validate(SourceConfig, found, f"data.train of {source.name}") for found in source.training_sources)
 
 
 def _fit(sources: tuple[SourceConfig, ...], codec: LatentCodec, image: ImageConfig) -> PatchPCA:

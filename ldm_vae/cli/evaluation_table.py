@@ -9,10 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ldm_vae.compare import HIGHER_IS_BETTER, LEVEL, Difference
+from ldm_vae.compare import LEVEL, Difference
+from ldm_vae.metrics.facts import fact
+from ldm_vae.metrics.image import METRICS
 from ldm_vae.results import Results
 
-UNITS = {"psnr": "dB", "psnr_pooled": "dB"}
 MARK = "*"  # beside a value that has a note
 
 
@@ -28,7 +29,7 @@ def print_metrics(results: Mapping[str, Results]) -> None:
             value = found.metrics[metric]
             shown = "missing" if value is None else f"{value:.4f}"
             cells.append(shown + (MARK if metric in found.notes else ""))
-        table.add_row(metric, UNITS.get(metric, ""), *cells)
+        table.add_row(metric, fact(metric).unit, *cells)
     console.print(table)
     for word, field in (("missing", "missing"), (MARK, "notes")):
         alike: dict[tuple[str, str], list[str]] = {}  # metrics by whose and why
@@ -47,10 +48,10 @@ def print_comparisons(first: str, comparisons: Mapping[str, Mapping[str, Differe
     table = Table("metric", "better", title=f"{first} minus the other, image by image, {LEVEL:.0%} bootstrap interval")
     for name in comparisons:
         table.add_column(f"- {name}", overflow="fold")
-    for metric, higher in HIGHER_IS_BETTER.items():
+    for metric in METRICS:
         cells = [_cell(metric, found.get(metric), images) for found in comparisons.values()]
         if any(cells):
-            table.add_row(metric, "higher" if higher else "lower", *cells)
+            table.add_row(metric, fact(metric).better, *cells)
     Console(markup=False).print(table)
 
 
@@ -60,8 +61,8 @@ def print_protocol(results: Mapping[str, Results]) -> None:
     table.add_column()
     table.add_column(overflow="fold")
     facts = _shared({name: found.protocol for name, found in results.items()})
-    for (fact, shown), names in facts.items():
-        table.add_row(fact + _whose(names, results), shown)
+    for (name, shown), names in facts.items():
+        table.add_row(name + _whose(names, results), shown)
     Console(markup=False).print(table)
 
 

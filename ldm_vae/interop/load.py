@@ -63,14 +63,17 @@ class Source:
         return path.read_text(encoding="utf-8") if path is not None and path.is_file() else None
 
     @property
-    def training_data(self) -> str | None:
-        """The shards that the recipe names."""
+    def training_sources(self) -> list[dict[str, Any]]:
+        """What data.train of the recipe names, a mapping a source; empty where there is no recipe, or it names none."""
         if self.folder is None or self.recipe is None:
-            return None
-        train = read_yaml(self.folder / "recipe.yaml").get("data", {}).get("train")
-        if isinstance(train, list):  # a mixture
-            return ", ".join(str(source.get("shards")) for source in train)
-        return None if train is None else str(train)
+            return []
+        train = read_yaml(self.folder / "recipe.yaml").get("data", {}).get("train") or []
+        return train if isinstance(train, list) else [{"shards": train}]
+
+    @property
+    def training_data(self) -> str | None:
+        """The shards of `training_sources`, for people."""
+        return ", ".join(str(source.get("shards")) for source in self.training_sources) or None
 
     @property
     def results(self) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ldm_vae.metrics.facts import fact
 from ldm_vae.report.gallery import Gallery, Held
-from ldm_vae.report.metrics import fact
 from ldm_vae.report.numbers import short
 from ldm_vae.report.pictures import Pixels, choose_gain, data_uri, difference, difference_map, diverging_map, to_picture
 

@@ -18,7 +18,7 @@ from ldm_vae.data.index import Index, load_index
 from ldm_vae.data.order import SampleRef
 from ldm_vae.data.source import Unreachable
 from ldm_vae.errors import UserError
-from ldm_vae.report.metrics import fact
+from ldm_vae.metrics.facts import fact
 from ldm_vae.report.pictures import Pixels
 from ldm_vae.report.results import ImageRow
 

@@ -19,11 +19,11 @@ from markupsafe import Markup
 from ldm_vae.atomic import atomic_file
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
+from ldm_vae.metrics.facts import fact
 from ldm_vae.report import curves, diagnosis, environment, tables
 from ldm_vae.report.album import Album, make_album
 from ldm_vae.report.charts import Drawing, draw
 from ldm_vae.report.gallery import Gallery, choose, make_gallery, worst_first
-from ldm_vae.report.metrics import HEADLINES, fact
 from ldm_vae.report.numbers import printable, prose, short
 from ldm_vae.report.pictures import DIVERGING, FORMAT, SEQUENTIAL, gradient
 from ldm_vae.report.run import Gap, RunFolder, leaves, read_run
@@ -31,6 +31,7 @@ from ldm_vae.report.run import Gap, RunFolder, leaves, read_run
 logger = logging.getLogger(__name__)
 LARGEST = 10_000_000  # bytes of the file
 TEMPLATES = "templates"
+HEADLINES = ("psnr", "lpips_vgg", "lpips_alex", "rfid", "ssim")  # of the summary, the first four that are there
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ldm_vae.metrics.facts import FACTS, Fact, fact
 from ldm_vae.report.diagnosis import count_verdicts, verdicts
 from ldm_vae.report.gallery import worst_first
-from ldm_vae.report.metrics import FACTS, Fact, fact
 from ldm_vae.report.numbers import short, signed
 from ldm_vae.report.results import ImageRow, Interval, Measured, StoredResults
 from ldm_vae.report.run import RunFolder, leaves

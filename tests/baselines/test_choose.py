@@ -63,7 +63,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no recipe tells what a run was trained on.*--baseline pca=SHARDS"):
         choose_baseline("pca", codec(), ImageConfig())
     (tmp_path / "recipe.yaml").write_text("steps: 3\n")
-    with pytest.raises(UserError, match=r"names no data.train.*--baseline pca=SHARDS"):
+    with pytest.raises(UserError, match=r"no recipe tells what.*--baseline pca=SHARDS"):
         choose_baseline("pca", codec(tmp_path), ImageConfig())
     (tmp_path / "recipe.yaml").write_text(f"data: {{train: {tmp_path}/gone, batch: 4}}\n")
     with pytest.raises(UserError, match=r"gone.*--baseline pca=SHARDS"):

@@ -1,4 +1,4 @@
-"""What the metrics are called on the page, their units, and which way is better."""
+"""What metrics are called, their units, and which way is better."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ FACTS = {
     "kid": Fact("KID", "", "lower"),
     "frechet_vgg16": Fact("Fréchet distance, VGG16", "", "lower"),
 }
-HEADLINES = ("psnr", "lpips_vgg", "lpips_alex", "rfid", "ssim")  # of the summary, the first four that are there
 
 
 def fact(name: str) -> Fact:
-    """Of a metric that this report does not know, its name."""
+    """Of a metric that is not known here, its name."""
     return FACTS.get(name, Fact(name))
