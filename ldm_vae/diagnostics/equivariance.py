@@ -19,14 +19,17 @@ from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict
-from ldm_vae.diagnostics.probes import Probes, decode_in_batches, encode_in_batches, mean_psnr
+from ldm_vae.diagnostics.probes import BLANK, Probes, decode_in_batches, encode_in_batches, mean_psnr
 
 Change = Callable[[Tensor], Tensor]
 SOURCE = "Kouzelis et al. 2025, EQ-VAE, arXiv:2502.09509"
 TURNS: dict[str, Change] = {f"turn by {90 * k}°": partial(torch.rot90, k=k, dims=(2, 3)) for k in (1, 2, 3)}
 SCALES: dict[str, Change] = {f"scale 1/{k}": partial(F.avg_pool2d, kernel_size=k) for k in (2, 4)}
-TWICE = 3.0  # dB; twice the squared error of a reconstruction
-TENFOLD = 10.0  # dB; ten times
+# The encoder's error decides, since it does not depend on how well the codec reconstructs: the same error costs a codec
+# of 40 dB far more than one of 25 dB, and an encoder without error costs none. At 100 % the turned latent tells no more
+# of the latent of the turned picture than each channel's mean does; at 50 % (chosen) it misses a quarter of the power.
+CLOSE, USELESS = 50.0, 100.0  # %
+UNRELATED = 100 * 2**0.5  # %, of two latents that have nothing to do with each other
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def inspect_equivariance(codec: LatentCodec, probes: Probes) -> Section:
             _number(f"drop_{group}", f"Loss by changing the latent under {what}", "dB", [e.drop for e in those],
                     f"PSNR of D(E(Tx)) against Tx, less that of D(T E(x)) against Tx. {of}"),
         ]  # fmt: skip
-        verdicts.append(_verdict(f"equivariance_{group}", what, numbers[-1].value))
+        verdict = _verdict(f"equivariance_{group}", what, numbers[-3].value, numbers[-1].value)
+        verdicts.append(Verdict(name=verdict.name, level="unknown", statement=BLANK) if probes.blank else verdict)
     return Section(
         name="equivariance", title="Equivariance", numbers=tuple(numbers), verdicts=tuple(verdicts),
         charts=(
@@ -111,16 +115,20 @@ def _chart(name: str, title: str, axis: str, unit: str, lines: dict[str, dict[st
     )  # fmt: skip
 
 
-def _verdict(name: str, what: str, drop: float | None) -> Verdict:
-    if drop is None:
-        return Verdict(name=name, level="unknown", statement=f"What {what} of a latent costs has no finite value.")
-    done = "Turning" if what == "quarter turns" else "Scaling"
-    statement = f"{done} the latent instead of the picture costs {drop:.1f} dB."
-    if drop <= TWICE:
+def _verdict(name: str, what: str, error: float | None, drop: float | None) -> Verdict:
+    if error is None:
+        statement = f"The encoder's error under {what} has no value, because the latents do not vary."
+        return Verdict(name=name, level="unknown", statement=statement)
+    cost = "" if drop is None else f", and decoding it loses {drop:z.1f} dB"
+    statement = (
+        f"Under {what} the changed latent is {error:.0f} % of a deviation away from the latent of the changed picture "
+        f"(unrelated latents: {UNRELATED:.0f} %){cost}."
+    )
+    if error <= CLOSE:
         return Verdict(name=name, level="good", statement=statement)
     return Verdict(
         name=name,
-        level="warning" if drop <= TENFOLD else "bad",
+        level="warning" if error <= USELESS else "bad",
         statement=statement,
         advice="The latent of a changed picture is another latent, which a diffusion model must learn separately. "
         "Raise loss.rate.weight, or finetune (model.init_from) on changed latents and pictures as EQ-VAE does.",

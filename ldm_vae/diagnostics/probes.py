@@ -20,6 +20,7 @@ POSITIONS = 8  # latent positions a side that a probe has at least, where its im
 QUARTER = 4  # sides are a multiple of 4 f, so that a quarter of the picture still has whole latent positions
 VIEWS = 2  # images that people are shown
 BATCH = 8  # probes at a time
+BLANK = "The codec reconstructs nothing: a flat square of each image's mean colour is as close, so nothing can be lost."
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,14 @@ class Probes:
     def spread(self) -> float:
         """Standard deviation of the images around the mean of each channel, range [-1, 1]."""
         return float(self.image.double().std(dim=(0, 2, 3), correction=0).square().mean().sqrt())
+
+    @property
+    def blank(self) -> bool:
+        """Whether the reconstructions are no closer to the images than each image's mean colour, on 8-bit values."""
+        flat = self.image.mean(dim=(2, 3), keepdim=True).expand_as(self.image)
+        image, reconstruction, colour = (to_uint8(x).double() for x in (self.image, self.reconstruction, flat))
+        error = (reconstruction - image).square().sum()
+        return bool(error > 0 and error >= (colour - image).square().sum())
 
 
 def probe_side(factor: int) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict
-from ldm_vae.diagnostics.probes import Probes, decode_in_batches, noise_like, pairs
+from ldm_vae.diagnostics.probes import BLANK, Probes, decode_in_batches, noise_like, pairs
 
 STEP = 0.1  # standard deviations of the latents
 STEPS = 8  # along a line
@@ -73,14 +73,20 @@ def inspect_smoothness(codec: LatentCodec, probes: Probes, seed: int) -> Section
             ),
         )  # fmt: skip
     return Section(
-        name="smoothness", title="Smoothness", numbers=numbers, charts=charts, verdicts=(_verdict(measured),)
+        name="smoothness",
+        title="Smoothness",
+        numbers=numbers,
+        charts=charts,
+        verdicts=(_verdict(measured, blank=probes.blank),),
     )
 
 
-def _verdict(measured: float) -> Verdict:
+def _verdict(measured: float, *, blank: bool) -> Verdict:
     if not np.isfinite(measured):
         return Verdict(name="smoothness", level="unknown", statement="The images or the latents do not vary.")
     statement = f"Noise in the latent appears {measured:.2f} times as large in the picture."
+    if measured <= SHARP and blank:  # as smooth as a picture that never changes
+        return Verdict(name="smoothness", level="unknown", statement=BLANK)
     if measured <= SHARP:
         return Verdict(name="smoothness", level="good", statement=statement)
     return Verdict(

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.equivariance import SCALES, TURNS, inspect_equivariance, measure_change
 from ldm_vae.diagnostics.probes import Probes
-from tests.diagnostics.conftest import Averaging, pictures
+from tests.diagnostics.conftest import FACTOR, Averaging, pictures
 from tests.diagnostics.test_channels import level, value
 
 Make = Callable[[LatentCodec, Tensor], Probes]
@@ -58,6 +59,58 @@ def test_a_codec_with_a_direction_is_found(probes_of: Make) -> None:
     assert level(section, "equivariance_scales") == "good"
 
 
+class Wandering(Averaging):
+    """Its latents hold a pattern that stays where it is when the picture turns, and its decoder takes it away."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__(3, [1.0] * 3, -6.0)
+        self.strength = strength
+
+    def pattern(self, side: int) -> Tensor:
+        noise = torch.randn(3, side, side, generator=torch.Generator().manual_seed(0))
+        return self.strength * noise
+
+    def encode(self, image: Tensor) -> Tensor:
+        moments = super().encode(image)
+        moments[:, :3] += self.pattern(moments.shape[3])
+        return moments
+
+    def decode(self, z: Tensor) -> Tensor:
+        return super().decode(z - self.pattern(z.shape[3]))
+
+
+@pytest.mark.parametrize("detail", [0.02, 0.3], ids=["good codec", "poor codec"])
+@pytest.mark.parametrize(("strength", "expected"), [(0.05, "good"), (0.15, "warning"), (2.0, "bad")])
+def test_the_quality_of_the_codec_does_not_decide(
+    probes_of: Make, strength: float, expected: str, detail: float
+) -> None:
+    """The same latents of pictures that the codec reconstructs well, and of ones that it does not: the
+    loss in dB is many times as large for the better one, and the verdict the same."""
+    flat = F.interpolate(F.avg_pool2d(pictures(4), FACTOR), scale_factor=FACTOR) * 0.6
+    signs = torch.ones(FACTOR, FACTOR)
+    signs[:, ::2] = -1
+    images = flat + detail * signs.repeat(16, 16)  # gone in the average over 4 x 4
+    codec = LatentCodec(Wandering(strength).eval().requires_grad_(False))
+    probes = probes_of(codec, images)
+    section = inspect_equivariance(codec, probes)
+    assert level(section, "equivariance_turns") == expected
+    spread = float((F.avg_pool2d(flat, FACTOR) + codec.model.pattern(16)).std(dim=(0, 2, 3)).square().mean().sqrt())
+    error = strength * 2**0.5 / spread  # two patterns that have nothing in common
+    assert value(section, "encoder_turns") == pytest.approx(100 * error, rel=0.1)
+    if expected == "good":
+        drop = value(section, "drop_turns")
+        assert drop is not None
+        assert (drop > 3) == (detail == 0.02)
+
+
+def test_nothing_is_lost_by_a_hair(codec: LatentCodec, probes_of: Make) -> None:
+    """Rounding may make the loss -0.001 dB, which is 0.0 and not -0.0."""
+    section = inspect_equivariance(codec, probes_of(codec, pictures(3)))
+    assert all("-0.0" not in verdict.statement for verdict in section.verdicts)
+    assert "loses 0.0 dB" in section.verdicts[0].statement
+
+
 def test_latents_that_do_not_vary_have_no_relative_error(codec: LatentCodec, probes_of: Make) -> None:
     section = inspect_equivariance(codec, probes_of(codec, torch.zeros(2, 3, 64, 64)))
     assert value(section, "encoder_turns") is None
+    assert level(section, "equivariance_turns") == "unknown"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.diagnostics.probes import (
+    Probes,
     cut_probe,
     cut_view,
     decode_in_batches,
@@ -81,6 +82,16 @@ def test_a_tiny_image_among_large_ones_is_left_out(codec: LatentCodec) -> None:
     pair = make_probes(codec, [pictures(1, side=16)[0], large[0]], 1.0)
     assert pair is not None
     assert pair.image.shape == (2, 3, 16, 16)  # half of two have each side: both are kept
+
+
+def test_a_mean_colour_is_no_reconstruction() -> None:
+    images = pictures(2)
+    z = torch.zeros(2, 3, 16, 16)
+    colour = images.mean(dim=(2, 3), keepdim=True).expand_as(images)
+    assert Probes(images, z, colour, 1.0).blank
+    assert Probes(images, z, torch.zeros_like(images), 1.0).blank
+    assert not Probes(images, z, 0.9 * colour + 0.1 * images, 1.0).blank
+    assert not Probes(colour, z, colour, 1.0).blank  # flat images, reconstructed
 
 
 def test_psnr_is_the_mean_of_images() -> None:
