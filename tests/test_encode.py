@@ -139,6 +139,20 @@ def test_changed_shard_is_encoded_again(codec: LatentCodec, tmp_path: Path) -> N
     assert len(LatentDataset(tmp_path / "out")) == 40
 
 
+def test_what_a_kill_leaves_before_its_last_rename_does_not_count(codec: LatentCodec, tmp_path: Path) -> None:
+    for name in "01":
+        write_arrays(tmp_path / "shards" / f"{name}.tar", {f"{name}{key}": picture() for key in "ab"})
+    encode(codec, tmp_path / "shards", tmp_path / "calm")
+    encode(codec, tmp_path / "shards", tmp_path / "out")
+    for file in ("records/1.json", "1.tar"):
+        final = tmp_path / "out" / file
+        final.rename(final.with_name(f".tmp-00000000-1-00000000-0-{final.name}"))
+        assert list(read_records(tmp_path / "out")) == ["0.tar"]
+        encode(codec, tmp_path / "shards", tmp_path / "out")
+        for name in (file, "latents.json"):
+            assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
+
+
 def test_index_that_does_not_fit_its_shard_leaves_samples_out_with_the_reason(
     codec: LatentCodec, tmp_path: Path
 ) -> None:

@@ -163,7 +163,7 @@ def _fitting(shard: ShardIndex, source: SourceConfig) -> NDArray[np.bool_]:
 def _load_shards(spec: str, cache: Path | None, *, sizes: bool) -> list[ShardIndex]:
     """sizes: whether those of the pictures are needed."""
     local = Path(spec.removeprefix("file://"))
-    if local.is_dir() and next(local.glob("*.tar"), None) is None:
+    if local.is_dir() and next(local.glob("[!.]*.tar"), None) is None:
         found = scan_folder(local)
         if not found:
             raise UserError(f"no shards and no images in {local}", "give a folder of .tar files or of pictures")

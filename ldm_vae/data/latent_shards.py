@@ -117,7 +117,7 @@ def write_latent_shard(path: Path, samples: Iterable[LatentSample]) -> None:
 def open_job(folder: Path, job: LatentJob) -> None:
     """Makes `folder`, or finds there the beginning of the same job. Raises UserError for anything else."""
     path = folder / NAME
-    if not path.exists() and folder.is_dir() and any(folder.glob("*.tar")):
+    if not path.exists() and folder.is_dir() and any(folder.glob("[!.]*.tar")):
         raise UserError(f"{folder} holds shards that are no latents", "give the name of a new folder")
     make_folder(folder / RECORDS)
     with disk_told(path), FileLock(lock_path(folder, NAME)):  # of several processes that start together, the first
@@ -166,7 +166,7 @@ def write_record(folder: Path, record: ShardRecord) -> None:
 def read_records(folder: Path) -> dict[str, ShardRecord]:
     """Name of a finished shard -> its record, by name. A record whose shard is gone, or that is damaged, counts not."""
     records = {}
-    for path in sorted((folder / RECORDS).glob("*.json")):
+    for path in sorted((folder / RECORDS).glob("[!.]*.json")):  # a stage that a kill left is whole, but no record
         try:
             record = ShardRecord.model_validate_json(path.read_bytes())
         except ValueError:

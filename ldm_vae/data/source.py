@@ -143,7 +143,7 @@ def _expand_pattern(pattern: str) -> list[str]:
         matches = glob.glob(pattern, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
         found = [match for match in matches if match.endswith(".tar")]
     elif Path(pattern).is_dir():
-        found = [str(path) for path in Path(pattern).glob("*.tar")]
+        found = [str(path) for path in Path(pattern).glob("[!.]*.tar")]  # hidden: what a killed writer left
     else:
         return [pattern]
     if not found:

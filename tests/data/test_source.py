@@ -76,6 +76,7 @@ def test_folder_glob_braces_and_file(tmp_path):
 def test_what_names_no_shards(tmp_path, spec, named):
     (tmp_path / "a.tar").write_bytes(b"")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".tmp-0-1-2-3-b.tar").write_bytes(b"")  # of a writer that was killed
     with pytest.raises(UserError, match=named):
         expand_shards(spec.replace("TMP", str(tmp_path)))
 
