@@ -121,6 +121,12 @@ def _verdict(top: float | None, limit: float, faithful: float) -> Verdict:
             advice="Reconstructions hold detail or patterns that the image has not: lower discriminator.weight, "
             "start it later (discriminator.generator_start), or raise ema.decay.",
         )  # fmt: skip
+    if top >= HALF and faithful < OCTAVES[-1][0]:
+        return Verdict(
+            name="blur", level="warning", statement=f"{statement} So the finest detail is there, but invented.",
+            advice="Lower discriminator.weight or start it later (discriminator.generator_start); so that the latent "
+            "can hold the detail, take more model.latent_channels or a lower f, or lower loss.rate.weight.",
+        )  # fmt: skip
     if top >= HALF:
         return Verdict(name="blur", level="good", statement=statement)
     return Verdict(

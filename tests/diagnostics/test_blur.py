@@ -69,6 +69,17 @@ def test_invented_detail_has_power_and_no_correlation() -> None:
     assert value(section, "faithful_up_to") == pytest.approx(0.25, abs=0.5 / RINGS)
 
 
+@pytest.mark.parametrize(("kept", "expected"), [(0.35, "good"), (0.2, "warning")])
+def test_invented_detail_is_not_good(kept: float, expected: str) -> None:
+    """As sharp as the image, and above `kept` cycles per pixel another image's."""
+    low = (radius() < kept).double()
+    section = inspected(noise(), filtered(noise(), low) + filtered(noise(1), 1 - low))
+    assert value(section, "faithful_up_to") == pytest.approx(kept, abs=0.5 / RINGS)
+    verdict = section.verdicts[0]
+    assert verdict.level == expected
+    assert ("invented" in verdict.statement) == ("discriminator.weight" in verdict.advice) == (expected == "warning")
+
+
 def test_too_much_detail_is_no_blur() -> None:
     section = inspected(noise(), filtered(noise(), 1 + (radius() >= 0.25).double()))
     assert value(section, "octave_2_to_4_pixels") == pytest.approx(20 * math.log10(2), abs=0.3)
