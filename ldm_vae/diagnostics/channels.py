@@ -83,7 +83,7 @@ def inspect_channels(sums: ChannelSums) -> Section:
     names = channel_names(len(sums.mean))
     variance = np.diag(sums.covariance)
     active = variance > ACTIVE
-    correlation, strongest, pair = _correlation(sums.covariance)
+    correlation, strongest, pair = _correlation(sums.covariance, active)
     bits = float(sums.kl.sum()) * sums.images / sums.pixels / math.log(2)
     noise = sums.posterior_deviation / np.sqrt(np.maximum(variance, np.finfo(float).tiny))
     kingma = "Kingma & Welling 2013, arXiv:1312.6114, appendix B"
@@ -112,8 +112,8 @@ def inspect_channels(sums: ChannelSums) -> Section:
         ),
         Number(
             name="largest_correlation", title="Strongest correlation of two channels", value=strongest,
-            missing="" if strongest is not None else "there are no two channels that vary",
-            definition=f"Largest |Pearson correlation| between the posterior means of two channels {over}.",
+            missing="" if strongest is not None else "there are no two active channels",
+            definition=f"Largest |Pearson correlation| between the posterior means of two active channels {over}.",
         ),
     )  # fmt: skip
     charts = (
@@ -174,14 +174,15 @@ def _matrix(name: str, title: str, names: tuple[str, ...], values: Array, defini
     return Matrix(name=name, title=title, definition=definition, rows=names, columns=names, values=rows)
 
 
-def _correlation(covariance: Array) -> tuple[Array, float | None, tuple[int, int]]:
-    """The matrix, the largest |entry| beside the diagonal (None where no two channels vary), and its place."""
+def _correlation(covariance: Array, active: npt.NDArray[np.bool_]) -> tuple[Array, float | None, tuple[int, int]]:
+    """The matrix, the largest |entry| of two active channels (None where there are no two), and its place. What is left
+    of collapsed channels is often one and the same trace of the image, and no waste."""
     deviation = np.sqrt(np.diag(covariance))
     product = np.outer(deviation, deviation)
     correlation = np.divide(covariance, product, out=np.zeros_like(covariance), where=product > 0)
-    if (deviation > 0).sum() < 2:
+    if active.sum() < 2:
         return correlation, None, (0, 0)
-    beside = np.abs(np.triu(correlation, k=1))
+    beside = np.abs(np.triu(correlation, k=1)) * np.outer(active, active)
     row, column = np.unravel_index(int(beside.argmax()), beside.shape)
     return correlation, float(beside[row, column]), (int(row), int(column))
 
@@ -189,12 +190,12 @@ def _correlation(covariance: Array) -> tuple[Array, float | None, tuple[int, int
 def _collapse(active: npt.NDArray[np.bool_], variance: Array) -> Verdict:
     dead = [str(channel) for channel in np.flatnonzero(~active)]
     if not dead:
-        statement = f"All {len(active)} channels are active; the smallest variance of a mean is {variance.min():.3g}."
+        statement = f"Every channel ({len(active)}) is active; the smallest variance of a mean is {variance.min():.3g}."
         return Verdict(name="collapsed_channels", level="good", statement=statement)
     return Verdict(
         name="collapsed_channels",
         level="bad" if len(dead) == len(active) else "warning",
-        statement=f"{len(dead)} of {len(active)} channels are collapsed (variance of the mean at most {ACTIVE:g}): "
+        statement=f"Collapsed channels (variance of the mean at most {ACTIVE:g}), {len(dead)} of {len(active)}: "
         f"{', '.join(dead)}.",
         advice="Lower loss.rate.weight, raise loss.rate.warmup so that the decoder learns to use them first, or take "
         "fewer model.latent_channels: a dead channel is noise that a diffusion model must learn all the same.",
@@ -203,9 +204,9 @@ def _collapse(active: npt.NDArray[np.bool_], variance: Array) -> Verdict:
 
 def _redundancy(strongest: float | None, pair: tuple[int, int]) -> Verdict:
     if strongest is None:
-        statement = "Fewer than two channels vary, so that none can repeat another."
+        statement = "Fewer than two channels are active, so that none can repeat another."
         return Verdict(name="redundant_channels", level="unknown", statement=statement)
-    statement = f"The most alike channels, {pair[0]} and {pair[1]}, have a correlation of {strongest:.2f}."
+    statement = f"The most alike active channels, {pair[0]} and {pair[1]}, have a correlation of {strongest:.2f}."
     if strongest <= REDUNDANT:
         return Verdict(name="redundant_channels", level="good", statement=statement)
     return Verdict(

@@ -97,6 +97,20 @@ def test_a_dead_channel_is_seen() -> None:
     assert level(dead, "redundant_channels") == "unknown"
 
 
+def test_collapsed_channels_do_not_count_as_copies() -> None:
+    """What two dead channels hold is the same, and the two active ones are independent."""
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(4, 4, 8, 8, generator=generator)
+    mean[:, 2:] = 1e-3 * mean[:, :1]
+    sums = ChannelSums(4)
+    sums.update(mean, torch.zeros_like(mean), 64)
+    section = inspect_channels(sums)
+    assert level(section, "redundant_channels") == "good"
+    correlation = next(matrix for matrix in section.matrices if matrix.name == "correlation").values
+    assert correlation[2][3] == pytest.approx(1.0)
+    assert value(section, "largest_correlation") == pytest.approx(abs(correlation[0][1]))
+
+
 def test_a_copied_channel_is_seen() -> None:
     section = of([1.0, 1.0, -1.0])
     assert value(section, "largest_correlation") == pytest.approx(1.0)
