@@ -10,7 +10,7 @@ import torch
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.channels import gaps
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict, counted
 from ldm_vae.diagnostics.probes import BATCH, Probes
 from ldm_vae.interop.export import FLOAT16_SAFE
 from ldm_vae.measure import largest_outputs
@@ -34,7 +34,7 @@ def inspect_activations(codec: LatentCodec, probes: Probes) -> Section:
     layer, value = max(largest.items(), key=lambda pair: pair[1])
     finite = math.isfinite(value)
     dtype = str(codec.dtype).removeprefix("torch.")
-    over = f"over {len(probes.image)} probes, encoder and decoder, in {dtype}"
+    over = f"over {counted(len(probes.image), 'probe')}, encoder and decoder, in {dtype}"
     numbers = (
         Number(
             name="largest_activation", title="Largest activation", value=value if finite else None,

@@ -26,7 +26,7 @@ Array = npt.NDArray[np.float64]
 DEVIATIONS = (0.5, 2.0)  # of each scaled channel
 OFFSET = 0.5  # |mean| of each scaled channel; more than half a deviation is wasted on a constant
 FEW = 1000  # positions below which the distance of distributions is mostly noise
-NEAR = 0.1  # nats per position and channel: a Gaussian of mean 0 and deviation 0.7 or 1.4
+NEAR = 0.1  # nats per position and channel: a Gaussian of mean 0 and deviation 0.7 or 1.33
 MASSEY = "Massey 1951, doi:10.1080/01621459.1951.10500769"
 TOO_FEW = f"it takes {FEW} positions"
 VERDICT = "prior_mismatch"
@@ -78,13 +78,13 @@ def _gaussian_kl(space: Space) -> Number:
 
 
 def _distance(space: Space) -> Number:
-    positions = 0 if space.sample is None else len(space.sample)
+    positions = "" if space.sample is None else f"{len(space.sample)} "
     return Number(
         name=f"kolmogorov_smirnov_{space.name}", title=f"Largest distance of a channel to N(0, 1), {space.name}",
         value=None if space.sample is None else float(kolmogorov_smirnov(space.sample).max()),
-        missing="" if positions else TOO_FEW,
+        missing="" if space.sample is not None else TOO_FEW,
         definition="Kolmogorov-Smirnov: largest difference of the distribution functions of a channel's values and of "
-        f"N(0, 1), from 0 to 1, over {positions} sampled positions; {space.name} latents.",
+        f"N(0, 1), from 0 to 1, over {positions}sampled positions; {space.name} latents.",
         source=MASSEY,
     )  # fmt: skip
 

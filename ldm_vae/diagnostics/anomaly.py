@@ -20,7 +20,7 @@ import torch
 from scipy.stats import rankdata
 from torchmetrics.functional.classification import binary_auroc, binary_roc
 
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, counted
 
 FILE = "scores.csv"
 POINTS = 101  # of a ROC curve, at most
@@ -89,8 +89,9 @@ def inspect_anomaly(scores: Sequence[Score], others: Sequence[Score] | None, aga
         Number(
             name="negative_elbo", title="Negative evidence bound", value=float(kinds["elbo"][0].mean()),
             unit="nats per value", source=RYBKIN,
-            definition=f"Squared error / (2 v) + ln(2 pi v) / 2 + KL / values, mean over {len(scores)} images; v = "
-            f"{variance:.3g} is their mean squared error in the range [-1, 1], at the posterior's mode.",
+            definition=f"Squared error / (2 v) + ln(2 pi v) / 2 + KL / values, mean over "
+            f"{counted(len(scores), 'image')}; v = {variance:.3g} is their mean squared error in the range "
+            "[-1, 1], at the posterior's mode.",
         )
     ]  # fmt: skip
     charts = []

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict, counted
 from ldm_vae.diagnostics.probes import BLANK, Probes, decode_in_batches, encode_in_batches, mean_psnr
 
 Change = Callable[[Tensor], Tensor]
@@ -71,7 +71,7 @@ def inspect_equivariance(codec: LatentCodec, probes: Probes) -> Section:
     for group, changes in (("turns", TURNS), ("scales", SCALES)):
         those = [found[name] for name in changes]
         what = "quarter turns" if group == "turns" else "scaling"
-        of = f"Mean over {', '.join(changes)}, {len(probes.image)} probes."
+        of = f"Mean over {', '.join(changes)}, {counted(len(probes.image), 'probe')}."
         numbers += [
             _number(f"encoder_{group}", f"Encoder under {what}", "%", [e.encoder for e in those],
                     f"Root of the squared error of E(Tx) against T E(x), relative to the squared deviation of T E(x) "

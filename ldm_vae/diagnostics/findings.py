@@ -16,6 +16,11 @@ from ldm_vae.recipe import Config, validate
 FILE = "inspection.json"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 image, 2 images."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class Finding(Config):
     """What any diagnostic says of itself."""
 

@@ -27,7 +27,7 @@ from ldm_vae.diagnostics.channels import inspect_channels
 from ldm_vae.diagnostics.classes import class_names, scatter
 from ldm_vae.diagnostics.equivariance import inspect_equivariance
 from ldm_vae.diagnostics.explore import explore
-from ldm_vae.diagnostics.findings import FILE, Inspection, Number, Section, Verdict
+from ldm_vae.diagnostics.findings import FILE, Inspection, Number, Section, Verdict, counted
 from ldm_vae.diagnostics.probes import Probes, make_probes
 from ldm_vae.diagnostics.robustness import inspect_robustness
 from ldm_vae.diagnostics.smoothness import inspect_smoothness
@@ -198,7 +198,9 @@ def _images(found: Survey, faults: list[Fault]) -> Section:
         for name, (title, value, definition) in counts.items()
     )
     broken = found.broken_posteriors + found.broken_reconstructions
-    verdict = Verdict(name="finite", level="good", statement=f"All {found.images} images have finite reconstructions.")
+    verdict = Verdict(
+        name="finite", level="good", statement=f"Finite reconstructions: {found.images} of {found.images}."
+    )
     if broken:
         verdict = Verdict(
             name="finite",
@@ -216,7 +218,8 @@ def _protocol(
     probed = "none"
     if probes is not None:
         probed = (
-            f"{len(probes.image)} images, the middle {probes.image.shape[2]} px, for all that is decoded repeatedly"
+            f"{counted(len(probes.image), 'image')}, the middle {probes.image.shape[2]} px, "
+            "for all that is decoded repeatedly"
         )
     image = job.image
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict, counted
 from ldm_vae.diagnostics.probes import BLANK, Probes, decode_in_batches, mean_psnr, noise_like
 from ldm_vae.roundtrip import round_to_bits
 
@@ -26,7 +26,7 @@ def inspect_robustness(codec: LatentCodec, probes: Probes, seed: int) -> Section
         for level in NOISE
     }
     stored = {bits: mean_psnr(decode_in_batches(codec, round_to_bits(probes.z, bits)), probes.image) for bits in BITS}
-    against = f"PSNR against the image on 8-bit values, mean over {len(probes.image)} probes"
+    against = f"PSNR against the image on 8-bit values, mean over {counted(len(probes.image), 'probe')}"
     numbers = [_number("psnr_clean", "PSNR of the probes", clean, f"{against}; latents as they are.")]
     numbers += [
         _number(f"psnr_noise_{level:g}", f"PSNR at latent noise of {level:g}", value,
@@ -52,7 +52,7 @@ def inspect_robustness(codec: LatentCodec, probes: Probes, seed: int) -> Section
             lines=(Line(label="", x=("float32", *map(str, stored)), y=_finite({32: clean} | stored)),),
         ),
     )  # fmt: skip
-    verdicts = (
+    verdicts: tuple[Verdict, ...] = (
         _noise(clean - noisy[TESTED], least_drop(clean, probes.spread, TESTED)),
         _storage({bits: clean - value for bits, value in stored.items()}, least_drop(clean, probes.spread, ROUNDING)),
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict, counted
 from ldm_vae.diagnostics.probes import BLANK, Probes, decode_in_batches, noise_like, pairs
 
 STEP = 0.1  # standard deviations of the latents
@@ -55,8 +55,8 @@ def inspect_smoothness(codec: LatentCodec, probes: Probes, seed: int) -> Section
             name="detour", title="Detour of the picture along a straight line", value=detour, unit="times",
             missing="" if detour is not None else "it takes two different images",
             definition=f"Sum of the root mean square changes over {STEPS} even steps on the line between two "
-            f"latents, over the change from end to end, mean over {len(usable)} pairs of probes; 1 is a straight "
-            "line, as linear decoders give.",
+            f"latents, over the change from end to end, mean over {counted(len(usable), 'pair')} of probes; 1 is a "
+            "straight line, as linear decoders give.",
         ),
     )  # fmt: skip
     charts: tuple[Chart, ...] = ()

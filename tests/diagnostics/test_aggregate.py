@@ -79,4 +79,5 @@ def test_what_cannot_be_had_is_missing() -> None:
     missing = {number.name: number.missing for number in section.numbers if number.value is None}
     assert set(missing) == {"gaussian_kl_raw", "kolmogorov_smirnov_raw", "non_gaussian"}
     assert all(missing.values())
+    assert not any("over 0 " in number.definition for number in section.numbers)
     assert level(section, "prior_mismatch") == "bad"

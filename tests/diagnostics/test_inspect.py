@@ -107,6 +107,7 @@ def test_other_channels(tmp_path: Path, channels: int, mode: str) -> None:
 def test_one_small_image(tmp_path: Path) -> None:
     job = InspectionJob(folder_of(tmp_path / "in", [(7, 6)]), IMAGE)
     inspection = inspect_shards(network(), job, tmp_path / "out", model={})
+    assert "1 images" not in inspection.model_dump_json()
     reasons = missing(inspection)
     assert {"kolmogorov_smirnov_raw", "heat", "resolution_loss", "auc_error"} <= set(reasons)
     assert all(reasons.values())
