@@ -196,3 +196,15 @@ def _draw(codec: LatentCodec, images: Tensor, keys: Sequence[str], seed: int) ->
         noise = torch.Generator().manual_seed(number)
         drawn.append(codec.draw(moments[i : i + 1], sample=True, generator=noise))
     return torch.cat(drawn)
+
+
+def describe_codec(codec: LatentCodec) -> dict[str, str | int | None]:
+    """What the protocol says of the codec."""
+    return {
+        "model": codec.source.name,
+        "codec": f"f{codec.factor}, {codec.latent_channels} numbers a position",
+        "step": codec.source.step,
+        "weights": codec.source.weights or "as exported",
+        "weights_sha256": codec.weights_hash,
+        "precision": str(codec.dtype).removeprefix("torch."),
+    }

@@ -17,7 +17,7 @@ from ldm_vae.cli.options import BatchSize, Crop, Json, Progress, Resize, Shards,
 from ldm_vae.codec import LatentCodec
 from ldm_vae.compare import Difference, compare, to_json
 from ldm_vae.errors import UserError
-from ldm_vae.evaluate import Metrics, evaluate_shards
+from ldm_vae.evaluate import Metrics, describe_codec, evaluate_shards
 from ldm_vae.metrics.image import METRICS
 from ldm_vae.metrics.sets import SET_METRICS
 from ldm_vae.ranks import local_device, rank_and_world
@@ -116,18 +116,6 @@ def evaluate(
     print_metrics(columns)
     print_comparisons(entries[0].name, dict(comparisons), len(entries[0].results.per_image))
     print_protocol(columns)
-
-
-def describe_codec(codec: LatentCodec) -> dict[str, str | int | None]:
-    """What the protocol says of the codec."""
-    return {
-        "model": codec.source.name,
-        "codec": f"f{codec.factor}, {codec.latent_channels} numbers a position",
-        "step": codec.source.step,
-        "weights": codec.source.weights or "as exported",
-        "weights_sha256": codec.weights_hash,
-        "precision": str(codec.dtype).removeprefix("torch."),
-    }
 
 
 def _channels(codecs: list[LatentCodec]) -> int:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ldm_vae.cli.evaluate import describe_codec
 from ldm_vae.cli.options import BatchSize, Crop, Model, Progress, Resize, Shards, image_config
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Inspection
 from ldm_vae.diagnostics.inspect import IMAGES, InspectionJob, inspect_shards
 from ldm_vae.errors import UserError
+from ldm_vae.evaluate import describe_codec
 from ldm_vae.ranks import local_device, rank_and_world
 
 FOLDER = "inspection"  # in a run
@@ -78,6 +78,13 @@ def _print(inspection: Inspection, folder: Path) -> None:
     console.print(numbers)
     facts = Table(show_header=False, title="protocol", title_justify="left")
     for name, fact in inspection.protocol.items():
-        facts.add_row(name, str(fact))
+        facts.add_row(name, _words(fact))
     console.print(facts)
     print(folder)
+
+
+def _words(fact: Any) -> str:
+    """A value of the protocol as one reads it: the scale is a dictionary."""
+    if isinstance(fact, dict):
+        return ", ".join(f"{name} {value}" for name, value in fact.items() if value is not None) or "none"
+    return "none" if fact is None else str(fact)

@@ -31,6 +31,9 @@ def test_a_run_keeps_its_inspection(
     printed = capsys.readouterr().out
     for verdict in inspection.verdicts:
         assert verdict.name.replace("_", " ") in printed
+    facts = printed[printed.index("protocol") :]
+    assert "None" not in facts and "{" not in facts
+    assert "none" in next(line for line in facts.splitlines() if "against_images" in line)
     levels = [line.split()[1] for line in printed.splitlines() if line.startswith("│ ") and len(line.split()) > 1]
     order = [level for level in levels if level in ("bad", "warning", "unknown", "good")]
     assert order == sorted(order, key=["bad", "warning", "unknown", "good"].index)

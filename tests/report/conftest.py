@@ -14,11 +14,10 @@ import torch
 from PIL import Image
 
 from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
-from ldm_vae.cli.evaluate import describe_codec
 from ldm_vae.codec import LatentCodec
 from ldm_vae.compare import Difference, to_json
 from ldm_vae.diagnostics.findings import Axis, Chart, Inspection, Line, Matrix, Number, Picture, Section, Verdict
-from ldm_vae.evaluate import EvaluationProtocol, evaluate_shards
+from ldm_vae.evaluate import EvaluationProtocol, describe_codec, evaluate_shards
 from ldm_vae.interop.load import STATISTICS
 from ldm_vae.interop.native import Checkpoint
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
