@@ -27,6 +27,7 @@ lint: .venv/installed
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
 	  "$(PYTHON) is missing, older than 3.11 or without venv: install Python 3.11 or newer (Debian: apt-get install python3 python3-venv), or name one with make PYTHON=..." >&2; exit 2; }
+	@echo "Installing into .venv: some minutes, and several GB where pip takes PyTorch with CUDA."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
 	@touch $@

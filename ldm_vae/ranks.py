@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from datetime import timedelta
 from typing import TypeVar
@@ -31,6 +32,7 @@ def gather(value: T) -> list[T]:
 
     if not distributed.is_initialized():
         distributed.init_process_group("gloo", rank=rank, world_size=world)
+        atexit.register(distributed.destroy_process_group)  # else gloo's threads may abort a process that is done
     values: list[T | None] = [None] * world
     distributed.all_gather_object(values, value)
     return values  # type: ignore[return-value]  # filled now

@@ -72,7 +72,13 @@ def train(steps: int) -> None:
     launch.append(f"--num_cpu_threads_per_process={len(os.sched_getaffinity(0))}")  # it takes one a physical core
     arguments = [*launch, "-m", "train", str(RECIPE), f"steps={steps}"]
     print(f"\n$ accelerate {shlex.join(arguments)}", flush=True)
-    if subprocess.run([str(Path(sys.executable).with_name("accelerate")), *arguments]).returncode:
+    training = subprocess.Popen([str(Path(sys.executable).with_name("accelerate")), *arguments])
+    try:
+        failed = training.wait()
+    except KeyboardInterrupt:
+        training.wait()  # it was interrupted, too, and is saving
+        raise
+    if failed:
         reason = (
             json.loads((RUN / "status.json").read_text())["reason"] if (RUN / "status.json").exists() else "see above"
         )
@@ -133,7 +139,7 @@ def report() -> None:
     Console().print("\n", table)
     print("\n".join(str(RUN / name) for name in ("checkpoints", "samples", "metrics.jsonl")))
     print("\n".join(map(str, (RESULTS, EXPORT, LATENTS, DECODED, INSPECTION))))
-    print(f"\nOpen {REPORT} in a browser.")
+    print(f"\nOpen {REPORT} in a browser. For the commands above: . .venv/bin/activate")
 
 
 def images(shards: str) -> Any:
@@ -161,3 +167,6 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"demo: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("demo: stopped; run `make demo` again to go on", file=sys.stderr)
+        sys.exit(130)

@@ -88,6 +88,8 @@ def train(recipe: Recipe) -> None:
                 logger.warning("%s", second)
             raise
         write_status(folder, "done", main=main)
+        if main:
+            logger.info("%s: done, step %d; measure it with `ldm-vae evaluate %s SHARDS`", folder, recipe.steps, folder)
     accelerator.end_training()
 
 

@@ -20,7 +20,7 @@ def fetch(hub_id: str) -> Path:
             try:
                 folder = Path(snapshot_download(hub_id, allow_patterns=[f"{prefix}{CONFIG}", f"{prefix}{weights}"]))
             except Exception as error:  # of HTTP, of the cache, of the id: the library changes which ones they are
-                what = f"model {hub_id} is no folder here, nor on the Hub ({_reason(error)})"
+                what = f"model {hub_id} is no folder here, and the Hub does not give it ({_reason(error)})"
                 remedy = "give a run, a checkpoint or a diffusers folder that is there, or the id of a model on the Hub"
                 raise UserError(what, remedy) from error
             if (folder / prefix / CONFIG).is_file() and (folder / prefix / weights).is_file():
