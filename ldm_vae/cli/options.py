@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ from tqdm import tqdm
 from ldm_vae.data.images import ImageConfig
 from ldm_vae.errors import UserError
 from ldm_vae.ranks import rank_and_world
+
+LINE_EVERY = 30.0  # seconds between lines of progress where no terminal shows a bar
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run, checkpoint, diffusers folder or Hub id.")]
 Shards = Annotated[str, typer.Argument(metavar="SHARDS", help="Folder, glob, brace pattern or URL of image shards.")]
@@ -43,11 +46,13 @@ def _pixels(text: str | None, option: str, word: str) -> int | None:
 
 
 class Progress:
-    """A bar with rate and time left on stderr, on the first process and where somebody looks; else silent."""
+    """Rate and time left on stderr, of the first process: a bar on a terminal, and in a log a line now and then."""
 
     def __init__(self, unit: str) -> None:
-        silent = rank_and_world()[0] != 0 or not sys.stderr.isatty()
-        self._bar = tqdm(unit=unit, disable=silent, total=0, leave=False)
+        self._unit, self._done, self._start = unit, 0, time.monotonic()
+        first, terminal = rank_and_world()[0] == 0, sys.stderr.isatty()
+        self._said = self._start if first and not terminal else float("inf")
+        self._bar = tqdm(unit=unit, disable=not (first and terminal), total=0, leave=False)
 
     def __enter__(self) -> Progress:
         return self
@@ -59,3 +64,7 @@ class Progress:
         """count: done since the last call.   total: of the whole work of this process."""
         self._bar.total = total
         self._bar.update(count)
+        self._done += count
+        if (now := time.monotonic()) >= self._said + LINE_EVERY:
+            self._said = now
+            print(tqdm.format_meter(self._done, total, now - self._start, unit=self._unit), file=sys.stderr, flush=True)

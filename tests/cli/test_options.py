@@ -63,11 +63,17 @@ def test_other_processes_draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert drawn() == ""
 
 
-def test_a_log_file_gets_no_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("every", "lines"), [(options.LINE_EVERY, []), (0.0, ["0/8", "2/8", "4/8", "6/8", "8/8"])])
+def test_a_log_file_gets_no_bar_but_a_line_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float, lines: list[str]
+) -> None:
+    monkeypatch.setattr(options, "LINE_EVERY", every)
     with (tmp_path / "log").open("w") as log:
         monkeypatch.setattr(sys, "stderr", log)
         draw()
-    assert (tmp_path / "log").read_text() == ""
+    written = (tmp_path / "log").read_text()
+    assert "\r" not in written
+    assert re.findall(r"\d/8", written) == lines
 
 
 @pytest.mark.parametrize(("world", "total"), [(1, 11), (2, 7)])
