@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ldm_vae.diagnostics.findings import Inspection, Verdict
 from ldm_vae.errors import UserError
 from ldm_vae.report import page as module
 from ldm_vae.report.page import LARGEST, write_report
@@ -153,6 +154,16 @@ def test_failure_counters_and_warnings_are_told(run: Path) -> None:
     text = report(run).text
     assert "failed: disk <full>" in text
     assert "3 optimizer steps were skipped" in text and "Step 5: logits run away" in text
+
+
+def test_the_summary_says_how_many_verdicts_it_leaves_out(run: Path) -> None:
+    folder = run / "inspection"
+    found = Inspection.read(folder)
+    bad = tuple(Verdict(name=f"v{i}", level="bad", statement=f"Number {i}.", advice="Wait.") for i in range(5))
+    first = found.sections[0].model_copy(update={"verdicts": bad})
+    rest = tuple(section.model_copy(update={"verdicts": ()}) for section in found.sections[1:])
+    found.model_copy(update={"sections": (first, *rest)}).write(folder)
+    assert "And 2 more under Diagnostics ." in report(run).text
 
 
 def test_runs_are_compared(run: Path, tmp_path: Path) -> None:
