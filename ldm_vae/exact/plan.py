@@ -19,7 +19,7 @@ from ldm_vae.autoencoder import Autoencoder
 from ldm_vae.errors import UserError
 from ldm_vae.exact.steps import Attending, Extent, Residual, Step, decoder_steps, encoder_steps
 
-# Of the largest boundary, by default. At 2048 x 2048, strips of 4 MiB take 1.25 times the work of the full
+# Of the largest boundary, by default. At 1024 x 1024, strips of 4 MiB take 1.25 times the work of the full
 # pass, those of 16 MiB 1.1 times. From 32 MiB on malloc maps every block anew, which costs more.
 STRIP_BYTES = 16 * 2**20
 STRIPS, SMALL_STRIP = 16, 2**20  # smaller boundaries are cut into so many, but no smaller than this many bytes
