@@ -130,8 +130,7 @@ def test_two_machines(checkout: Path) -> None:
 
 @pytest.mark.slow
 def test_elastic_starts_again_after_a_kill_and_saves_on_a_signal(checkout: Path) -> None:
-    """A second try is allowed: once, on a busy machine, torchrun's new workers never met in gloo, before any code of ours
-    ran."""
+    """A second try is allowed: once, on a busy machine, torchrun's new workers never met in gloo, before the loop."""
     try:
         kill_then_signal(checkout)
     except AssertionError as error:
