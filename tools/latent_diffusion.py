@@ -1,6 +1,6 @@
 """Worked example: a small class-conditional DiT trained on stored latents, saved as a DiTPipeline and sampled.
 
-    python -m tools.latent_diffusion runs/demo/export runs/demo/latents/train /tmp/dit --classes picture
+    python -m tools.latent_diffusion runs/demo/export runs/demo/latents/train runs/demo/diffusion --classes picture
 
 docs/latent_diffusion.md explains it.
 """

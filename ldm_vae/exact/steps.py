@@ -7,6 +7,7 @@ plan can be made before anything is computed.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
@@ -35,7 +36,7 @@ class Extent:
         return self.channels * self.cross * (self.rows if rows is None else min(rows, self.rows))
 
 
-class Step:
+class Step(ABC):
     """One step of a chain.   norm: must have gathered all of the step's input before `forward` is called."""
 
     norm: GatheredNorm | None = None
@@ -43,28 +44,28 @@ class Step:
     def __init__(self, axis: int, below: Extent, above: Extent) -> None:
         self.axis, self.below, self.above = axis, below, above
 
+    @abstractmethod
     def needs(self, first: int, end: int) -> tuple[int, int]:
         """Input rows on which output rows [first, end) depend."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows_below(self, rows: int) -> int:
         """Upper bound on how many `needs` asks for, for so many output rows anywhere."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, x: Tensor, first: int, end: int) -> Tensor:
         """x: input rows `needs(first, end)` -> output rows [first, end)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def operations(self, rows: int) -> float:
         """Multiplications and additions for so many output rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def working(self, rows: int) -> int:
         """Upper bound on the numbers held at once by `forward` for so many output rows, input and output included.
 
         Convolution libraries keep copies of input, output and weight in a layout of their own: these are counted.
         """
-        raise NotImplementedError
 
 
 class Convolution(Step):
