@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -19,7 +20,8 @@ from train.preempt import PREEMPTED, Preemption
 folder, every = Path(sys.argv[1]), int(sys.argv[2])
 rank = int(os.environ.get("RANK", "0"))
 if "RANK" in os.environ:
-    dist.init_process_group("gloo")
+    # Shorter than the half hour by default: workers that do not meet fail, and elastic torchrun starts new ones.
+    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
 with Preemption(every) as preemption:
     (folder / f"pid_{rank}.tmp").write_text(str(os.getpid()))
     (folder / f"pid_{rank}.tmp").replace(folder / f"pid_{rank}")
