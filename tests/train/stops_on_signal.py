@@ -21,7 +21,7 @@ folder, every = Path(sys.argv[1]), int(sys.argv[2])
 rank = int(os.environ.get("RANK", "0"))
 if "RANK" in os.environ:
     # Shorter than the half hour by default: workers that do not meet fail, and elastic torchrun starts new ones.
-    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
 with Preemption(every) as preemption:
     (folder / f"pid_{rank}.tmp").write_text(str(os.getpid()))
     (folder / f"pid_{rank}.tmp").replace(folder / f"pid_{rank}")
