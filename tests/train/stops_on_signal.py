@@ -20,7 +20,8 @@ from train.preempt import PREEMPTED, Preemption
 folder, every = Path(sys.argv[1]), int(sys.argv[2])
 rank = int(os.environ.get("RANK", "0"))
 if "RANK" in os.environ:
-    # Shorter than the half hour by default: workers that do not meet fail, and elastic torchrun starts new ones.
+    # Rank 0 comes last, so that the others meet it, or what an earlier start of it has left behind.
+    time.sleep(0 if rank else 1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
 with Preemption(every) as preemption:
     (folder / f"pid_{rank}.tmp").write_text(str(os.getpid()))
