@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too: sums in one order, bit for bit
@@ -31,6 +32,28 @@ def encoded(image: Image.Image, kind: str = "png") -> bytes:
     file = io.BytesIO()
     image.save(file, format=kind)
     return file.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
+    """The path of a tar with these members, name -> content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:  # type: ignore[type-arg]
+    """A tar of key.npy."""
+    write_tar(path, {f"{key}.npy": npy(array) for key, array in arrays.items()})
 
 
 def write_shards(folder: Path, counts: list[int], first_seed: int = 0) -> Path:

@@ -10,36 +10,22 @@ from torch import Tensor, nn
 
 from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.errors import UserError
-
-WIDTHS = {4: (8, 8, 16), 8: (8, 8, 16, 16), 16: (8, 8, 8, 16, 16), 32: (8, 8, 8, 8, 16, 16)}
+from tests.architectures import WIDTHS, name, small_config
 
 
 def architectures() -> Iterator[AutoencoderConfig]:
     """Every f with every number of image channels, each with all eight of the on/off choices."""
     latent, layers = cycle((3, 4, 8, 16, 32)), cycle((1, 2))
     for f, image, (quant, middle, levels) in product(WIDTHS, (1, 3, 4, 12), product((True, False), repeat=3)):
-        last = len(WIDTHS[f]) - 1
-        yield AutoencoderConfig(
-            in_channels=image,
-            out_channels=image,
-            latent_channels=next(latent),
-            block_out_channels=WIDTHS[f],
-            layers_per_block=next(layers),
-            attention_levels=(last - 1, last) if levels else (),
-            mid_attention=middle,
-            norm_groups=4,
-            quant_conv=quant,
-            post_quant_conv=quant,
+        yield small_config(
+            f,
+            image=image,
+            latent=next(latent),
+            layers=next(layers),
+            quant=quant,
+            middle=middle,
+            levels=levels,
         )
-
-
-def name(config: AutoencoderConfig) -> str:
-    flags = "".join(
-        letter
-        for letter, on in (("q", config.quant_conv), ("m", config.mid_attention), ("l", config.attention_levels))
-        if on
-    )
-    return f"f{config.factor}-i{config.in_channels}-c{config.latent_channels}-{flags or 'plain'}"
 
 
 def reference(config: AutoencoderConfig) -> AutoencoderKL:

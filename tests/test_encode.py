@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +12,14 @@ from ldm_vae import LatentCodec
 from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.data import latent_shards
 from ldm_vae.data.index import load_index
-from ldm_vae.data.latent_shards import LatentJob, read_latents_file, read_records
+from ldm_vae.data.latent_shards import read_latents_file, read_records
 from ldm_vae.data.latents import LatentDataset
-from ldm_vae.encode import encode_shards, latent_job
+from ldm_vae.encode import encode_shards
 from ldm_vae.errors import UserError
+from tests.conftest import write_arrays
+from tests.test_encode_stream import job, run
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 8), norm_groups=4, layers_per_block=1, mid_attention=False)
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for key, array in arrays.items():
-            content = io.BytesIO()
-            np.save(content, array)
-            member = tarfile.TarInfo(f"{key}.npy")
-            member.size = len(content.getvalue())
-            tar.addfile(member, io.BytesIO(content.getvalue()))
 
 
 @pytest.fixture
@@ -39,23 +28,8 @@ def codec() -> LatentCodec:
     return LatentCodec(Autoencoder(CONFIG).eval().requires_grad_(False))
 
 
-def job(codec: LatentCodec) -> LatentJob:
-    return latent_job(
-        codec,
-        latents="moments",
-        mirrored=False,
-        resize=None,
-        crop=None,
-        multiple=None,
-        batch=2,
-        keep_image=False,
-        seed=0,
-    )
-
-
 def encode(codec: LatentCodec, shards: Path, out: Path) -> None:
-    index = load_index(str(shards))
-    encode_shards(codec, index, out, job(codec), workers=2, rank=0, world=1, done=lambda count, total: None)
+    run(codec, shards, out, job(codec, batch=2))
 
 
 def picture(value: float | None = None) -> np.ndarray:  # type: ignore[type-arg]
@@ -160,5 +134,5 @@ def test_index_that_does_not_fit_its_shard_leaves_samples_out_with_the_reason(
     index = load_index(str(tmp_path / "shards"))
     path = tmp_path / "shards" / "0.tar"
     path.write_bytes(path.read_bytes().replace(b"b.npy", b"c.npy", 1))
-    encode_shards(codec, index, tmp_path / "out", job(codec), workers=1, rank=0, world=1, done=lambda *_: None)
+    encode_shards(codec, index, tmp_path / "out", job(codec, batch=2), workers=1, rank=0, world=1, done=lambda *_: None)
     assert "b" in read_latents_file(tmp_path / "out").quarantined["0.tar"]

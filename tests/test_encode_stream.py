@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from ldm_vae.data import latent_shards
 from ldm_vae.data.images import ImageConfig, fit_image
 from ldm_vae.data.index import load_index
 from ldm_vae.data.latent_shards import LatentJob
+from tests.conftest import write_arrays
 
 F = 4
 CONFIG = AutoencoderConfig(block_out_channels=(8, 8, 8), norm_groups=4, layers_per_block=1, mid_attention=False)
@@ -49,17 +48,6 @@ def run(codec: LatentCodec, shards: Path, out: Path, work: LatentJob, workers: i
     encode.encode_shards(codec, index, out, work, workers=workers, rank=0, world=1, done=lambda count, total: None)
 
 
-def write(path: Path, arrays: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for key, array in arrays.items():
-            content = io.BytesIO()
-            np.save(content, array)
-            member = tarfile.TarInfo(f"{key}.npy")
-            member.size = len(content.getvalue())
-            tar.addfile(member, io.BytesIO(content.getvalue()))
-
-
 def pictures(sizes: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
     generator = np.random.default_rng(len(sizes))
     return {key: generator.uniform(-1, 1, (3, *size)).astype(np.float32) for key, size in sizes.items()}
@@ -70,7 +58,7 @@ def test_reading_decoding_encoding_and_writing_happen_at_the_same_time(
 ) -> None:
     """One call of each of the four waits for the other three, which is without end unless all run at once."""
     for number in range(8):
-        write(tmp_path / "shards" / f"{number}.tar", pictures({f"{number}{i}": (8, 8) for i in range(2)}))
+        write_arrays(tmp_path / "shards" / f"{number}.tar", pictures({f"{number}{i}": (8, 8) for i in range(2)}))
     together = threading.Barrier(4, timeout=60)  # then BrokenBarrierError
     met = []
 
@@ -98,7 +86,7 @@ def test_reading_decoding_encoding_and_writing_happen_at_the_same_time(
 def test_a_cpu_encodes_batches_side_by_side_to_the_same_bytes_on_any_number_of_threads(
     codec: LatentCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path / "shards" / "0.tar", pictures({f"{i}": (40, 56) for i in range(12)}))
+    write_arrays(tmp_path / "shards" / "0.tar", pictures({f"{i}": (40, 56) for i in range(12)}))
     work = job(codec, batch=2)
     moments = codec.checked_moments
     seen: set[tuple[int, int]] = set()
@@ -136,7 +124,7 @@ def test_images_of_many_sizes_go_in_batches_of_one_padded_size_each_once(
     sizes = {f"{i:02d}": (int(h), int(w)) for i, (h, w) in enumerate(generator.choice(sides, (70, 2)))}
     arrays = pictures(sizes)
     for number in range(2):
-        write(tmp_path / "shards" / f"{number}.tar", {key: arrays[key] for key in list(arrays)[number::2]})
+        write_arrays(tmp_path / "shards" / f"{number}.tar", {key: arrays[key] for key in list(arrays)[number::2]})
     batch, step = 3, multiple or F
     moments = codec.checked_moments
     shapes: list[tuple[int, ...]] = []

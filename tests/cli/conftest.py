@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ from PIL import Image
 
 from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.interop.native import Checkpoint
+from tests.conftest import encoded, write_tar
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 8, 16), norm_groups=4, layers_per_block=1)
 
@@ -30,18 +29,12 @@ def run(tmp_path: Path) -> Path:
 def write_shard(path: Path, keys: list[str], *, sizes: list[tuple[int, int]] | None = None) -> Path:
     """A tar of png pictures of changing sizes, each with a class and a text."""
     generator = np.random.default_rng(len(keys))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for number, key in enumerate(keys):
-            height, width = (sizes or [(16, 16), (17, 30), (24, 12)])[number % len(sizes or [0, 0, 0])]
-            picture = io.BytesIO()
-            Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(picture, "png")
-            members = {"png": picture.getvalue(), "cls": str(number).encode(), "txt": f"number {number}".encode()}
-            for field, data in members.items():
-                member = tarfile.TarInfo(f"{key}.{field}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    return path
+    members: dict[str, bytes] = {}
+    for number, key in enumerate(keys):
+        height, width = (sizes or [(16, 16), (17, 30), (24, 12)])[number % len(sizes or [0, 0, 0])]
+        members[f"{key}.png"] = encoded(Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)))
+        members |= {f"{key}.cls": str(number).encode(), f"{key}.txt": f"number {number}".encode()}
+    return write_tar(path, members)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 import subprocess
-import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from ldm_vae.interop.diffusers import to_diffusers_config, write_folder
 from ldm_vae.scale import LatentScale
 from tests.cli.conftest import CONFIG, write_shard
 from tests.cli.test_encode_decode import command, digests, members
+from tests.conftest import encoded, npy, write_tar
 
 Refused = Callable[..., str]
 
@@ -50,21 +50,6 @@ def export(folder: Path, seed: int, in_channels: int = 3) -> Path:
     return folder
 
 
-def repack(path: Path, content: dict[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in content.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-
-
-def npy(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
 def tiff(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
     file = io.BytesIO()
     tifffile.imwrite(file, array, photometric="rgb")
@@ -72,9 +57,7 @@ def tiff(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
 
 
 def png(width: int, height: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height), (200, 30, 60)).save(file, "png")
-    return file.getvalue()
+    return encoded(Image.new("RGB", (width, height), (200, 30, 60)))
 
 
 def test_another_codec_is_refused_by_every_command(run: Path, shards: Path, tmp_path: Path, refused: Refused) -> None:
@@ -109,7 +92,7 @@ def test_unusable_pictures_are_left_out_each_with_its_reason(run: Path, shards: 
     shard = shards / "000001.tar"
     good = members(shard)
     pixels = {"one.png": png(1, 1), "row.png": png(9, 1)}
-    repack(shard, good | {f"{key}.{field}": data for key, (field, data, _) in BROKEN.items()} | pixels)
+    write_tar(shard, good | {f"{key}.{field}": data for key, (field, data, _) in BROKEN.items()} | pixels)
     assert command("encode", run, shards, tmp_path / "out", "--batch", 3) == 0
     left_out = json.loads((tmp_path / "out" / "latents.json").read_text())["quarantined"]
     assert left_out.keys() == {"000001.tar"}
@@ -126,7 +109,7 @@ def test_unusable_pictures_are_left_out_each_with_its_reason(run: Path, shards: 
 
 
 def test_nothing_that_can_be_encoded_is_an_error(run: Path, tmp_path: Path, refused: Refused) -> None:
-    repack(tmp_path / "floats" / "0.tar", {"a.npy": BROKEN["nan"][1], "b.npy": BROKEN["range"][1]})
+    write_tar(tmp_path / "floats" / "0.tar", {"a.npy": BROKEN["nan"][1], "b.npy": BROKEN["range"][1]})
     assert "none of the images could be encoded, such as a (floats" in refused(
         "encode", run, tmp_path / "floats", tmp_path / "out"
     )
@@ -135,7 +118,7 @@ def test_nothing_that_can_be_encoded_is_an_error(run: Path, tmp_path: Path, refu
     (folder / "empty.png").touch()
     assert "such as empty (UnidentifiedImageError" in refused("encode", run, folder, tmp_path / "out2")
     grey_alpha = export(tmp_path / "four", seed=0, in_channels=4)
-    repack(tmp_path / "colour" / "0.tar", {"a.png": png(8, 8)})
+    write_tar(tmp_path / "colour" / "0.tar", {"a.png": png(8, 8)})
     message = refused("encode", grey_alpha, tmp_path / "colour", tmp_path / "out3")
     assert "mode RGB where 4 channels are wanted" in message
     for number in ("", 2, 3):
@@ -156,7 +139,7 @@ def test_damaged_latents_are_named(
     out = tmp_path / "out"
     assert command("encode", run, shards, out) == 0
     before = digests(out)
-    repack(out / "000001.tar", members(out / "000001.tar") | {"i.moments.npy": array})
+    write_tar(out / "000001.tar", members(out / "000001.tar") | {"i.moments.npy": array})
     for arguments in (("decode", run, out, tmp_path / "images"), ("roundtrip", run, out, shards)):
         error = refused(*arguments)
         assert "000001.tar is damaged (i.moments.npy" in error and message in error
@@ -176,7 +159,7 @@ def test_latents_that_decode_to_nothing_finite_are_named_and_the_rest_is_written
     content = members(out / "000001.tar")
     broken = np.load(io.BytesIO(content["i.moments.npy"]))
     broken[0, 0, 0] = np.nan
-    repack(out / "000001.tar", content | {"i.moments.npy": npy(broken)})
+    write_tar(out / "000001.tar", content | {"i.moments.npy": npy(broken)})
     assert "1 of 11 latents decode to values that are not finite, such as i:" in refused(
         "decode", run, out, tmp_path / "images"
     )

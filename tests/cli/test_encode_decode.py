@@ -20,6 +20,7 @@ from ldm_vae.data.images import decode_image, to_uint8
 from ldm_vae.errors import UserError
 from ldm_vae.interop.diffusers import to_diffusers_config, write_folder
 from ldm_vae.scale import LatentScale
+from tests.conftest import write_tar
 
 
 def command(*arguments: object) -> int:
@@ -132,11 +133,7 @@ def test_broken_samples_are_left_out_and_named(run: Path, shards: Path, tmp_path
     shard = shards / "000001.tar"
     content = members(shard)
     content["i.png"] = b"no picture"
-    with tarfile.open(shard, "w") as tar:
-        for name, data in content.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    write_tar(shard, content)
     assert command("encode", run, shards, tmp_path / "out") == 0
     written = json.loads((tmp_path / "out" / "latents.json").read_text())
     assert list(written["quarantined"]) == ["000001.tar"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,27 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import conftest
+
 
 @pytest.fixture
 def write_tar() -> Callable[[Path, Mapping[str, bytes]], Path]:
     """(path, name -> content) -> path of a tar with these members."""
-    return _write_tar
+    return conftest.write_tar
 
 
 @pytest.fixture
 def make_shards() -> Callable[..., Path]:
     """(folder, samples of each shard) -> folder of shards. Sample n of all has key s<n>, cls n, and the colour of n."""
     return _make_shards
-
-
-def _write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
 
 
 def _make_shards(folder: Path, counts: Sequence[int], *, side: int = 4, labelled: bool = True) -> Path:
@@ -43,7 +34,7 @@ def _make_shards(folder: Path, counts: Sequence[int], *, side: int = 4, labelled
             if labelled:
                 members[f"s{number:06d}.cls"] = str(number).encode()
             number += 1
-        _write_tar(folder / f"{shard:06d}.tar", members)
+        conftest.write_tar(folder / f"{shard:06d}.tar", members)
     return folder
 
 

@@ -11,32 +11,22 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
-
-WIDTHS = {4: (8, 8, 16), 8: (8, 8, 16, 16), 16: (8, 8, 8, 16, 16), 32: (8, 8, 8, 8, 16, 16)}
+from tests.architectures import WIDTHS, name, small_config
 
 
 def architectures() -> Iterator[AutoencoderConfig]:
     """Every f with all eight of the on/off choices; channel counts and depths take turns."""
     image, latent, layers = cycle((1, 3, 4, 12)), cycle((3, 4, 8, 16, 32)), cycle((1, 2, 1))
     for f, quant, middle, levels in product(WIDTHS, *3 * [(True, False)]):
-        last, channels = len(WIDTHS[f]) - 1, next(image)
-        yield AutoencoderConfig(
-            in_channels=channels,
-            out_channels=channels,
-            latent_channels=next(latent),
-            block_out_channels=WIDTHS[f],
-            layers_per_block=next(layers),
-            attention_levels=(last - 1, last) if levels else (),
-            mid_attention=middle,
-            norm_groups=4,
-            quant_conv=quant,
-            post_quant_conv=quant,
+        yield small_config(
+            f,
+            image=next(image),
+            latent=next(latent),
+            layers=next(layers),
+            quant=quant,
+            middle=middle,
+            levels=levels,
         )
-
-
-def name(config: AutoencoderConfig) -> str:
-    chosen = (("q", config.quant_conv), ("m", config.mid_attention), ("l", config.attention_levels))
-    return f"f{config.factor}-{''.join(letter for letter, on in chosen if on) or 'plain'}"
 
 
 def build(config: AutoencoderConfig) -> Autoencoder:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,7 @@ from ldm_vae.interop.native import Checkpoint
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
 from ldm_vae.report.page import write_report
 from ldm_vae.scale import LatentScale
-from tests.conftest import encoded, picture
+from tests.conftest import encoded, picture, write_tar
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_groups=4, latent_channels=2)
 ATTACK = "<script>alert(1)<|script>"  # as a key; the bar stands for a slash, which would be a folder
@@ -93,13 +91,8 @@ def rows(lr: float) -> list[dict[str, float | None]]:
 
 def write_shard(folder: Path) -> Path:
     """A picture a key."""
-    folder.mkdir(parents=True)
-    with tarfile.open(folder / "000000.tar", "w") as tar:
-        for seed, key in enumerate(KEYS):
-            data = encoded(picture(seed, SIZES.get(key, (96, 72))))
-            member = tarfile.TarInfo(f"{key}.png")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    pictures = {f"{key}.png": encoded(picture(seed, SIZES.get(key, (96, 72)))) for seed, key in enumerate(KEYS)}
+    write_tar(folder / "000000.tar", pictures)
     return folder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from ldm_vae.report.album import BYTES, make_album
 from ldm_vae.report.gallery import COUNT, LARGEST, Gallery, Held, choose, make_gallery, worst_first
 from ldm_vae.report.results import ImageRow, StoredResults
 from ldm_vae.report.run import read_run
-from tests.conftest import encoded, picture
+from tests.conftest import encoded, picture, write_tar
 from tests.report.conftest import KEYS, SIZES
 
 
@@ -87,11 +86,7 @@ def test_numbers_of_resized_images_are_told(whole_run: Path) -> None:
 
 
 def test_a_broken_image_is_told_and_the_others_shown(whole_run: Path, tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "000000.tar", "w") as tar:
-        for name, data in (("bad.png", b"no picture"), ("good.png", encoded(picture(1)))):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    write_tar(tmp_path / "000000.tar", {"bad.png": b"no picture", "good.png": encoded(picture(1))})
     gallery = make_gallery(LatentCodec.load(whole_run), str(tmp_path), [])
     assert [held.choice.key for held in gallery.held] == ["good"]
     assert gallery.notes[0].startswith("bad cannot be shown: ")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldm_vae.errors import UserError
 
-screenshot = pytest.importorskip("tools.screenshot", reason="needs selenium")
+tool = pytest.importorskip("tools.screenshot", reason="needs selenium")
 PAGE = "<!doctype html><style>body { margin: 0; background: rgb(200 30 40) }</style>"
 
 
@@ -20,7 +20,7 @@ PAGE = "<!doctype html><style>body { margin: 0; background: rgb(200 30 40) }</st
 )
 def test_it_shows_the_page(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(PAGE)
-    screenshot.main(tmp_path / "report.html", tmp_path / "docs" / "report.png", 320, 200)
+    tool.screenshot(tmp_path / "report.html", tmp_path / "docs" / "report.png", 320, 200)
     picture = np.asarray(Image.open(tmp_path / "docs" / "report.png").convert("RGB"))
     assert picture.shape == (200, 320, 3)
     assert np.abs(picture.astype(int) - (200, 30, 40)).max() <= 2
@@ -28,5 +28,5 @@ def test_it_shows_the_page(tmp_path: Path) -> None:
 
 def test_no_report_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ldm-vae report RUN"):
-        screenshot.main(tmp_path / "report.html", tmp_path / "report.png", 320, 200)
+        tool.screenshot(tmp_path / "report.html", tmp_path / "report.png", 320, 200)
     assert list(tmp_path.iterdir()) == []

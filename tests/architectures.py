@@ -1,0 +1,33 @@
+"""Small architectures of every factor, with and without each of the parts that a configuration switches on or off."""
+
+from __future__ import annotations
+
+from ldm_vae.autoencoder import AutoencoderConfig
+
+WIDTHS = {4: (8, 8, 16), 8: (8, 8, 16, 16), 16: (8, 8, 8, 16, 16), 32: (8, 8, 8, 8, 16, 16)}
+
+
+def small_config(
+    f: int, *, image: int, latent: int, layers: int, quant: bool, middle: bool, levels: bool
+) -> AutoencoderConfig:
+    """image, latent: channels.   quant: both 1x1 convolutions.   middle, levels: attention there, in the last two."""
+    last = len(WIDTHS[f]) - 1
+    return AutoencoderConfig(
+        in_channels=image,
+        out_channels=image,
+        latent_channels=latent,
+        block_out_channels=WIDTHS[f],
+        layers_per_block=layers,
+        attention_levels=(last - 1, last) if levels else (),
+        mid_attention=middle,
+        norm_groups=4,
+        quant_conv=quant,
+        post_quant_conv=quant,
+    )
+
+
+def name(config: AutoencoderConfig) -> str:
+    """Such as f8-i3-c4-qm; q, m, l: the parts that it has."""
+    chosen = (("q", config.quant_conv), ("m", config.mid_attention), ("l", config.attention_levels))
+    flags = "".join(letter for letter, on in chosen if on)
+    return f"f{config.factor}-i{config.in_channels}-c{config.latent_channels}-{flags or 'plain'}"
