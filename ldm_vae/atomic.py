@@ -28,11 +28,11 @@ from ldm_vae.errors import UserError
 REPLACED = ".replaced-"  # before the name of a folder that makes way for a new one
 # One host's process ids say nothing about another's writers: those count as dead after an hour of silence.
 FOREIGN_STAGE_AGE = 3600.0  # seconds since the last change
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, quota or limit of size says
 _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _TOKEN = secrets.token_hex(4)  # tells this process from a dead one with its id (containers reuse small ids)
 _NUMBER = itertools.count()  # no two stages of one process are the same
 _STAGE = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-([0-9a-f]{8})-\d+-.+")
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -135,7 +135,7 @@ def disk_told(final: Path, needed: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             size = "" if needed is None else f"{needed:,} bytes needed, "
             free = f"{shutil.disk_usage(final.parent).free:,} bytes free"
             remedy = f"{error.strerror} ({size}{free}); make room there, nothing older was touched"

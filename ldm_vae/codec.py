@@ -119,6 +119,11 @@ class LatentCodec:
         return next(self.model.parameters()).dtype
 
     @property
+    def precision(self) -> str:
+        """The name of the codec's type, such as float32."""
+        return _type_name(self.dtype)
+
+    @property
     def weights_hash(self) -> str:
         """sha256 that tells this codec from every other; not of the scale, which may be measured later."""
         if self._weights_hash is None:
@@ -211,7 +216,7 @@ class LatentCodec:
         private, token: as of `interop.hub.push`. Raises UserError for a codec without a scale or in a half type.
         """
         if self.dtype in (torch.bfloat16, torch.float16):
-            raise UserError(f"weights rounded to {_type_name(self.dtype)}", "load the codec in float32 to upload it")
+            raise UserError(f"weights rounded to {self.precision}", "load the codec in float32 to upload it")
         with TemporaryDirectory() as folder:
             loaded = LoadedModel(self.model, self.scale, self.source)
             statistics = statistics_of(self.source, self.weights_hash)
@@ -246,7 +251,7 @@ class LatentCodec:
             if broken and self.dtype in (torch.bfloat16, torch.float16):
                 logger.warning(
                     "%d of %d %s are not finite in %s: computed again in float32",
-                    len(broken), len(x), what, _type_name(self.dtype),
+                    len(broken), len(x), what, self.precision,
                 )  # fmt: skip
                 again = network(self._in_float32, x[broken].float())
                 result[broken] = again

@@ -202,7 +202,7 @@ def latent_job(
         resize=resize,
         crop=crop,
         multiple=multiple or factor,
-        precision=str(codec.dtype).removeprefix("torch."),
+        precision=codec.precision,
         batch=batch,
         keep_image=keep_image,
         seed=seed,

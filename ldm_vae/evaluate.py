@@ -24,8 +24,8 @@ from torch import Tensor
 from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.batch import Batch
 from ldm_vae.data.images import to_uint8
-from ldm_vae.data.index import SourceConfig, load_index
-from ldm_vae.data.reader import DataConfig, validation_batches
+from ldm_vae.data.index import load_index
+from ldm_vae.data.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.image import ImageMetrics, Row
 from ldm_vae.metrics.sets import FeatureSets, SetMetrics
@@ -104,14 +104,7 @@ def evaluate_shards(
     protocol = protocol or EvaluationProtocol()
     index = load_index(shards)
     rank, world = rank_and_world()
-    config = DataConfig(
-        train=(SourceConfig(shards=shards),),
-        batch=batch,
-        workers=0 if codec.device.type == "cpu" else 4,  # the CPU is busy with the networks
-        image=protocol.image,
-        broken_budget=index.samples,
-    )
-    stream = validation_batches(config, index, batch=batch, rank=rank, world=world)
+    stream = measured_batches(index, shards, protocol.image, batch=batch, device=codec.device, rank=rank, world=world)
 
     def counted() -> Iterator[Batch]:
         for found in stream:
@@ -206,5 +199,5 @@ def describe_codec(codec: LatentCodec) -> dict[str, str | int | None]:
         "step": codec.source.step,
         "weights": codec.source.weights or "as exported",
         "weights_sha256": codec.weights_hash,
-        "precision": str(codec.dtype).removeprefix("torch."),
+        "precision": codec.precision,
     }

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.batch import Batch
 from ldm_vae.data.images import ImageConfig
-from ldm_vae.data.index import SourceConfig, load_index
-from ldm_vae.data.reader import DataConfig, validation_batches
+from ldm_vae.data.index import load_index
+from ldm_vae.data.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
 from ldm_vae.ranks import gather, rank_and_world
@@ -52,11 +52,7 @@ def measure_statistics(
     """
     index = load_index(shards)
     rank, world = rank_and_world()
-    workers = 0 if codec.device.type == "cpu" else 4  # the CPU is busy with the network
-    data = DataConfig(
-        train=(SourceConfig(shards=shards),), batch=batch, workers=workers, image=image, broken_budget=index.samples
-    )
-    stream = validation_batches(data, index, batch=batch, rank=rank, world=world)
+    stream = measured_batches(index, shards, image, batch=batch, device=codec.device, rank=rank, world=world)
 
     def counted() -> Iterator[Batch]:
         for found in stream:
@@ -80,7 +76,7 @@ def measure_statistics(
         "resize_filter": image.resize_filter,
         "crop": image.crop,
         "padding": "to a multiple of f, by reflection",
-        "precision": str(codec.dtype).removeprefix("torch."),
+        "precision": codec.precision,
     }
     return LatentStatistics.of(
         total.moments,

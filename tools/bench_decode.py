@@ -30,6 +30,7 @@ from PIL import Image
 
 from ldm_vae.codec import LatentCodec, from_pil
 from ldm_vae.exact import decode_pieces, encode_pieces
+from tools.command import run_command
 
 SANE_TILE = 512  # px
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,7 +49,7 @@ Direction = Literal["decode", "encode"]
 Kind = Literal["full", "tiles", "pieces"]
 
 
-def bench(
+def bench_decode(
     model: Annotated[str, typer.Argument(help="diffusers folder or Hub id")],
     picture: Annotated[Path, typer.Argument(exists=True, help="any photograph")],
     side: Annotated[int, typer.Option(help="px, a multiple of f")] = 2048,
@@ -58,6 +59,7 @@ def bench(
     direction: Annotated[list[str] | None, typer.Option(help="decode or encode [default: both]")] = None,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
+    """Measure full passes, tiles and pieces on one large picture."""
     methods: dict[str, tuple[Kind, int]] = {
         "full pass": ("full", 0),
         f"enable_tiling(), {SANE_TILE} px": ("tiles", SANE_TILE),
@@ -183,4 +185,4 @@ def _memory(reset: bool = False) -> int:
 
 
 if __name__ == "__main__":
-    typer.run(bench)
+    run_command(bench_decode)

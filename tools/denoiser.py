@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import torch
+import typer
 from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 from pydantic import Field
 from torch import Tensor, nn
@@ -26,6 +27,12 @@ HEAD = 32  # channels of an attention head
 TIMES = 1000  # what diffusers calls the timestep is t times this
 
 Positive = Annotated[int, Field(gt=0)]
+
+# Options of both commands; their defaults differ.
+Width = Annotated[int, typer.Option(help="Channels of a token, a multiple of 32.")]
+Depth = Annotated[int, typer.Option(min=1, help="Transformer blocks.")]
+Steps = Annotated[int, typer.Option(min=1, help="Optimizer steps.")]
+LearningRate = Annotated[float, typer.Option(help="Learning rate of AdamW.")]
 
 
 class DenoiserConfig(Config):

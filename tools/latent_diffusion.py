@@ -29,7 +29,17 @@ from ldm_vae.errors import UserError
 from ldm_vae.interop.targets import fit_scale
 from ldm_vae.recipe import validate
 from tools.command import run_command
-from tools.denoiser import NO_LABEL, DenoiserConfig, build_denoiser, flow_scheduler, train_denoiser
+from tools.denoiser import (
+    NO_LABEL,
+    DenoiserConfig,
+    Depth,
+    LearningRate,
+    Steps,
+    Width,
+    build_denoiser,
+    flow_scheduler,
+    train_denoiser,
+)
 
 SHOWN = 8  # classes on the sheet
 
@@ -43,11 +53,11 @@ def latent_diffusion(
     ] = "cls",
     side: Annotated[int, typer.Option(min=1, help="Of the crops of latents to train on; f times as many pixels.")] = 24,
     tokens: Annotated[int, typer.Option(min=1, help="Patches along the side.")] = 12,
-    width: Annotated[int, typer.Option(help="Channels of a token, a multiple of 32.")] = 128,
-    depth: Annotated[int, typer.Option(min=1, help="Transformer blocks.")] = 6,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 800,
+    width: Width = 128,
+    depth: Depth = 6,
+    steps: Steps = 800,
     batch: Annotated[int, typer.Option(min=1, help="Crops per step.")] = 16,
-    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1.0e-3,
+    lr: LearningRate = 1.0e-3,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 1.5,
     per_class: Annotated[int, typer.Option(min=1, help="Samples of each class on the sheet.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,

@@ -26,13 +26,13 @@ from tqdm import tqdm
 from ldm_vae.atomic import atomic_file
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images import ImageConfig, to_uint8
-from ldm_vae.data.index import SourceConfig, load_index
-from ldm_vae.data.reader import DataConfig, validation_batches
+from ldm_vae.data.index import load_index
+from ldm_vae.data.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.pair import PairNetwork
 from ldm_vae.recipe import validate
 from tools.command import run_command
-from tools.denoiser import DenoiserConfig, build_denoiser
+from tools.denoiser import DenoiserConfig, Depth, LearningRate, Steps, Width, build_denoiser
 from tools.learnability import AT_ONCE, learn, reconstruct
 
 DIGITS = {"psnr": 2, "lpips_vgg": 3, "frechet_vgg16": 1}  # behind the point, in the table
@@ -46,11 +46,11 @@ def probe(
     ] = 64,
     images: Annotated[int, typer.Option(min=2, help="To train on and compare with; as many are sampled.")] = 800,
     tokens: Annotated[int, typer.Option(min=1, help="Patches along the side of a latent, for every codec.")] = 8,
-    width: Annotated[int, typer.Option(help="Channels of a token, a multiple of 32.")] = 128,
-    depth: Annotated[int, typer.Option(min=1, help="Transformer blocks.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 600,
+    width: Width = 128,
+    depth: Depth = 4,
+    steps: Steps = 600,
     batch: Annotated[int, typer.Option(min=1, help="Latents per step.")] = 32,
-    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1.0e-3,
+    lr: LearningRate = 1.0e-3,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each codec.")] = 2,
     sampling_steps: Annotated[int, typer.Option(min=2, help="Evaluations of the network per sample.")] = 25,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything to FILE.")] = None,
@@ -103,15 +103,9 @@ def check(name: str, codec: LatentCodec, size: int, config: DenoiserConfig) -> N
 def read_images(shards: str, size: int, count: int) -> Tensor:
     """The first `count` images: (N, 3, size, size), uint8. Raises UserError where there are fewer."""
     index = load_index(shards)
-    config = DataConfig(
-        train=(SourceConfig(shards=shards),),
-        batch=AT_ONCE,
-        workers=0,
-        image=ImageConfig(resize=size, crop=size, crop_mode="center"),
-        broken_budget=index.samples,
-    )
+    image = ImageConfig(resize=size, crop=size, crop_mode="center")
+    stream = measured_batches(index, shards, image, batch=AT_ONCE, device=torch.device("cpu"), rank=0, world=1)
     found: list[Tensor] = []
-    stream = validation_batches(config, index, batch=AT_ONCE, rank=0, world=1)
     for pictures in stream:
         found += to_uint8(pictures.image)
         if len(found) >= count:

@@ -5,24 +5,30 @@ Needs Chromium, chromedriver and selenium. Written as a PNG of 256 colours, whic
 
 from __future__ import annotations
 
-import argparse
 import io
 import shutil
-import sys
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.errors import UserError
+from tools.command import run_command
 
 LARGEST = 300_000  # bytes
 
 
-def main(report: Path, picture: Path, width: int, height: int) -> None:
-    """Raises UserError where there is no report, or the picture would be larger than LARGEST."""
+def screenshot(
+    report: Annotated[Path, typer.Argument(metavar="REPORT", help="What `ldm-vae report` wrote.")],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="The PNG to write.")],
+    width: Annotated[int, typer.Option(min=1, help="Pixels.")] = 1200,
+    height: Annotated[int, typer.Option(min=1, help="Pixels.")] = 800,
+) -> None:
+    """Show the top of a report as a picture. Refuses one of more than 300,000 bytes."""
     if not report.is_file():
         raise UserError(f"{report} not found", "make it with `ldm-vae report RUN`")
     screen = Image.open(io.BytesIO(photograph(report, width, height))).convert("RGB")
@@ -58,14 +64,4 @@ def photograph(report: Path, width: int, height: int) -> bytes:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m tools.screenshot", description=__doc__)
-    parser.add_argument("report", type=Path)
-    parser.add_argument("picture", type=Path)
-    parser.add_argument("--width", type=int, default=1200, help="pixels")
-    parser.add_argument("--height", type=int, default=800, help="pixels")
-    given = parser.parse_args()
-    try:
-        main(given.report, given.picture, given.width, given.height)
-    except UserError as error:
-        print(f"screenshot: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(screenshot)

@@ -15,7 +15,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
 from ldm_vae.interop.export import export_model
 from ldm_vae.interop.load import load_model, statistics_of, weights_hash
-from ldm_vae.interop.targets import PIPELINES, Target
+from ldm_vae.interop.targets import Target, natural_scale
 from ldm_vae.measure import measure_statistics
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.ranks import local_device, rank_and_world
@@ -61,7 +61,7 @@ def export(
     if rank_and_world()[0] != 0:
         return
     if scale is None and (stats is not None or shards is not None):
-        scale = "factor" if target is None else PIPELINES[target].scale
+        scale = natural_scale(target)
     command = shlex.join(["ldm-vae", *sys.argv[1:]])
     notes = export_model(loaded, out, statistics, kind=scale, target=target, licence=licence, command=command)
     for note in notes:

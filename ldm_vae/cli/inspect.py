@@ -12,13 +12,12 @@ from rich.text import Text
 
 from ldm_vae.cli.options import BatchSize, Crop, Model, Progress, Resize, Shards, image_config
 from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.findings import Inspection
+from ldm_vae.diagnostics.findings import FOLDER, Inspection
 from ldm_vae.diagnostics.inspect import IMAGES, InspectionJob, inspect_shards
 from ldm_vae.errors import UserError
 from ldm_vae.evaluate import describe_codec
 from ldm_vae.ranks import local_device, rank_and_world
 
-FOLDER = "inspection"  # in a run
 LEVELS = {"bad": "red", "warning": "yellow", "unknown": "cyan", "good": "green"}  # the worst first
 
 

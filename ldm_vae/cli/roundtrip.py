@@ -35,7 +35,9 @@ def roundtrip(
         found = measure(codec, LatentDataset(latents, codec=codec), load_index(shards), done=progress.advance)
     if json is not None:
         with atomic_file(json) as stage:
-            stage.write_text(json_format.dumps({name: _to_json(storage) for name, storage in found.items()}, indent=1))
+            stage.write_text(
+                json_format.dumps({name: _to_json(storage) for name, storage in found.items()}, indent=1) + "\n"
+            )
     table = Table("", *found)
     first = next(iter(found.values())).results
     table.add_row("bytes per image", *(f"{storage.bytes:,.0f}" for storage in found.values()))

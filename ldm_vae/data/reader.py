@@ -66,6 +66,20 @@ def validation_batches(config: DataConfig, index: Index, *, batch: int, rank: in
     return ValidationBatches(config, index, steps)
 
 
+def measured_batches(
+    index: Index, shards: str, image: ImageConfig, *, batch: int, device: torch.device, rank: int, world: int
+) -> ValidationBatches:
+    """`validation_batches` of all images of `shards` for networks on `device`; any number may be broken."""
+    config = DataConfig(
+        train=(SourceConfig(shards=shards),),
+        batch=batch,
+        workers=0 if device.type == "cpu" else 4,  # the CPU is busy with the networks
+        image=image,
+        broken_budget=index.samples,
+    )
+    return validation_batches(config, index, batch=batch, rank=rank, world=world)
+
+
 def check_budget(broken: Collection[Fault], budget: int) -> None:
     """Raises UserError where more different samples are broken than data.broken_budget allows."""
     if len(broken) > budget:

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.channels import gaps
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict, counted
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict, counted, gaps
 from ldm_vae.diagnostics.probes import BATCH, Probes
 from ldm_vae.interop.export import FLOAT16_SAFE
 from ldm_vae.measure import largest_outputs

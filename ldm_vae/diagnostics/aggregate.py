@@ -9,6 +9,7 @@ blind to what channels do together).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from scipy.stats import kstest
 from ldm_vae.data.batch import rng
 from ldm_vae.diagnostics.channels import ChannelSums, bars, channel_names
 from ldm_vae.diagnostics.findings import Chart, Number, Section, Verdict
+from ldm_vae.latent.gaussian import gaussian_kl
 from ldm_vae.scale import LatentScale
 
 Array = npt.NDArray[np.float64]
@@ -45,6 +47,11 @@ class Space:
     mean: Array
     covariance: Array
     sample: Array | None
+
+    @cached_property
+    def distances(self) -> Array | None:
+        """(C,), of each channel to N(0, 1)."""
+        return None if self.sample is None else kolmogorov_smirnov(self.sample)
 
 
 def inspect_aggregate(sums: ChannelSums, moments: Array | None, scale: LatentScale | None, seed: int) -> Section:
@@ -79,10 +86,11 @@ def _gaussian_kl(space: Space) -> Number:
 
 def _distance(space: Space) -> Number:
     positions = "" if space.sample is None else f"{len(space.sample)} "
+    distances = space.distances
     return Number(
         name=f"kolmogorov_smirnov_{space.name}", title=f"Largest distance of a channel to N(0, 1), {space.name}",
-        value=None if space.sample is None else float(kolmogorov_smirnov(space.sample).max()),
-        missing="" if space.sample is not None else TOO_FEW,
+        value=None if distances is None else float(distances.max()),
+        missing="" if distances is not None else TOO_FEW,
         definition="Kolmogorov-Smirnov: largest difference of the distribution functions of a channel's values and of "
         f"N(0, 1), from 0 to 1, over {positions}sampled positions; {space.name} latents.",
         source=MASSEY,
@@ -90,19 +98,18 @@ def _distance(space: Space) -> Number:
 
 
 def _per_channel(space: Space, names: tuple[str, ...]) -> list[Chart]:
-    variance = np.diag(space.covariance)
-    with np.errstate(divide="ignore"):  # a channel that does not vary is infinitely far
-        kl = 0.5 * (variance + space.mean**2 - 1.0 - np.log(variance))
+    logvar = torch.from_numpy(np.diag(space.covariance).copy()).log()  # a channel that does not vary is infinitely far
+    kl = gaussian_kl(torch.from_numpy(space.mean), logvar).numpy()
     charts = [
         bars(f"gaussian_kl_per_channel_{space.name}", f"KL of moments to N(0, 1), {space.name}", names, kl,
              "nats per position", "",
              "KL(N(m, v) || N(0, 1)) = (v + m^2 - 1 - ln v) / 2 of each channel's mean m and variance v over images "
              f"and positions, posterior noise included; {space.name} latents.")
     ]  # fmt: skip
-    if space.sample is not None:
+    if space.distances is not None:
         charts.append(
             bars(f"kolmogorov_smirnov_per_channel_{space.name}", f"Distance to N(0, 1), {space.name}", names,
-                 kolmogorov_smirnov(space.sample), "", MASSEY,
+                 space.distances, "", MASSEY,
                  f"Kolmogorov-Smirnov distance of each channel's values to N(0, 1): moments and shape; {space.name}.")
         )  # fmt: skip
     return charts

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldm_vae.diagnostics.channels import gaps
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict, gaps
 from ldm_vae.diagnostics.rings import SMALLEST, Array, RingPower, ring_frequencies
 
 OCTAVES = ((1 / 16, 1 / 8), (1 / 8, 1 / 4), (1 / 4, 1 / 2))  # cycles per pixel
@@ -71,7 +70,7 @@ def first_below(values: Array, limit: float) -> float:
 def _band(image: Array, reconstruction: Array, low: float, high: float) -> float | None:
     frequencies = ring_frequencies()
     inside = (frequencies >= low) & (frequencies < high) & np.isfinite(image)
-    area = frequencies[inside]
+    area = frequencies[inside]  # of a ring, in proportion
     ours, theirs = (reconstruction[inside] * area).sum(), (image[inside] * area).sum()
     return float(10 * np.log10(ours / theirs)) if ours > 0 and theirs > 0 else None
 

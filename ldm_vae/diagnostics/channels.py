@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Matrix, Number, Section, Verdict
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Matrix, Number, Section, Verdict, gaps
 from ldm_vae.latent.gaussian import gaussian_kl
 
 ACTIVE = 1e-2  # variance of the posterior mean from which on a unit counts as active (Burda et al. 2016)
@@ -134,11 +134,6 @@ def inspect_channels(sums: ChannelSums) -> Section:
     return Section(
         name="channels", title="Channels", numbers=numbers, charts=charts, matrices=matrices, verdicts=verdicts
     )
-
-
-def gaps(values: Array) -> tuple[float | None, ...]:
-    """The y of a line: None where a value is not finite."""
-    return tuple(float(value) if np.isfinite(value) else None for value in values)
 
 
 def channel_names(count: int) -> tuple[str, ...]:

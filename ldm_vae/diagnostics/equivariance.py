@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict, counted
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict, counted, gaps
 from ldm_vae.diagnostics.probes import BLANK, Probes, decode_in_batches, encode_in_batches, mean_psnr
 
 Change = Callable[[Tensor], Tensor]
@@ -109,8 +109,7 @@ def _chart(name: str, title: str, axis: str, unit: str, lines: dict[str, dict[st
         name=name, title=title, definition=f"{title}, for each change T; probes, 8-bit values.", source=SOURCE,
         kind="bar", x=Axis(title="change"), y=Axis(title=axis, unit=unit),
         lines=tuple(
-            Line(label=label, x=tuple(bars), y=tuple(v if np.isfinite(v) else None for v in bars.values()))
-            for label, bars in lines.items()
+            Line(label=label, x=tuple(bars), y=gaps(bars.values())) for label, bars in lines.items()
         ),
     )  # fmt: skip
 

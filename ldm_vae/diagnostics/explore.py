@@ -18,11 +18,11 @@ from ldm_vae.diagnostics.mosaic import write_mosaic
 from ldm_vae.diagnostics.probes import Probes, decode_in_batches, noise_like
 
 COLUMNS = 7  # of interpolations
-REACH = 2.0  # standard deviations along a direction, either way
 DIRECTIONS = 4  # principal directions shown, at most
-PLACES = 5  # along a direction
+STEPS = np.linspace(-2, 2, 5)  # standard deviations along a direction
 SAMPLES = 6  # of each distribution
 Array = npt.NDArray[np.float64]
+Axes = tuple[Array, Array]  # of `principal_directions`
 
 
 def lerp(a: Tensor, b: Tensor, t: float) -> Tensor:
@@ -48,7 +48,7 @@ def _per_channel(values: Array, like: Tensor) -> Tensor:
     return torch.from_numpy(np.atleast_2d(values)).to(like)[:, :, None, None]
 
 
-def principal_directions(covariance: Array) -> tuple[Array, Array]:
+def principal_directions(covariance: Array) -> Axes:
     """(C, C) -> deviations (C,), the largest first, and directions as rows, the largest entry of each positive."""
     values, vectors = np.linalg.eigh(covariance)
     directions = vectors.T[::-1]
@@ -64,19 +64,23 @@ def explore(codec: LatentCodec, views: Probes, probes: Probes, sums: ChannelSums
         return section.model_copy(
             update={"verdicts": (Verdict(name="pictures", level="unknown", statement=statement),)}
         )
-    pictures = [_traverse(codec, views, sums, folder), _grid(codec, views, sums, folder)]
-    pictures.append(_sample(codec, probes, sums, folder, seed))
+    axes = principal_directions(sums.covariance)
+    pictures = [
+        _traverse(codec, views, axes, folder),
+        _grid(codec, views, axes, folder),
+        _sample(codec, probes, sums.mean, axes, folder, seed),
+    ]
     verdicts: tuple[Verdict, ...] = ()
     if len(views.z) > 1:
-        pictures.insert(0, _interpolate(codec, views, sums, folder))
+        pictures.insert(0, _interpolate(codec, views, sums.mean, folder))
     else:
         statement = "There is no interpolation: it takes two images."
         verdicts = (Verdict(name="interpolation", level="unknown", statement=statement),)
     return section.model_copy(update={"pictures": tuple(pictures), "verdicts": verdicts})
 
 
-def _interpolate(codec: LatentCodec, views: Probes, sums: ChannelSums, folder: Path) -> Picture:
-    centre = _per_channel(sums.mean, views.z)[0]
+def _interpolate(codec: LatentCodec, views: Probes, mean: Array, folder: Path) -> Picture:
+    centre = _per_channel(mean, views.z)[0]
     a, b = views.z[0] - centre, views.z[1] - centre
     places = [i / (COLUMNS - 1) for i in range(COLUMNS)]
     z = torch.stack([between(a, b, t) + centre for between in (lerp, slerp) for t in places])
@@ -93,52 +97,50 @@ def _interpolate(codec: LatentCodec, views: Probes, sums: ChannelSums, folder: P
     )  # fmt: skip
 
 
-def _traverse(codec: LatentCodec, views: Probes, sums: ChannelSums, folder: Path) -> Picture:
-    deviations, directions = principal_directions(sums.covariance)
+def _traverse(codec: LatentCodec, views: Probes, axes: Axes, folder: Path) -> Picture:
+    deviations, directions = axes
     shown = min(DIRECTIONS, len(deviations))
-    steps = np.linspace(-REACH, REACH, PLACES)
-    shifts = np.concatenate([steps[:, None] * deviations[i] * directions[i] for i in range(shown)])
+    shifts = np.concatenate([STEPS[:, None] * deviations[i] * directions[i] for i in range(shown)])
     z = views.z[:1] + _per_channel(shifts, views.z)
     share = 100 * deviations**2 / max(float((deviations**2).sum()), np.finfo(float).tiny)
     rows = [f"{i + 1}: {share[i]:.0f} %" for i in range(shown)]
-    write_mosaic(folder / "traversal.png", decode_in_batches(codec, z), rows, signed(steps))
+    write_mosaic(folder / "traversal.png", decode_in_batches(codec, z), rows, signed(STEPS))
     return Picture(
         name="traversal", title="Along the main directions", file="traversal.png",
         definition="The latent of one image (its middle square, made smaller), moved at every position along a "
         "principal direction of the posterior means' channels, by standard deviations of that direction; beside each "
         "row, its share of the variance.",
-        description=f"{shown} rows of {PLACES} tiles, one row a direction, the strongest first; the middle tile of "
+        description=f"{shown} rows of {len(STEPS)} tiles, one row a direction, the strongest first; the middle tile of "
         "each is the image itself. Usually the first changes brightness and the next ones colours; a row without "
         "change is a direction that the decoder does not use.",
     )  # fmt: skip
 
 
-def _grid(codec: LatentCodec, views: Probes, sums: ChannelSums, folder: Path) -> Picture:
-    deviations, directions = principal_directions(sums.covariance)
-    steps = np.linspace(-REACH, REACH, PLACES)
+def _grid(codec: LatentCodec, views: Probes, axes: Axes, folder: Path) -> Picture:
+    deviations, directions = axes
     first = deviations[0] * directions[0]
     second = deviations[1] * directions[1] if len(deviations) > 1 else np.zeros_like(first)
-    down = steps[::-1] if len(deviations) > 1 else np.zeros(1)
-    shifts = np.array([x * first + y * second for y in down for x in steps])
+    down = STEPS[::-1] if len(deviations) > 1 else np.zeros(1)
+    shifts = np.array([x * first + y * second for y in down for x in STEPS])
     z = views.z[:1] + _per_channel(shifts, views.z)
-    write_mosaic(folder / "grid.png", decode_in_batches(codec, z), signed(down), signed(steps))
+    write_mosaic(folder / "grid.png", decode_in_batches(codec, z), signed(down), signed(STEPS))
     return Picture(
         name="grid", title="Over the first two directions", file="grid.png",
         definition="The latent of one image (its middle square, made smaller), moved at every position along the first "
         "principal direction (to the right) and the second (upwards), by standard deviations of each.",
-        description=f"{len(down)} rows of {PLACES} tiles with the image itself in the middle. Colours and brightness "
-        "should change evenly over the grid; corners show where the decoder leaves what it has learned.",
+        description=f"{len(down)} rows of {len(STEPS)} tiles with the image itself in the middle. Colours and "
+        "brightness should change evenly over the grid; corners show where the decoder leaves what it has learned.",
     )  # fmt: skip
 
 
-def _sample(codec: LatentCodec, probes: Probes, sums: ChannelSums, folder: Path, seed: int) -> Picture:
+def _sample(codec: LatentCodec, probes: Probes, channel_mean: Array, axes: Axes, folder: Path, seed: int) -> Picture:
     like = probes.z[:1].expand(SAMPLES, -1, -1, -1)
     noise = noise_like(like, seed, "samples")
-    mean = _per_channel(sums.mean, like)
-    deviations, directions = principal_directions(sums.covariance)
+    mean = _per_channel(channel_mean, like)
+    deviations, directions = axes
     root = torch.from_numpy((directions.T * deviations) @ directions).to(noise)
     positions = mean + torch.einsum("cd,ndhw->nchw", root, noise)
-    field = mean + random_phase(probes.z - _per_channel(sums.mean, probes.z), SAMPLES, seed)
+    field = mean + random_phase(probes.z - mean, SAMPLES, seed)
     z = torch.cat([noise, positions, field])
     rows = ["N(0, I)", "fitted", "fitted field"]
     write_mosaic(folder / "samples.png", decode_in_batches(codec, z), rows, [""] * SAMPLES)

@@ -6,6 +6,8 @@ One shape for every diagnostic, so that the report shows a new one without knowi
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +16,17 @@ from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config, validate
 
 FILE = "inspection.json"
+FOLDER = "inspection"  # of a run, where its inspection lies
 
 
 def counted(number: int, noun: str) -> str:
     """1 image, 2 images."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def gaps(values: Iterable[float]) -> tuple[float | None, ...]:
+    """The y of a line: None where a value is not finite."""
+    return tuple(float(value) if math.isfinite(value) else None for value in values)
 
 
 class Finding(Config):

@@ -15,8 +15,8 @@ from ldm_vae.atomic import atomic_folder
 from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.batch import Batch, rng
 from ldm_vae.data.images import ImageConfig
-from ldm_vae.data.index import Index, SourceConfig, load_index
-from ldm_vae.data.reader import DataConfig, validation_batches
+from ldm_vae.data.index import Index, load_index
+from ldm_vae.data.reader import measured_batches
 from ldm_vae.data.share import Fault
 from ldm_vae.diagnostics.activations import inspect_activations
 from ldm_vae.diagnostics.aggregate import inspect_aggregate
@@ -121,14 +121,7 @@ def _choose(index: Index, job: InspectionJob) -> Index:
 def _survey(
     codec: LatentCodec, index: Index, job: InspectionJob, done: Callable[[int], None]
 ) -> tuple[Survey, list[Fault]]:
-    config = DataConfig(
-        train=(SourceConfig(shards=job.shards),),
-        batch=job.batch,
-        workers=0 if codec.device.type == "cpu" else 4,  # the CPU is busy with the networks
-        image=job.image,
-        broken_budget=index.samples,
-    )
-    stream = validation_batches(config, index, batch=job.batch, rank=0, world=1)
+    stream = measured_batches(index, job.shards, job.image, batch=job.batch, device=codec.device, rank=0, world=1)
 
     def counted() -> Iterator[Batch]:
         for batch in stream:

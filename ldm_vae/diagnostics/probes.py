@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +34,12 @@ class Probes:
     reconstruction: Tensor
     std: float
 
-    @property
+    @cached_property
     def spread(self) -> float:
         """Standard deviation of the images around the mean of each channel, range [-1, 1]."""
         return float(self.image.double().std(dim=(0, 2, 3), correction=0).square().mean().sqrt())
 
-    @property
+    @cached_property
     def blank(self) -> bool:
         """Whether the reconstructions are no closer to the images than each image's mean colour, on 8-bit values."""
         flat = self.image.mean(dim=(2, 3), keepdim=True).expand_as(self.image)

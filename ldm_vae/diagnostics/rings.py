@@ -66,7 +66,7 @@ def high_share(density: Array) -> float:
         return float("nan")
     rings = np.arange(RINGS)
     filled = np.interp(rings, rings[known], density[known])  # small pictures have rings without a frequency
-    power = filled * (2 * rings + 1)  # a ring's area grows with its radius
+    power = filled * ring_frequencies()  # a ring's area grows with its radius
     return float(power[RINGS // 2 :].sum() / power.sum())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict, counted
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict, counted, gaps
 from ldm_vae.diagnostics.probes import BLANK, Probes, decode_in_batches, mean_psnr, noise_like
 from ldm_vae.roundtrip import round_to_bits
 
@@ -44,12 +44,12 @@ def inspect_robustness(codec: LatentCodec, probes: Probes, seed: int) -> Section
         Chart(
             name="psnr_by_noise", title="PSNR by latent noise", definition=f"{against}.", kind="line",
             x=Axis(title="noise", unit="standard deviations of the latents"), y=Axis(title="PSNR", unit="dB"),
-            lines=(Line(label="", x=tuple(levels), y=_finite(levels)),),
+            lines=(Line(label="", x=tuple(levels), y=gaps(levels.values())),),
         ),
         Chart(
             name="psnr_by_bits", title="PSNR by bits per latent number", definition=f"{against}.", kind="bar",
             x=Axis(title="bits"), y=Axis(title="PSNR", unit="dB"),
-            lines=(Line(label="", x=("float32", *map(str, stored)), y=_finite({32: clean} | stored)),),
+            lines=(Line(label="", x=("float32", *map(str, stored)), y=gaps([clean, *stored.values()])),),
         ),
     )  # fmt: skip
     verdicts: tuple[Verdict, ...] = (
@@ -71,10 +71,6 @@ def _number(name: str, title: str, value: float, definition: str) -> Number:
     )
 
 
-def _finite(values: dict[float, float] | dict[int, float]) -> tuple[float | None, ...]:
-    return tuple(value if np.isfinite(value) else None for value in values.values())
-
-
 def least_drop(clean: float, spread: float, noise: float) -> float:
     """dB that a codec of PSNR `clean` loses to latent noise if its decoder is linear with orthogonal directions, so
     that the noise is as large in the picture as in the latent. The better the codec, the more: noise of 0.1 costs
@@ -86,42 +82,34 @@ def least_drop(clean: float, spread: float, noise: float) -> float:
 
 
 def _noise(drop: float, least: float) -> Verdict:
-    name = "noise_sensitivity"
-    if not np.isfinite(drop):
-        return Verdict(
-            name=name, level="unknown", statement="Reconstructions equal their images, so that no drop exists."
-        )
-    statement = (
+    return _verdict(
+        "noise_sensitivity",
+        drop,
+        least + TWICE,
         f"Noise of {TESTED:g} of the latents' deviation costs {drop:z.1f} dB; a linear decoder of orthogonal "
-        f"directions would lose {least:.1f} dB."
-    )
-    if drop <= least + TWICE:
-        return Verdict(name=name, level="good", statement=statement)
-    return Verdict(
-        name=name,
-        level="warning",
-        statement=statement,
-        advice="Errors of that size are what diffusion models make. Raise loss.rate.weight, whose noise teaches the "
+        f"directions would lose {least:.1f} dB.",
+        "Errors of that size are what diffusion models make. Raise loss.rate.weight, whose noise teaches the "
         "decoder to bear it, or finetune the decoder (model.train: decoder).",
     )
 
 
 def _storage(drops: dict[int, float], least: float) -> Verdict:
-    name = "quantisation"
-    if not all(np.isfinite(drop) for drop in drops.values()):
-        return Verdict(
-            name=name, level="unknown", statement="Reconstructions equal their images, so that no drop exists."
-        )
-    statement = (
+    return _verdict(
+        "quantisation",
+        drops[8],
+        LOSSLESS + 2 * least,
         f"Latents of {', '.join(f'{bits} bits cost {drop:z.2f} dB' for bits, drop in drops.items())}; a linear decoder "
-        f"of orthogonal directions would lose {least:.2f} dB by 8 bits over {REACH:g} deviations either way."
-    )
-    if drops[8] <= LOSSLESS + 2 * least:
-        return Verdict(name=name, level="good", statement=statement)
-    return Verdict(
-        name=name,
-        level="warning",
-        statement=statement,
-        advice="Store latents as float16 (`ldm-vae encode` does). A few extreme values may widen the steps: see the "
+        f"of orthogonal directions would lose {least:.2f} dB by 8 bits over {REACH:g} deviations either way.",
+        "Store latents as float16 (`ldm-vae encode` does). A few extreme values may widen the steps: see the "
         "spread of channels, and raise loss.rate.weight.",
     )
+
+
+def _verdict(name: str, drop: float, allowed: float, statement: str, advice: str) -> Verdict:
+    """drop, allowed: dB."""
+    if not np.isfinite(drop):
+        equal = "Reconstructions equal their images, so that no drop exists."
+        return Verdict(name=name, level="unknown", statement=equal)
+    if drop <= allowed:
+        return Verdict(name=name, level="good", statement=statement)
+    return Verdict(name=name, level="warning", statement=statement, advice=advice)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm_vae.diagnostics.channels import bars, channel_names
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict
-from ldm_vae.diagnostics.rings import RINGS, SMALLEST, Array, RingPower, high_share, ring_frequencies
+from ldm_vae.diagnostics.rings import SMALLEST, Array, RingPower, high_share, ring_frequencies
 
 WHITE = 0.75  # high-frequency share of white noise
 # Places between the images' high-frequency share (0: an f x f average, the most image-like latent there is) and white
@@ -76,7 +76,7 @@ def inspect_spectrum(spectrum: LatentSpectrum) -> Section:
 
 def _relative(density: Array) -> tuple[float | None, ...]:
     """dB over white noise of the same power."""
-    area = 2 * np.arange(RINGS) + 1
+    area = ring_frequencies()  # of a ring, in proportion
     white = np.nansum(density * area) / area[np.isfinite(density)].sum()
     return tuple(10 * float(np.log10(d / white)) if np.isfinite(d) and d > 0 else None for d in density)
 

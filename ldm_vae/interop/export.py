@@ -14,7 +14,7 @@ from ldm_vae.autoencoder import AutoencoderConfig
 from ldm_vae.errors import UserError
 from ldm_vae.interop.diffusers import CARD, CONFIG, read_config, to_diffusers_config, write_folder
 from ldm_vae.interop.load import STATISTICS, LoadedModel, Source, weights_hash
-from ldm_vae.interop.targets import PIPELINES, Target, fit_scale, remarks
+from ldm_vae.interop.targets import Target, fit_scale, natural_scale, remarks
 from ldm_vae.latent.gaussian import GaussianConfig
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.scale import LatentScale, ScaleKind
@@ -53,9 +53,8 @@ def export_model(
             f"nobody has measured the latents of {source.name}",
             "run `ldm-vae stats MODEL SHARDS --write` first, or give --shards or --stats",
         )
-    natural: ScaleKind = "factor" if target is None else PIPELINES[target].scale
     keep = loaded.scale is not None and kind is None and (source.kind != "run" or target is None)
-    scale = loaded.scale if keep or statistics is None else statistics.scale(kind or natural)
+    scale = loaded.scale if keep or statistics is None else statistics.scale(kind or natural_scale(target))
     assert scale is not None
     if target is not None:
         scale = fit_scale(target, scale, model.config)

@@ -39,6 +39,11 @@ PIPELINES: dict[Target, Pipeline] = {
 }
 
 
+def natural_scale(target: Target | None) -> ScaleKind:
+    """The kind of scale that a pipeline applies; unit variance, which all apply, where none is named."""
+    return "factor" if target is None else PIPELINES[target].scale
+
+
 def fit_scale(target: Target, scale: LatentScale, config: AutoencoderConfig) -> LatentScale:
     """The scale in the form that the pipeline needs. Raises UserError for what it would pass over or fall over."""
     pipeline = PIPELINES[target]

@@ -86,7 +86,7 @@ class ImageMetrics:
     @torch.inference_mode()
     def __call__(self, reconstruction: Tensor, image: Tensor, keys: Sequence[str]) -> list[Row]:
         """reconstruction, image: (B, C, H, W), uint8, on the device of the networks.   Returns B rows."""
-        errors = (reconstruction.int() - image.int()).square().sum(dim=(1, 2, 3), dtype=torch.int64).tolist()
+        errors = squared_error(reconstruction, image).tolist()
         rows = [
             Row(key, tuple(image.shape[1:]), error, missing=dict(self.unavailable))
             for key, error in zip(keys, errors, strict=True)
@@ -116,9 +116,14 @@ def unfit(images: Tensor, smallest: int, channels: tuple[int, ...] | None) -> st
     return f"needs {smallest} pixels along the shorter side, not {side}" if side < smallest else None
 
 
-def psnr(squared_error: Tensor | float, elements: int) -> Tensor:
+def squared_error(reconstruction: Tensor, image: Tensor) -> Tensor:
+    """(B, C, H, W), uint8, of both -> (B,), the sum over each image."""
+    return (reconstruction.int() - image.int()).square().sum(dim=(1, 2, 3), dtype=torch.int64)
+
+
+def psnr(error: Tensor | float, elements: int) -> Tensor:
     """Sum of squared differences of 8-bit values, and how many -> dB, in float64; infinity for 0."""
-    return 10.0 * torch.log10(255.0**2 * elements / torch.as_tensor(squared_error, dtype=torch.float64))
+    return 10.0 * torch.log10(255.0**2 * elements / torch.as_tensor(error, dtype=torch.float64))
 
 
 def _build(name: MetricName, device: torch.device) -> Metric:
@@ -133,8 +138,7 @@ def _build(name: MetricName, device: torch.device) -> Metric:
 
 
 def _psnr(reconstruction: Tensor, image: Tensor) -> Tensor:
-    error = (reconstruction.int() - image.int()).square().sum(dim=(1, 2, 3), dtype=torch.int64)
-    return psnr(error, image[0].numel())
+    return psnr(squared_error(reconstruction, image), image[0].numel())
 
 
 def _ssim(reconstruction: Tensor, image: Tensor) -> Tensor:

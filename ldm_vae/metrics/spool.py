@@ -6,7 +6,6 @@ nothing. The files have no name, or none that outlives the program.
 
 from __future__ import annotations
 
-import errno
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, TypeVar
@@ -14,6 +13,7 @@ from typing import IO, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ldm_vae.atomic import NO_ROOM
 from ldm_vae.errors import UserError
 from ldm_vae.ranks import gather, rank_and_world
 
@@ -79,7 +79,7 @@ def _write(file: IO[Any], rows: Features) -> None:
     try:
         file.write(rows.tobytes())
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in NO_ROOM:
             raise
         what = f"no room for features of images in {tempfile.gettempdir()}"
         raise UserError(what, f"{error.strerror}; set TMPDIR to a folder with room") from error

@@ -163,9 +163,9 @@ def _reconstruct(codec: LatentCodec, choice: Choice, whole: NDArray[np.float32])
 
 def _psnr(original: Tensor, reconstruction: Tensor) -> float | None:
     """dB, of what is shown; None where it is infinite."""
-    from ldm_vae.metrics.image import psnr  # with torchmetrics, which takes seconds to import
+    from ldm_vae.metrics.image import psnr, squared_error  # with torchmetrics, which takes seconds to import
 
-    error = float((original.double() - reconstruction.double()).square().sum())
+    error = int(squared_error(reconstruction[None], original[None]))
     return float(psnr(error, original.numel())) if error else None
 
 

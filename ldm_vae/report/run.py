@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_vae.diagnostics.findings import FILE as INSPECTION
-from ldm_vae.diagnostics.findings import Inspection
+from ldm_vae.diagnostics.findings import FOLDER, Inspection
 from ldm_vae.errors import UserError
 from ldm_vae.interop.load import STATISTICS
 from ldm_vae.metrics.latent import LatentStatistics
@@ -82,7 +82,7 @@ def read_run(name: str, shards: str | None = None) -> RunFolder:
     run = shlex.quote(name)
     rows = _read_rows(path / "metrics.jsonl", gaps)
     results = _read_results(path / "results.json", gaps, f"ldm-vae evaluate {run} {quoted} --json {run}/results.json")
-    inspection = _read_inspection(path / "inspection", gaps, f"ldm-vae inspect {run} {quoted}")
+    inspection = _read_inspection(path / FOLDER, gaps, f"ldm-vae inspect {run} {quoted}")
     train = section(recipe, "data").get("train")
     stats = f"ldm-vae stats {run} {shlex.quote(train) if isinstance(train, str) else 'SHARDS'} --write"
     statistics = _read_statistics(path / STATISTICS, gaps, stats)
@@ -97,7 +97,7 @@ def read_run(name: str, shards: str | None = None) -> RunFolder:
         rows=rows,
         results=results,
         inspection=inspection,
-        inspection_folder=path / "inspection",
+        inspection_folder=path / FOLDER,
         statistics=statistics,
         warnings=warnings,
         gaps=gaps,
