@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from einops import rearrange
@@ -52,6 +53,8 @@ def test_all_components_lose_nothing(images: list[Tensor]) -> None:
     odd = images[0][..., :29, :38]
     decoded = codec.decode(codec.encode(odd), size=(29, 38))
     torch.testing.assert_close(decoded, odd, rtol=0, atol=1e-5)  # float32 products over 48 numbers
+    padded = torch.from_numpy(np.pad(odd.numpy(), ((0, 0), (0, 0), (0, 3), (0, 2)), mode="edge"))
+    torch.testing.assert_close(codec.encode(odd), codec.encode(padded))
 
 
 def test_nothing_to_be_fitted_on() -> None:

@@ -101,6 +101,17 @@ def test_one_latent_instead_of_moments(run: Path, shards: Path, tmp_path: Path, 
     assert (distance > 0.1).all() if latents == "sample" else (distance < 1e-3).all()
     for i in range(11):  # the draw is a function of seed and key
         torch.testing.assert_close(first.raw(i), second.raw(i), rtol=2**-10, atol=1e-4)
+    if latents == "sample":
+        tars = [members(tmp_path / "moments" / name) for name in ("000000.tar", "000001.tar")]
+        noise = []
+        for i in range(11):
+            mean, logvar = array(tars[i // 7][f"{first.key(i)}.moments.npy"]).float().chunk(2)
+            noise.append((first.raw(i) - mean) / (0.5 * logvar).exp())
+        assert not torch.allclose(noise[0], noise[3], atol=0.5)  # of one shape, each with its own
+        every = torch.cat([one.flatten() for one in noise])
+        within = 4 / len(every) ** 0.5  # four standard errors of the mean; the deviation's is smaller
+        assert every.mean().item() == pytest.approx(0, abs=within)
+        assert every.std().item() == pytest.approx(1, abs=within)
 
 
 def test_rerun_does_only_what_is_missing_to_the_same_bytes(run: Path, shards: Path, tmp_path: Path) -> None:
@@ -195,6 +206,20 @@ def test_latents_of_another_codec_are_refused(
     assert command("decode", tmp_path / "other", tmp_path / "out", tmp_path / "images") == 2
     assert "of another codec" in capfd.readouterr().err
     assert not (tmp_path / "images").exists()
+
+
+def test_dataset_draws_from_the_stored_posterior(run: Path, shards: Path, tmp_path: Path) -> None:
+    assert command("encode", run, shards, tmp_path / "out") == 0
+    dataset = LatentDataset(tmp_path / "out")
+    draws = []
+    for epoch in range(300):
+        dataset.set_epoch(epoch)
+        draws.append(dataset.scale.remove(dataset[1]["latent"][None]))
+    mean, logvar = array(members(tmp_path / "out" / "000000.tar")["b.v1.0.moments.npy"]).float().chunk(2)
+    noise = (torch.cat(draws) - mean) / (0.5 * logvar).exp()
+    # five standard errors over 300 draws, for the largest of the latent's numbers
+    assert noise.mean(dim=0).abs().max() < 5 / 300**0.5
+    assert (noise.std(dim=0) - 1).abs().max() < 5 / 600**0.5
 
 
 def test_dataset_scales_draws_and_mirrors_by_seed_and_epoch(run: Path, shards: Path, tmp_path: Path) -> None:

@@ -103,6 +103,16 @@ def test_written_statistics_scale_the_codec_and_the_export(run: Path, shards: Pa
     torch.testing.assert_close(ours.decode(latent, size=(17, 30)), pixels, rtol=0, atol=1e-5)
 
 
+def test_measured_on_the_way_it_gives_a_factor_unless_another_kind_is_named(
+    run: Path, shards: Path, tmp_path: Path
+) -> None:
+    assert command("export", run, tmp_path / "out", "--shards", shards) == 0
+    statistics = json.loads((tmp_path / "out" / "latent_statistics.json").read_text())
+    config = AutoencoderKL.from_pretrained(tmp_path / "out").config
+    assert config.scaling_factor == pytest.approx(1 / statistics["std"])
+    assert config.shift_factor is config.latents_mean is config.latents_std is None
+
+
 @pytest.mark.parametrize("kind", ["shift", "channel"])
 def test_measured_on_the_way_with_another_kind_of_scale(run: Path, shards: Path, tmp_path: Path, kind: str) -> None:
     assert command("export", run, tmp_path / "out", "--shards", shards, "--scale", kind) == 0

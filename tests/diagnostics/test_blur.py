@@ -69,6 +69,12 @@ def test_invented_detail_has_power_and_no_correlation() -> None:
     assert value(section, "faithful_up_to") == pytest.approx(0.25, abs=0.5 / RINGS)
 
 
+def test_power_of_an_octave_is_that_of_its_area() -> None:
+    """Of white noise cut off at 3/8 cycle, the last octave keeps (3/8^2 - 1/4^2) / (1/2^2 - 1/4^2) = 5/12."""
+    section = inspected(noise(), filtered(noise(), (radius() < 0.375).double()))
+    assert value(section, "octave_2_to_4_pixels") == pytest.approx(10 * math.log10(5 / 12), abs=0.2)
+
+
 @pytest.mark.parametrize(("kept", "expected"), [(0.35, "good"), (0.2, "warning")])
 def test_invented_detail_is_not_good(kept: float, expected: str) -> None:
     """As sharp as the image, and above `kept` cycles per pixel another image's."""

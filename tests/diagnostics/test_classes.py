@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 
 from ldm_vae.diagnostics.classes import CLASSES, class_names, scatter
 
@@ -22,6 +23,16 @@ def test_classes_stand_where_their_means_are() -> None:
     assert centres[2] == pytest.approx(centres[0], abs=0.2)
     assert all(len(line.x) == 20 for line in chart.lines)
     assert "class" in chart.definition.lower()
+
+
+def test_places_are_the_scores_of_a_principal_component_analysis() -> None:
+    """scikit-learn's, up to the sign of each direction; the main one is no axis."""
+    generator = np.random.default_rng(0)
+    means = generator.normal(size=(50, 3)) * (3.0, 1.0, 0.3) @ np.linalg.qr(generator.normal(size=(3, 3)))[0]
+    chart = scatter(means, np.zeros(50, dtype=np.int64), [])
+    assert chart is not None
+    places = np.array([chart.lines[0].x, chart.lines[0].y], dtype=float).T
+    np.testing.assert_allclose(np.abs(places), np.abs(PCA(n_components=2).fit_transform(means)), atol=1e-9)
 
 
 def test_the_most_frequent_classes_are_shown() -> None:

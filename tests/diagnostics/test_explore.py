@@ -88,6 +88,34 @@ def test_every_picture_is_made(probes_of: Make, tmp_path: Path, channels: int) -
     assert np.abs(grid[top : top + 64, left : left + 64, 0].astype(int) - ends[0].numpy()).max() <= 1
 
 
+def tile(sheet: np.ndarray, up: int, left: int) -> Tensor:  # type: ignore[type-arg]
+    """(3, 64, 64) in [-1, 1], so many tiles from the lower right corner of a mosaic."""
+    bottom, right = sheet.shape[0] - 67 * up, sheet.shape[1] - 67 * left
+    return torch.from_numpy(sheet[bottom - 64 : bottom, right - 64 : right] / 127.5 - 1.0).permute(2, 0, 1)
+
+
+def test_traversals_and_samples_have_the_deviations_of_the_latents(probes_of: Make, tmp_path: Path) -> None:
+    """The decoder is linear, so a tile is the picture plus the direction times its deviation, both by SVD."""
+    codec, images = averaging(), 0.3 * pictures(3)  # far from -1 and 1, where pictures are clamped
+    explored(codec, images, probes_of, tmp_path)
+    z = codec.draw(codec.moments(images)).double().permute(0, 2, 3, 1).flatten(0, 2).numpy()
+    _, singular, directions = np.linalg.svd(z - z.mean(axis=0), full_matrices=False)
+    deviations = singular / np.sqrt(len(z))
+    sheet = np.asarray(Image.open(tmp_path / "traversal.png"))
+    for direction in range(3):
+        middle, last = (tile(sheet, 2 - direction, left) for left in (2, 0))
+        moved = (last - middle).mean(dim=(1, 2)).numpy()
+        expected = 2 * deviations[direction] * directions[direction]
+        # a step of 8 bits is 0.008, of which the mean over rounded pixels is a small part
+        assert min(np.abs(moved - expected).max(), np.abs(moved + expected).max()) < 2e-3
+    sheet = np.asarray(Image.open(tmp_path / "samples.png"))
+    fitted = torch.stack([tile(sheet, 1, left) for left in range(6)])
+    drawn = torch.nn.functional.avg_pool2d(fitted, 4).permute(0, 2, 3, 1).flatten(0, 2).numpy()
+    # 1536 draws: a variance errs by sqrt(2 / 1536) = 3.6 % of itself, a covariance by no more
+    covariance = np.cov(z, rowvar=False, ddof=0)
+    np.testing.assert_allclose(np.cov(drawn, rowvar=False), covariance, atol=0.15 * covariance.max())
+
+
 def test_what_cannot_be_shown_is_said(probes_of: Make, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     assert explored(averaging(), pictures(1), probes_of, tmp_path / "one") == (

@@ -31,6 +31,7 @@ def test_a_linear_decoder(probes_of: Make, gain: float) -> None:
     assert level(section, "smoothness") == "good"
     assert value(section, "detour") == pytest.approx(1.0, abs=1e-5)
     np.testing.assert_allclose(line_steps(codec, probes.z[0], probes.z[1]), 1 / STEPS, rtol=1e-4)
+    np.testing.assert_allclose(section.charts[0].lines[0].y, 1.0, rtol=1e-4)  # of an even share, at every step
 
 
 class Folded(Averaging):

@@ -29,6 +29,16 @@ def test_an_average_of_the_image_is_as_warm_as_the_image() -> None:
     assert [y for y in latents.y if y is not None] == pytest.approx([y for y in reference.y if y is not None])
 
 
+def test_densities_are_relative_to_white_noise_of_the_same_power() -> None:
+    """Which is 1 at every frequency: the mean of the curve over rings, by their areas, is 1."""
+    section = inspected(F.avg_pool2d(pictures(4, side=128), FACTOR), pictures(4, side=128))
+    for line in next(chart for chart in section.charts if chart.name == "density").lines:
+        known = [(2 * ring + 1, 10 ** (y / 10)) for ring, y in enumerate(line.y) if y is not None]
+        areas, powers = zip(*known, strict=True)
+        assert max(powers) > 10 * min(powers)
+        assert sum(a * p for a, p in known) / sum(areas) == pytest.approx(1.0)
+
+
 def test_noise_on_top_is_hot() -> None:
     images = pictures(4)
     clean = F.avg_pool2d(images, FACTOR)

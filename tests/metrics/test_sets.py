@@ -114,7 +114,7 @@ def test_one_pass_gives_lpips_and_features(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("thumbnails")
-def test_few_images_are_noted_and_one_is_too_few() -> None:
+def test_few_images_are_noted_and_one_is_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
     found = list(pairs(3))
     results, _ = measured(SetMetrics(SET_METRICS), found)
     assert set(results.values) == set(SET_METRICS)
@@ -123,6 +123,8 @@ def test_few_images_are_noted_and_one_is_too_few() -> None:
     assert describe(["kid"], 3)["kid"].startswith("Inception of 2015-12-05")  # also where rfid is not asked for
     assert describe(["kid"], 3)["kid"].endswith("one subset, all 3 images")
     assert "100 subsets of 1000 images" in describe(["kid"], 5000)["kid"]
+    monkeypatch.setattr(sets, "RELIABLE", 3)
+    assert not measured(SetMetrics(SET_METRICS), found)[0].notes  # enough
     results, _ = measured(SetMetrics(SET_METRICS), found[:1])
     assert results.missing == dict.fromkeys(SET_METRICS, "needs at least 2 images, not 1")
     assert not results.values
