@@ -119,6 +119,10 @@ def test_pickled_code_is_refused_and_does_not_run(vae: AutoencoderKL, tmp_path: 
         ({"scaling_factor": "large"}, "is no number"),
         ({"latents_mean": [0.0] * 4}, "come together"),
         ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 3}, "need 4 numbers"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 1.0, 0.0, 1.0]}, "is not positive"),
+        ({"scaling_factor": -1.0}, "is not positive"),
+        ({"scaling_factor": float("inf")}, "is not finite"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 0.1}, "exclude each other"),
     ],
 )
 def test_what_cannot_be_represented_is_refused_in_one_line(

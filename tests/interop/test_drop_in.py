@@ -80,6 +80,9 @@ def test_another_type_is_that_of_weights_and_results(vae: AutoencoderKL) -> None
     half = ours.decode(z.bfloat16()).sample
     assert half.dtype == ours.encode(images).latent_dist.mean.dtype == torch.bfloat16
     assert 0 < (half - exact).abs().mean() < 0.1 * exact.std()  # 8 bits of mantissa
+    fresh = LatentCodec.load(copy.deepcopy(vae).bfloat16()).as_diffusers()
+    assert torch.equal(half, fresh.decode(z.bfloat16()).sample)
+    assert not torch.equal(half, exact.bfloat16())  # it was computed in that type, not rounded to it
     assert vae.dtype == torch.float32  # the codec's own tensors stay as they were
 
 
@@ -88,12 +91,23 @@ def test_loaded_weights_and_copies_are_those_that_are_used(vae: AutoencoderKL) -
     ours = LatentCodec.load(vae).as_diffusers()
     before = ours.decode(z).sample
     other = copy.deepcopy(ours)
-    changed = {
-        name: value * 1.5 if name.endswith("conv_out.weight") else value for name, value in vae.state_dict().items()
-    }
-    other.load_state_dict({name: value.clone() for name, value in changed.items()}, assign=True)
-    assert not torch.allclose(other.decode(z).sample, before)
+    for factor in (1.5, 2.5):  # the second time after it has decoded
+        weights = {
+            name: value * factor if name.endswith("conv_out.weight") else value.clone()
+            for name, value in vae.state_dict().items()
+        }
+        other.load_state_dict(weights, assign=True)
+        plain = AutoencoderKL.from_config(vae.config)
+        plain.load_state_dict(weights)
+        check_equal(other, plain.eval())
+    with torch.no_grad():
+        other.decoder.conv_out.weight.zero_()
+    assert (other.decode(z).sample == other.decoder.conv_out.bias[:, None, None]).all()
     assert torch.equal(ours.decode(z).sample, before)
+    copied = copy.deepcopy(other)
+    with torch.no_grad():
+        copied.decoder.conv_out.bias.add_(1)
+    assert torch.equal(copied.decode(z).sample, other.decode(z).sample + 1)
 
 
 def test_overflow_of_a_half_type_gives_no_black_picture(vae: AutoencoderKL, caplog: pytest.LogCaptureFixture) -> None:
