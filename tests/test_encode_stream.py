@@ -169,3 +169,16 @@ def test_images_of_many_sizes_go_in_batches_of_one_padded_size_each_once(
         alone = codec.moments(torch.from_numpy(image)[None])[0, : codec.latent_channels]
         # float16 keeps 11 bits; alone, float32 is summed in another order than in a batch
         torch.testing.assert_close(dataset.raw(item), alone, rtol=2**-11, atol=1e-5)
+
+
+def test_large_pictures_are_not_held_back_for_others_of_their_size(
+    codec: LatentCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window ends with the picture that fills it, whatever the batch: here with the second of 64 pixels."""
+    write_arrays(tmp_path / "shards" / "0.tar", pictures({f"{i}": (8, 8) for i in range(6)}))
+    monkeypatch.setattr(encode_stream, "WINDOW_PIXELS", 100)
+    moments = codec.checked_moments
+    counts: list[int] = []
+    monkeypatch.setattr(codec, "checked_moments", lambda images: counts.append(len(images)) or moments(images))
+    run(codec, tmp_path / "shards", tmp_path / "out", job(codec, batch=4))
+    assert counts == [2, 2, 2]

@@ -47,6 +47,14 @@ def test_a_view_shows_the_whole_middle_square() -> None:
     assert cut_view(torch.zeros(3, 15, 300), 4) is None
 
 
+def test_the_spread_of_images_is_around_the_mean_of_each_channel() -> None:
+    """Flat images of brightness -0.5 and 0.5 vary by 0.5; channels that differ and never change do not vary."""
+    grey = torch.tensor([-0.5, 0.5])[:, None, None, None].expand(2, 3, 8, 8)
+    assert Probes(grey, grey, grey, 1.0).spread == pytest.approx(0.5)
+    coloured = torch.tensor([-0.5, 0.0, 0.5])[None, :, None, None].expand(2, 3, 8, 8)
+    assert Probes(coloured, coloured, coloured, 1.0).spread == 0
+
+
 class Spoiled(Averaging):
     """Bright pictures become NaN."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,15 @@ import pytest
 from ldm_vae.compare import Difference, to_json
 from ldm_vae.report.results import Comparison, ImageRow, Interval, Measured, StoredResults
 from ldm_vae.report.run import read_run
-from ldm_vae.report.tables import IMAGES, difference_table, image_table, metric_table, recipe_differences, setting
+from ldm_vae.report.tables import (
+    IMAGES,
+    difference_table,
+    image_table,
+    metric_table,
+    protocol_differences,
+    recipe_differences,
+    setting,
+)
 
 
 def test_the_best_of_each_row_is_marked() -> None:
@@ -82,6 +91,18 @@ def test_only_what_differs_is_listed(whole_run: Path, run: Path) -> None:
     )
     sides = recipe_differences([read_run(str(whole_run)), read_run(str(run))])
     assert {side.name: side.values for side in sides} == {"data.batch": ["4", "8"], "data.extra.a": ["–", "1, 2"]}
+
+
+def test_only_what_differs_between_protocols_is_listed(whole_run: Path, run: Path) -> None:
+    """Of another step and other weights, they are what is compared."""
+    first, second = read_run(str(whole_run)), read_run(str(whole_run))
+    assert first.results is not None and second.results is not None
+    assert len(first.results.protocol) > 3
+    protocol = {**second.results.protocol, "crop": "center 64", "step": 12345, "weights_sha256": "0" * 64}
+    second = replace(second, results=second.results.model_copy(update={"protocol": protocol}))
+    assert protocol_differences([first, first]) == protocol_differences([first, read_run(str(run))]) == []
+    (found,) = protocol_differences([first, second])
+    assert (found.name, found.values[1]) == ("crop", "center 64")
 
 
 @pytest.mark.parametrize(
