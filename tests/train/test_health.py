@@ -26,6 +26,7 @@ def health() -> Health:
         ({"gradient_norm/model": 1e-3}, "gradient_norm/model is 0.001"),
         ({"discriminator_accuracy": 0.999}, "it has won"),
         ({"logits_fake": -50.0}, "they run away"),
+        ({"logits_real": -50.0}, "they run away"),
         ({"validation/active_channels_share": 0.25}, "only 25% of the latent channels carry information"),
         ({"validation/reconstruction_spread": 1e-6}, "different images have the same reconstruction"),
     ],
@@ -42,6 +43,10 @@ def test_says_what_it_saw_and_what_to_try(
 
 def test_what_may_be_around_zero_does_not_jump(health: Health) -> None:
     assert health.judge(11, {"discriminator": 0.2, "generator": 0.5, "total": 0.2}) == []
+
+
+def test_reconstructions_of_one_image_are_the_same(health: Health) -> None:
+    assert health.judge(11, {"validation/reconstruction_spread": 0.0, "validation/images": 1}) == []
 
 
 def test_a_slow_change_is_no_jump(health: Health) -> None:

@@ -62,6 +62,11 @@ def test_discriminator_learns_from_the_reconstructions_of_the_same_forward(build
         expected = 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
     values = train_step(run, micro_batches, step)
     torch.testing.assert_close(values["discriminator"], expected, rtol=1e-9, atol=0)
+    right = torch.cat([real_logits > 0, fake_logits < 0]).double().mean()
+    assert 0 < right < 1
+    torch.testing.assert_close(values["discriminator_accuracy"], right, rtol=1e-9, atol=0)
+    torch.testing.assert_close(values["logits_real"], real_logits.mean(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(values["logits_fake"], fake_logits.mean(), rtol=1e-9, atol=0)
 
 
 def test_compvis_order_recomputes_the_reconstructions_after_the_update(build: Build) -> None:
