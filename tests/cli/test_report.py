@@ -27,7 +27,8 @@ def test_it_writes_into_the_run_and_tells_where(run: Path, capsys: pytest.Captur
 
 def test_output_says_where(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report(str(run), "--output", str(tmp_path / "new" / "a.html"))
-    assert (tmp_path / "new" / "a.html").stat().st_size > 10_000
+    page = (tmp_path / "new" / "a.html").read_text()
+    assert len(page) > 10_000 and f"ldm-vae report {run} --output {tmp_path / 'new' / 'a.html'}" in page
     assert not (run / "report.html").exists()
 
 

@@ -65,6 +65,13 @@ def test_the_scale_mends_what_it_can() -> None:
     assert value(mended, "gaussian_kl_scaled") < 0.01
     assert value(mended, "kolmogorov_smirnov_raw") > 0.8
     assert value(mended, "kolmogorov_smirnov_scaled") < 0.03
+    bars = {chart.name: chart.lines[0].y for chart in mended.charts}
+    assert bars["gaussian_kl_per_channel_raw"] == pytest.approx(
+        [0.5 * (16 + 64 - 1 - np.log(16)), 0.0], rel=0.03, abs=0.01
+    )
+    far, near = bars["kolmogorov_smirnov_per_channel_raw"]
+    assert far > 0.8 and near < 0.03
+    assert max(bars["kolmogorov_smirnov_per_channel_scaled"]) < 0.03
     factor = inspected([4.0, 1.0], [8.0, 0.0], -20.0, LatentScale(0.2))
     assert level(factor, "latent_scale") == "warning"
     assert level(inspected([4.0, 1.0], [8.0, 0.0], -20.0, None), "latent_scale") == "unknown"

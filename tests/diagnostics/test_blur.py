@@ -46,6 +46,10 @@ def test_a_gaussian_blur_has_its_transfer_function() -> None:
     expected = -20 * math.log10(math.e) * 2 * (np.pi * ring_frequencies() * deviation) ** 2
     # The window mixes neighbouring frequencies, 1 / 128 apart; the slope is at most 0.3 dB between two of them.
     np.testing.assert_allclose(line(section, "power_ratio")[1:], expected[1:], atol=0.5)
+    for pixels, (low, high) in {"8_to_16": (1 / 16, 1 / 8), "4_to_8": (1 / 8, 1 / 4), "2_to_4": (1 / 4, 1 / 2)}.items():
+        f = np.linspace(low, high, 1000)
+        passed = (np.exp(-4 * (np.pi * f * deviation) ** 2) * f).sum() / f.sum()  # of an octave's area in the plane
+        assert value(section, f"octave_{pixels}_pixels") == pytest.approx(10 * math.log10(passed), abs=0.3)
     half = math.sqrt(math.log(2) / 4) / (math.pi * deviation)
     assert value(section, "resolution_loss") == pytest.approx(100 * (1 - 2 * half), abs=100 / RINGS)
     np.testing.assert_allclose(line(section, "ring_correlation"), 1.0, atol=0.02)  # weaker, but the same detail

@@ -45,6 +45,23 @@ class Shifted(Averaging):
         return image.roll(-image.shape[3] // 4, dims=3)
 
 
+class Arbitrary(Averaging):
+    """Its latents have nothing to do with the picture, nor with each other."""
+
+    def encode(self, image: Tensor) -> Tensor:
+        moments = super().encode(image)
+        mean, logvar = moments.chunk(2, dim=1)
+        return torch.cat([torch.randn_like(mean), logvar], dim=1)
+
+
+def test_unrelated_latents_are_a_root_of_two_deviations_apart(probes_of: Make) -> None:
+    torch.manual_seed(0)
+    codec = LatentCodec(Arbitrary(3, [1.0] * 3, -6.0).eval().requires_grad_(False))
+    section = inspect_equivariance(codec, probes_of(codec, pictures(3)))
+    # 3 turns of 2304 numbers: the squared error errs by about 2 %
+    assert value(section, "encoder_turns") == pytest.approx(100 * 2**0.5, rel=0.03)
+
+
 def test_a_codec_with_a_direction_is_found(probes_of: Make) -> None:
     """As good at reconstruction as the other; only turning the latent shows it."""
     codec = LatentCodec(Shifted(3, [1.0] * 3, -6.0).eval().requires_grad_(False))
@@ -56,6 +73,7 @@ def test_a_codec_with_a_direction_is_found(probes_of: Make) -> None:
     assert value(section, "encoder_turns") == pytest.approx(141, abs=50)
     assert level(section, "equivariance_turns") == "bad"
     assert "EQ-VAE" in next(v.advice for v in section.verdicts if v.name == "equivariance_turns")
+    assert "(unrelated latents: 141 %)" in section.verdicts[0].statement
     assert level(section, "equivariance_scales") == "good"
 
 

@@ -108,6 +108,11 @@ def test_traversals_and_samples_have_the_deviations_of_the_latents(probes_of: Ma
         expected = 2 * deviations[direction] * directions[direction]
         # a step of 8 bits is 0.008, of which the mean over rounded pixels is a small part
         assert min(np.abs(moved - expected).max(), np.abs(moved + expected).max()) < 2e-3
+    sheet = np.asarray(Image.open(tmp_path / "grid.png"))
+    for direction, place in enumerate(((2, 0), (4, 2))):  # the second direction grows upwards
+        moved = (tile(sheet, *place) - tile(sheet, 2, 2)).mean(dim=(1, 2)).numpy()
+        expected = 2 * deviations[direction] * directions[direction]
+        assert min(np.abs(moved - expected).max(), np.abs(moved + expected).max()) < 2e-3
     sheet = np.asarray(Image.open(tmp_path / "samples.png"))
     fitted = torch.stack([tile(sheet, 1, left) for left in range(6)])
     drawn = torch.nn.functional.avg_pool2d(fitted, 4).permute(0, 2, 3, 1).flatten(0, 2).numpy()

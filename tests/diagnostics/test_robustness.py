@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images import to_uint8
+from ldm_vae.diagnostics import robustness
 from ldm_vae.diagnostics.equivariance import inspect_equivariance
 from ldm_vae.diagnostics.probes import Probes
 from ldm_vae.diagnostics.robustness import BITS, NOISE, inspect_robustness, least_drop
 from ldm_vae.diagnostics.smoothness import inspect_smoothness
+from ldm_vae.roundtrip import round_to_bits
 from tests.diagnostics.conftest import FACTOR, Averaging, averaging, pictures
 from tests.diagnostics.test_channels import level, value
 
@@ -38,6 +40,13 @@ def test_noise_adds_its_variance(probes_of: Make) -> None:
     assert value(section, "psnr_clean") == pytest.approx(
         float((10 * torch.log10(4 / (clean + ROUNDING))).mean()), abs=0.1
     )
+
+
+def test_eight_bits_round_evenly_spread_values_by_the_error_that_is_expected() -> None:
+    """Over four deviations either way."""
+    values = torch.linspace(-4, 4, 100_000, dtype=torch.float64)[None, None, None]
+    found = (round_to_bits(values, 8) - values).square().mean().sqrt()
+    assert float(found) == pytest.approx(robustness.ROUNDING, rel=1e-3)
 
 
 def test_rounding_is_that_of_a_loop(probes_of: Make) -> None:

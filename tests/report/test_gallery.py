@@ -45,6 +45,8 @@ def test_choice_is_bounded_and_holds_worst_median_and_best(count: int) -> None:
     keys = [choice.key for choice in chosen]
     assert len(keys) == len(set(keys)) == min(count, COUNT)
     assert {"0", str(count // 2), str(count - 1)} <= set(keys)
+    if count > 1:
+        assert all(f"{int(c.key) + 1} of {count} by PSNR, worst first" in c.why for c in chosen)
     if count > 2:
         assert [c.key for c in chosen if c.why.startswith("worst")] == ["0"]
         assert [c.key for c in chosen if c.why.startswith("best")] == [str(count - 1)]
