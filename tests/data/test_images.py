@@ -182,8 +182,9 @@ def test_random_choices_come_from_the_generator_alone() -> None:
     assert {0, 26} <= {left for *_, left in cuts}
 
 
-def test_without_a_generator_the_centre_and_no_flip() -> None:
-    array = smooth(41, 50, 3)
+@pytest.mark.parametrize(("height", "width"), [(41, 50), (43, 51)], ids=["8.5 rows above", "9.5"])
+def test_without_a_generator_the_centre_and_no_flip(height: int, width: int) -> None:
+    array = smooth(height, width, 3)
     expected = v2.CenterCrop(24)(torch.from_numpy(array)).numpy()
     config = ImageConfig(crop=24, flip=True)
     np.testing.assert_array_equal(fit_image(array, config, None), expected)

@@ -35,9 +35,11 @@ def test_scale_of_a_run_stays_unless_another_is_asked_for(
     moments = LatentMoments(16)
     moments.update(torch.tensor([-2.0, 2.0]).repeat(1, 16, 2, 1))  # mean 0, standard deviation 2
     statistics = LatentStatistics.of(
-        moments, codec=weights_hash(loaded.model), latents="mode", protocol={}, data="shards"
+        moments, codec=weights_hash(loaded.model), latents="mode", protocol={"resize": 256, "crop": None}, data="shards"
     )
     export_model(loaded, tmp_path / "out", statistics, kind=kind, target=target, command="")
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["scaling_factor"] == pytest.approx(factor)
     assert (written["shift_factor"] is not None) == shifted
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Latents measured on 1 image of `shards` (resize 256, crop none)." in card

@@ -14,7 +14,7 @@ from PIL import Image
 from ldm_vae.cli.app import main as ldm_vae
 from ldm_vae.codec import LatentCodec, from_pil
 from ldm_vae.data.latents import LatentDataset
-from tests.conftest import picture
+from tests.conftest import encoded, picture, write_tar
 from tools.command import run_command
 from tools.latent_diffusion import crop, crops, latent_diffusion
 
@@ -146,3 +146,16 @@ def test_samples_without_class_need_another_choice(
     pipe: Any = DiTPipeline.from_pretrained(tmp_path / "out" / "pipeline")  # type: ignore[no-untyped-call]
     assert pipe.get_label_ids(["1"]) == [1]
     assert run(codec, tmp_path / "latents", tmp_path / "out", *TINY, "--classes", "none") == 0
+
+
+@pytest.mark.parametrize("label", [-1, 1000])
+def test_classes_that_the_pipeline_does_not_know_are_refused(
+    codec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], label: int
+) -> None:
+    members = {f"{key}.png": encoded(picture(key)) for key in range(2)} | {"0.cls": b"5", "1.cls": str(label).encode()}
+    write_tar(tmp_path / "images" / "0.tar", dict(sorted(members.items())))
+    with pytest.raises(SystemExit, match="0"):
+        ldm_vae(["encode", str(codec), str(tmp_path / "images"), str(tmp_path / "latents")])
+    assert run(codec, tmp_path / "latents", tmp_path / "out", *TINY) == 2
+    assert "DiTPipeline knows 0 to 999" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
