@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script. A UserError becomes one line on stderr and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        build_app(arguments[0] if arguments else None)(arguments)
+        build_app(arguments[0] if arguments else None)(arguments, obj=arguments)
     except UserError as error:
         print(f"ldm-vae: {error}", file=sys.stderr)
         sys.exit(2)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ldm_vae.cli.options import BatchSize, Crop, Model, Progress, Resize, image_config
+from ldm_vae.cli.options import BatchSize, Crop, Model, Progress, Resize, command_line, image_config
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
@@ -23,6 +22,7 @@ from ldm_vae.scale import ScaleKind
 
 
 def export(
+    context: typer.Context,
     model: Model,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an earlier export there is replaced.")],
     stats: Annotated[
@@ -62,8 +62,9 @@ def export(
         return
     if scale is None and (stats is not None or shards is not None):
         scale = natural_scale(target)
-    command = shlex.join(["ldm-vae", *sys.argv[1:]])
-    notes = export_model(loaded, out, statistics, kind=scale, target=target, licence=licence, command=command)
+    notes = export_model(
+        loaded, out, statistics, kind=scale, target=target, licence=licence, command=command_line(context)
+    )
     for note in notes:
         print(f"ldm-vae: note: {note}", file=sys.stderr)
     print(f"{out}: AutoencoderKL.from_pretrained({str(out)!r})", flush=True)

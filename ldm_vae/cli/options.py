@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,11 @@ BatchSize = Annotated[
     int, typer.Option(min=1, help="Images at a time, per process; only those of one size go together.")
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the numbers to FILE.")]
+
+
+def command_line(context: typer.Context) -> str:
+    """The command that is run, as the person typed it, for cards and reports."""
+    return shlex.join(["ldm-vae", *context.obj])
 
 
 def image_config(channels: int, resize: str | None, crop: str | None) -> ImageConfig:

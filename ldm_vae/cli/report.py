@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ldm_vae.cli.options import command_line
 from ldm_vae.errors import UserError
 
 EXTRA = ("jinja2", "markupsafe", "matplotlib")
 
 
 def report(
+    context: typer.Context,
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders that training wrote.")],
     output: Annotated[
         Path | None,
@@ -35,7 +36,4 @@ def report(
         if error.name is None or error.name.partition(".")[0] not in EXTRA:
             raise
         raise UserError(f"{error.name} is not installed", "pip install 'ldm-vae[report]'") from None
-    words = ["ldm-vae", "report", *runs]
-    words += [] if output is None else ["--output", str(output)]
-    words += [] if shards is None else ["--shards", shards]
-    print(write_report(runs, output, shards, shlex.join(words)))
+    print(write_report(runs, output, shards, command_line(context)))

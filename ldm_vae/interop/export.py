@@ -41,11 +41,13 @@ def export_model(
     kind: how they become a scale; None keeps the one that the model has, save that a run gets the one that `target`
     applies.   target: the pipeline that will use it.
     licence: of the weights, an SPDX id.   command: what the person typed, for the card.
-    Returns what the person should know about the target, a line each. Raises UserError where a run has no statistics,
-    or those of other weights, and for a scale that the target does not apply.
+    Returns what the person should know about card and target, a line each. Raises UserError where a run has no
+    statistics, or those of other weights, where its results.json is damaged, and for a scale that the target does not
+    apply.
     """
     model, source = loaded.model, loaded.source
-    if statistics is not None and statistics.codec != (digest := weights_hash(model)):
+    digest = weights_hash(model)
+    if statistics is not None and statistics.codec != digest:
         what = f"the statistics are of the weights {statistics.codec[:12]}, and {source.name} has {digest[:12]}"
         raise UserError(what, "measure again: `ldm-vae stats MODEL SHARDS --write`")
     if statistics is None and loaded.scale is None:
@@ -62,13 +64,19 @@ def export_model(
     # Unmeasured: what the model said of itself, and else the safe side.
     force_upcast = source.force_upcast if activation is None else activation.largest > FLOAT16_SAFE
     sample_size = sample_size_of(source, model.config)
-    card = _card(model.config, scale, source, statistics, force_upcast=force_upcast, licence=licence, command=command)
+    results, notes = source.results, []
+    if results and not _are_of(results, digest):
+        results = {}
+        notes.append(f"results.json of {source.name} is about other weights and not in the card: evaluate again")
+    card = _card(
+        model.config, scale, source, results, statistics, force_upcast=force_upcast, licence=licence, command=command
+    )
     documents = {CARD: "".join(card)}
     if statistics is not None:
         documents[STATISTICS] = statistics.to_text()
     config = to_diffusers_config(model.config, scale, sample_size=sample_size, force_upcast=force_upcast)
     write_folder(folder, config, model.exported_state(), documents)
-    return [] if target is None else remarks(target, model.config, force_upcast=force_upcast)
+    return notes if target is None else notes + remarks(target, model.config, force_upcast=force_upcast)
 
 
 def sample_size_of(source: Source, config: AutoencoderConfig) -> int:
@@ -95,13 +103,14 @@ def _card(
     config: AutoencoderConfig,
     scale: LatentScale,
     source: Source,
+    results: Mapping[str, Any],
     statistics: LatentStatistics | None,
     *,
     force_upcast: bool,
     licence: str | None,
     command: str,
 ) -> Iterator[str]:
-    """README.md in pieces."""
+    """README.md in pieces.   results: of an evaluation of these weights, or empty."""
     yield "---\nlibrary_name: diffusers\n"
     if licence is not None:
         yield f"license: {licence}\n"
@@ -113,7 +122,7 @@ def _card(
     yield "```python\nfrom diffusers import AutoencoderKL\nvae = AutoencoderKL.from_pretrained(FOLDER)\n```\n\n"
     yield "## Numbers\n\n"
     yield from _numbers(scale, statistics, force_upcast)
-    yield from _results(source)
+    yield from _results(results)
     if config.bottleneck != GaussianConfig():
         low, high = config.bottleneck.logvar_range
         yield f"\nTrained with the log-variance clamped to [{low:g}, {high:g}]; diffusers clamps to [-30, 20].\n"
@@ -142,15 +151,21 @@ def _numbers(scale: LatentScale, statistics: LatentStatistics | None, force_upca
     yield f"| float16 | {'decode in float32 (force_upcast)' if force_upcast else 'fits'} |\n"
 
 
-def _results(source: Source) -> Iterator[str]:
+def _are_of(results: Mapping[str, Any], digest: str) -> bool:
+    """Whether what `ldm-vae evaluate` wrote is about the weights of this sha256."""
+    protocol = results.get("protocol")
+    return isinstance(protocol, Mapping) and protocol.get("weights_sha256") == digest
+
+
+def _results(results: Mapping[str, Any]) -> Iterator[str]:
     """What `ldm-vae evaluate` wrote into the run."""
-    metrics = source.results.get("metrics")
-    if not isinstance(metrics, Mapping) or not metrics:
+    metrics = results.get("metrics")
+    if not isinstance(metrics, Mapping):
         return
     yield "\n| metric | value |\n|---|---|\n"
     for name, value in metrics.items():
-        if isinstance(value, int | float):
-            yield f"| {name} | {value:.4f} |\n"
-    protocol: Any = source.results.get("protocol")
-    if isinstance(protocol, Mapping):
-        yield "\nProtocol: " + "; ".join(f"{key} {value}" for key, value in protocol.items()) + ".\n"
+        yield f"| {name} | {f'{value:.4f}' if isinstance(value, int | float) else 'missing'} |\n"
+    for said in (results.get("missing"), results.get("notes")):
+        if isinstance(said, Mapping):
+            yield from (f"\n{name}: {text}\n" for name, text in said.items())
+    yield f"\n## Protocol\n\n```json\n{json.dumps(results['protocol'], indent=1, ensure_ascii=False)}\n```\n"

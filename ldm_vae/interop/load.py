@@ -77,10 +77,15 @@ class Source:
 
     @property
     def results(self) -> dict[str, Any]:
-        """results.json of the run, by `ldm-vae evaluate`; empty where there is none."""
+        """results.json of the run, by `ldm-vae evaluate`; empty where there is none. Raises UserError where damaged."""
         if self.folder is None or not (path := self.folder / "results.json").is_file():
             return {}
-        content = json.loads(path.read_bytes())
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError:
+            raise UserError(
+                f"{path} is damaged", "remove it, or let `ldm-vae evaluate --json` write it again"
+            ) from None
         return content if isinstance(content, dict) else {}
 
 

@@ -113,6 +113,41 @@ def test_measured_on_the_way_it_gives_a_factor_unless_another_kind_is_named(
     assert config.shift_factor is config.latents_mean is config.latents_std is None
 
 
+def test_the_card_has_the_evaluation_of_these_weights_and_the_command(
+    run: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("export", run, tmp_path / "out", "--shards", shards)
+    results = {
+        "metrics": {"psnr": 21.23456, "rfid": None, "frechet_vgg16": 3.0},
+        "missing": {"rfid": "no weights"},
+        "notes": {"frechet_vgg16": "unreliable below 2,048 images (3)"},
+        "protocol": {"weights_sha256": LatentCodec.load(run, device="cpu").weights_hash, "crop": "none"},
+    }
+    (run / "results.json").write_text(json.dumps(results))
+    assert command(*arguments) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    for line in (
+        "| psnr | 21.2346 |",
+        "| rfid | missing |",
+        "rfid: no weights",
+        "frechet_vgg16: unreliable below 2,048 images (3)",
+        ' "crop": "none"',
+        f"ldm-vae export {run} {tmp_path / 'out'} --shards {shards}",
+    ):
+        assert f"\n{line}\n" in card
+    assert "results.json" not in capfd.readouterr().err
+    results["protocol"] = {"weights_sha256": "0" * 64}
+    (run / "results.json").write_text(json.dumps(results))
+    assert command(*arguments) == 0
+    assert "psnr" not in (tmp_path / "out" / "README.md").read_text()
+    assert "is about other weights and not in the card: evaluate again" in capfd.readouterr().err
+    before = sorted(path.read_bytes() for path in (tmp_path / "out").iterdir())
+    (run / "results.json").write_text("{")
+    assert command(*arguments) == 2
+    assert "results.json is damaged: remove it" in capfd.readouterr().err
+    assert sorted(path.read_bytes() for path in (tmp_path / "out").iterdir()) == before
+
+
 @pytest.mark.parametrize("kind", ["shift", "channel"])
 def test_measured_on_the_way_with_another_kind_of_scale(run: Path, shards: Path, tmp_path: Path, kind: str) -> None:
     assert command("export", run, tmp_path / "out", "--shards", shards, "--scale", kind) == 0
