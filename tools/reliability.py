@@ -44,6 +44,11 @@ samples per lane (`tests/data/test_remote.py`).
 ## What ends a run, and with which code
 A worker that has saved after SIGTERM, SIGUSR1 or Ctrl-C ends with 85, one that met bad input with 2; launchers turn
 both into 1, so `status.json` says `preempted` or `failed` and why. `configs/accelerate/slurm_requeue.sh` goes by it.
+
+Elastic torchrun may hang after a restart (seen with PyTorch 2.15): workers meet through a store that still holds the
+addresses of dead ones ([pytorch#135712](https://github.com/pytorch/pytorch/issues/135712)).
+`configs/accelerate/torchrun_elastic.sh` sets `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` against it; so should launch files
+of your own.
 """
 
 
