@@ -220,7 +220,9 @@ class LatentCodec:
         with TemporaryDirectory() as folder:
             loaded = LoadedModel(self.model, self.scale, self.source)
             statistics = statistics_of(self.source, self.weights_hash)
-            export_model(loaded, Path(folder, "export"), statistics, command=f"codec.push_to_hub({hub_id!r})")
+            command = f"codec.push_to_hub({hub_id!r})"
+            for note in export_model(loaded, Path(folder, "export"), statistics, command=command):
+                logger.warning(note)
             return hub.push(Path(folder, "export"), hub_id, private=private, token=token)
 
     def draw(self, moments: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:

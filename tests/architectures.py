@@ -8,7 +8,7 @@ WIDTHS = {4: (8, 8, 16), 8: (8, 8, 16, 16), 16: (8, 8, 8, 16, 16), 32: (8, 8, 8,
 
 
 def small_config(
-    f: int, *, image: int, latent: int, layers: int, quant: bool, middle: bool, levels: bool
+    f: int, image: int, latent: int, layers: int, *, quant: bool, middle: bool, levels: bool
 ) -> AutoencoderConfig:
     """image, latent: channels.   quant: both 1x1 convolutions.   middle, levels: attention there, in the last two."""
     last = len(WIDTHS[f]) - 1

@@ -17,15 +17,7 @@ def architectures() -> Iterator[AutoencoderConfig]:
     """Every f with every number of image channels, each with all eight of the on/off choices."""
     latent, layers = cycle((3, 4, 8, 16, 32)), cycle((1, 2))
     for f, image, (quant, middle, levels) in product(WIDTHS, (1, 3, 4, 12), product((True, False), repeat=3)):
-        yield small_config(
-            f,
-            image=image,
-            latent=next(latent),
-            layers=next(layers),
-            quant=quant,
-            middle=middle,
-            levels=levels,
-        )
+        yield small_config(f, image, next(latent), next(layers), quant=quant, middle=middle, levels=levels)
 
 
 def reference(config: AutoencoderConfig) -> AutoencoderKL:

@@ -41,9 +41,10 @@ def choose_baseline(wanted: str, codec: LatentCodec, image: ImageConfig) -> Base
 
 
 def _trained_on(source: Source) -> tuple[SourceConfig, ...]:
-    if not source.training_sources:
+    sources = source.training_sources
+    if not sources:
         raise UserError(f"no recipe tells what {source.name} was trained on", "name shards: --baseline pca=SHARDS")
-    return tuple(validate(SourceConfig, found, f"data.train of {source.name}") for found in source.training_sources)
+    return tuple(validate(SourceConfig, found, f"data.train of {source.name}") for found in sources)
 
 
 def _fit(sources: tuple[SourceConfig, ...], codec: LatentCodec, image: ImageConfig) -> PatchPCA:

@@ -64,9 +64,9 @@ def high_share(density: Array) -> float:
     known = np.isfinite(density)
     if not known.any() or not density[known].sum() > 0:
         return float("nan")
-    rings = np.arange(RINGS)
-    filled = np.interp(rings, rings[known], density[known])  # small pictures have rings without a frequency
-    power = filled * ring_frequencies()  # a ring's area grows with its radius
+    radius = ring_frequencies()
+    filled = np.interp(radius, radius[known], density[known])  # small pictures have rings without a frequency
+    power = filled * radius  # a ring's area grows with its radius
     return float(power[RINGS // 2 :].sum() / power.sum())
 
 

@@ -129,10 +129,8 @@ def _card(
     yield "\n## Data\n\n"
     yield f"Trained on: {source.training_data or 'not known here'}.\n"
     if statistics is not None:
-        plural = "" if statistics.images == 1 else "s"
-        yield f"Latents measured on {statistics.images:,} image{plural} of `{statistics.data}`"
         resize, crop = (statistics.protocol.get(name) or "none" for name in ("resize", "crop"))
-        yield f" (resize {resize}, crop {crop}).\n"
+        yield f"Latents measured on: {statistics.data} (images {statistics.images:,}, resize {resize}, crop {crop}).\n"
     yield f"\n## Licence\n\n{licence or 'Not stated; `ldm-vae export --licence` names one.'}\n"
     yield f"\n## Command\n\n```\n{command}\n```\n"
     if source.recipe is not None:

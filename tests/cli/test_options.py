@@ -63,10 +63,15 @@ def test_other_processes_draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert drawn() == ""
 
 
-@pytest.mark.parametrize(("every", "lines"), [(options.LINE_EVERY, []), (0.0, ["0/8", "2/8", "4/8", "6/8", "8/8"])])
+@pytest.mark.parametrize(
+    ("rank", "every", "lines"),
+    [(0, options.LINE_EVERY, []), (0, 0.0, ["0/8", "2/8", "4/8", "6/8", "8/8"]), (1, 0.0, [])],
+)
 def test_a_log_file_gets_no_bar_but_a_line_now_and_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float, lines: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, every: float, lines: list[str]
 ) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setattr(options, "LINE_EVERY", every)
     with (tmp_path / "log").open("w") as log:
         monkeypatch.setattr(sys, "stderr", log)

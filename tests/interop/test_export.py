@@ -42,4 +42,4 @@ def test_scale_of_a_run_stays_unless_another_is_asked_for(
     assert written["scaling_factor"] == pytest.approx(factor)
     assert (written["shift_factor"] is not None) == shifted
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "Latents measured on 1 image of `shards` (resize 256, crop none)." in card
+    assert "Latents measured on: shards (images 1, resize 256, crop none)." in card

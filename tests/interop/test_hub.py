@@ -97,9 +97,12 @@ def test_codec_uploads_itself_and_comes_back(
     vae: AutoencoderKL, serve: Callable[..., HubServer], tmp_path: Path
 ) -> None:
     vae.save_pretrained(tmp_path / "vae")
+    (tmp_path / "vae" / "results.json").write_text('{"metrics": {"psnr": 99.0}, "protocol": {"weights_sha256": "0"}}')
     server, home = serve(), tmp_path / "home"
     done = python(home, server.url, "-c", PUSH, tmp_path / "vae", TOKEN)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("is about other weights and not in the card: evaluate again") == 2
+    assert b"psnr" not in server.models["team/codec"]["README.md"]
     assert done.stdout.splitlines() == [f"{server.url}/team/codec/commit/{COMMIT}"] * 2
     assert server.visibility["team/codec"] == "private"
     assert b"codec.push_to_hub('team/codec')" in server.models["team/codec"]["README.md"]

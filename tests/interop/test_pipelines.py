@@ -51,10 +51,10 @@ def export(folder: Path, model: Autoencoder, target: Target, **options: Any) -> 
     return export_model(loaded, folder, measured, target=target, command="ldm-vae export", **options)
 
 
-def sd(vae: AutoencoderKL) -> Any:
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+def unet(down: tuple[str, str], up: tuple[str, str], **conditioning: Any) -> Any:
+    from diffusers import UNet2DConditionModel
 
-    unet = UNet2DConditionModel(
+    return UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
         out_channels=4,
@@ -63,13 +63,19 @@ def sd(vae: AutoencoderKL) -> Any:
         norm_num_groups=4,
         cross_attention_dim=8,
         attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=down,
+        up_block_types=up,
+        **conditioning,
     )
+
+
+def sd(vae: AutoencoderKL) -> Any:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
     parts = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
     pipe = StableDiffusionPipeline(
         vae=vae,
-        unet=unet,
+        unet=unet(("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")),
         scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         **parts,
         requires_safety_checker=False,
@@ -78,26 +84,18 @@ def sd(vae: AutoencoderKL) -> Any:
 
 
 def sdxl(vae: AutoencoderKL) -> Any:
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    denoiser = unet(
+        ("DownBlock2D", "CrossAttnDownBlock2D"),
+        ("CrossAttnUpBlock2D", "UpBlock2D"),
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=6 * 4 + 8,
     )
     parts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
     pipe = StableDiffusionXLPipeline(
-        vae=vae, unet=unet, scheduler=EulerDiscreteScheduler(), **parts, add_watermarker=False
+        vae=vae, unet=denoiser, scheduler=EulerDiscreteScheduler(), **parts, add_watermarker=False
     )
     embeds = {"prompt_embeds": torch.randn(1, 3, 8), "pooled_prompt_embeds": torch.randn(1, 8), "guidance_scale": 1.0}
     return pipe, embeds

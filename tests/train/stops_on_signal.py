@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -22,7 +21,7 @@ rank = int(os.environ.get("RANK", "0"))
 if "RANK" in os.environ:
     # Rank 0 comes last, so that the others meet it, or what an earlier start of it has left behind.
     time.sleep(0 if rank else 1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo")
 with Preemption(every) as preemption:
     (folder / f"pid_{rank}.tmp").write_text(str(os.getpid()))
     (folder / f"pid_{rank}.tmp").replace(folder / f"pid_{rank}")
