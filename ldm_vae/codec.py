@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm_vae.autoencoder import Autoencoder
-from ldm_vae.data.images import RANGE_TOLERANCE, from_pillow, to_uint8
+from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.data.images.pixels import RANGE_TOLERANCE, from_pillow, to_uint8
 from ldm_vae.errors import UserError
-from ldm_vae.exact import decode_pieces, encode_pieces
 from ldm_vae.interop import hub
 from ldm_vae.interop.diffusers import to_diffusers_config
 from ldm_vae.interop.export import export_model, sample_size_of
 from ldm_vae.interop.load import LoadedModel, Source, load_model, statistics_of, weights_hash
+from ldm_vae.networks.kl import Autoencoder
+from ldm_vae.piecewise import decode_pieces, encode_pieces
 from ldm_vae.precision import at_least_float32
-from ldm_vae.scale import LatentScale
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -17,8 +17,8 @@ from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 from pydantic import Field
 from torch import Tensor, nn
 
-from ldm_vae.data.batch import rng
 from ldm_vae.errors import UserError
+from ldm_vae.noise import rng
 from ldm_vae.recipe import Config
 from ldm_vae.schedules import warmup_decay
 

@@ -12,11 +12,11 @@ import torch
 import typer
 from accelerate import Accelerator
 
-from ldm_vae.autoencoder import Autoencoder
-from ldm_vae.data.index import load_index
-from ldm_vae.data.reader import train_batches
+from ldm_vae.data.shards.index import load_index
+from ldm_vae.data.stream.reader import train_batches
 from ldm_vae.errors import UserError
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.networks.kl import Autoencoder
 from ldm_vae.ranks import first_to_say
 from ldm_vae.recipe import load_recipe
 from train.build import build_accelerator, build_autoencoder, build_run

@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.errors import UserError
+from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.interop.load import load_model
-from ldm_vae.interop.native import Checkpoint
 from ldm_vae.losses.objective import build_objective
 from ldm_vae.losses.perceptual import LPIPS, perceptual_channels
-from ldm_vae.nn.discriminator import PatchDiscriminator
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from ldm_vae.nn.discriminators.patch import PatchDiscriminator
 from ldm_vae.recipe import validate
 from train.ema import Ema
 from train.guard import Guard

@@ -1,4 +1,4 @@
-"""When a run saves and which checkpoints it keeps. The format is `ldm_vae/interop/native.py`."""
+"""When a run saves and which checkpoints it keeps. The format is `ldm_vae/interop/checkpoint.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from ldm_vae.atomic import remove_folder
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import Config
 
 

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.syntax import Syntax
 from torch import nn
 
-from ldm_vae.data.index import Index, load_index
-from ldm_vae.data.reader import train_batches, validation_batches
+from ldm_vae.data.shards.index import Index, load_index
+from ldm_vae.data.stream.reader import train_batches, validation_batches
 from ldm_vae.errors import UserError
 from ldm_vae.losses.perceptual import perceptual_channels
-from ldm_vae.nn.discriminator import PatchDiscriminator
+from ldm_vae.nn.discriminators.patch import PatchDiscriminator
 from ldm_vae.recipe import dump
 from train.build import build_autoencoder
 from train.recipe import Recipe, resolve_precision

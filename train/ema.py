@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ldm_vae.autoencoder import Autoencoder
+from ldm_vae.networks.kl import Autoencoder
 from ldm_vae.recipe import Config
 
 

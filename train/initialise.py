@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ldm_vae.autoencoder import Autoencoder
 from ldm_vae.errors import UserError
+from ldm_vae.networks.kl import Autoencoder
 from ldm_vae.nn.blocks import Attention, Downsample, ResBlock, Upsample
 
 LEVEL = 2.0  # the constants, beside images in [-1, 1]

@@ -8,13 +8,13 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from pydantic import Field, field_validator, model_validator
 
-from ldm_vae.autoencoder import AutoencoderConfig
-from ldm_vae.data.reader import DataConfig
+from ldm_vae.data.stream.reader import DataConfig
 from ldm_vae.losses.adversarial import DiscriminatorConfig
 from ldm_vae.losses.objective import LossConfig
 from ldm_vae.losses.perceptual import SMALLEST
 from ldm_vae.metrics.facts import fact
-from ldm_vae.nn.discriminator import smallest_side
+from ldm_vae.networks.kl import AutoencoderConfig
+from ldm_vae.nn.discriminators.patch import smallest_side
 from ldm_vae.recipe import Config
 from train.checkpoint import CheckpointConfig
 from train.ema import EmaConfig

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.data.index import Index
+from ldm_vae.data.shards.index import Index
 from ldm_vae.errors import UserError
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import dump, read_yaml, validate
 from train.recipe import Recipe
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
 from train.health import Health
 from train.log import Meter
 from train.recipe import Recipe

@@ -10,9 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ldm_vae.autoencoder import Autoencoder
-from ldm_vae.data.batch import Batch, slot_noise
+from ldm_vae.data.stream.batch import Batch
 from ldm_vae.losses.objective import Critic, Objective
+from ldm_vae.networks.kl import Autoencoder
+from ldm_vae.noise import slot_noise
 from train.ema import Ema
 from train.guard import Guard
 from train.optimizer import Update

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm_vae.data.batch import Batch
+from ldm_vae.data.stream.batch import Batch
 from train.state import Run
 
 Pair = tuple[Tensor, Tensor]  # target and reconstruction, (B, C, H, W), outside any graph

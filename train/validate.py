@@ -14,17 +14,17 @@ from pydantic import Field
 from torch import Tensor
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.autoencoder import Autoencoder
+from ldm_vae.bottlenecks.base import Latent
+from ldm_vae.bottlenecks.gaussian import gaussian_kl
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import LatentCodec, NonFiniteError, to_pil
-from ldm_vae.data.images import ImageConfig
-from ldm_vae.data.index import Index, load_index
-from ldm_vae.data.reader import DataConfig, ValidationBatches, validation_batches
-from ldm_vae.evaluate import measure
-from ldm_vae.latent.base import Latent
-from ldm_vae.latent.gaussian import gaussian_kl
+from ldm_vae.data.images.fit import ImageConfig
+from ldm_vae.data.shards.index import Index, load_index
+from ldm_vae.data.stream.reader import DataConfig, ValidationBatches, validation_batches
+from ldm_vae.evaluation.evaluate import measure
 from ldm_vae.metrics.image import ImageMetrics, MetricName, Row
+from ldm_vae.networks.kl import Autoencoder
 from ldm_vae.recipe import Config
-from ldm_vae.scale import LatentScale
 
 ACTIVE = 1.0e-2  # variance of the posterior mean over data above which a channel counts as active (Burda et al. 2015)
 

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ldm_vae.atomic import atomic_folder
-from ldm_vae.autoencoder import AutoencoderConfig
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
+from ldm_vae.networks.kl import AutoencoderConfig
 from ldm_vae.recipe import validate
-from ldm_vae.scale import LatentScale
 
 CONFIG, WEIGHTS, CARD = "config.json", "diffusion_pytorch_model.safetensors", "README.md"
 # In order of preference; many published folders hold several.

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.autoencoder import AutoencoderConfig
+from ldm_vae.bottlenecks.gaussian import GaussianConfig
+from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
 from ldm_vae.errors import UserError
 from ldm_vae.interop.diffusers import CARD, CONFIG, read_config, to_diffusers_config, write_folder
 from ldm_vae.interop.load import STATISTICS, LoadedModel, Source, weights_hash
-from ldm_vae.interop.targets import Target, fit_scale, natural_scale, remarks
-from ldm_vae.latent.gaussian import GaussianConfig
+from ldm_vae.interop.pipelines import Target, fit_scale, natural_scale, remarks
 from ldm_vae.metrics.latent import LatentStatistics
-from ldm_vae.scale import LatentScale, ScaleKind
+from ldm_vae.networks.kl import AutoencoderConfig
 
 # float16 overflows at 65504. Images that nobody measured may go further than those that were, and kernels form sums
 # on the way to an output: with a quarter of the range or less in use, they have room.

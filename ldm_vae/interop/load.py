@@ -15,20 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
-from ldm_vae.interop.diffusers import (
-    CONFIG,
-    from_diffusers_config,
-    modern_names,
-    read_config,
-    read_weights,
-)
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.interop.diffusers import CONFIG, from_diffusers_config, modern_names, read_config, read_weights
 from ldm_vae.metrics.latent import LatentStatistics
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.recipe import read_yaml, validate
-from ldm_vae.scale import LatentScale
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ldm_vae.nn.discriminator import NormKind
+from ldm_vae.nn.discriminators.patch import NormKind
 from ldm_vae.precision import at_least_float32
 from ldm_vae.recipe import Config
 from ldm_vae.schedules import ramp

@@ -21,13 +21,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ldm_vae.autoencoder import Output
-from ldm_vae.data.batch import Batch
+from ldm_vae.data.stream.batch import Batch
 from ldm_vae.losses.adaptive import adaptive_weight, last_layer_gradient
 from ldm_vae.losses.adversarial import DiscriminatorConfig, adversarial_factor, discriminator_loss, generator_loss
 from ldm_vae.losses.perceptual import LPIPS, PerceptualConfig
 from ldm_vae.losses.pixel import PixelConfig, pixel_distance
 from ldm_vae.losses.rate import RateConfig, rate, rate_weight
+from ldm_vae.networks.kl import Output
 from ldm_vae.precision import at_least_float32
 from ldm_vae.recipe import Config
 from ldm_vae.schedules import Schedule

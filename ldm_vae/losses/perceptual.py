@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ldm_vae.errors import UserError
 from ldm_vae.precision import at_least_float32
+from ldm_vae.pretrained.backbones import BackboneName, backbone_weights
 from ldm_vae.recipe import Config
-from ldm_vae.weights import BackboneName, backbone_weights
 
 Network = Literal["vgg", "alex"]
 Channels = tuple[int, int, int]
@@ -69,7 +69,7 @@ class LPIPS(nn.Module):
 
     network: vgg (the usual loss) or alex (the usual metric).
     channels: of the images, shown as red, green, blue (see perceptual_channels); None: images have these three.
-    backbone: file with the ImageNet weights; None: found or fetched as ldm_vae.weights says.
+    backbone: file with the ImageNet weights; None: found or fetched as ldm_vae.pretrained.backbones says.
     `.to(torch.float64)` makes all of it float64.
     """
 

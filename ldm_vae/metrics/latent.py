@@ -16,9 +16,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ldm_vae.atomic import atomic_file
+from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config, validate
-from ldm_vae.scale import LatentScale, ScaleKind
 
 
 class LatentMoments:

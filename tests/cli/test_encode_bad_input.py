@@ -16,10 +16,11 @@ import tifffile
 import torch
 from PIL import Image
 
-from ldm_vae import LatentCodec, LatentDataset, UserError, encode
-from ldm_vae.autoencoder import Autoencoder
+from ldm_vae import LatentCodec, LatentDataset, UserError
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.interop.diffusers import to_diffusers_config, write_folder
-from ldm_vae.scale import LatentScale
+from ldm_vae.latents import encode
+from ldm_vae.networks.kl import Autoencoder
 from tests.cli.conftest import CONFIG, write_shard
 from tests.cli.test_encode_decode import command, digests, members
 from tests.conftest import encoded, npy, write_tar

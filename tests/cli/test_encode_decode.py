@@ -15,11 +15,12 @@ import webdataset
 from PIL import Image
 
 from ldm_vae import LatentCodec, LatentDataset
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli.app import main
-from ldm_vae.data.images import decode_image, to_uint8
+from ldm_vae.data.images.decode import decode_image
+from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.errors import UserError
 from ldm_vae.interop.diffusers import to_diffusers_config, write_folder
-from ldm_vae.scale import LatentScale
 from tests.conftest import write_tar
 
 

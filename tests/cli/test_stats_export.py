@@ -13,12 +13,12 @@ import torch
 from diffusers import AutoencoderKL
 
 from ldm_vae import LatentCodec
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli.app import main
-from ldm_vae.data.images import decode_image
-from ldm_vae.data.index import load_index
-from ldm_vae.data.source import read_range
+from ldm_vae.data.images.decode import decode_image
+from ldm_vae.data.shards.index import load_index
+from ldm_vae.data.shards.storage import read_range
 from ldm_vae.interop.diffusers import to_diffusers_config, write_folder
-from ldm_vae.scale import LatentScale
 
 
 def command(*arguments: object) -> int:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.interop import diffusers as interop
 from ldm_vae.interop.load import load_model
-from ldm_vae.scale import LatentScale
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 
 PICTURE = torch.linspace(-1, 1, 3 * 16 * 24).reshape(1, 3, 16, 24)
 CONFIGS = [

@@ -9,12 +9,12 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
+from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.interop.load import STATISTICS, load_model, weights_hash
-from ldm_vae.interop.native import Checkpoint
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
-from ldm_vae.scale import LatentScale
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), norm_groups=4, layers_per_block=1)
 

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.losses.adaptive import adaptive_weight, last_layer_gradient
 from ldm_vae.losses.adversarial import generator_loss
 from ldm_vae.losses.perceptual import LPIPS
 from ldm_vae.losses.pixel import pixel_distance
-from ldm_vae.nn.discriminator import PatchDiscriminator
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from ldm_vae.nn.discriminators.patch import PatchDiscriminator
 
 CONFIG = AutoencoderConfig(block_out_channels=(16, 32), layers_per_block=1, norm_groups=8, mid_attention=False)
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig, Output
-from ldm_vae.data.batch import Batch
+from ldm_vae.data.stream.batch import Batch
 from ldm_vae.losses.adversarial import DiscriminatorConfig
 from ldm_vae.losses.objective import LossConfig, Objective, build_objective
 from ldm_vae.losses.perceptual import LPIPS, PerceptualConfig
 from ldm_vae.losses.pixel import PixelConfig
 from ldm_vae.losses.rate import RateConfig
-from ldm_vae.nn.discriminator import PatchDiscriminator
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig, Output
+from ldm_vae.nn.discriminators.patch import PatchDiscriminator
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_groups=4, latent_channels=2)
 

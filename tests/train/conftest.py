@@ -9,9 +9,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 
-from ldm_vae.data.batch import Batch
-from ldm_vae.data.index import load_index
-from ldm_vae.data.reader import train_batches
+from ldm_vae.data.shards.index import load_index
+from ldm_vae.data.stream.batch import Batch
+from ldm_vae.data.stream.reader import train_batches
 from ldm_vae.recipe import load_recipe
 from train.build import build_accelerator, build_autoencoder, build_run
 from train.recipe import Recipe

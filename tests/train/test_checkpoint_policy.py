@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ldm_vae.errors import UserError
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import validate
 from train.checkpoint import CheckpointConfig, folder_of, prune
 

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from skimage import data
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.errors import UserError
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from train.initialise import initialise_average
 
 CONFIG = AutoencoderConfig(

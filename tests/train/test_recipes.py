@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
-from ldm_vae.interop.native import Checkpoint
-from ldm_vae.latent.gaussian import GaussianConfig
+from ldm_vae.bottlenecks.gaussian import GaussianConfig
+from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.losses.objective import build_objective
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.recipe import dump, load_recipe, resolve
 from tests.conftest import ROOT
 from tests.train.test_resume import rows, run_in_process

@@ -119,7 +119,7 @@ def test_a_bad_image_changes_nothing_and_is_counted(build: Build, norm: str, ord
 
 
 def test_only_the_decoder_trains_where_asked_for(build: Build, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from ldm_vae.interop.native import Checkpoint
+    from ldm_vae.interop.checkpoint import Checkpoint
 
     source, recipe = build()
     Checkpoint.write(
