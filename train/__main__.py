@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -11,15 +12,16 @@ from typing import Annotated
 import torch
 import typer
 from accelerate import Accelerator
+from torch import nn
 
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.reader import train_batches
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
-from ldm_vae.networks.kl import Autoencoder
+from ldm_vae.networks.network import Network
 from ldm_vae.ranks import first_to_say
 from ldm_vae.recipe import load_recipe
-from train.build import build_accelerator, build_autoencoder, build_run
+from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
 from train.dry_run import describe
 from train.health import Health
 from train.log import Meter, start_trackers
@@ -73,13 +75,14 @@ def train(recipe: Recipe) -> None:
     folder, main = Path(recipe.output), accelerator.is_main_process
     checkpoint = latest_checkpoint(folder, accelerator)
     autoencoder, recipe = build_autoencoder(recipe, checkpoint)
+    frozen, recipe = build_frozen(recipe)
     check_same_experiment(folder, recipe)
     with ExitStack() as held:
         lock_run(held, folder, accelerator)
         preemption = held.enter_context(Preemption(recipe.checkpoint.preempt_every))
         write_status(folder, "running", main=main)
         try:
-            train_under_lock(recipe, checkpoint, accelerator, autoencoder, preemption)
+            train_under_lock(recipe, checkpoint, accelerator, autoencoder, frozen, preemption)
         except BaseException as error:
             status: Status = "preempted" if isinstance(error, Preempted) else "failed"
             try:
@@ -112,13 +115,14 @@ def train_under_lock(
     recipe: Recipe,
     checkpoint: Checkpoint | None,
     accelerator: Accelerator,
-    autoencoder: Autoencoder,
+    autoencoder: Network,
+    frozen: Mapping[str, nn.Module],
     preemption: Preemption,
 ) -> None:
     """Data, networks and checkpoint in place, then the loop."""
     folder = Path(recipe.output)
     index = load_index(recipe.data.train, cache=folder / "index")
-    run, meter, health = build_run(recipe, accelerator, autoencoder), Meter(), Health(accelerator)
+    run, meter, health = build_run(recipe, accelerator, autoencoder, frozen), Meter(), Health(accelerator)
     if checkpoint is not None:
         check_same_data(checkpoint, index)
         restore(run, meter, health, checkpoint)

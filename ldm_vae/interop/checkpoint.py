@@ -2,7 +2,7 @@
 
     RUN/checkpoints/step_00001000/
         model.safetensors  ema.safetensors  ...   one file for each group of tensors
-        meta.json       {"format": "ldm_vae.checkpoint", "version": 1, "step": 1000, "model": {...}, ...}
+        meta.json       {"format": "ldm_vae.checkpoint", "version": 2, "step": 1000, "model": {...}, ...}
         manifest.json   {"files": [{"name", "bytes", "sha256"}, ...]} of the files above, written last
 
 A save stages, flushes and renames (`ldm_vae.atomic`). One process writes; any number read, meanwhile too.
@@ -31,7 +31,8 @@ from ldm_vae.atomic import REPLACED, atomic_folder
 from ldm_vae.errors import UserError
 
 FORMAT = "ldm_vae.checkpoint"
-VERSION = 1
+VERSION = 2
+MOVED = {"log_variance": "heads.log_variance.value"}  # names of tensors in version 1 -> their names today
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,14 @@ class Checkpoint:
             raise UserError(f"{self.folder} holds no tensors {name!r}", f"it has {', '.join(self.groups)}")
         if problems := _problems(self.folder, only=path.name):
             raise UserError(f"checkpoint {self.folder} is damaged", f"{'; '.join(problems)}; use another of the run")
-        return load_file(path, device=device)
+        found = load_file(path, device=device)
+        return found if self.meta["version"] > 1 else {_renamed(key): value for key, value in found.items()}
+
+
+def _renamed(key: str) -> str:
+    """The name that a tensor of version 1 has today; in optimizers a moment stands before it, such as `exp_avg/`."""
+    moment, slash, name = key.rpartition("/")
+    return f"{moment}{slash}{MOVED.get(name, name)}"
 
 
 def _folders(run: Path) -> list[Path]:

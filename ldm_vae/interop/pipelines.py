@@ -11,7 +11,7 @@ from typing import Literal
 
 from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
 from ldm_vae.errors import UserError
-from ldm_vae.networks.kl import AutoencoderConfig
+from ldm_vae.networks.network import NetworkConfig
 
 Target = Literal["sd", "sdxl", "sd3", "flux", "dit"]
 PICTURES = (1, 3)  # channels that pipelines turn into pictures
@@ -44,7 +44,7 @@ def natural_scale(target: Target | None) -> ScaleKind:
     return "factor" if target is None else PIPELINES[target].scale
 
 
-def fit_scale(target: Target, scale: LatentScale, config: AutoencoderConfig) -> LatentScale:
+def fit_scale(target: Target, scale: LatentScale, config: NetworkConfig) -> LatentScale:
     """The scale in the form that the pipeline needs. Raises UserError for what it would pass over or fall over."""
     pipeline = PIPELINES[target]
     if config.out_channels not in PICTURES or config.in_channels != config.out_channels:
@@ -62,7 +62,7 @@ def fit_scale(target: Target, scale: LatentScale, config: AutoencoderConfig) -> 
     return scale
 
 
-def remarks(target: Target, config: AutoencoderConfig, *, force_upcast: bool) -> list[str]:
+def remarks(target: Target, config: NetworkConfig, *, force_upcast: bool) -> list[str]:
     """What the person should know, a line each."""
     pipeline = PIPELINES[target]
     found = []

@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ldm_vae.atomic import disk_told
+from ldm_vae.bottlenecks.gaussian import GaussianConfig
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import Index
 from ldm_vae.errors import UserError
@@ -191,11 +192,14 @@ def latent_job(
     factor = codec.factor
     if multiple is not None and multiple % factor:
         raise UserError(f"--multiple {multiple}", f"give a multiple of f, which is {factor} for this codec")
+    bottleneck = codec.model.config.bottleneck
+    if latents != "mode" and not codec.model.bottleneck.gaussian:
+        raise UserError(f"a {bottleneck.kind} bottleneck has no moments", "store its latents with --latents mode")
     return LatentJob(
         codec=codec.weights_hash,
         factor=factor,
         channels=codec.latent_channels,
-        logvar_range=codec.model.config.bottleneck.logvar_range,
+        logvar_range=bottleneck.logvar_range if isinstance(bottleneck, GaussianConfig) else None,
         latents=latents,
         mirrored=mirrored,
         image_channels=codec.model.config.in_channels,

@@ -25,7 +25,7 @@ from ldm_vae.data.images.pixels import EXTENSIONS, Array, BrokenImage
 from ldm_vae.data.shards.samples import Fields, read_samples
 from ldm_vae.data.shards.shard import ShardIndex
 from ldm_vae.latents.format import LatentJob
-from ldm_vae.noise import rng
+from ldm_vae.noise import GivenNoise, rng
 
 WINDOW = 8  # batches among which images of one size are looked for
 WINDOW_PIXELS = 2**25  # and pixels: 400 MB of three float32 channels
@@ -180,7 +180,7 @@ def _stored(codec: LatentCodec, job: LatentJob, images: Tensor, keys: Sequence[s
         return codec.draw(moments), broken
     shape = (job.channels, *moments.shape[2:])
     noise = [_generator(job.seed, key).standard_normal(shape, dtype=np.float32) for key in keys]
-    return codec.model.bottleneck(moments, torch.from_numpy(np.stack(noise)).to(moments.device)).z, broken
+    return codec.model.bottleneck(moments, GivenNoise(torch.from_numpy(np.stack(noise)))).z, broken
 
 
 def _generator(seed: int, key: str) -> np.random.Generator:

@@ -1,11 +1,12 @@
-"""Losses, one small file each.
+"""What the autoencoder minimises, a small file each.
 
-pixel.py         Distances between pixels, element by element
+pixel.py         Distances between pixels, and the log-variance that may divide them
 perceptual.py    LPIPS, the learned perceptual distance, as a loss
-rate.py          The price of information: the bottleneck's rate, KL(q(z|x) || p(z)), in nats per image
-adversarial.py   Losses of the discriminator and of the generator against it, and when they apply
-adaptive.py      The adaptive GAN weight: makes the adversarial gradient as long as the reconstruction's at the
-                 decoder's last layer
-objective.py     What the autoencoder minimises: names the terms, weights them, adds them; the only file that
-                 knows them all
+rate.py          The price of the latent, in nats per image
+adversary.py     What a second player is: a network that is trained along, and that the autoencoder may feel
+adversarial.py   The PatchGAN discriminator as an adversary: its losses, and when they apply
+anchor.py        Gradients of losses at the weight of a last layer
+adaptive.py      The adaptive weight: makes the gradient of a loss as long as the reconstruction's at a last layer
+reduction.py     From one value per image to the scalar that is minimised
+objective.py     Names the terms, weights them, adds them; the only file that knows them all
 """

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ldm_vae.errors import UserError
 from ldm_vae.precision import at_least_float32
 from ldm_vae.pretrained.backbones import BackboneName, backbone_weights
-from ldm_vae.recipe import Config
+from ldm_vae.pretrained.frozen import FrozenConfig
 
 Network = Literal["vgg", "alex"]
 Channels = tuple[int, int, int]
@@ -31,7 +31,7 @@ BACKBONE: Mapping[Network, BackboneName] = {"vgg": "vgg16", "alex": "alexnet"}
 SMALLEST: Mapping[Network, int] = {"vgg": 16, "alex": 31}  # pixels per side that leave the last layer one position
 
 
-class PerceptualConfig(Config):
+class PerceptualConfig(FrozenConfig):
     """LPIPS, the learned perceptual distance between image and reconstruction."""
 
     network: Network = "vgg"

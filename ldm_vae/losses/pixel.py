@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from ldm_vae.bottlenecks.base import Latent
+from ldm_vae.networks.network import Encoded
 from ldm_vae.precision import at_least_float32
 from ldm_vae.recipe import Config
 
 PixelKind = Literal["l1", "l2", "charbonnier"]
+LOG_VARIANCE = "log_variance"  # the name of the head
 
 
 class PixelConfig(Config):
@@ -41,3 +45,14 @@ def pixel_distance(reconstruction: Tensor, target: Tensor, kind: PixelKind, epsi
     if kind == "l2":
         return difference.square()
     return (difference.square() + epsilon**2).sqrt()
+
+
+class LogVariance(nn.Module):
+    """The learned log-variance of the likelihood, one number for all pixels: a head of the network, 0 at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(()))
+
+    def forward(self, encoded: Encoded, latent: Latent) -> Tensor:
+        return self.value

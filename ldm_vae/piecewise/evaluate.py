@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ldm_vae.networks.kl import Autoencoder
+from ldm_vae.networks.network import Network
+from ldm_vae.piecewise.chains.chain import chains_of
 from ldm_vae.piecewise.plan import Plan, Segment, plan_decode, plan_encode
-from ldm_vae.piecewise.steps import Attending, Residual, Step, decoder_steps, encoder_steps
+from ldm_vae.piecewise.steps import Attending, Residual, Step
 from ldm_vae.piecewise.strips import Strips, Whole, cuts
 
 
 @torch.no_grad()
-def decode_pieces(model: Autoencoder, z: Tensor, *, max_memory: int | None = None) -> tuple[Tensor, Plan]:
+def decode_pieces(model: Network, z: Tensor, *, max_memory: int | None = None) -> tuple[Tensor, Plan]:
     """`model.decode`, evaluated in pieces, one picture after the other, without gradients.
 
     z: (B, c, h, w), raw -> (B, C, h*f, w*f), and the plan that was followed for each picture.
@@ -29,12 +30,12 @@ def decode_pieces(model: Autoencoder, z: Tensor, *, max_memory: int | None = Non
     factor = model.config.factor
     output = z.new_empty(batch, model.config.out_channels, height * factor, width * factor)
     for i in range(batch):
-        evaluate(plan, decoder_steps(model, height, width), z[i : i + 1], output[i : i + 1])
+        evaluate(plan, chains_of(model).decoder_steps(model, height, width), z[i : i + 1], output[i : i + 1])
     return output, plan
 
 
 @torch.no_grad()
-def encode_pieces(model: Autoencoder, images: Tensor, *, max_memory: int | None = None) -> tuple[Tensor, Plan]:
+def encode_pieces(model: Network, images: Tensor, *, max_memory: int | None = None) -> tuple[Tensor, Plan]:
     """`model.encode`, evaluated in pieces; else as `decode_pieces`.
 
     images: (B, C, H, W) in [-1, 1] -> (B, 2c, H/f, W/f), rounded down: the raw moments, and the plan.
@@ -44,9 +45,11 @@ def encode_pieces(model: Autoencoder, images: Tensor, *, max_memory: int | None 
     if plan.strips == 1 and max_memory is None:
         return model.encode(images), plan
     factor = model.config.factor
-    output = images.new_empty(batch, 2 * model.config.latent_channels, height // factor, width // factor)
+    output = images.new_empty(
+        batch, model.bottleneck.width * model.config.latent_channels, height // factor, width // factor
+    )
     for i in range(batch):
-        evaluate(plan, encoder_steps(model, height, width), images[i : i + 1], output[i : i + 1])
+        evaluate(plan, chains_of(model).encoder_steps(model, height, width), images[i : i + 1], output[i : i + 1])
     return output, plan
 
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ldm_vae.errors import UserError
-from ldm_vae.networks.kl import Autoencoder
-from ldm_vae.piecewise.steps import Attending, Extent, Residual, Step, decoder_steps, encoder_steps
+from ldm_vae.networks.network import Network
+from ldm_vae.piecewise.chains.chain import chains_of
+from ldm_vae.piecewise.steps import Attending, Extent, Residual, Step
 
 # Of the largest boundary, by default. At 1024 x 1024, strips of 4 MiB take 1.25 times the work of the full
 # pass, those of 16 MiB 1.1 times. From 32 MiB on malloc maps every block anew, which costs more.
@@ -59,20 +60,20 @@ class Plan:
     spill: bool
 
 
-def plan_decode(model: Autoencoder, height: int, width: int, *, max_memory: int | None = None) -> Plan:
+def plan_decode(model: Network, height: int, width: int, *, max_memory: int | None = None) -> Plan:
     """Plan for `model.decode` of latents of height x width.
 
     max_memory: bytes of working memory beyond weights, input, output, keys and values of attention. None: compute
     nothing twice. Raises UserError for a bound below what is possible, naming the least.
     """
     what = f"decoding {height} x {width} latents"
-    return make_plan(decoder_steps(model, height, width), model.decoder.conv_in.weight, what, max_memory)
+    return make_plan(chains_of(model).decoder_steps(model, height, width), next(model.parameters()), what, max_memory)
 
 
-def plan_encode(model: Autoencoder, height: int, width: int, *, max_memory: int | None = None) -> Plan:
+def plan_encode(model: Network, height: int, width: int, *, max_memory: int | None = None) -> Plan:
     """Plan for `model.encode` of images of height x width; else as `plan_decode`."""
     what = f"encoding {height} x {width} pixels"
-    return make_plan(encoder_steps(model, height, width), model.encoder.conv_in.weight, what, max_memory)
+    return make_plan(chains_of(model).encoder_steps(model, height, width), next(model.parameters()), what, max_memory)
 
 
 def make_plan(steps: Sequence[Step], weight: Tensor, what: str, max_memory: int | None) -> Plan:

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm_vae.networks.kl import Autoencoder
-from ldm_vae.nn.blocks import Attention, DownLevel, Downsample, Level, Middle, ResBlock, UpLevel, Upsample
+from ldm_vae.nn.blocks import Attention, Level, Middle, ResBlock
 from ldm_vae.piecewise.norm import GatheredNorm
 
 CALL = 1.0e7  # operations that could be done in the time it takes to start one convolution
@@ -257,43 +256,12 @@ def convolve(x: Tensor, conv: nn.Conv2d, axis: int, missing: tuple[int, int], cr
     return F.conv2d(x, conv.weight, conv.bias, conv.stride, (before, left))
 
 
-def decoder_steps(model: Autoencoder, height: int, width: int) -> list[Step]:
-    """`model.decode` of latents of height x width, cut along the longer side."""
-    chain = _Chain(model.config.latent_channels, height, width)
-    decoder = model.decoder
-    if model.post_quant_conv is not None:
-        chain.add(Convolution, model.post_quant_conv)
-    chain.add(Convolution, decoder.conv_in)
-    chain.add_blocks(decoder.mid_block)
-    for level in decoder.up_blocks:
-        assert isinstance(level, UpLevel)
-        chain.add_blocks(level)
-        for upsample in level.upsamplers:
-            assert isinstance(upsample, Upsample)
-            chain.add(Doubling, upsample.conv)
-    chain.add(Convolution, decoder.conv_out, decoder.conv_norm_out)
-    return chain.steps
+class Chain:
+    """A network as steps, put together from the input on.
 
+    channels, height, width: of the input. It is cut along its longer side.
+    """
 
-def encoder_steps(model: Autoencoder, height: int, width: int) -> list[Step]:
-    """`model.encode` of images of height x width, cut along the longer side."""
-    chain = _Chain(model.config.in_channels, height, width)
-    encoder = model.encoder
-    chain.add(Convolution, encoder.conv_in)
-    for level in encoder.down_blocks:
-        assert isinstance(level, DownLevel)
-        chain.add_blocks(level)
-        for downsample in level.downsamplers:
-            assert isinstance(downsample, Downsample)
-            chain.add(Halving, downsample.conv)
-    chain.add_blocks(encoder.mid_block)
-    chain.add(Convolution, encoder.conv_out, encoder.conv_norm_out)
-    if model.quant_conv is not None:
-        chain.add(Convolution, model.quant_conv)
-    return chain.steps
-
-
-class _Chain:
     def __init__(self, channels: int, height: int, width: int) -> None:
         self.axis = 2 if height >= width else 3
         self.extent = Extent(channels, max(height, width), min(height, width))

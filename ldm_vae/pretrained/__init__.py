@@ -5,4 +5,5 @@ download.py    Files of weights from the internet: streamed, verified by sha256,
 backbones.py   Pretrained VGG16 and AlexNet convolutions for LPIPS: found, verified, converted and kept as
                safetensors
 inception.py   The Inception network of FID and KID: its weights found, verified and kept
+frozen.py      Networks that take part in training and are never trained: their weights are pinned by hash
 """

@@ -1,5 +1,4 @@
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import cycle, product
 
 import pytest
@@ -9,7 +8,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ldm_vae.errors import UserError
+from ldm_vae.losses.pixel import LOG_VARIANCE, LogVariance
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from ldm_vae.noise import GivenNoise
 from tests.architectures import WIDTHS, name, small_config
 
 
@@ -88,7 +89,7 @@ def test_gradients_equal_those_of_diffusers(config: AutoencoderConfig) -> None:
     ours, theirs = pair(config)
     image = picture(config, batch=2)
     noise = torch.randn(ours.latent_shape(image))
-    output = ours(image, noise=noise)
+    output = ours(image, noise=GivenNoise(noise))
     (F.mse_loss(output.reconstruction, output.target) + 1e-3 * output.posterior.rate.mean()).backward()
     posterior = theirs.encode(image).latent_dist
     decoded = theirs.decode(posterior.mean + posterior.std * noise).sample
@@ -137,7 +138,7 @@ SMALL = AutoencoderConfig(block_out_channels=(8, 16), norm_groups=4, layers_per_
 
 def build(config: AutoencoderConfig = SMALL, *, learned_variance: bool = False) -> Autoencoder:
     torch.manual_seed(0)
-    return Autoencoder(config, learned_variance=learned_variance)
+    return Autoencoder(config, {LOG_VARIANCE: LogVariance()} if learned_variance else None)
 
 
 def test_gradient_checkpointing_recomputes_and_changes_no_bit() -> None:
@@ -160,11 +161,11 @@ def test_gradient_checkpointing_recomputes_and_changes_no_bit() -> None:
 def test_output_of_the_one_call_of_training() -> None:
     model, image = build(learned_variance=True), picture(SMALL, batch=2)
     noise = torch.randn(model.latent_shape(image))
-    output = model(image, noise=noise, label=torch.zeros(2, dtype=torch.int64))
+    output = model(image, noise=GivenNoise(noise), label=torch.zeros(2, dtype=torch.int64))
     assert torch.equal(output.target, image) and torch.equal(output.latent, output.posterior.z)
-    assert torch.equal(model.decoder.conv_out(output.last_hidden), output.reconstruction)
+    assert torch.equal(model.decoder.conv_out(output.below["decoder"]), output.reconstruction)
     assert torch.equal(model.decode(output.latent), output.reconstruction)
-    assert output.log_variance is model.log_variance and output.posterior.rate.shape == (2,)
+    assert output.heads[LOG_VARIANCE] is model.heads[LOG_VARIANCE].value and output.posterior.rate.shape == (2,)
     assert torch.equal(model(image).latent, model.encode(image)[:, : SMALL.latent_channels])  # without noise, the mode
 
 
@@ -179,10 +180,10 @@ def test_samples_are_drawn_image_by_image() -> None:
     model, image = build(), picture(SMALL, batch=2)
     batch, *shape = model.latent_shape(image)
     noise = torch.randn(3 * batch, *shape)
-    output = model(image, noise=noise, samples=3)
+    output = model(image, noise=GivenNoise(noise), samples=3)
     assert output.reconstruction.shape == (6, *image.shape[1:])
     assert torch.equal(output.target, image[[0, 0, 0, 1, 1, 1]])
-    once = model(image[[0, 0, 0, 1, 1, 1]], noise=noise)
+    once = model(image[[0, 0, 0, 1, 1, 1]], noise=GivenNoise(noise))
     torch.testing.assert_close(output.reconstruction, once.reconstruction)  # another batch size, another order of sums
     torch.testing.assert_close(output.posterior.rate, once.posterior.rate)
 
@@ -205,7 +206,7 @@ def test_view_turns_latent_and_target_alike() -> None:
 
 def test_what_losses_learn_is_not_exported() -> None:
     model = build(learned_variance=True)
-    assert "log_variance" in model.state_dict()
+    assert "heads.log_variance.value" in model.state_dict()
     reference(SMALL).load_state_dict(model.exported_state(), strict=True)
 
 
@@ -222,6 +223,6 @@ def test_bfloat16_autocast_keeps_the_posterior_in_float32() -> None:
 
 def test_float64_stays() -> None:
     model, image = build().double(), picture(SMALL).double()
-    output = model(image, noise=torch.randn(model.latent_shape(image)))
-    tensors = vars(replace(output, posterior=None)).values()  # type: ignore[arg-type]
+    output = model(image, noise=GivenNoise(torch.randn(model.latent_shape(image))))
+    tensors = vars(output).values()
     assert {value.dtype for value in (*tensors, output.posterior.rate) if isinstance(value, Tensor)} == {torch.float64}

@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 from ldm_vae.errors import UserError
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.piecewise import Plan, decode_pieces, encode_pieces, plan_decode
+from ldm_vae.piecewise.chains.kl import decoder_steps
 from ldm_vae.piecewise.evaluate import evaluate
-from ldm_vae.piecewise.steps import decoder_steps
 
 Network = Callable[..., Autoencoder]
 

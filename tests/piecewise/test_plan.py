@@ -5,8 +5,9 @@ import torch
 
 from ldm_vae.errors import UserError
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from ldm_vae.piecewise.chains.kl import decoder_steps, encoder_steps
 from ldm_vae.piecewise.plan import Plan, make_plan, plan_decode, plan_encode
-from ldm_vae.piecewise.steps import Attending, decoder_steps, encoder_steps
+from ldm_vae.piecewise.steps import Attending
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from ldm_vae.networks.kl import Autoencoder
-from ldm_vae.piecewise.steps import Attending, Doubling, Halving, Residual, Step, decoder_steps, encoder_steps
+from ldm_vae.piecewise.chains.kl import decoder_steps, encoder_steps
+from ldm_vae.piecewise.steps import Attending, Doubling, Halving, Residual, Step
 
 
 @pytest.mark.parametrize(("height", "width"), [(7, 5), (4, 11), (1, 1)])
