@@ -1,14 +1,17 @@
 # Everything runs in .venv, which is made anew whenever pyproject.toml changes.
 #   make demo [STEPS=n]    the whole path on real photographs, into runs/demo
 #   make test              the tests, without the slow ones          make slow    the slow ones
+#   make golden BASE=COMMIT [ONLY=name]   does this checkout train and encode as that commit does, bit for bit?
 #   make lint              ruff, mypy
 #   PYTHON=python3.12      another interpreter to make .venv with
 
 PYTHON ?= python3
 STEPS ?=
+BASE ?= HEAD
+ONLY ?=
 BIN := .venv/bin
 
-.PHONY: demo test slow lint
+.PHONY: demo test slow golden lint
 
 demo: .venv/installed
 	@$(BIN)/python -m tools.demo $(if $(STEPS),--steps $(STEPS))
@@ -18,6 +21,9 @@ test: .venv/installed
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+golden: .venv/installed
+	$(BIN)/python -m tools.golden $(BASE) $(if $(ONLY),--only $(ONLY))
 
 lint: .venv/installed
 	$(BIN)/ruff check .
