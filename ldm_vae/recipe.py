@@ -161,7 +161,7 @@ def validate(schema: type[ConfigT], values: Mapping[str, Any], source: str) -> C
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UserError(f"{source}: unknown key {key!r}", _nearest(schema, first["loc"])) from None
+            raise UserError(f"{source}: unknown key {key!r}", nearest(schema, first["loc"])) from None
         message = first["msg"].removeprefix("Value error, ")
         # A missing key was not given; a whole section as given would not fit in a line.
         given = "" if isinstance(first["input"], Mapping) else f" (given: {first['input']!r})"
@@ -233,7 +233,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     return dict(parsed)
 
 
-def _nearest(schema: type[Config], location: Sequence[str | int]) -> str:
+def nearest(schema: type[Config], location: Sequence[str | int]) -> str:
     """Remedy for the unknown key at `location`: the nearest key of that section, else the nearest of any."""
     *parents, wrong = (part for part in location if isinstance(part, str))  # numbers are places in a list
     siblings = {path[-1]: path for path in _paths(schema) if list(path[:-1]) == parents}
@@ -242,7 +242,7 @@ def _nearest(schema: type[Config], location: Sequence[str | int]) -> str:
         match = difflib.get_close_matches(wrong, names, n=1)
         if match:
             return f"did you mean {'.'.join(names[match[0]])!r}?"
-    return f"known here are {', '.join(sorted(siblings))}"
+    return f"known here are {', '.join(sorted(siblings or schema.model_fields))}"
 
 
 def _paths(schema: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -2,6 +2,8 @@
 
 __main__.py     `python -m train RECIPE [a.b=value ...]`: trains a codec, or goes on with the training
 recipe.py       The whole recipe of a run: one section a part, each declared beside the code it configures
+fields.py       Recipe -> what each of its fields means, for people: `python -m train --fields` and
+                docs/recipe.md
 dry_run.py      What a recipe would do, without doing it: the resolved recipe, sizes, and a look at the data
 build.py        A recipe -> the parts of a run, prepared by accelerate
 initialise.py   First weights of an autoencoder: PyTorch's, or those of a codec that already works, averaging f

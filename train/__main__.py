@@ -1,4 +1,7 @@
-"""python -m train RECIPE [a.b=value ...]: trains a codec, or goes on with the training."""
+"""python -m train RECIPE [a.b=value ...]: trains a codec, or goes on with the training.
+
+python -m train --fields [SECTION]: says what the fields of a recipe mean.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from ldm_vae.ranks import first_to_say
 from ldm_vae.recipe import load_recipe
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
 from train.dry_run import describe
+from train.fields import show_fields
 from train.health import Health
 from train.log import Meter, start_trackers
 from train.loop import Loop, Preempted
@@ -41,14 +45,26 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def command(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe, such as configs/demo_cpu.yaml")],
+    context: typer.Context,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="YAML recipe, such as configs/demo_cpu.yaml")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="changes to it: a.b=value ...")] = None,
+    fields: Annotated[
+        bool,
+        typer.Option("--fields", help="say what every field means, or those of a SECTION in place of RECIPE, stop"),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be trained, check the data, stop")] = False,
 ) -> None:
     """Train a codec by a recipe. Run again, it goes on from its last checkpoint."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     logger.setLevel(logging.INFO)
     try:
+        if fields:
+            show_fields([] if recipe is None else [str(recipe), *(overrides or [])])
+            return
+        if recipe is None:
+            context.fail("Missing argument 'RECIPE'.")
         config = load_recipe(Recipe, recipe, overrides or [])
         if dry_run:
             describe(config)

@@ -30,7 +30,7 @@ class LogConfig(Config):
     """Optimizer steps between two rows; the last step is always logged."""
 
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    """Who gets the rows too, through accelerate."""
+    """Trackers that get the rows too, through accelerate; they must be installed."""
 
 
 def start_trackers(folder: Path, accelerator: Accelerator) -> None:

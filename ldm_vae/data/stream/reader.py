@@ -33,7 +33,11 @@ def _sources(train: Any) -> Any:
 class DataConfig(Config):
     """The images: where they lie, how many make a step, and how they are prepared."""
 
-    train: Annotated[tuple[SourceConfig, ...], BeforeValidator(_sources), Field(min_length=1)]
+    train: Annotated[
+        tuple[SourceConfig, ...],
+        BeforeValidator(_sources, json_schema_input_type=str | tuple[SourceConfig, ...]),
+        Field(min_length=1),
+    ]
     """What to train on: one folder, glob, brace pattern or URL of shards, or folder of images; or a list of sources,
     which are mixed."""
 
