@@ -3,9 +3,11 @@
 
 PYTHON ?= python3
 STEPS ?=
+VERSION ?=
+DEPENDENCIES ?= fetched
 BIN := .venv/bin
 
-.PHONY: demo test slow lint format help hooks
+.PHONY: demo test slow lint format help hooks release
 
 demo: .venv/installed  ## The whole path on real photographs, into runs/demo; STEPS=n shortens it
 	@$(BIN)/python -m tools.demo $(if $(STEPS),--steps $(STEPS))
@@ -31,6 +33,10 @@ help:  ## This list
 
 hooks: .venv/installed  ## Lets git run lint before each commit (pre-commit)
 	$(BIN)/pre-commit install
+
+release: .venv/installed  ## Builds and checks VERSION=x.y.z; DEPENDENCIES=present is quick and fetches none anew
+	@$(if $(VERSION),,echo "say which: make release VERSION=x.y.z" >&2; exit 2)
+	@$(BIN)/python -m tools.release $(VERSION) --dependencies $(DEPENDENCIES)
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \

@@ -16,6 +16,7 @@ command.py            A function as a command of its own: options by typer, and 
 bench_decode.py       Time, memory and error of decoding and encoding one large picture: the full pass,
                       diffusers' tiles, our pieces
 screenshot.py         The top of a report as a picture for the README
+release.py            Builds and checks a release, and says how to publish it
 reliability.py        Docs/reliability.md: what was done to the software, how often, and what was lost; and how
                       soon a run is back
 """
