@@ -21,9 +21,14 @@ from ldm_vae.errors import UserError
 
 
 class Config(BaseModel):
-    """Base of every configuration: frozen, unknown keys refused, no silent conversion of types."""
+    """Base of every configuration: frozen, unknown keys refused, no silent conversion of types.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
+    The docstring under a field says what it means and in which unit; `python -m train --fields` prints it.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants", use_attribute_docstrings=True
+    )
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -14,10 +14,13 @@ from ldm_vae.recipe import Config
 
 
 class EmaConfig(Config):
-    decay: Annotated[float, Field(ge=0, lt=1)] = (
-        0.999  # per optimizer step, after the warm-up; 0: the weights themselves
-    )
-    warmup: bool = True  # decay at step n is at most (1 + n) / (10 + n), so that the initialisation is soon forgotten
+    """The exponential moving average of the autoencoder's weights, which is validated and exported."""
+
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Share of the average that each optimizer step keeps, after the warm-up; 0: the weights themselves."""
+
+    warmup: bool = True
+    """Keeps at most (1 + n) / (10 + n) at step n, so that the first weights are soon forgotten."""
 
 
 class Ema:

@@ -24,30 +24,61 @@ from train.validate import ValidationConfig
 
 
 class ModelConfig(AutoencoderConfig):
-    init_from: str | None = (
-        None  # run, checkpoint, diffusers folder or Hub id whose weights and architecture to start from
-    )
-    initialisation: Literal["default", "average"] = "default"  # first weights: PyTorch's, or train/initialise.py
-    train: Literal["all", "decoder"] = (
-        "all"  # decoder: encoder and quant_conv stay bit-unchanged, old latents stay valid
-    )
+    """The autoencoder: its architecture, the weights it starts from, and which of them are trained."""
+
+    init_from: str | None = None
+    """Run, checkpoint, diffusers folder or Hub id whose weights and architecture to start from; null starts anew."""
+
+    initialisation: Literal["default", "average"] = "default"
+    """First weights of a new autoencoder. default: PyTorch's. average: those of a codec that averages f x f pixels
+    (train/initialise.py)."""
+
+    train: Literal["all", "decoder"] = "all"
+    """Which weights are trained. decoder: encoder and quant_conv stay bit-unchanged, so old latents stay valid."""
 
 
 class Recipe(Config):
-    output: str  # run folder, made where missing
-    steps: Annotated[int, Field(gt=0)]  # optimizer steps of the autoencoder
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of weights, order, crops and noise
+    """The run as a whole."""
+
+    output: str
+    """Run folder; it is made where missing."""
+
+    steps: Annotated[int, Field(gt=0)]
+    """Optimizer steps of the autoencoder."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of first weights, order of the images, crops and noise."""
+
     precision: Literal["auto", "no", "bf16", "float64"] = "auto"
-    # ^ of the networks' arithmetic; weights are float32. auto: bf16 on a GPU that has it, else no. float64: everything.
+    """Arithmetic of the networks; weights stay float32. auto: bf16 on a GPU that has it, else no. no: float32. float64:
+    everything, weights too."""
+
     model: ModelConfig = ModelConfig()
+    """The autoencoder."""
+
     data: DataConfig
+    """The images."""
+
     loss: LossConfig = LossConfig()
-    discriminator: DiscriminatorConfig | None = DiscriminatorConfig()  # null: no adversarial loss
+    """What the autoencoder minimises beside the adversarial loss."""
+
+    discriminator: DiscriminatorConfig | None = DiscriminatorConfig()
+    """The adversarial loss and its discriminator; null: no adversarial loss."""
+
     optimizer: OptimizerConfig = OptimizerConfig()
+    """How weights are updated."""
+
     ema: EmaConfig = EmaConfig()
+    """The averaged weights, which are validated and exported."""
+
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the run is saved, and what is kept."""
+
     validation: ValidationConfig = ValidationConfig()
+    """What is measured on held-out images, and when."""
+
     log: LogConfig = LogConfig()
+    """What is logged, and when."""
 
     @field_validator("precision", mode="before")
     @classmethod

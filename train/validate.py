@@ -30,12 +30,25 @@ ACTIVE = 1.0e-2  # variance of the posterior mean over data above which a channe
 
 
 class ValidationConfig(Config):
-    every: Annotated[int, Field(gt=0)] = 1000  # optimizer steps; the last step is always validated
-    batch: Annotated[int, Field(gt=0)] = 8  # images per forward pass on each rank, of one size
-    resize: Annotated[int, Field(gt=0)] | None = None  # short side in pixels; null: as they are
-    crop: Annotated[int, Field(gt=0)] | None = None  # side in pixels of the centre crop; null: none
+    """Validation while training, on the images of data.validation and with the averaged weights."""
+
+    every: Annotated[int, Field(gt=0)] = 1000
+    """Optimizer steps between two validations; the last step is always validated."""
+
+    batch: Annotated[int, Field(gt=0)] = 8
+    """Images per forward pass on each rank, all of one size."""
+
+    resize: Annotated[int, Field(gt=0)] | None = None
+    """Short side of the images in pixels; null leaves them as they are."""
+
+    crop: Annotated[int, Field(gt=0)] | None = None
+    """Side in pixels of the square cut from the middle; null cuts nothing."""
+
     metrics: tuple[MetricName, ...] = ("psnr", "ssim", "lpips_vgg")
-    pictures: Annotated[int, Field(ge=0)] = 4  # first images shown in samples/, original beside reconstruction
+    """What is measured between image and reconstruction, beside the rate."""
+
+    pictures: Annotated[int, Field(ge=0)] = 4
+    """Number of images, the first ones, that are shown in samples/, original beside reconstruction."""
 
 
 class ObservedCodec:

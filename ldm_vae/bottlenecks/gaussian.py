@@ -14,8 +14,13 @@ from ldm_vae.recipe import Config
 
 
 class GaussianConfig(Config):
+    """A posterior that is a diagonal Gaussian: the encoder gives its mean and log-variance."""
+
     kind: Literal["gaussian"] = "gaussian"
-    logvar_range: tuple[float, float] = (-30.0, 20.0)  # log of variance, clamped to [low, high] (CompVis, diffusers)
+    """The kind of bottleneck."""
+
+    logvar_range: tuple[float, float] = (-30.0, 20.0)
+    """[low, high], natural logarithm: the log-variance is clamped to it, as in CompVis and diffusers."""
 
     @model_validator(mode="after")
     def _ordered(self) -> GaussianConfig:

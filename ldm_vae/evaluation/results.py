@@ -29,10 +29,17 @@ class NoImageError(UserError):
 class EvaluationProtocol(Config):
     """How images are prepared and what is measured; everything else is fixed."""
 
-    image: ImageConfig = ImageConfig()  # channels, resize and crop, from the middle; as they are without
-    metrics: tuple[MetricName | SetMetricName, ...] = (*METRICS, *SET_METRICS)  # psnr_pooled comes with psnr
-    latent: Literal["mode", "sample"] = "mode"  # of the posterior, what is decoded
-    seed: Annotated[int, Field(ge=0)] = 0  # of the samples; the noise of an image depends on seed and key alone
+    image: ImageConfig = ImageConfig()
+    """Channels, resize and crop of the images; crops are taken from the middle."""
+
+    metrics: tuple[MetricName | SetMetricName, ...] = (*METRICS, *SET_METRICS)
+    """What is measured; psnr_pooled comes with psnr."""
+
+    latent: Literal["mode", "sample"] = "mode"
+    """What of the posterior is decoded."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the samples; the noise of an image depends on seed and key alone."""
 
     @property
     def image_metrics(self) -> tuple[MetricName, ...]:

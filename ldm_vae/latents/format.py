@@ -38,21 +38,50 @@ Kind = Literal["moments", "mode", "sample"]
 class LatentJob(Config):
     """Everything that decides the bytes of latent shards."""
 
-    codec: str  # sha256 of the weights
-    factor: int  # pixels per latent position
-    channels: int  # of a latent; moments have twice as many
-    logvar_range: tuple[float, float]  # log-variances are clamped to it before they are used
-    latents: Kind  # what is stored of the posterior
-    mirrored: bool  # also that of the mirrored image
+    codec: str
+    """sha256 of the weights."""
+
+    factor: int
+    """Pixels per latent position, along each side."""
+
+    channels: int
+    """Channels of a latent; moments have twice as many."""
+
+    logvar_range: tuple[float, float]
+    """[low, high]: log-variances are clamped to it before they are used."""
+
+    latents: Kind
+    """What is stored of the posterior."""
+
+    mirrored: bool
+    """Whether the latent of the mirrored image is stored too."""
+
     image_channels: int
-    resize: int | None  # px, short side of the images; null: as they are
+    """Channels of the images."""
+
+    resize: int | None
+    """Short side of the images in pixels; null leaves them as they are."""
+
     resize_filter: Literal["bicubic"] = "bicubic"
-    crop: int | None  # px, side of the square cut from the middle; null: none
-    multiple: int  # px; images are padded to a multiple of it, on the right and below, by reflection
-    precision: str  # in which the network ran: float32, bfloat16
-    batch: int  # images at a time; another number rounds differently
-    keep_image: bool  # whether the image itself is carried along
-    seed: int  # of samples from the posterior; each is a function of seed and key
+    """How images are resampled."""
+
+    crop: int | None
+    """Side in pixels of the square cut from the middle; null cuts nothing."""
+
+    multiple: int
+    """Images are padded to a multiple of so many pixels, on the right and below, by reflection."""
+
+    precision: str
+    """In which the network ran: float32 or bfloat16."""
+
+    batch: int
+    """Images at a time; another number rounds differently."""
+
+    keep_image: bool
+    """Whether the image itself is carried along."""
+
+    seed: int
+    """Seed of the samples from the posterior; each sample is a function of seed and key."""
 
     @property
     def image(self) -> ImageConfig:
@@ -69,28 +98,56 @@ class LatentJob(Config):
 class ShardRecord(Config):
     """What is in one finished shard."""
 
-    name: str  # of the tar
-    bytes: int  # of the shard of images it was made from
+    name: str
+    """Name of the tar."""
+
+    bytes: int
+    """Size in bytes of the shard of images that it was made from."""
+
     keys: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]  # (height, width) in px of each image before padding
-    quarantined: tuple[tuple[str, str], ...]  # (key, reason) of samples left out
-    statistics: dict[str, Any]  # of all latents in it, in the form of metrics.latent.LatentMoments
+    """Keys of the samples, in the order of the tar."""
+
+    sizes: tuple[tuple[int, int], ...]
+    """(height, width) of each image before padding, in pixels."""
+
+    quarantined: tuple[tuple[str, str], ...]
+    """(key, reason) of samples that were left out."""
+
+    statistics: dict[str, Any]
+    """Moments of all its latents, in the form of metrics.latent.LatentMoments."""
 
 
 class LatentsFile(Config):
     """latents.json."""
 
     format: Literal["ldm_vae.latents"] = "ldm_vae.latents"
+
     version: Literal[1] = 1
-    complete: bool = False  # whether every shard is finished; all below is empty until then
+
+    complete: bool = False
+    """Whether every shard is finished; until then samples, scale, statistics, shards, sizes, quarantined are empty."""
+
     dtype: Literal["float16"] = "float16"
+
     job: LatentJob
+
     samples: int = 0
-    scale: dict[str, Any] | None = None  # keys of a diffusers config: the codec's scale, or else that of `statistics`
-    statistics: dict[str, Any] | None = None  # float64, of everything encoded
-    shards: dict[str, int] = Field(default_factory=dict)  # name -> samples
-    sizes: dict[str, dict[str, tuple[int, int]]] = Field(default_factory=dict)  # name -> key -> (height, width), px
-    quarantined: dict[str, dict[str, str]] = Field(default_factory=dict)  # name -> key -> reason
+    """Samples in all shards."""
+
+    scale: dict[str, Any] | None = None
+    """Keys of a diffusers config: the scale of the codec, or else the one that `statistics` gives."""
+
+    statistics: dict[str, Any] | None = None
+    """Statistics of everything encoded, gathered in float64."""
+
+    shards: dict[str, int] = Field(default_factory=dict)
+    """Name of a shard -> number of its samples."""
+
+    sizes: dict[str, dict[str, tuple[int, int]]] = Field(default_factory=dict)
+    """Name of a shard -> key -> (height, width) in pixels."""
+
+    quarantined: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Name of a shard -> key -> reason why the sample was left out."""
 
 
 @dataclass(frozen=True)

@@ -18,20 +18,44 @@ Step = Annotated[int, Field(ge=0)]
 
 
 class DiscriminatorConfig(Config):
-    """Steps are optimizer steps of the autoencoder, whatever the accumulation and the number of processes."""
+    """The adversarial loss, and the PatchGAN discriminator that judges patches of the reconstruction.
+
+    Steps are optimizer steps of the autoencoder, whatever the accumulation and the number of processes.
+    """
 
     loss: AdversarialKind = "hinge"
+    """Losses of the two networks. hinge: hinge for the discriminator, minus the logit for the autoencoder. vanilla:
+    cross-entropy, minus the logit. non_saturating: cross-entropy for both."""
+
     norm: NormKind = "group"
-    layers: Annotated[int, Field(gt=0)] = 3  # convolutions of stride 2
-    channels: Annotated[int, Field(gt=0)] = 64  # width after the first convolution
-    weight: Annotated[float, Field(ge=0)] = 0.5  # of the generator's loss, times the adaptive weight where that is on
-    adaptive: bool = True  # balance the gradients at the decoder's last convolution (losses/adaptive.py)
-    start: Step = 0  # step from which the discriminator is trained
-    generator_start: Step = 0  # step from which the generator feels it; leave the discriminator a head start
-    ramp: Step = 0  # steps from generator_start up to the full weight
+    """Normalisation in the discriminator. batch makes the logits of an image depend on its batch and process."""
+
+    layers: Annotated[int, Field(gt=0)] = 3
+    """Convolutions of stride 2 in the discriminator; each about doubles the side of a patch."""
+
+    channels: Annotated[int, Field(gt=0)] = 64
+    """Width, in channels, after the first convolution; it doubles with every layer, up to eight times."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the autoencoder's adversarial loss, multiplied by the adaptive weight where `adaptive` is on."""
+
+    adaptive: bool = True
+    """Multiplies the weight by |gradient of the reconstruction loss| / |gradient of the adversarial loss|, measured at
+    the decoder's last convolution (losses/adaptive.py)."""
+
+    start: Step = 0
+    """Step from which the discriminator is trained."""
+
+    generator_start: Step = 0
+    """Step from which the autoencoder feels the discriminator, not before `start`; a later step gives the discriminator
+    a head start."""
+
+    ramp: Step = 0
+    """Steps from generator_start up to the full weight, linearly."""
+
     order: Literal["shared", "compvis"] = "shared"
-    # ^ what the discriminator learns from: the reconstructions of the generator's own update (shared), or new ones
-    #   made after it (compvis), for one more forward pass
+    """What the discriminator learns from. shared: the reconstructions of the autoencoder's own update. compvis: new
+    ones, made after that update, for one more forward pass."""
 
     @model_validator(mode="after")
     def _possible(self) -> DiscriminatorConfig:

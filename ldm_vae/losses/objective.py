@@ -36,9 +36,16 @@ Critic = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> logits (B, 1, h, w
 
 
 class LossConfig(Config):
+    """What the autoencoder minimises beside the adversarial loss: the weighted sum of these terms."""
+
     pixel: PixelConfig = PixelConfig()
+    """Distance between pixels."""
+
     perceptual: PerceptualConfig = PerceptualConfig()
+    """LPIPS, the learned perceptual distance."""
+
     rate: RateConfig = RateConfig()
+    """The price of information in the latent."""
 
 
 class Term(Protocol):

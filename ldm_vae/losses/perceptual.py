@@ -32,13 +32,24 @@ SMALLEST: Mapping[Network, int] = {"vgg": 16, "alex": 31}  # pixels per side tha
 
 
 class PerceptualConfig(Config):
+    """LPIPS, the learned perceptual distance between image and reconstruction."""
+
     network: Network = "vgg"
-    weight: Annotated[float, Field(ge=0)] = 1.0  # loss per unit of LPIPS and per value of an image (CompVis)
+    """The network whose features are compared: vgg is the usual loss, alex the usual metric."""
+
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Loss per unit of LPIPS and per value of an image, since the likelihood is summed over an image's values
+    (CompVis)."""
+
     channels: Literal["rgb", "repeat", "select", "off"] = "rgb"
-    # ^ the image channels that the network sees: all three, the only one three times, those in `select`; off: no LPIPS
+    """The image channels that the network sees. rgb: all three. repeat: the only one, three times. select: those that
+    `select` names. off: no LPIPS."""
+
     select: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=3, max_length=3)] = RGB
-    # ^ indices of the image channels shown as red, green, blue
-    backbone: Path | None = None  # file with the network's ImageNet weights; null: fetched and cached
+    """With `channels: select`, the indices of the image channels shown as red, green and blue; 0 is the first."""
+
+    backbone: Path | None = None
+    """File with the network's ImageNet weights; null fetches and caches them."""
 
 
 def perceptual_channels(config: PerceptualConfig, image_channels: int) -> Channels | None:

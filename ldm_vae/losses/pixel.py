@@ -14,10 +14,19 @@ PixelKind = Literal["l1", "l2", "charbonnier"]
 
 
 class PixelConfig(Config):
+    """The distance between pixels of image and reconstruction, in [-1, 1]."""
+
     kind: PixelKind = "l1"
-    weight: Annotated[float, Field(ge=0)] = 1.0  # loss per unit of distance, summed over the values of an image
-    epsilon: Annotated[float, Field(gt=0)] = 1.0e-3  # charbonnier only: where it turns from l2 to l1, images in [-1, 1]
-    learned_variance: bool = False  # learn the log-variance that divides pixel and perceptual loss (Dai & Wipf 2019)
+    """With d the difference of two pixels: |d| (l1), d^2 (l2) or sqrt(d^2 + epsilon^2) (charbonnier)."""
+
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Loss per unit of distance, summed over the values of an image."""
+
+    epsilon: Annotated[float, Field(gt=0)] = 1.0e-3
+    """For charbonnier, the difference at which it turns from l2 to l1, for images in [-1, 1]."""
+
+    learned_variance: bool = False
+    """Learns the log-variance that divides pixel and perceptual loss (Dai & Wipf 2019)."""
 
 
 def pixel_distance(reconstruction: Tensor, target: Tensor, kind: PixelKind, epsilon: float = 1.0e-3) -> Tensor:

@@ -20,19 +20,45 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class AutoencoderConfig(Config):
-    in_channels: Positive = 3  # channels of the image
-    out_channels: Positive = 3  # channels of the reconstruction
-    latent_channels: Positive = 4  # channels of z
+    """Architecture of the convolutional KL autoencoder."""
+
+    in_channels: Positive = 3
+    """Channels of the image."""
+
+    out_channels: Positive = 3
+    """Channels of the reconstruction."""
+
+    latent_channels: Positive = 4
+    """Channels of the latent."""
+
     block_out_channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (128, 256, 512, 512)
-    # ^ width of each level, full resolution first; f = 2^(levels - 1) pixels per latent position
-    layers_per_block: Positive = 2  # residual blocks per level of the encoder; the decoder has one more
-    attention_levels: tuple[Annotated[int, Field(ge=0)], ...] = ()  # levels with attention, 0 = full resolution
-    mid_attention: bool = True  # attention at the lowest resolution
-    norm_groups: Positive = 32  # groups of every GroupNorm
-    quant_conv: bool = True  # 1x1 convolution between encoder and posterior
-    post_quant_conv: bool = True  # 1x1 convolution between latent and decoder
-    gradient_checkpointing: bool = False  # less memory, one more forward pass of each level
+    """Width, in channels, of each level, full resolution first. A latent position stands for f = 2^(levels - 1) pixels
+    along each side."""
+
+    layers_per_block: Positive = 2
+    """Residual blocks per level of the encoder; the decoder has one more."""
+
+    attention_levels: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Levels that have attention; 0 is full resolution."""
+
+    mid_attention: bool = True
+    """Whether the middle blocks of encoder and decoder, at the lowest resolution, have attention."""
+
+    norm_groups: Positive = 32
+    """Groups of every GroupNorm; the number divides every width."""
+
+    quant_conv: bool = True
+    """Whether a 1x1 convolution stands between encoder and posterior."""
+
+    post_quant_conv: bool = True
+    """Whether a 1x1 convolution stands between latent and decoder."""
+
+    gradient_checkpointing: bool = False
+    """Computes each level a second time in the backward pass instead of keeping its activations: less memory, more
+    time."""
+
     bottleneck: GaussianConfig = GaussianConfig()
+    """How a latent is drawn from what the encoder says."""
 
     @model_validator(mode="after")
     def _possible(self) -> AutoencoderConfig:

@@ -238,7 +238,7 @@ def test_a_sample_depends_on_seed_and_key_alone() -> None:
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from ldm_vae.evaluate import evaluate_shards
+from ldm_vae.evaluation.evaluate import evaluate_shards
 from ldm_vae.metrics import sets
 from ldm_vae.ranks import rank_and_world
 from test_evaluate import ALL_SETS, Colours, Quantizer

@@ -113,7 +113,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     save(tmp_path, 1, 0)
     program = """
 import collections, pathlib, pickle, sys, torch
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
 seen = []
 sys.addaudithook(lambda event, args: seen.append(args) if event == "pickle.find_class" else None)
 checkpoint = Checkpoint.latest(pathlib.Path(sys.argv[1]))

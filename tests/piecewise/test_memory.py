@@ -15,8 +15,8 @@ PROGRAM = """
 import json, re, sys
 from pathlib import Path
 import torch
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
-from ldm_vae.exact import decode_pieces, encode_pieces, plan_decode, plan_encode
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from ldm_vae.piecewise import decode_pieces, encode_pieces, plan_decode, plan_encode
 
 direction, part = sys.argv[1], float(sys.argv[2])
 torch.set_num_threads(1)

@@ -22,12 +22,25 @@ FILTERS = {
 
 
 class ImageConfig(Config):
-    channels: Annotated[int, Field(gt=0, le=MAX_CHANNELS)] = 3  # channels of the image
-    resize: Positive | None = None  # short side in pixels, enlarging smaller images; null keeps the size
-    resize_filter: Literal["bicubic", "bilinear", "lanczos", "area"] = "bicubic"  # widened when shrinking (antialias)
-    crop: Positive | None = None  # side in pixels of the square cut out after the resize; null keeps everything
-    crop_mode: Literal["random", "center"] = "random"  # where; validation and evaluation always take the centre
-    flip: bool = False  # mirror left to right with probability 1/2; never in validation and evaluation
+    """What lies between the picture in a file and what the network sees: resize, then crop, then flip."""
+
+    channels: Annotated[int, Field(gt=0, le=MAX_CHANNELS)] = 3
+    """Channels of the image."""
+
+    resize: Positive | None = None
+    """Short side in pixels; smaller images are enlarged to it. null keeps the size."""
+
+    resize_filter: Literal["bicubic", "bilinear", "lanczos", "area"] = "bicubic"
+    """How pixels are resampled; the filter is widened where the image shrinks, against aliasing."""
+
+    crop: Positive | None = None
+    """Side in pixels of the square that is cut out after the resize; null keeps everything."""
+
+    crop_mode: Literal["random", "center"] = "random"
+    """Where the square lies; validation and evaluation always take the centre."""
+
+    flip: bool = False
+    """Mirrors left to right with probability 1/2; never in validation and evaluation."""
 
     @model_validator(mode="after")
     def _possible(self) -> ImageConfig:

@@ -27,10 +27,19 @@ logger = logging.getLogger(__name__)
 
 
 class SourceConfig(Config):
-    shards: str  # folder, glob, brace pattern or URL of tars; or a folder of images
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # share of the samples, against the other sources
-    minimum_side: Annotated[int, Field(gt=0)] | None = None  # pixels; pictures with a shorter side are left out
-    maximum_aspect: Annotated[float, Field(ge=1)] | None = None  # long side / short side; longer pictures are left out
+    """One source of training images, in a mixture of several."""
+
+    shards: str
+    """Folder, glob, brace pattern or URL of tars; or a folder of images."""
+
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Share of the samples, relative to the weights of the other sources."""
+
+    minimum_side: Annotated[int, Field(gt=0)] | None = None
+    """In pixels: images with a shorter side are left out; null keeps them."""
+
+    maximum_aspect: Annotated[float, Field(ge=1)] | None = None
+    """Long side / short side: longer images are left out; null keeps them."""
 
     @property
     def filters(self) -> bool:

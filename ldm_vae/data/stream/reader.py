@@ -31,13 +31,26 @@ def _sources(train: Any) -> Any:
 
 
 class DataConfig(Config):
+    """The images: where they lie, how many make a step, and how they are prepared."""
+
     train: Annotated[tuple[SourceConfig, ...], BeforeValidator(_sources), Field(min_length=1)]
-    # ^ what to train on: folder, glob, brace pattern or URL of shards, folder of images; or a list of sources, mixed
-    validation: str | None = None  # shards to validate on
-    batch: Annotated[int, Field(gt=0)]  # images per optimizer step, over all ranks and accumulation
-    workers: Annotated[int, Field(ge=0)] = 2  # processes per rank that read and decode; 0 reads in the trainer itself
+    """What to train on: one folder, glob, brace pattern or URL of shards, or folder of images; or a list of sources,
+    which are mixed."""
+
+    validation: str | None = None
+    """Folder, glob, brace pattern or URL of shards, or folder of images, to validate on; null: no validation."""
+
+    batch: Annotated[int, Field(gt=0)]
+    """Images per optimizer step, over all ranks and micro-batches."""
+
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Processes per rank that read and decode images; 0 reads in the trainer itself."""
+
     image: ImageConfig = ImageConfig()
-    broken_budget: Annotated[int, Field(ge=0)] = 100  # different broken samples, over all ranks, before the run stops
+    """How an image is prepared: resize, crop, flip."""
+
+    broken_budget: Annotated[int, Field(ge=0)] = 100
+    """Number of different broken samples, over all ranks, that a run takes; one more stops it."""
 
     @field_serializer("train")
     def _plain_source(self, train: tuple[SourceConfig, ...]) -> str | list[SourceConfig]:

@@ -16,9 +16,9 @@ SHARDS, PER_SHARD, WARM, WORKERS = 2000, 100, 10_000, 2
 STREAM = """
 import itertools, json, os, sys
 from pathlib import Path
-from ldm_vae.data.images import ImageConfig
-from ldm_vae.data.index import load_index
-from ldm_vae.data.reader import DataConfig, train_batches
+from ldm_vae.data.images.fit import ImageConfig
+from ldm_vae.data.shards.index import load_index
+from ldm_vae.data.stream.reader import DataConfig, train_batches
 
 def peaks():  # bytes, of this process and of each of its workers
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()

@@ -12,7 +12,7 @@ import pytest
 TRAINER = """
 import signal, sys, time, torch
 from torch.utils.data import DataLoader, IterableDataset
-from ldm_vae.data.workers import outlive_signals
+from ldm_vae.data.stream.signals import outlive_signals
 
 class Numbers(IterableDataset):
     def __iter__(self):
