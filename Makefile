@@ -7,7 +7,7 @@ VERSION ?=
 DEPENDENCIES ?= fetched
 BIN := .venv/bin
 
-.PHONY: demo test slow lint format help hooks release
+.PHONY: demo test slow lint format docs help hooks release
 
 demo: .venv/installed  ## The whole path on real photographs, into runs/demo; STEPS=n shortens it
 	@$(BIN)/python -m tools.demo $(if $(STEPS),--steps $(STEPS))
@@ -26,6 +26,10 @@ lint: .venv/installed  ## What ruff and mypy say; changes nothing
 format: .venv/installed  ## Rewrites the source as `make lint` wants it, as far as ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/installed  ## The site of docs/ and the docstrings, into build/docs; a warning is an error
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going docs build/docs
+	@echo build/docs/index.html
 
 help:  ## This list
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
