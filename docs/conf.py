@@ -47,7 +47,12 @@ nitpick_ignore_regex = [("py:.*", r"(?!ldm_vae\b).*"), ("py:.*", r"ldm_vae\.(.*\
 html_theme = "pydata_sphinx_theme"
 html_title = "ldm_vae"
 html_sidebars = {"**": ["all_pages.html"]}
-html_theme_options: dict[str, Any] = {"navbar_center": [], "show_toc_level": 2, "footer_end": [], "primary_sidebar_end": []}
+html_theme_options: dict[str, Any] = {
+    "navbar_center": [],
+    "show_toc_level": 2,
+    "footer_end": [],
+    "primary_sidebar_end": [],
+}
 html_show_sourcelink = False
 
 # Files outside of this folder that are pages of the site.

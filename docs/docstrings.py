@@ -24,7 +24,8 @@ def to_rest(lines: Iterable[str]) -> list[str]:
             block = list(group)
             # An indented part of a block is as it was drawn; what stands before and after it are paragraphs.
             for drawn, part in groupby(block, key=lambda line: line.startswith(" ") or is_table(block)):
-                result += as_drawn(part) if drawn else as_text(part)
+                show = as_drawn if drawn else as_text
+                result += show(part)
     return result
 
 
