@@ -17,6 +17,7 @@ bench_decode.py       Time, memory and error of decoding and encoding one large 
                       diffusers' tiles, our pieces
 screenshot.py         The top of a report as a picture for the README
 golden.py             Golden rows: does this checkout train and encode as an older commit does, bit for bit?
+release.py            Builds and checks a release, and says how to publish it
 reliability.py        Docs/reliability.md: what was done to the software, how often, and what was lost; and how
                       soon a run is back
 """
