@@ -1,6 +1,34 @@
 """Pretrain latent codecs (KL autoencoders), and use them: `from ldm_vae import LatentCodec`.
 
 Names are imported when first asked for, so that the command line answers without waiting for torch.
+
+    errors.py      The one kind of error that a user can mend: it names the thing and the remedy in a line
+    recipe.py      Recipes: a YAML base plus overrides -> a typed, validated, frozen configuration
+    schedules.py   Numbers that change over a run: pure functions of the optimizer step, the same on any number of
+                   processes
+    precision.py   What "in float32" means here: half types are upcast, float64 stays
+    ranks.py       Which of several processes this is, and how they put their results together; one process is the
+                   rule
+    atomic.py      Files and folders that appear under their name whole, or not at all, whatever kills the writer
+    noise.py       Where every random number comes from: a function of the seed and of what it is for
+    parts.py       The kinds of networks, bottlenecks and adversaries, by the word that a recipe names them with
+codec.py       LatentCodec: image <-> scaled latent, the one object that everything outside training uses
+    __main__.py    `python -m ldm_vae` is the same as `ldm-vae`
+    bottlenecks/   What stands between encoder and decoder: how a latent is drawn, and what it costs
+    cli/           The `ldm-vae` command, a file a subcommand
+    data/          Shards of images -> batches: pictures, shards, and the stream of training
+    diagnostics/   What a latent space is like, and what is wrong with it
+    evaluation/    What a codec does to images, in numbers, beside simple codecs of the same rate
+    interop/       Formats of others, and our own: models come from here and go there
+    latents/       Images as a data set of latents: written, read, measured
+    losses/        Losses, one small file each
+    metrics/       Numbers about images and latents
+    networks/      Whole autoencoders: what training wraps and export saves
+    nn/            Blocks that networks are made of
+    piecewise/     The same networks evaluated in pieces
+    pretrained/    Weights of networks that others trained: found, verified and kept
+    views/         Changes of a picture that have a counterpart in the latent
+report/        A run as one HTML file; `templates/` holds the page, its style and its script
 """
 
 from __future__ import annotations
@@ -10,8 +38,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ldm_vae.codec import LatentCodec
-    from ldm_vae.data.latents import LatentDataset
     from ldm_vae.errors import UserError
+    from ldm_vae.latents.dataset import LatentDataset
 
     __version__: str
 
@@ -19,7 +47,7 @@ __all__ = ["LatentCodec", "LatentDataset", "UserError", "__version__"]
 
 _HOMES = {
     "LatentCodec": "ldm_vae.codec",
-    "LatentDataset": "ldm_vae.data.latents",
+    "LatentDataset": "ldm_vae.latents.dataset",
     "UserError": "ldm_vae.errors",
 }
 

@@ -17,16 +17,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm_vae.autoencoder import Autoencoder
-from ldm_vae.data.images import RANGE_TOLERANCE, from_pillow, to_uint8
+from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.data.images.pixels import RANGE_TOLERANCE, from_pillow, to_uint8
 from ldm_vae.errors import UserError
-from ldm_vae.exact import decode_pieces, encode_pieces
 from ldm_vae.interop import hub
-from ldm_vae.interop.diffusers import to_diffusers_config
 from ldm_vae.interop.export import export_model, sample_size_of
+from ldm_vae.interop.layouts.layout import exchanged_state, layout_of
 from ldm_vae.interop.load import LoadedModel, Source, load_model, statistics_of, weights_hash
+from ldm_vae.networks.network import Network
+from ldm_vae.noise import GivenNoise
+from ldm_vae.piecewise import decode_pieces, encode_pieces
+from ldm_vae.piecewise.chains.chain import has_chains
 from ldm_vae.precision import at_least_float32
-from ldm_vae.scale import LatentScale
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -55,7 +57,7 @@ class LatentCodec:
 
     def __init__(
         self,
-        model: Autoencoder,
+        model: Network,
         scale: LatentScale | None = None,
         source: Source | None = None,
         *,
@@ -63,6 +65,9 @@ class LatentCodec:
     ) -> None:
         """scale: None for latents that nobody has measured; they are then left as they are, with a warning.
         weights_hash: of the weights before a change of type; computed when asked for where None."""
+        if not model.codec:
+            what = f"{(source or Source('a network in memory', 'live')).name} is a network of kind {model.config.kind}"
+            raise UserError(what, "it needs labels or one size of image, and is no codec of images of any size")
         self.model = model
         self.scale = scale
         self.source = source or Source("a network in memory", "live")
@@ -97,7 +102,7 @@ class LatentCodec:
         if channels_last:
             model = model.to(memory_format=torch.channels_last)
         if compile:
-            for network in (model.encoder, model.decoder):
+            for network in (child for child in model.children() if any(child.children())):
                 network.compile()  # in place: the names of parameters stay
         return LatentCodec(model, loaded.scale, loaded.source, weights_hash=digest)
 
@@ -204,11 +209,12 @@ class LatentCodec:
         if self.scale is None:
             raise UserError(f"the latents of {self.source.name} have no scale", "measure them: `ldm-vae stats --write`")
         model, source = self.model, self.source
+        layout = layout_of(model.config)
+        if layout is None or layout.CLASS != "AutoencoderKL":
+            raise UserError(f"a network of kind {model.config.kind}", "diffusers' AutoencoderKL cannot hold it")
         sample_size = sample_size_of(source, model.config)
-        config = to_diffusers_config(
-            model.config, self.scale, sample_size=sample_size, force_upcast=source.force_upcast
-        )
-        return drop_in(config, model.exported_state(), LatentCodec.load, max_memory)
+        config = layout.to_config(model.config, self.scale, sample_size=sample_size, force_upcast=source.force_upcast)
+        return drop_in(config, exchanged_state(model), LatentCodec.load, max_memory)
 
     def push_to_hub(self, hub_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Exports the codec to the model `hub_id` on the Hugging Face Hub, card and all; returns the commit's address.
@@ -231,7 +237,7 @@ class LatentCodec:
         if sample:
             shape = (moments.shape[0], self.latent_channels, *moments.shape[2:])
             where = moments.device if generator is None else generator.device
-            noise = torch.randn(shape, generator=generator, device=where, dtype=moments.dtype).to(moments.device)
+            noise = GivenNoise(torch.randn(shape, generator=generator, device=where, dtype=moments.dtype))
         z: Tensor = self.model.bottleneck(moments, noise).z
         return z
 
@@ -242,9 +248,7 @@ class LatentCodec:
         return latents if self.scale is None else self.scale.remove(latents)
 
     @torch.no_grad()
-    def _finite(
-        self, network: Callable[[Autoencoder, Tensor], Tensor], x: Tensor, what: str
-    ) -> tuple[Tensor, list[int]]:
+    def _finite(self, network: Callable[[Network, Tensor], Tensor], x: Tensor, what: str) -> tuple[Tensor, list[int]]:
         """network(model, x) in the codec's type; samples that are not finite again in float32; those that stay so."""
         x = x.to(self.device)
         with torch.autocast(self.device.type, enabled=False):
@@ -261,7 +265,7 @@ class LatentCodec:
         return result, broken
 
     @cached_property
-    def _in_float32(self) -> Autoencoder:
+    def _in_float32(self) -> Network:
         return copy.deepcopy(self.model).float()
 
     def _check_images(self, images: Tensor) -> None:
@@ -332,16 +336,25 @@ def _type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _encode(model: Autoencoder, images: Tensor, *, max_memory: int | None) -> Tensor:
-    if max_memory is None and images.shape[2] * images.shape[3] < PIECES_FROM:
+def _encode(model: Network, images: Tensor, *, max_memory: int | None) -> Tensor:
+    if not _in_pieces(model, images.shape[2] * images.shape[3], max_memory):
         return model.encode(images)
     return encode_pieces(model, images, max_memory=max_memory)[0]
 
 
-def _decode(model: Autoencoder, z: Tensor, *, max_memory: int | None) -> Tensor:
-    if max_memory is None and z.shape[2] * z.shape[3] * model.config.factor**2 < PIECES_FROM:
+def _decode(model: Network, z: Tensor, *, max_memory: int | None) -> Tensor:
+    if not _in_pieces(model, z.shape[2] * z.shape[3] * model.config.factor**2, max_memory):
         return model.decode(z)
     return decode_pieces(model, z, max_memory=max_memory)[0]
+
+
+def _in_pieces(model: Network, pixels: int, max_memory: int | None) -> bool:
+    """Whether pictures of so many pixels are evaluated in pieces. Raises UserError for a bound that none can keep."""
+    if has_chains(model):
+        return max_memory is not None or pixels >= PIECES_FROM
+    if max_memory is not None:
+        raise UserError(f"max_memory of {max_memory:,} bytes", f"a network of kind {model.config.kind} runs as a whole")
+    return False
 
 
 def _not_finite(x: Tensor) -> list[int]:

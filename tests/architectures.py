@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ldm_vae.autoencoder import AutoencoderConfig
+from ldm_vae.networks.kl import AutoencoderConfig
 
 WIDTHS = {4: (8, 8, 16), 8: (8, 8, 16, 16), 16: (8, 8, 8, 16, 16), 32: (8, 8, 8, 8, 16, 16)}
 

@@ -14,9 +14,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from ldm_vae import LatentCodec, UserError
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import NonFiniteError, from_numpy, from_pil, pad_to_multiple, to_numpy, to_pil
-from ldm_vae.scale import LatentScale
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 8, 16), norm_groups=4, layers_per_block=1)
 
@@ -294,7 +294,7 @@ def test_options_of_speed_leave_pieces_exact(
     AutoencoderKL(block_out_channels=[32], norm_num_groups=4, scaling_factor=0.5).save_pretrained(tmp_path)
     expected = LatentCodec.load(tmp_path, device="cpu").reconstruct(pictures(40, 56))
     monkeypatch.setattr("ldm_vae.codec.PIECES_FROM", 1)
-    monkeypatch.setattr("ldm_vae.exact.plan.STRIP_BYTES", 2**12)
+    monkeypatch.setattr("ldm_vae.piecewise.plan.STRIP_BYTES", 2**12)
     fast = LatentCodec.load(tmp_path, device="cpu", **options)  # type: ignore[arg-type]
     passes: list[int] = []
     fast.model.decoder.register_forward_hook(lambda *_: passes.append(1))
@@ -307,7 +307,7 @@ def test_large_pictures_pass_in_pieces_by_themselves(codec: LatentCodec, monkeyp
     image = pictures(96, 80)
     moments, passes = codec.moments(image), []
     monkeypatch.setattr("ldm_vae.codec.PIECES_FROM", 96 * 80)
-    monkeypatch.setattr("ldm_vae.exact.plan.STRIP_BYTES", 2**14)  # cut what would be small enough
+    monkeypatch.setattr("ldm_vae.piecewise.plan.STRIP_BYTES", 2**14)  # cut what would be small enough
     codec.model.encoder.register_forward_hook(lambda *_: passes.append(1))
     torch.testing.assert_close(codec.moments(image), moments, rtol=0, atol=1e-4 * float(moments.std()))
     assert passes == []

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from ldm_vae import LatentDataset
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.cli.app import main
-from ldm_vae.interop.native import Checkpoint
-from ldm_vae.roundtrip import round_to_bits
+from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.latents.roundtrip import round_to_bits
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.cli.conftest import write_shard
 from tests.conftest import ROOT
 

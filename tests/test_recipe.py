@@ -4,8 +4,8 @@ from typing import Literal
 import pytest
 from pydantic import model_validator
 
-from ldm_vae.autoencoder import AutoencoderConfig
 from ldm_vae.errors import UserError
+from ldm_vae.networks.kl import AutoencoderConfig
 from ldm_vae.recipe import Config, dump, load_recipe, read_yaml, resolve, validate
 
 

@@ -29,7 +29,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from ldm_vae.codec import LatentCodec, from_pil
-from ldm_vae.exact import decode_pieces, encode_pieces
+from ldm_vae.piecewise import decode_pieces, encode_pieces
 from tools.command import run_command
 
 SANE_TILE = 512  # px

@@ -23,10 +23,10 @@ from rich.table import Table
 
 from ldm_vae.cli.app import main as ldm_vae
 from ldm_vae.codec import LatentCodec, pad_to_multiple
-from ldm_vae.data.index import SourceConfig, load_index
-from ldm_vae.data.reader import DataConfig, validation_batches
+from ldm_vae.data.shards.index import SourceConfig, load_index
+from ldm_vae.data.stream.reader import DataConfig, validation_batches
 from ldm_vae.errors import UserError
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import resolve
 from tools.photographs import SIDES, write_photographs
 

@@ -17,8 +17,8 @@ from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 from pydantic import Field
 from torch import Tensor, nn
 
-from ldm_vae.data.batch import rng
 from ldm_vae.errors import UserError
+from ldm_vae.noise import rng
 from ldm_vae.recipe import Config
 from ldm_vae.schedules import warmup_decay
 
@@ -36,14 +36,31 @@ LearningRate = Annotated[float, typer.Option(help="Learning rate of AdamW.")]
 
 
 class DenoiserConfig(Config):
-    width: Annotated[int, Field(gt=0, multiple_of=HEAD)] = 128  # channels of a token
-    depth: Positive = 6  # blocks
-    tokens: Positive = 8  # along each side of a latent; patches are as large as that makes them
-    steps: Positive  # optimizer steps
-    batch: Positive = 32  # latents per step
-    lr: Annotated[float, Field(gt=0)] = 1.0e-3  # of AdamW; rises over a twentieth of the steps, falls to 0 by a cosine
-    label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1  # share of latents whose class is withheld
-    seed: int = 0  # of the first weights, the noise and the times
+    """The transformer and its training."""
+
+    width: Annotated[int, Field(gt=0, multiple_of=HEAD)] = 128
+    """Channels of a token."""
+
+    depth: Positive = 6
+    """Transformer blocks."""
+
+    tokens: Positive = 8
+    """Tokens along each side of a latent; patches are as large as that makes them."""
+
+    steps: Positive
+    """Optimizer steps."""
+
+    batch: Positive = 32
+    """Latents per step."""
+
+    lr: Annotated[float, Field(gt=0)] = 1.0e-3
+    """Learning rate of AdamW; it rises over a twentieth of the steps and falls to 0 by a cosine."""
+
+    label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of latents whose class is withheld."""
+
+    seed: int = 0
+    """Seed of the first weights, the noise and the times."""
 
 
 def build_denoiser(config: DenoiserConfig, channels: int, side: int) -> Any:

@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from ldm_vae.atomic import atomic_file, atomic_folder
 from ldm_vae.codec import LatentCodec, to_pil
-from ldm_vae.data.batch import rng
-from ldm_vae.data.latents import LatentDataset
 from ldm_vae.errors import UserError
-from ldm_vae.interop.targets import fit_scale
+from ldm_vae.interop.pipelines import fit_scale
+from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.noise import rng
 from ldm_vae.recipe import validate
 from tools.command import run_command
 from tools.denoiser import (

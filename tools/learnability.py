@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import LatentCodec, NonFiniteError, from_numpy
-from ldm_vae.data.batch import rng
-from ldm_vae.data.images import to_uint8
+from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.frechet import frechet_distance
 from ldm_vae.metrics.image import psnr
 from ldm_vae.metrics.latent import LatentMoments
 from ldm_vae.metrics.pair import PairNetwork
-from ldm_vae.scale import LatentScale
+from ldm_vae.noise import rng
 from tools.denoiser import NO_LABEL, DenoiserConfig, build_denoiser, sample_latents, train_denoiser
 
 AT_ONCE = 64  # pictures through a network at a time

@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.codec import LatentCodec
-from ldm_vae.data.images import ImageConfig, to_uint8
-from ldm_vae.data.index import load_index
-from ldm_vae.data.reader import measured_batches
+from ldm_vae.data.images.fit import ImageConfig
+from ldm_vae.data.images.pixels import to_uint8
+from ldm_vae.data.shards.index import load_index
+from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.pair import PairNetwork
 from ldm_vae.recipe import validate

@@ -15,12 +15,17 @@ import numpy as np
 import pytest
 import webdataset
 
-from ldm_vae.data.images import encode_image
-from ldm_vae.data.index import load_index, write_index
-from ldm_vae.data.reader import DataConfig, train_batches
+from ldm_vae.data.images.decode import encode_image
+from ldm_vae.data.shards.index import load_index, write_index
+from ldm_vae.data.stream.reader import DataConfig, train_batches
 
 PAGE = Path("docs/reliability.md")
-TESTS = ("tests/interop/test_native.py", "tests/data/test_remote.py", "tests/data/test_reader.py", "tests/train")
+TESTS = (
+    "tests/interop/test_checkpoint.py",
+    "tests/data/stream/test_remote.py",
+    "tests/data/stream/test_reader.py",
+    "tests/train",
+)
 SHARDS, SAMPLES, SIDE, BATCH = 40, 500, 64, 32  # tars, pictures in each, pixels, pictures per step
 
 HEAD = """# Reliability
@@ -39,7 +44,7 @@ cores that had other work: only the ratio of the two rows says something.
 |---|---|---|
 {rows}
 Position is a number: what was consumed before is not read again. Over HTTP a resume reads at most one window of 64
-samples per lane (`tests/data/test_remote.py`).
+samples per lane (`tests/data/stream/test_remote.py`).
 
 ## What ends a run, and with which code
 A worker that has saved after SIGTERM, SIGUSR1 or Ctrl-C ends with 85, one that met bad input with 2; launchers turn

@@ -1,9 +1,13 @@
-"""python -m train RECIPE [a.b=value ...]: trains a codec, or goes on with the training."""
+"""python -m train RECIPE [a.b=value ...]: trains a codec, or goes on with the training.
+
+python -m train --fields [SECTION]: says what the fields of a recipe mean.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -11,16 +15,18 @@ from typing import Annotated
 import torch
 import typer
 from accelerate import Accelerator
+from torch import nn
 
-from ldm_vae.autoencoder import Autoencoder
-from ldm_vae.data.index import load_index
-from ldm_vae.data.reader import train_batches
+from ldm_vae.data.shards.index import load_index
+from ldm_vae.data.stream.reader import train_batches
 from ldm_vae.errors import UserError
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.networks.network import Network
 from ldm_vae.ranks import first_to_say
 from ldm_vae.recipe import load_recipe
-from train.build import build_accelerator, build_autoencoder, build_run
+from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
 from train.dry_run import describe
+from train.fields import show_fields
 from train.health import Health
 from train.log import Meter, start_trackers
 from train.loop import Loop, Preempted
@@ -39,14 +45,26 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def command(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe, such as configs/demo_cpu.yaml")],
+    context: typer.Context,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="YAML recipe, such as configs/demo_cpu.yaml")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="changes to it: a.b=value ...")] = None,
+    fields: Annotated[
+        bool,
+        typer.Option("--fields", help="say what every field means, or those of a SECTION in place of RECIPE, stop"),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be trained, check the data, stop")] = False,
 ) -> None:
     """Train a codec by a recipe. Run again, it goes on from its last checkpoint."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     logger.setLevel(logging.INFO)
     try:
+        if fields:
+            show_fields([] if recipe is None else [str(recipe), *(overrides or [])])
+            return
+        if recipe is None:
+            context.fail("Missing argument 'RECIPE'.")
         config = load_recipe(Recipe, recipe, overrides or [])
         if dry_run:
             describe(config)
@@ -73,13 +91,14 @@ def train(recipe: Recipe) -> None:
     folder, main = Path(recipe.output), accelerator.is_main_process
     checkpoint = latest_checkpoint(folder, accelerator)
     autoencoder, recipe = build_autoencoder(recipe, checkpoint)
+    frozen, recipe = build_frozen(recipe)
     check_same_experiment(folder, recipe)
     with ExitStack() as held:
         lock_run(held, folder, accelerator)
         preemption = held.enter_context(Preemption(recipe.checkpoint.preempt_every))
         write_status(folder, "running", main=main)
         try:
-            train_under_lock(recipe, checkpoint, accelerator, autoencoder, preemption)
+            train_under_lock(recipe, checkpoint, accelerator, autoencoder, frozen, preemption)
         except BaseException as error:
             status: Status = "preempted" if isinstance(error, Preempted) else "failed"
             try:
@@ -112,13 +131,14 @@ def train_under_lock(
     recipe: Recipe,
     checkpoint: Checkpoint | None,
     accelerator: Accelerator,
-    autoencoder: Autoencoder,
+    autoencoder: Network,
+    frozen: Mapping[str, nn.Module],
     preemption: Preemption,
 ) -> None:
     """Data, networks and checkpoint in place, then the loop."""
     folder = Path(recipe.output)
     index = load_index(recipe.data.train, cache=folder / "index")
-    run, meter, health = build_run(recipe, accelerator, autoencoder), Meter(), Health(accelerator)
+    run, meter, health = build_run(recipe, accelerator, autoencoder, frozen), Meter(), Health(accelerator)
     if checkpoint is not None:
         check_same_data(checkpoint, index)
         restore(run, meter, health, checkpoint)

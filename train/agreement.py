@@ -8,14 +8,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ldm_vae.errors import UserError
+WORDS = {1: torch.uint8, 2: torch.int16}  # bytes of a value -> how its bits are read; larger ones as several words
+
+
+class RanksDiffer(RuntimeError):
+    """Replicas have drifted apart: a fault of ours or of a device, and nothing that a user can mend."""
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
     """(2,) int64, sums over the bits of all values, plain and weighted by position (wrapping around)."""
     total = torch.zeros(2, dtype=torch.int64)
     for tensor in tensors:
-        bits = tensor.detach().contiguous().view(-1).view(torch.int16 if tensor.element_size() == 2 else torch.int32)
+        bits = tensor.detach().contiguous().view(-1).view(WORDS.get(tensor.element_size(), torch.int32))
         place = torch.arange(bits.numel(), device=bits.device, dtype=torch.int64)
         bits = bits.to(torch.int64)
         total = total.to(bits.device) + torch.stack([bits.sum(), (bits * place).sum()])
@@ -23,7 +27,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def check_ranks_agree(groups: dict[str, dict[str, Tensor]], accelerator: Accelerator) -> None:
-    """Raises UserError, on all ranks, where one of the named groups of tensors differs between ranks."""
+    """Raises RanksDiffer, on all ranks, where one of the named groups of tensors differs between ranks."""
     if accelerator.num_processes == 1:
         return
     local = torch.stack([fingerprint(group.values()).to(accelerator.device) for group in groups.values()])
@@ -31,7 +35,7 @@ def check_ranks_agree(groups: dict[str, dict[str, Tensor]], accelerator: Acceler
     differing = (gathered != gathered[0]).any(dim=0).any(dim=1).tolist()
     for name, differs in zip(groups, differing, strict=True):
         if differs:
-            raise UserError(
-                f"ranks hold different values of {name}",
-                "this is a fault of ours or of a device: go back to the last checkpoint and report it",
+            raise RanksDiffer(
+                f"ranks hold different values of {name}: this is a fault of ours or of a device, so please report it; "
+                "the last checkpoint is whole"
             )

@@ -1,4 +1,4 @@
-"""When a run saves and which checkpoints it keeps. The format is `ldm_vae/interop/native.py`."""
+"""When a run saves and which checkpoints it keeps. The format is `ldm_vae/interop/checkpoint.py`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,30 @@ from typing import Literal
 from pydantic import Field
 
 from ldm_vae.atomic import remove_folder
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import Config
 
 
 class CheckpointConfig(Config):
-    every: int = Field(default=1000, ge=1)  # optimizer steps between two saves; the last step is saved in any case
-    keep_last: int = Field(default=2, ge=1)  # newest checkpoints kept
-    keep_every: int = Field(default=0, ge=0)  # optimizer steps: multiples of it stay for good; 0 = none
-    best: str | None = None  # name in the log whose best checkpoint stays, such as validation/lpips_vgg; null = none
-    mode: Literal["min", "max"] = "min"  # whether the best value is the lowest or the highest
-    preempt_every: int = Field(default=5, ge=1)  # optimizer steps between two looks, by all ranks, for a signal to stop
+    """When a run saves, and which checkpoints it keeps."""
+
+    every: int = Field(default=1000, ge=1)
+    """Optimizer steps between two saves; the last step is always saved."""
+
+    keep_last: int = Field(default=2, ge=1)
+    """Number of newest checkpoints that are kept."""
+
+    keep_every: int = Field(default=0, ge=0)
+    """In optimizer steps: checkpoints at multiples of it stay for good; 0: none."""
+
+    best: str | None = None
+    """Name in the log, such as validation/lpips_vgg, whose best checkpoint stays; null: none."""
+
+    mode: Literal["min", "max"] = "min"
+    """Whether the best value is the lowest or the highest."""
+
+    preempt_every: int = Field(default=5, ge=1)
+    """Optimizer steps between two looks, by all ranks, for a signal to stop."""
 
 
 def folder_of(run: Path, step: int) -> Path:

@@ -9,13 +9,12 @@ from rich.console import Console
 from rich.syntax import Syntax
 from torch import nn
 
-from ldm_vae.data.index import Index, load_index
-from ldm_vae.data.reader import train_batches, validation_batches
+from ldm_vae.data.shards.index import Index, load_index
+from ldm_vae.data.stream.reader import train_batches, validation_batches
 from ldm_vae.errors import UserError
 from ldm_vae.losses.perceptual import perceptual_channels
-from ldm_vae.nn.discriminator import PatchDiscriminator
 from ldm_vae.recipe import dump
-from train.build import build_autoencoder
+from train.build import build_adversaries, build_autoencoder
 from train.recipe import Recipe, resolve_precision
 from train.validate import validation_data
 
@@ -30,12 +29,8 @@ def describe(recipe: Recipe) -> None:
     console = Console(soft_wrap=True)
     console.print(Syntax(dump(recipe), "yaml", background_color="default"))
     console.print(f"autoencoder: {_parameters(autoencoder)}, f = {recipe.model.factor}")
-    if recipe.discriminator is not None:
-        config = recipe.discriminator
-        discriminator = PatchDiscriminator(
-            recipe.model.out_channels, channels=config.channels, layers=config.layers, norm=config.norm
-        )
-        console.print(f"discriminator: {_parameters(discriminator)}")
+    for adversary in build_adversaries(recipe):
+        console.print(f"{adversary.name}: {_parameters(adversary.build(recipe.model))}")
     shape = autoencoder.latent_shape(image)
     ratio = image[0].numel() / math.prod(shape[1:])
     console.print(f"image {tuple(image.shape[1:])} -> latent {shape[1:]}, {ratio:.3g} times fewer numbers")

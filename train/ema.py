@@ -9,32 +9,41 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ldm_vae.autoencoder import Autoencoder
+from ldm_vae.networks.network import Network
 from ldm_vae.recipe import Config
 
 
 class EmaConfig(Config):
-    decay: Annotated[float, Field(ge=0, lt=1)] = (
-        0.999  # per optimizer step, after the warm-up; 0: the weights themselves
-    )
-    warmup: bool = True  # decay at step n is at most (1 + n) / (10 + n), so that the initialisation is soon forgotten
+    """The exponential moving average of the autoencoder's weights, which is validated and exported."""
+
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Share of the average that each optimizer step keeps, after the warm-up; 0: the weights themselves."""
+
+    warmup: bool = True
+    """Keeps at most (1 + n) / (10 + n) at step n, so that the first weights are soon forgotten."""
 
 
 class Ema:
     """A second autoencoder, in at least float32, that follows the trained one; ready to be called."""
 
-    def __init__(self, model: Autoencoder, config: EmaConfig) -> None:
+    def __init__(self, model: Network, config: EmaConfig) -> None:
         self.config = config
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.average: list[Tensor] = list(self.model.parameters())
         self.source: list[Tensor] = list(model.parameters())
+        self.buffers: list[tuple[Tensor, Tensor]] = list(zip(self.model.buffers(), model.buffers(), strict=True))
 
     def decay(self, step: int) -> float:
         return min(self.config.decay, (1 + step) / (10 + step)) if self.config.warmup else self.config.decay
 
     @torch.no_grad()
     def update(self, finite: Tensor, step: int) -> None:
-        """average += (1 - decay) (weights - average); nothing where `finite` is false."""
+        """average += (1 - decay) (weights - average); nothing where `finite` is false.
+
+        Buffers (codebooks, statistics of batch norm) are copied as they are: they follow averages of their own.
+        """
         difference = torch._foreach_sub(self.source, self.average)
         torch._foreach_mul_(difference, finite * (1.0 - self.decay(step)))
         torch._foreach_add_(self.average, difference)
+        for copied, buffer in self.buffers:
+            copied.copy_(buffer)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ldm_vae.data.batch import Batch
+from ldm_vae.data.stream.batch import Batch
 
 
 class Guard:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ldm_vae.autoencoder import Autoencoder
 from ldm_vae.errors import UserError
+from ldm_vae.networks.kl import Autoencoder
+from ldm_vae.networks.network import Network
 from ldm_vae.nn.blocks import Attention, Downsample, ResBlock, Upsample
 
 LEVEL = 2.0  # the constants, beside images in [-1, 1]
@@ -25,8 +26,11 @@ FREE = 0.1  # what the weights of all other channels at the two exits are multip
 
 
 @torch.no_grad()
-def initialise_average(model: Autoencoder) -> None:
-    """Overwrites weights in place. Raises UserError where the widths leave no room for the lanes."""
+def initialise_average(model: Network) -> None:
+    """Overwrites weights in place. Raises UserError for another network, and where the widths leave no room for the
+    lanes."""
+    if not isinstance(model, Autoencoder):
+        raise UserError("model.initialisation: average", f"a network of kind {model.config.kind} starts with default")
     config, encoder, decoder = model.config, model.encoder, model.decoder
     groups, values = config.norm_groups, config.in_channels
     if min(config.block_out_channels) // groups < LANES or min(groups, config.latent_channels) < values:

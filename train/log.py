@@ -24,8 +24,13 @@ SHOWN = ("pixel", "perceptual", "rate", "generator", "discriminator")  # losses 
 
 
 class LogConfig(Config):
-    every: Annotated[int, Field(gt=0)] = 50  # optimizer steps between rows; the last step is always logged
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)  # through accelerate
+    """Rows of metrics.jsonl, and who else gets them."""
+
+    every: Annotated[int, Field(gt=0)] = 50
+    """Optimizer steps between two rows; the last step is always logged."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Trackers that get the rows too, through accelerate; they must be installed."""
 
 
 def start_trackers(folder: Path, accelerator: Accelerator) -> None:

@@ -12,11 +12,11 @@ import torch
 from accelerate.utils import gather_object
 
 from ldm_vae.atomic import append, atomic_file
-from ldm_vae.data.index import Index
-from ldm_vae.data.reader import TrainBatches, check_budget
-from ldm_vae.data.share import Fault
+from ldm_vae.data.shards.index import Index
+from ldm_vae.data.stream.reader import TrainBatches, check_budget
+from ldm_vae.data.stream.worker import Fault
 from ldm_vae.errors import UserError
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
 from train.agreement import check_ranks_agree
 from train.checkpoint import folder_of, prune
 from train.health import Health

@@ -15,22 +15,44 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
+    """Adam for the autoencoder and for the discriminator."""
+
     kind: Literal["adam", "adamw"] = "adam"
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = (
-        1.0e-4  # of the autoencoder; as it is, never multiplied by batch or processes
-    )
-    discriminator_lr: Annotated[float, Field(gt=0)] | None = None  # null: the autoencoder's
-    betas: tuple[Beta, Beta] = (0.5, 0.9)  # decay of the mean and of the mean square of gradients, per step
-    eps: Annotated[float, Field(gt=0)] = 1.0e-8  # added to the root of the second moment
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # decoupled, adamw only
-    warmup: Annotated[int, Field(ge=0)] = 0  # optimizer steps of linear warm-up
-    decay: Decay = "constant"  # shape after the warm-up, down to `final` at the last step
-    final: Annotated[float, Field(ge=0, le=1)] = 0.0  # learning rate of the last step over the full one
-    clip: Annotated[float, Field(gt=0)] | None = (
-        None  # largest global norm of the gradient, in units of the summed loss
-    )
-    accumulation: Annotated[int, Field(gt=0)] = 1  # micro-batches per optimizer step on each rank
-    patience: Annotated[int, Field(gt=0)] = 10  # non-finite optimizer steps in a row after which the run stops
+    """adamw is Adam with a weight decay that is decoupled from the gradient."""
+
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0e-4
+    """Learning rate of the autoencoder; it is used as it is, never multiplied by batch or processes."""
+
+    discriminator_lr: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of the discriminator; null: the autoencoder's."""
+
+    betas: tuple[Beta, Beta] = (0.5, 0.9)
+    """Decay of the mean and of the mean square of gradients, per optimizer step."""
+
+    eps: Annotated[float, Field(gt=0)] = 1.0e-8
+    """Added to the root of the mean square."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """For adamw: share of a weight that is taken away per step, times the learning rate."""
+
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps over which the learning rate rises linearly to its full value."""
+
+    decay: Decay = "constant"
+    """Shape of the learning rate after the warm-up; linear and cosine come down to `final` at the last step."""
+
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Learning rate of the last step, as a share of the full one."""
+
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest global L2 norm of a gradient, in units of the summed loss: a longer gradient is scaled down to it. null:
+    no clipping."""
+
+    accumulation: Annotated[int, Field(gt=0)] = 1
+    """Micro-batches per optimizer step on each rank."""
+
+    patience: Annotated[int, Field(gt=0)] = 10
+    """Number of optimizer steps in a row with a non-finite gradient after which the run stops."""
 
 
 class Update:

@@ -6,15 +6,16 @@ from typing import Annotated, Any, Literal
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from ldm_vae.autoencoder import AutoencoderConfig
-from ldm_vae.data.reader import DataConfig
+from ldm_vae.data.stream.reader import DataConfig
 from ldm_vae.losses.adversarial import DiscriminatorConfig
+from ldm_vae.losses.adversary import AdversaryConfig
 from ldm_vae.losses.objective import LossConfig
 from ldm_vae.losses.perceptual import SMALLEST
 from ldm_vae.metrics.facts import fact
-from ldm_vae.nn.discriminator import smallest_side
+from ldm_vae.networks.network import NetworkConfig
+from ldm_vae.parts import ADVERSARIES, NETWORKS
 from ldm_vae.recipe import Config
 from train.checkpoint import CheckpointConfig
 from train.ema import EmaConfig
@@ -23,31 +24,72 @@ from train.optimizer import OptimizerConfig
 from train.validate import ValidationConfig
 
 
-class ModelConfig(AutoencoderConfig):
-    init_from: str | None = (
-        None  # run, checkpoint, diffusers folder or Hub id whose weights and architecture to start from
-    )
-    initialisation: Literal["default", "average"] = "default"  # first weights: PyTorch's, or train/initialise.py
-    train: Literal["all", "decoder"] = (
-        "all"  # decoder: encoder and quant_conv stay bit-unchanged, old latents stay valid
-    )
+class ModelConfig(NetworkConfig):
+    """The autoencoder: its architecture, the weights it starts from, and which of them are trained."""
+
+    init_from: str | None = None
+    """Run, checkpoint, diffusers folder or Hub id whose weights and architecture to start from; null starts anew."""
+
+    initialisation: Literal["default", "average"] = "default"
+    """First weights of a new autoencoder. default: PyTorch's. average: those of a codec that averages f x f pixels
+    (train/initialise.py)."""
+
+    train: str = "all"
+    """Which weights are trained: all, or a part that the kind of network names. decoder: encoder and quant_conv stay
+    bit-unchanged, so old latents stay valid."""
+
+
+MODELS = NETWORKS.with_base(ModelConfig)
+
+
+def _default_model() -> ModelConfig:
+    model = MODELS.config(MODELS.default)()
+    assert isinstance(model, ModelConfig)
+    return model
 
 
 class Recipe(Config):
-    output: str  # run folder, made where missing
-    steps: Annotated[int, Field(gt=0)]  # optimizer steps of the autoencoder
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of weights, order, crops and noise
+    """The run as a whole."""
+
+    output: str
+    """Run folder; it is made where missing."""
+
+    steps: Annotated[int, Field(gt=0)]
+    """Optimizer steps of the autoencoder."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of first weights, order of the images, crops and noise."""
+
     precision: Literal["auto", "no", "bf16", "float64"] = "auto"
-    # ^ of the networks' arithmetic; weights are float32. auto: bf16 on a GPU that has it, else no. float64: everything.
-    model: ModelConfig = ModelConfig()
+    """Arithmetic of the networks; weights stay float32. auto: bf16 on a GPU that has it, else no. no: float32. float64:
+    everything, weights too."""
+
+    model: Annotated[SerializeAsAny[ModelConfig], MODELS] = Field(default_factory=_default_model)
+    """The autoencoder."""
+
     data: DataConfig
+    """The images."""
+
     loss: LossConfig = LossConfig()
-    discriminator: DiscriminatorConfig | None = DiscriminatorConfig()  # null: no adversarial loss
+    """What the autoencoder minimises beside the adversarial loss."""
+
+    discriminator: Annotated[SerializeAsAny[AdversaryConfig] | None, ADVERSARIES] = DiscriminatorConfig()
+    """The adversarial loss and its discriminator; null: no adversarial loss."""
+
     optimizer: OptimizerConfig = OptimizerConfig()
+    """How weights are updated."""
+
     ema: EmaConfig = EmaConfig()
+    """The averaged weights, which are validated and exported."""
+
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the run is saved, and what is kept."""
+
     validation: ValidationConfig = ValidationConfig()
+    """What is measured on held-out images, and when."""
+
     log: LogConfig = LogConfig()
+    """What is logged, and when."""
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -61,8 +103,11 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         model, image = self.model, self.data.image
-        if model.init_from is None and model.train == "decoder":
-            raise ValueError("model.train: decoder needs model.init_from, whose encoder it keeps")
+        if model.train not in ("all", *model.train_parts):
+            known = ", ".join(("all", *model.train_parts))
+            raise ValueError(f"model.train {model.train!r}: a network of kind {model.kind} knows {known}")
+        if model.init_from is None and model.train != "all":
+            raise ValueError(f"model.train: {model.train} needs model.init_from, whose other parts it keeps")
         if model.init_from is None and model.in_channels != model.out_channels:
             raise ValueError(
                 "model.in_channels and model.out_channels must be equal, since the image is its own target"
@@ -84,8 +129,7 @@ class Recipe(Config):
             raise ValueError("optimizer.weight_decay is for kind: adamw")
         if self.checkpoint.best is not None:
             self._best_can_be_found(self.checkpoint.best)
-        norm = None if self.discriminator is None else self.discriminator.norm
-        if norm == "batch" and self.optimizer.accumulation > 1:
+        if self.discriminator is not None and self.discriminator.sees_batches and self.optimizer.accumulation > 1:
             raise ValueError(
                 "discriminator.norm: batch sees micro-batches, not the batch, under accumulation; use group"
             )
@@ -99,10 +143,10 @@ class Recipe(Config):
                 f"images of {side} pixels are too small for LPIPS: "
                 f"use at least {SMALLEST[perceptual.network]}, or loss.perceptual.channels: off"
             )
-        if discriminator is not None and side < smallest_side(discriminator.layers):
+        if discriminator is not None and side < discriminator.smallest_image:
             raise ValueError(
                 f"images of {side} pixels are too small for the discriminator: "
-                f"use at least {smallest_side(discriminator.layers)}, or fewer discriminator.layers"
+                f"use at least {discriminator.smallest_image}, or fewer discriminator.layers"
             )
 
     def _best_can_be_found(self, best: str) -> None:

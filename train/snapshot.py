@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
 from train.health import Health
 from train.log import Meter
 from train.recipe import Recipe
@@ -28,9 +28,9 @@ def tensors_of(run: Run, meter: Meter) -> dict[str, dict[str, Tensor]]:
         "state": state,
         "optimizer_model": run.updates["model"].state(),
     }
-    if "discriminator" in run.updates:
-        groups["discriminator"] = run.accelerator.unwrap_model(run.discriminator).state_dict()
-        groups["optimizer_discriminator"] = run.updates["discriminator"].state()
+    for name, critic in run.critics.items():
+        groups[name] = _without_frozen(run.accelerator.unwrap_model(critic))
+        groups[f"optimizer_{name}"] = run.updates[name].state()
     return groups
 
 
@@ -55,9 +55,10 @@ def restore(run: Run, meter: Meter, health: Health, checkpoint: Checkpoint) -> N
     run.autoencoder.load_state_dict(checkpoint.tensors("model"))
     run.ema.model.load_state_dict(checkpoint.tensors("ema"))
     run.updates["model"].load(checkpoint.tensors("optimizer_model"))
-    if "discriminator" in run.updates:
-        run.accelerator.unwrap_model(run.discriminator).load_state_dict(checkpoint.tensors("discriminator"))
-        run.updates["discriminator"].load(checkpoint.tensors("optimizer_discriminator"))
+    for name, critic in run.critics.items():
+        network = run.accelerator.unwrap_model(critic)
+        network.load_state_dict(network.state_dict() | checkpoint.tensors(name))
+        run.updates[name].load(checkpoint.tensors(f"optimizer_{name}"))
     health.means = {name: (mean, seen) for name, (mean, seen) in checkpoint.meta.get("health", {}).items()}
     state = checkpoint.tensors("state")
     run.guard.skipped.copy_(state["skipped"])
@@ -66,6 +67,12 @@ def restore(run: Run, meter: Meter, health: Health, checkpoint: Checkpoint) -> N
     if "meter" in state:
         sums = _sums_of_rank(state["meter"], run.accelerator.process_index, run.accelerator.num_processes)
         meter.sums = dict(zip(checkpoint.meta["meter"], sums.to(run.accelerator.device).unbind(), strict=True))
+
+
+def _without_frozen(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a network without the weights that are never trained: these come from elsewhere."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
 
 
 def _sums_of_rank(saved: Tensor, rank: int, world: int) -> Tensor:

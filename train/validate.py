@@ -14,28 +14,40 @@ from pydantic import Field
 from torch import Tensor
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.autoencoder import Autoencoder
+from ldm_vae.bottlenecks.base import Latent
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import LatentCodec, NonFiniteError, to_pil
-from ldm_vae.data.images import ImageConfig
-from ldm_vae.data.index import Index, load_index
-from ldm_vae.data.reader import DataConfig, ValidationBatches, validation_batches
-from ldm_vae.evaluate import measure
-from ldm_vae.latent.base import Latent
-from ldm_vae.latent.gaussian import gaussian_kl
+from ldm_vae.data.images.fit import ImageConfig
+from ldm_vae.data.shards.index import Index, load_index
+from ldm_vae.data.stream.reader import DataConfig, ValidationBatches, validation_batches
+from ldm_vae.evaluation.evaluate import measure
 from ldm_vae.metrics.image import ImageMetrics, MetricName, Row
+from ldm_vae.networks.network import Network
 from ldm_vae.recipe import Config
-from ldm_vae.scale import LatentScale
 
 ACTIVE = 1.0e-2  # variance of the posterior mean over data above which a channel counts as active (Burda et al. 2015)
 
 
 class ValidationConfig(Config):
-    every: Annotated[int, Field(gt=0)] = 1000  # optimizer steps; the last step is always validated
-    batch: Annotated[int, Field(gt=0)] = 8  # images per forward pass on each rank, of one size
-    resize: Annotated[int, Field(gt=0)] | None = None  # short side in pixels; null: as they are
-    crop: Annotated[int, Field(gt=0)] | None = None  # side in pixels of the centre crop; null: none
+    """Validation while training, on the images of data.validation and with the averaged weights."""
+
+    every: Annotated[int, Field(gt=0)] = 1000
+    """Optimizer steps between two validations; the last step is always validated."""
+
+    batch: Annotated[int, Field(gt=0)] = 8
+    """Images per forward pass on each rank, all of one size."""
+
+    resize: Annotated[int, Field(gt=0)] | None = None
+    """Short side of the images in pixels; null leaves them as they are."""
+
+    crop: Annotated[int, Field(gt=0)] | None = None
+    """Side in pixels of the square cut from the middle; null cuts nothing."""
+
     metrics: tuple[MetricName, ...] = ("psnr", "ssim", "lpips_vgg")
-    pictures: Annotated[int, Field(ge=0)] = 4  # first images shown in samples/, original beside reconstruction
+    """What is measured between image and reconstruction, beside the rate."""
+
+    pictures: Annotated[int, Field(ge=0)] = 4
+    """Number of images, the first ones, that are shown in samples/, original beside reconstruction."""
 
 
 class ObservedCodec:
@@ -45,7 +57,7 @@ class ObservedCodec:
         self.codec, self.device = codec, codec.device
         channels, colours = codec.latent_channels, codec.model.config.out_channels
         zeros = {
-            "rate": channels,
+            "rate": codec.model.bottleneck.groups(channels),
             "mean": channels,
             "mean_square": channels,
             "colour": colours,
@@ -55,19 +67,20 @@ class ObservedCodec:
         self.sums |= {name: torch.zeros(1, dtype=torch.float64, device=self.device) for name in ("images", "positions")}
 
     def encode(self, images: Tensor) -> Tensor:
-        self.latent: Latent = self.codec.model.bottleneck(self.codec.moments(images))
-        return self.latent.z
+        moments = self.codec.moments(images)
+        self.latent: Latent = self.codec.model.bottleneck(moments.double())
+        return self.latent.z.to(moments)
 
     def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
         """latents: those of the last call of `encode`, whole; they are noted now, since a batch with a latent that
         has no image is encoded again without it."""
         images = self.codec.decode(latents, size=size)
-        mean, logvar = self.latent.stats["mean"].double(), self.latent.stats["logvar"].double()
-        self.sums["rate"] += gaussian_kl(mean, logvar).sum(dim=(0, 2, 3))
-        self.sums["mean"] += mean.sum(dim=(0, 2, 3))
-        self.sums["mean_square"] += mean.square().sum(dim=(0, 2, 3))
-        self.sums["images"] += len(mean)
-        self.sums["positions"] += mean[:, 0].numel()
+        mode, nats = self.latent.z, self.latent.nats
+        self.sums["rate"] += nats.sum(dim=[0, *range(2, nats.ndim)])
+        self.sums["mean"] += mode.sum(dim=(0, 2, 3))
+        self.sums["mean_square"] += mode.square().sum(dim=(0, 2, 3))
+        self.sums["images"] += len(mode)
+        self.sums["positions"] += mode[:, 0].numel()
         colour = images.double().mean(dim=(2, 3))
         self.sums["colour"] += colour.sum(dim=0)
         self.sums["colour_square"] += colour.square().sum(dim=0)
@@ -109,7 +122,7 @@ class Validation:
             self.fixed = [batch.image for batch in islice(alone, config.pictures)]
             alone.close()
 
-    def __call__(self, model: Autoencoder, taken: int) -> dict[str, float]:
+    def __call__(self, model: Network, taken: int) -> dict[str, float]:
         """Means over the images of all ranks, by "validation/name". Ranks meet only to add up what they measured."""
         codec = ObservedCodec(LatentCodec(model, LatentScale()))
         rank, world = self.accelerator.process_index, self.accelerator.num_processes

@@ -15,9 +15,9 @@ from rich.table import Table
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.cli.options import Json, Shards
-from ldm_vae.data.index import save_index
-from ldm_vae.data.inspection import Problem, Report, index_folders, inspect_shards
-from ldm_vae.data.shard import NAME
+from ldm_vae.data.shards.check import Problem, Report, index_folders, inspect_shards
+from ldm_vae.data.shards.index import save_index
+from ldm_vae.data.shards.shard import NAME
 
 ROWS = 5  # reasons shown per shard; --json has all
 

@@ -10,9 +10,9 @@ import typer
 from ldm_vae.atomic import atomic_file
 from ldm_vae.cli.options import Model, Progress
 from ldm_vae.codec import LatentCodec, NonFiniteError
-from ldm_vae.data.images import encode_image
-from ldm_vae.data.latents import LatentDataset
+from ldm_vae.data.images.decode import encode_image
 from ldm_vae.errors import UserError
+from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.ranks import local_device
 
 

@@ -12,9 +12,9 @@ import typer
 from ldm_vae.atomic import atomic_file
 from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Progress, Resize, Shards, image_config
 from ldm_vae.codec import LatentCodec
-from ldm_vae.data.index import load_index
-from ldm_vae.data.latent_shards import NAME, Kind, read_latents_file
-from ldm_vae.encode import encode_shards, latent_job
+from ldm_vae.data.shards.index import load_index
+from ldm_vae.latents.encode import encode_shards, latent_job
+from ldm_vae.latents.format import NAME, Kind, read_latents_file
 from ldm_vae.ranks import local_device, rank_and_world
 
 

@@ -11,18 +11,18 @@ import torch
 import typer
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.baselines.choose import choose_baseline
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli.evaluation_table import print_comparisons, print_metrics, print_protocol
 from ldm_vae.cli.options import BatchSize, Crop, Json, Progress, Resize, Shards, image_config
 from ldm_vae.codec import LatentCodec
-from ldm_vae.compare import Difference, compare, to_json
 from ldm_vae.errors import UserError
-from ldm_vae.evaluate import Metrics, describe_codec, evaluate_shards
+from ldm_vae.evaluation.baselines import choose_baseline
+from ldm_vae.evaluation.compare import Difference, compare, to_json
+from ldm_vae.evaluation.evaluate import Metrics, describe_codec, evaluate_shards
+from ldm_vae.evaluation.results import EvaluationProtocol, Results
 from ldm_vae.metrics.image import METRICS
 from ldm_vae.metrics.sets import SET_METRICS
 from ldm_vae.ranks import local_device, rank_and_world
-from ldm_vae.results import EvaluationProtocol, Results
-from ldm_vae.scale import LatentScale
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -9,10 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ldm_vae.compare import LEVEL, Difference
+from ldm_vae.evaluation.compare import LEVEL, Difference
+from ldm_vae.evaluation.results import Results
 from ldm_vae.metrics.facts import fact
 from ldm_vae.metrics.image import METRICS
-from ldm_vae.results import Results
 
 MARK = "*"  # beside a value that has a note
 

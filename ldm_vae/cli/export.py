@@ -8,17 +8,17 @@ from typing import Annotated
 
 import typer
 
+from ldm_vae.bottlenecks.scale import ScaleKind
 from ldm_vae.cli.options import BatchSize, Crop, Model, Progress, Resize, command_line, image_config
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
 from ldm_vae.interop.export import export_model
 from ldm_vae.interop.load import load_model, statistics_of, weights_hash
-from ldm_vae.interop.targets import Target, natural_scale
-from ldm_vae.measure import measure_statistics
+from ldm_vae.interop.pipelines import Target, natural_scale
+from ldm_vae.latents.measure import measure_statistics
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.ranks import local_device, rank_and_world
-from ldm_vae.scale import ScaleKind
 
 
 def export(

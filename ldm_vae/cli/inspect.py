@@ -15,7 +15,7 @@ from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import FOLDER, Inspection
 from ldm_vae.diagnostics.inspect import IMAGES, InspectionJob, inspect_shards
 from ldm_vae.errors import UserError
-from ldm_vae.evaluate import describe_codec
+from ldm_vae.evaluation.evaluate import describe_codec
 from ldm_vae.ranks import local_device, rank_and_world
 
 LEVELS = {"bad": "red", "warning": "yellow", "unknown": "cyan", "good": "green"}  # the worst first

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from ldm_vae.data.images import ImageConfig
+from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.errors import UserError
 from ldm_vae.ranks import rank_and_world
 

@@ -13,11 +13,11 @@ from rich.table import Table
 from ldm_vae.atomic import atomic_file
 from ldm_vae.cli.options import Json, Model, Progress, Shards
 from ldm_vae.codec import LatentCodec
-from ldm_vae.data.index import load_index
-from ldm_vae.data.latents import LatentDataset
+from ldm_vae.data.shards.index import load_index
+from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.latents.roundtrip import Storage
+from ldm_vae.latents.roundtrip import roundtrip as measure
 from ldm_vae.ranks import local_device
-from ldm_vae.roundtrip import Storage
-from ldm_vae.roundtrip import roundtrip as measure
 
 
 def roundtrip(

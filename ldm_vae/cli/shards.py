@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ldm_vae.data.pack import pack_folder
+from ldm_vae.data.shards.pack import pack_folder
 
 
 def shards(

@@ -10,7 +10,7 @@ from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Progress, Resize, 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.interop.export import save_statistics
-from ldm_vae.measure import measure_statistics
+from ldm_vae.latents.measure import measure_statistics
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.ranks import local_device, rank_and_world
 

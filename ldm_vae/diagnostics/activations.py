@@ -12,7 +12,7 @@ from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict, counted, gaps
 from ldm_vae.diagnostics.probes import BATCH, Probes
 from ldm_vae.interop.export import FLOAT16_SAFE
-from ldm_vae.measure import largest_outputs
+from ldm_vae.latents.measure import largest_outputs
 
 FLOAT16_LARGEST = torch.finfo(torch.float16).max  # 65504
 _BLOCK = re.compile(

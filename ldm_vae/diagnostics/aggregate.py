@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 from scipy.stats import kstest
 
-from ldm_vae.data.batch import rng
+from ldm_vae.bottlenecks.gaussian import gaussian_kl
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.diagnostics.channels import ChannelSums, bars, channel_names
 from ldm_vae.diagnostics.findings import Chart, Number, Section, Verdict
-from ldm_vae.latent.gaussian import gaussian_kl
-from ldm_vae.scale import LatentScale
+from ldm_vae.noise import rng
 
 Array = npt.NDArray[np.float64]
 # Noise schedules are made for unit variance. Latents of half or twice the deviation see the noise of another schedule,

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from ldm_vae.bottlenecks.gaussian import gaussian_kl
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Matrix, Number, Section, Verdict, gaps
-from ldm_vae.latent.gaussian import gaussian_kl
 
 ACTIVE = 1e-2  # variance of the posterior mean from which on a unit counts as active (Burda et al. 2016)
 # Two channels that share 81 % of their variance carry little more than one of them.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ldm_vae.data.pack import CLASSES as NAMES
+from ldm_vae.data.shards.pack import CLASSES as NAMES
 from ldm_vae.diagnostics.explore import principal_directions
 from ldm_vae.diagnostics.findings import Axis, Chart, Line
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.data.batch import rng
 from ldm_vae.diagnostics.aggregate import REASON
 from ldm_vae.diagnostics.channels import ChannelSums
 from ldm_vae.diagnostics.findings import Picture, Section, Verdict
 from ldm_vae.diagnostics.mosaic import write_mosaic
 from ldm_vae.diagnostics.probes import Probes, decode_in_batches, noise_like
+from ldm_vae.noise import rng
 
 COLUMNS = 7  # of interpolations
 DIRECTIONS = 4  # principal directions shown, at most

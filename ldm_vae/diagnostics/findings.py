@@ -32,16 +32,27 @@ def gaps(values: Iterable[float]) -> tuple[float | None, ...]:
 class Finding(Config):
     """What any diagnostic says of itself."""
 
-    name: str  # identifier, unique in its section: `kl_per_channel`
-    title: str  # for people: `KL per channel`
-    definition: str  # how it is computed, in a sentence
-    source: str = ""  # paper or equation; empty where the definition is all there is
+    name: str
+    """Identifier, unique in its section: `kl_per_channel`."""
+
+    title: str
+    """Name for people: `KL per channel`."""
+
+    definition: str
+    """How it is computed, in a sentence."""
+
+    source: str = ""
+    """Paper or equation; empty where the definition is all there is."""
 
 
 class Number(Finding):
-    value: float | None  # None where it can't be had
+    value: float | None
+    """None where it can't be had."""
+
     unit: str = ""
-    missing: str = ""  # the reason where value is None
+
+    missing: str = ""
+    """The reason where `value` is None."""
 
 
 class Axis(Config):
@@ -54,8 +65,12 @@ class Line(Config):
     """One line, set of bars or cloud of points. x and y are equally long."""
 
     label: str
-    x: tuple[float | str, ...]  # words are categories
-    y: tuple[float | None, ...]  # None is a gap
+
+    x: tuple[float | str, ...]
+    """Numbers, or words, which are categories."""
+
+    y: tuple[float | None, ...]
+    """None is a gap."""
 
 
 class Chart(Finding):
@@ -75,17 +90,26 @@ class Matrix(Finding):
 
 
 class Picture(Finding):
-    file: str  # PNG, relative to the folder of the inspection
-    description: str  # for people who cannot see it
+    file: str
+    """PNG, relative to the folder of the inspection."""
+
+    description: str
+    """What it shows, for people who cannot see it."""
 
 
 class Verdict(Config):
     """What the numbers mean, and what to try."""
 
-    name: str  # `fp16_overflow`
+    name: str
+    """Identifier: `fp16_overflow`."""
+
     level: Literal["good", "warning", "bad", "unknown"]
-    statement: str  # one sentence, with the number it rests on
-    advice: str = ""  # what to try; empty where all is good
+
+    statement: str
+    """One sentence, with the number it rests on."""
+
+    advice: str = ""
+    """What to try; empty where all is good."""
 
 
 class Section(Config):
@@ -102,8 +126,12 @@ class Inspection(Config):
     """The file `inspection.json`; pictures lie beside it."""
 
     format: Literal["ldm_vae.inspection"] = "ldm_vae.inspection"
+
     version: Literal[1] = 1
-    protocol: dict[str, Any]  # model, weights_sha256, precision, shards, images, resize, crop
+
+    protocol: dict[str, Any]
+    """How it was made: model, weights_sha256, precision, shards, images, resize, crop."""
+
     sections: tuple[Section, ...]
 
     @property

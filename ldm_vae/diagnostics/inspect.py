@@ -13,11 +13,11 @@ import numpy as np
 
 from ldm_vae.atomic import atomic_folder
 from ldm_vae.codec import LatentCodec, NonFiniteError
-from ldm_vae.data.batch import Batch, rng
-from ldm_vae.data.images import ImageConfig
-from ldm_vae.data.index import Index, load_index
-from ldm_vae.data.reader import measured_batches
-from ldm_vae.data.share import Fault
+from ldm_vae.data.images.fit import ImageConfig
+from ldm_vae.data.shards.index import Index, load_index
+from ldm_vae.data.stream.batch import Batch
+from ldm_vae.data.stream.reader import measured_batches
+from ldm_vae.data.stream.worker import Fault
 from ldm_vae.diagnostics.activations import inspect_activations
 from ldm_vae.diagnostics.aggregate import inspect_aggregate
 from ldm_vae.diagnostics.anomaly import FILE as SCORES
@@ -34,6 +34,7 @@ from ldm_vae.diagnostics.smoothness import inspect_smoothness
 from ldm_vae.diagnostics.spectrum import inspect_spectrum
 from ldm_vae.diagnostics.survey import Survey, survey
 from ldm_vae.errors import UserError
+from ldm_vae.noise import rng
 
 logger = logging.getLogger(__name__)
 IMAGES = 256  # looked at, unless more are asked for

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ldm_vae.data.images import to_uint8
+from ldm_vae.data.images.pixels import to_uint8
 
 TILE = 96  # px, of a square tile as shown; larger ones are averaged down
 GAP = 3  # px between tiles

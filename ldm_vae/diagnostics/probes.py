@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec, NonFiniteError
-from ldm_vae.data.batch import rng
-from ldm_vae.data.images import to_uint8
+from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.metrics.image import psnr
+from ldm_vae.noise import rng
 
 PROBES = 16  # images
 SIDE = 128  # px; the middle of each, unless f is so large that too few positions would be left

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ldm_vae.data.batch import rng
+from ldm_vae.noise import rng
 
 Rows = npt.NDArray[Any]
 

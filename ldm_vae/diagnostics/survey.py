@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm_vae.bottlenecks.gaussian import gaussian_kl
 from ldm_vae.codec import LatentCodec, pad_to_multiple
-from ldm_vae.data.batch import Batch
-from ldm_vae.data.images import to_uint8
+from ldm_vae.data.images.pixels import to_uint8
+from ldm_vae.data.stream.batch import Batch
 from ldm_vae.diagnostics.anomaly import Score
 from ldm_vae.diagnostics.channels import ChannelSums
 from ldm_vae.diagnostics.probes import PROBES, VIEWS, cut_probe, cut_view, decode_whole
 from ldm_vae.diagnostics.rings import RingPower
 from ldm_vae.diagnostics.sample import BoundedSample, Rows
 from ldm_vae.diagnostics.spectrum import LatentSpectrum
-from ldm_vae.latent.gaussian import gaussian_kl
 
 POSITIONS = 2**14  # latent positions in the sample of the aggregate posterior
 LABELLED = 1000  # images in the scatter by class

@@ -77,6 +77,15 @@ class ExactAutoencoderKL(_AutoencoderKL):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_codec": None}  # a copy has tensors of its own
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # By a function, since pickle would look for the class under the name that it goes by, and find diffusers'.
+        return _empty, (), self.__getstate__()
+
+
+def _empty() -> ExactAutoencoderKL:
+    """An instance whose state pickle or copy will fill in."""
+    return ExactAutoencoderKL.__new__(ExactAutoencoderKL)
+
 
 # Configurations and saved pipelines then name the class that everyone has; what is saved is an ordinary AutoencoderKL.
 ExactAutoencoderKL.__name__ = AutoencoderKL.__name__
@@ -89,7 +98,7 @@ def drop_in(
     make_codec: Callable[[AutoencoderKL], Codec],
     max_memory: int | None,
 ) -> ExactAutoencoderKL:
-    """config: of `to_diffusers_config`.   state: tensors, to be shared.   make_codec: around a live AutoencoderKL."""
+    """config: of `interop/layouts/kl.py`.   state: tensors, to be shared.   make_codec: around a live AutoencoderKL."""
     with torch.device("meta"):
         vae: ExactAutoencoderKL = ExactAutoencoderKL.from_config(dict(config))
     vae.load_state_dict(state, assign=True)

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.autoencoder import AutoencoderConfig
+from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
 from ldm_vae.errors import UserError
-from ldm_vae.interop.diffusers import CARD, CONFIG, read_config, to_diffusers_config, write_folder
+from ldm_vae.interop.diffusers import CARD, CONFIG, WEIGHTS, read_config, write_folder
+from ldm_vae.interop.layouts.layout import exchanged_state, layout_of
 from ldm_vae.interop.load import STATISTICS, LoadedModel, Source, weights_hash
-from ldm_vae.interop.targets import Target, fit_scale, natural_scale, remarks
-from ldm_vae.latent.gaussian import GaussianConfig
+from ldm_vae.interop.native import NATIVE_WEIGHTS, native_config
+from ldm_vae.interop.pipelines import Target, fit_scale, natural_scale, remarks
 from ldm_vae.metrics.latent import LatentStatistics
-from ldm_vae.scale import LatentScale, ScaleKind
+from ldm_vae.networks.network import NetworkConfig
 
 # float16 overflows at 65504. Images that nobody measured may go further than those that were, and kernels form sums
 # on the way to an output: with a quarter of the range or less in use, they have room.
@@ -35,7 +36,8 @@ def export_model(
     licence: str | None = None,
     command: str,
 ) -> list[str]:
-    """Writes `folder` for AutoencoderKL.from_pretrained, with a model card.
+    """Writes `folder` for `from_pretrained` of diffusers, with a model card; for a network that diffusers has no class
+    for, a folder of our own (`interop/native.py`).
 
     statistics: of these weights; None for a diffusers model that nobody measured.
     kind: how they become a scale; None keeps the one that the model has, save that a run gets the one that `target`
@@ -58,6 +60,10 @@ def export_model(
     keep = loaded.scale is not None and kind is None and (source.kind != "run" or target is None)
     scale = loaded.scale if keep or statistics is None else statistics.scale(kind or natural_scale(target))
     assert scale is not None
+    layout = layout_of(model.config)
+    if target is not None and layout is None:
+        what = f"a network of kind {model.config.kind} with a bottleneck of kind {model.config.bottleneck.kind}"
+        raise UserError(what, "diffusers has no class for it, and no pipeline can use it: leave out --target")
     if target is not None:
         scale = fit_scale(target, scale, model.config)
     activation = None if statistics is None else statistics.activation
@@ -74,12 +80,16 @@ def export_model(
     documents = {CARD: "".join(card)}
     if statistics is not None:
         documents[STATISTICS] = statistics.to_text()
-    config = to_diffusers_config(model.config, scale, sample_size=sample_size, force_upcast=force_upcast)
-    write_folder(folder, config, model.exported_state(), documents)
+    make_config = native_config if layout is None else layout.to_config
+    config = make_config(model.config, scale, sample_size=sample_size, force_upcast=force_upcast)
+    weights = NATIVE_WEIGHTS if layout is None else WEIGHTS
+    write_folder(folder, config, exchanged_state(model), documents, weights=weights)
+    if layout is None:
+        notes.append("diffusers has no class for this network: the folder is one that only ldm_vae reads")
     return notes if target is None else notes + remarks(target, model.config, force_upcast=force_upcast)
 
 
-def sample_size_of(source: Source, config: AutoencoderConfig) -> int:
+def sample_size_of(source: Source, config: NetworkConfig) -> int:
     """px: what diffusers cuts its tiles to, the resolution of training rounded up to a multiple of f."""
     return -(-(source.resolution or UNKNOWN_RESOLUTION) // config.factor) * config.factor
 
@@ -89,7 +99,7 @@ def save_statistics(source: Source, statistics: LatentStatistics) -> Path:
     if source.folder is None:
         raise ValueError(f"{source.name} is no folder")
     path = source.folder / STATISTICS
-    if source.kind == "diffusers":
+    if source.kind in ("diffusers", "native"):
         config = read_config(source.folder)
         kind: ScaleKind = "factor" if config.get("shift_factor") is None else "shift"
         scale = statistics.scale("channel" if config.get("latents_mean") is not None else kind)
@@ -100,7 +110,7 @@ def save_statistics(source: Source, statistics: LatentStatistics) -> Path:
 
 
 def _card(
-    config: AutoencoderConfig,
+    config: NetworkConfig,
     scale: LatentScale,
     source: Source,
     results: Mapping[str, Any],
@@ -115,17 +125,21 @@ def _card(
     if licence is not None:
         yield f"license: {licence}\n"
     yield "tags:\n- autoencoder\n- vae\n- latent-diffusion\n---\n\n"
-    yield f"# KL autoencoder, f{config.factor}, {config.latent_channels} channels\n\n"
+    layout = layout_of(config)
+    name = "KL autoencoder" if layout is not None else f"Autoencoder ({config.kind}, {config.bottleneck.kind})"
+    yield f"# {name}, f{config.factor}, {config.latent_channels} channels\n\n"
     trained = f", step {source.step:,}, {'EMA ' if source.weights == 'ema' else ''}weights" if source.step else ""
     yield f"Written by ldm_vae from `{source.name}`{trained}. H x W pixels of {config.in_channels} channels become"
     yield f" a latent of H/{config.factor} x W/{config.factor} positions and {config.latent_channels} channels.\n\n"
-    yield "```python\nfrom diffusers import AutoencoderKL\nvae = AutoencoderKL.from_pretrained(FOLDER)\n```\n\n"
+    if layout is None:
+        yield "```python\nfrom ldm_vae import LatentCodec\ncodec = LatentCodec.load(FOLDER)\n```\n\n"
+    else:
+        yield f"```python\nfrom diffusers import {layout.CLASS}\nvae = {layout.CLASS}.from_pretrained(FOLDER)\n```\n\n"
     yield "## Numbers\n\n"
     yield from _numbers(scale, statistics, force_upcast)
     yield from _results(results)
-    if config.bottleneck != GaussianConfig():
-        low, high = config.bottleneck.logvar_range
-        yield f"\nTrained with the log-variance clamped to [{low:g}, {high:g}]; diffusers clamps to [-30, 20].\n"
+    for difference in [] if layout is None else layout.differences(config):
+        yield f"\n{difference}\n"
     yield "\n## Data\n\n"
     yield f"Trained on: {source.training_data or 'not known here'}.\n"
     if statistics is not None:

@@ -10,25 +10,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
-from ldm_vae.interop.diffusers import (
-    CONFIG,
-    from_diffusers_config,
-    modern_names,
-    read_config,
-    read_weights,
-)
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.interop.diffusers import CONFIG, modern_names, read_config, read_weights
+from ldm_vae.interop.layouts.layout import exchanged_state, layout_named
+from ldm_vae.interop.native import architecture_in, is_native
 from ldm_vae.metrics.latent import LatentStatistics
+from ldm_vae.networks.network import HEADS, Network, NetworkConfig
+from ldm_vae.parts import NETWORKS
 from ldm_vae.recipe import read_yaml, validate
-from ldm_vae.scale import LatentScale
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -49,7 +46,7 @@ class Source:
     """
 
     name: str
-    kind: Literal["run", "diffusers", "live"]
+    kind: Literal["run", "diffusers", "native", "live"]
     folder: Path | None = None
     step: int | None = None
     weights: Literal["ema", "model"] | None = None
@@ -93,7 +90,7 @@ class Source:
 class LoadedModel:
     """scale: None for a run whose latents nobody has measured yet."""
 
-    model: Autoencoder
+    model: Network
     scale: LatentScale | None
     source: Source
 
@@ -108,7 +105,7 @@ def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
         return _load_live(ref)
     path = Path(ref)
     if not path.exists() and isinstance(ref, str) and _HUB_ID.fullmatch(ref) and not ref.startswith("."):
-        return _load_diffusers(hub.fetch(ref), ref, None)
+        return _load_folder(hub.fetch(ref), ref, None)
     if not path.is_dir():
         raise UserError(f"model {ref} not found" if not path.exists() else f"model {ref} is no folder", REMEDY)
     if (path / "meta.json").is_file():
@@ -120,15 +117,15 @@ def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
         return _load_checkpoint(checkpoint, str(ref))
     for folder in (path, path / "vae"):
         if (folder / CONFIG).is_file():
-            return _load_diffusers(folder, str(ref), folder)
+            return _load_folder(folder, str(ref), folder)
     raise UserError(f"{ref} holds no model", REMEDY)
 
 
-def weights_hash(model: Autoencoder) -> str:
+def weights_hash(model: Network) -> str:
     """sha256 over the names, shapes and float32 values of what is exported: equal for a run's weights and their
     export, so that latents know their codec."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.exported_state().items()):
+    for name, value in sorted(exchanged_state(model).items()):
         digest.update(f"{name} {list(value.shape)}\n".encode())
         digest.update(value.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -153,27 +150,32 @@ def _load_live(vae: Any) -> LoadedModel:
         raise UserError(f"cannot load a model from a {type(vae).__name__}", REMEDY)
     name = "the live AutoencoderKL"
     values = dict(vae.config)
-    config = from_diffusers_config(values, name)
+    config = layout_named("AutoencoderKL", name).from_config(values, name)
     model = _assemble(config, vae.state_dict(), name)
     return LoadedModel(model, LatentScale.from_config(values, config.latent_channels, name), Source(name, "live"))
 
 
-def _load_diffusers(folder: Path, name: str, home: Path | None) -> LoadedModel:
+def _load_folder(folder: Path, name: str, home: Path | None) -> LoadedModel:
+    """A folder of diffusers or of our own."""
     values = read_config(folder)
-    config = from_diffusers_config(values, str(folder / CONFIG))
+    where = str(folder / CONFIG)
+    if native := is_native(values):
+        config = read_architecture(architecture_in(values, where), where)
+    else:
+        config = layout_named(str(values.get("_class_name", "AutoencoderKL")), where).from_config(values, where)
     model = _assemble(config, read_weights(folder), str(folder))
-    scale = LatentScale.from_config(values, config.latent_channels, str(folder / CONFIG))
+    scale = LatentScale.from_config(values, config.latent_channels, where)
     size = values.get("sample_size")
     resolution = max(size) if isinstance(size, list | tuple) else size
     upcast = bool(values.get("force_upcast", True))
-    return LoadedModel(model, scale, Source(name, "diffusers", home, resolution=resolution, force_upcast=upcast))
+    kind: Literal["diffusers", "native"] = "native" if native else "diffusers"
+    return LoadedModel(model, scale, Source(name, kind, home, resolution=resolution, force_upcast=upcast))
 
 
 def _load_checkpoint(checkpoint: Checkpoint, name: str) -> LoadedModel:
-    config = validate(AutoencoderConfig, checkpoint.meta["model"], str(checkpoint.folder / "meta.json"))
+    config = read_architecture(checkpoint.meta["model"], str(checkpoint.folder / "meta.json"))
     weights: Literal["ema", "model"] = "ema" if "ema" in checkpoint.groups else "model"
-    state = checkpoint.tensors(weights)
-    state.pop("log_variance", None)  # learned by the pixel loss, and no part of the codec
+    state = {key: value for key, value in checkpoint.tensors(weights).items() if not key.startswith(HEADS)}
     model = _assemble(config, state, str(checkpoint.folder))
     run = checkpoint.folder.parent.parent if checkpoint.folder.parent.name == "checkpoints" else None
     source = Source(name, "run", run, checkpoint.step, weights, _resolution(run))
@@ -181,11 +183,26 @@ def _load_checkpoint(checkpoint: Checkpoint, name: str) -> LoadedModel:
     return LoadedModel(model, None if statistics is None else statistics.scale("factor"), source)
 
 
-def _assemble(config: AutoencoderConfig, state: Mapping[str, Tensor], source: str) -> Autoencoder:
+def read_architecture(values: Mapping[str, Any], source: str) -> NetworkConfig:
+    """The configuration of a network of any kind, from JSON; `source` names it in errors. Without a kind it is `kl`."""
+    try:
+        config = NETWORKS.config(values.get("kind", NETWORKS.default))
+    except UserError as error:
+        raise UserError(f"{source}: {error.what}", error.remedy) from None
+    return cast(NetworkConfig, validate(config, values, source))
+
+
+def build_network(config: NetworkConfig, heads: Mapping[str, nn.Module] | None = None) -> Network:
+    """A network of any kind, with first weights from torch's generator."""
+    network: Network = NETWORKS.part_of(config)(config, heads)
+    return network
+
+
+def _assemble(config: NetworkConfig, state: Mapping[str, Tensor], source: str) -> Network:
     """The network around the tensors themselves: nothing is copied. In evaluation mode, without gradients."""
     state = modern_names(state)
     with torch.device("meta"):
-        model = Autoencoder(config)
+        model = build_network(config)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items()}
     if different := sorted({name for name, _ in expected.items() ^ given.items()}):

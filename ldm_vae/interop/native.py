@@ -1,215 +1,46 @@
-"""The checkpoint folder: safetensors and JSON, nothing that is unpickled, whole or not there at all.
+"""A folder of our own for codecs that diffusers has no class for: config.json and model.safetensors.
 
-    RUN/checkpoints/step_00001000/
-        model.safetensors  ema.safetensors  ...   one file for each group of tensors
-        meta.json       {"format": "ldm_vae.checkpoint", "version": 1, "step": 1000, "model": {...}, ...}
-        manifest.json   {"files": [{"name", "bytes", "sha256"}, ...]} of the files above, written last
-
-A save stages, flushes and renames (`ldm_vae.atomic`). One process writes; any number read, meanwhile too.
-What a run keeps, and when it saves, is decided in `train/checkpoint.py`.
+config.json         {"format": "ldm_vae.codec", "version": 1, "model": {"kind": ..., ...}, "sample_size": 256,
+                    "force_upcast": false, "scaling_factor": ..., ...}: the scale has the four keys of diffusers
+model.safetensors   the network's weights in float32, under our own names
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
-import re
-import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from ldm_vae.atomic import REPLACED, atomic_folder
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
+from ldm_vae.networks.network import NetworkConfig
 
-FORMAT = "ldm_vae.checkpoint"
-VERSION = 1
-_STEP_FOLDER = re.compile(r"step_(\d+)")
-logger = logging.getLogger(__name__)
-
-
-class _File(BaseModel):
-    name: str
-    bytes: int
-    sha256: str  # lower-case hexadecimal
+FORMAT, VERSION = "ldm_vae.codec", 1
+NATIVE_WEIGHTS = "model.safetensors"
 
 
-class _Manifest(BaseModel):
-    files: list[_File]
+def is_native(config: Mapping[str, Any]) -> bool:
+    """Whether the content of a config.json is of this format."""
+    return config.get("format") == FORMAT
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint on disk; only `meta` is in memory."""
-
-    folder: Path
-    meta: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps taken."""
-        return int(self.meta["step"])
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The names that `tensors` knows."""
-        return tuple(sorted(path.stem for path in self.folder.glob("*.safetensors")))
-
-    @staticmethod
-    def write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> Checkpoint:
-        """Saves `tensors` ({group: {name: tensor}}) and `meta` (JSON, with "step" and "model") as `folder`.
-
-        A folder of that name is replaced. Raises UserError where the disk is full; what was there before
-        stays. Tensors may be strided or share memory; those alone are copied, each comes back on its own.
-        """
-        if missing := {"step", "model"} - meta.keys():
-            raise ValueError(f"meta lacks {sorted(missing)}")
-        meta = {"format": FORMAT, "version": VERSION, **meta}
-        needed = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
-        with atomic_folder(folder, needed=needed) as stage:
-            meta_file = _write_json(stage / "meta.json", meta)
-            written = [meta_file]
-            for group, named in tensors.items():
-                written.append(_write_tensors(stage / f"{group}.safetensors", named))
-                shutil.copymode(meta_file, written[-1])  # safetensors writes for the owner alone, whatever the umask
-            manifest = _Manifest(files=[_describe(path) for path in written])
-            _write_json(stage / "manifest.json", manifest.model_dump())
-        return Checkpoint.open(folder)
-
-    @staticmethod
-    def open(folder: Path) -> Checkpoint:
-        """Reads `meta` alone. Raises UserError where `folder` is no checkpoint, or one of a newer version."""
-        remedy = f"give a run or one of its checkpoints, such as {Path('RUN') / 'checkpoints' / 'step_00001000'}"
-        try:
-            meta = json.loads((folder / "meta.json").read_bytes())
-        except OSError as error:
-            raise UserError(f"{folder} is no checkpoint (no readable meta.json)", remedy) from error
-        except ValueError as error:
-            raise UserError(f"{folder / 'meta.json'} is damaged", "use another checkpoint of the run") from error
-        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-            raise UserError(f"{folder} is no checkpoint (meta.json does not say {FORMAT})", remedy)
-        if not isinstance(version := meta.get("version"), int) or version > VERSION:
-            raise UserError(f"{folder} has format version {version!r}, newer than {VERSION}", "update ldm_vae")
-        if not isinstance(meta.get("step"), int) or not isinstance(meta.get("model"), dict):
-            raise UserError(f"{folder / 'meta.json'} is damaged (no step or model)", "use another checkpoint")
-        return Checkpoint(folder, meta)
-
-    @staticmethod
-    def all(run: Path) -> list[Checkpoint]:
-        """Every checkpoint of `run` that opens, by ascending step, not verified. Warns about the others."""
-        found = []
-        for folder in _folders(run):
-            try:
-                found.append(Checkpoint.open(folder))
-            except UserError as error:
-                logger.warning("skipped %s", error)
-        return found
-
-    @staticmethod
-    def latest(run: Path) -> Checkpoint | None:
-        """The newest checkpoint of `run` that verifies, or None. Logs a one-line warning for each skipped.
-
-        Raises UserError for a whole checkpoint of a newer version: going back behind it would lose steps.
-        """
-        seen: list[Path] = []
-        while seen != (seen := _folders(run)):  # a trainer at work may drop the old ones while they are looked at
-            for folder in reversed(seen):
-                if not (problems := _problems(folder)):
-                    return Checkpoint.open(folder)
-                logger.warning("skipped checkpoint %s: %s", folder, "; ".join(problems))
-        return None
-
-    @staticmethod
-    def at(run: Path, step: int) -> Checkpoint:
-        """The checkpoint of `run` after `step` steps, not verified. Raises UserError where there is none."""
-        for checkpoint in Checkpoint.all(run):
-            if checkpoint.step == step:
-                return checkpoint
-        raise UserError(f"{run} has no checkpoint of step {step}", "give a step that its folder checkpoints/ holds")
-
-    def verify(self) -> list[str]:
-        """What is wrong with the files, one line each, by reading all of them; empty when all is well."""
-        return _problems(self.folder)
-
-    def tensors(self, name: str, device: str = "cpu") -> dict[str, Tensor]:
-        """One group, checked against the manifest. Raises UserError where it is missing or damaged."""
-        path = self.folder / f"{name}.safetensors"
-        if name not in self.groups:
-            raise UserError(f"{self.folder} holds no tensors {name!r}", f"it has {', '.join(self.groups)}")
-        if problems := _problems(self.folder, only=path.name):
-            raise UserError(f"checkpoint {self.folder} is damaged", f"{'; '.join(problems)}; use another of the run")
-        return load_file(path, device=device)
+def native_config(config: NetworkConfig, scale: LatentScale, *, sample_size: int, force_upcast: bool) -> dict[str, Any]:
+    """The content of config.json."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": config.model_dump(mode="json"),
+        "sample_size": sample_size,
+        "force_upcast": force_upcast,
+        **scale.to_config(),
+    }
 
 
-def _folders(run: Path) -> list[Path]:
-    """Checkpoint folders by ascending step; a replaced one only where a kill left nothing under its name."""
-    steps: dict[int, Path] = {}
-    for path in sorted((run / "checkpoints").glob("*")):  # hidden names come first
-        if (match := _STEP_FOLDER.fullmatch(path.name.removeprefix(REPLACED))) and path.is_dir():
-            steps[int(match[1])] = path
-    return [steps[step] for step in sorted(steps)]
-
-
-def _problems(folder: Path, only: str | None = None) -> list[str]:
-    try:
-        manifest = _Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-    except OSError:
-        return ["manifest.json is missing"]
-    except ValidationError:
-        return ["manifest.json is damaged"]
-    listed = {file.name: file for file in manifest.files}
-    # The manifest lists itself nowhere: that it lists all the others shows a damaged name.
-    present = {path.name for path in folder.glob("*.safetensors")} | {"meta.json"}
-    if only is not None:
-        present, listed = {only}, {name: file for name, file in listed.items() if name == only}
-    problems = [f"{name} is not in the manifest" for name in sorted(present - listed.keys())]
-    return problems + [problem for file in listed.values() for problem in _compare(folder, file)]
-
-
-def _compare(folder: Path, expected: _File) -> Iterator[str]:
-    path = folder / expected.name
-    if path.parent != folder or not path.is_file():
-        yield f"{expected.name} is missing"
-    elif (size := path.stat().st_size) != expected.bytes:
-        yield f"{expected.name} has {size:,} bytes, not {expected.bytes:,}"
-    elif _describe(path).sha256 != expected.sha256:
-        yield f"{expected.name} has changed (sha256)"
-
-
-def _describe(path: Path) -> _File:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return _File(name=path.name, bytes=path.stat().st_size, sha256=digest)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
-
-
-def _write_tensors(path: Path, named: Mapping[str, Tensor]) -> Path:
-    storages: set[int] = set()
-    separate: dict[str, Tensor] = {}
-    for name, tensor in named.items():
-        if not tensor.is_contiguous():
-            separate[name] = tensor.detach().contiguous()
-        elif tensor.untyped_storage().data_ptr() in storages:  # safetensors refuses shared memory
-            separate[name] = tensor.detach().clone()
-        else:
-            separate[name] = tensor.detach()
-            storages.add(tensor.untyped_storage().data_ptr())
-    try:
-        save_file(separate, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # names the cause in its text alone
-        if match := re.search(r"os error (\d+)", str(error)):
-            raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
-        raise
-    return path
+def architecture_in(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """The network's configuration in a config.json. Raises UserError for a newer version, or where there is none."""
+    version = config.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise UserError(f"{source} has format version {version!r}, newer than {VERSION}", "update ldm_vae")
+    architecture = config.get("model")
+    if not isinstance(architecture, Mapping):
+        raise UserError(f"{source} is damaged (no model)", "get it again")
+    return architecture

@@ -1,32 +1,17 @@
-"""The adaptive GAN weight: makes the adversarial gradient as long as the reconstruction's at the decoder's last layer.
+"""The adaptive weight: makes the gradient of a loss as long as the reconstruction's at a last layer.
 
 Source: Esser et al. 2021, arXiv:2012.09841, eq. 7; `calculate_adaptive_weight` of CompVis/latent-diffusion (MIT).
-Ours: the gradients of the last weight are computed from those of the reconstruction, without autograd through the
-decoder and so beside DistributedDataParallel; over processes the gradients are averaged before norms are taken.
+Ours: the gradients of the weight come from `losses/anchor.py`; over processes they are averaged before norms are taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.grad import conv2d_weight
 
 from ldm_vae.precision import at_least_float32
-
-
-def last_layer_gradient(last_hidden: Tensor, grad_output: Tensor, weight_shape: Sequence[int]) -> Tensor:
-    """Gradient of a loss with respect to the weight of the decoder's last convolution (3x3, stride 1, padding 1).
-
-    last_hidden: (B, channels, H, W), the convolution's input.   weight_shape: (C, channels, 3, 3).
-    grad_output: (B, C, H, W), gradient of the loss with respect to the convolution's output, the reconstruction.
-    Returns (C, channels, 3, 3) in at least float32.
-    """
-    with torch.no_grad(), torch.autocast(last_hidden.device.type, enabled=False):
-        hidden, grad = at_least_float32(last_hidden), at_least_float32(grad_output)
-        gradient: Tensor = conv2d_weight(hidden, weight_shape, grad, padding=1)  # type: ignore[no-untyped-call]
-    return gradient
 
 
 def adaptive_weight(

@@ -2,36 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
-from ldm_vae.nn.discriminator import NormKind
+from ldm_vae.losses.adversary import Adversary, AdversaryConfig, Pair
+from ldm_vae.networks.network import NetworkConfig, Output
+from ldm_vae.nn.discriminators.patch import NormKind, PatchDiscriminator, smallest_side
+from ldm_vae.noise import Noise
 from ldm_vae.precision import at_least_float32
-from ldm_vae.recipe import Config
 from ldm_vae.schedules import ramp
 
 AdversarialKind = Literal["hinge", "vanilla", "non_saturating"]
 Step = Annotated[int, Field(ge=0)]
 
 
-class DiscriminatorConfig(Config):
-    """Steps are optimizer steps of the autoencoder, whatever the accumulation and the number of processes."""
+class DiscriminatorConfig(AdversaryConfig):
+    """The adversarial loss, and the PatchGAN discriminator that judges patches of the reconstruction.
+
+    Steps are optimizer steps of the autoencoder, whatever the accumulation and the number of processes.
+    """
+
+    kind: Literal["patch"] = "patch"
+    """The kind of adversary: a discriminator that judges patches."""
 
     loss: AdversarialKind = "hinge"
+    """Losses of the two networks. hinge: hinge for the discriminator, minus the logit for the autoencoder. vanilla:
+    cross-entropy, minus the logit. non_saturating: cross-entropy for both."""
+
     norm: NormKind = "group"
-    layers: Annotated[int, Field(gt=0)] = 3  # convolutions of stride 2
-    channels: Annotated[int, Field(gt=0)] = 64  # width after the first convolution
-    weight: Annotated[float, Field(ge=0)] = 0.5  # of the generator's loss, times the adaptive weight where that is on
-    adaptive: bool = True  # balance the gradients at the decoder's last convolution (losses/adaptive.py)
-    start: Step = 0  # step from which the discriminator is trained
-    generator_start: Step = 0  # step from which the generator feels it; leave the discriminator a head start
-    ramp: Step = 0  # steps from generator_start up to the full weight
-    order: Literal["shared", "compvis"] = "shared"
-    # ^ what the discriminator learns from: the reconstructions of the generator's own update (shared), or new ones
-    #   made after it (compvis), for one more forward pass
+    """Normalisation in the discriminator. batch makes the logits of an image depend on its batch and process."""
+
+    layers: Annotated[int, Field(gt=0)] = 3
+    """Convolutions of stride 2 in the discriminator; each about doubles the side of a patch."""
+
+    channels: Annotated[int, Field(gt=0)] = 64
+    """Width, in channels, after the first convolution; it doubles with every layer, up to eight times."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the autoencoder's adversarial loss, multiplied by the adaptive weight where `adaptive` is on."""
+
+    adaptive: bool = True
+    """Multiplies the weight by |gradient of the reconstruction loss| / |gradient of the adversarial loss|, measured at
+    the decoder's last convolution (losses/adaptive.py)."""
+
+    start: Step = 0
+    """Step from which the discriminator is trained."""
+
+    generator_start: Step = 0
+    """Step from which the autoencoder feels the discriminator, not before `start`; a later step gives the discriminator
+    a head start."""
+
+    ramp: Step = 0
+    """Steps from generator_start up to the full weight, linearly."""
 
     @model_validator(mode="after")
     def _possible(self) -> DiscriminatorConfig:
@@ -43,6 +70,55 @@ class DiscriminatorConfig(Config):
                 "the generator would follow an untrained discriminator"
             )
         return self
+
+    @property
+    def smallest_image(self) -> int:
+        return smallest_side(self.layers)
+
+    @property
+    def sees_batches(self) -> bool:
+        return self.norm == "batch"
+
+
+class PatchAdversary(Adversary):
+    """A PatchGAN tells images from reconstructions, and the autoencoder is to deceive it.
+
+    Source: Isola et al. 2017, arXiv:1611.07004; Esser et al. 2021, arXiv:2012.09841, eq. 7.
+    """
+
+    felt = "pixels"
+
+    def __init__(self, config: DiscriminatorConfig, name: str = "discriminator") -> None:
+        self.config, self.name = config, name
+        self.balance = "decoder" if config.adaptive else None
+
+    def build(self, model: NetworkConfig) -> nn.Module:
+        config = self.config
+        return PatchDiscriminator(model.out_channels, channels=config.channels, layers=config.layers, norm=config.norm)
+
+    def learns(self, step: int) -> bool:
+        return step >= self.config.start
+
+    def weight(self, step: int) -> float:
+        return adversarial_factor(self.config, step) * self.config.weight
+
+    def term(self, network: nn.Module, output: Output) -> Tensor:
+        return generator_loss(network(output.reconstruction), self.config.loss)
+
+    def pair(self, output: Output, noise: Noise) -> Pair:
+        return output.target, output.reconstruction.detach()
+
+    def loss(self, network: nn.Module, pair: Pair, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Real and reconstructed images share one call."""
+        target, reconstruction = pair
+        real, fake = network(torch.cat([target, reconstruction.to(target)])).chunk(2)
+        accuracy = 0.5 * ((real > 0).to(target).mean() + (fake < 0).to(target).mean())
+        values = {
+            "discriminator_accuracy": accuracy,
+            "logits_real": real.detach().mean(),
+            "logits_fake": fake.detach().mean(),
+        }
+        return discriminator_loss(real, fake, self.config.loss).mean(), values
 
 
 def adversarial_factor(config: DiscriminatorConfig, step: int) -> float:
@@ -73,4 +149,4 @@ def generator_loss(fake_logits: Tensor, kind: AdversarialKind) -> Tensor:
 
 
 def _per_image(values: Tensor) -> Tensor:
-    return values.mean(dim=(1, 2, 3))
+    return values.flatten(1).mean(dim=1)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ldm_vae.errors import UserError
 from ldm_vae.precision import at_least_float32
-from ldm_vae.recipe import Config
-from ldm_vae.weights import BackboneName, backbone_weights
+from ldm_vae.pretrained.backbones import BackboneName, backbone_weights
+from ldm_vae.pretrained.frozen import FrozenConfig
 
 Network = Literal["vgg", "alex"]
 Channels = tuple[int, int, int]
@@ -31,14 +31,25 @@ BACKBONE: Mapping[Network, BackboneName] = {"vgg": "vgg16", "alex": "alexnet"}
 SMALLEST: Mapping[Network, int] = {"vgg": 16, "alex": 31}  # pixels per side that leave the last layer one position
 
 
-class PerceptualConfig(Config):
+class PerceptualConfig(FrozenConfig):
+    """LPIPS, the learned perceptual distance between image and reconstruction."""
+
     network: Network = "vgg"
-    weight: Annotated[float, Field(ge=0)] = 1.0  # loss per unit of LPIPS and per value of an image (CompVis)
+    """The network whose features are compared: vgg is the usual loss, alex the usual metric."""
+
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Loss per unit of LPIPS and per value of an image, since the likelihood is summed over an image's values
+    (CompVis)."""
+
     channels: Literal["rgb", "repeat", "select", "off"] = "rgb"
-    # ^ the image channels that the network sees: all three, the only one three times, those in `select`; off: no LPIPS
+    """The image channels that the network sees. rgb: all three. repeat: the only one, three times. select: those that
+    `select` names. off: no LPIPS."""
+
     select: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=3, max_length=3)] = RGB
-    # ^ indices of the image channels shown as red, green, blue
-    backbone: Path | None = None  # file with the network's ImageNet weights; null: fetched and cached
+    """With `channels: select`, the indices of the image channels shown as red, green and blue; 0 is the first."""
+
+    backbone: Path | None = None
+    """File with the network's ImageNet weights; null fetches and caches them."""
 
 
 def perceptual_channels(config: PerceptualConfig, image_channels: int) -> Channels | None:
@@ -69,7 +80,7 @@ class LPIPS(nn.Module):
 
     network: vgg (the usual loss) or alex (the usual metric).
     channels: of the images, shown as red, green, blue (see perceptual_channels); None: images have these three.
-    backbone: file with the ImageNet weights; None: found or fetched as ldm_vae.weights says.
+    backbone: file with the ImageNet weights; None: found or fetched as ldm_vae.pretrained.backbones says.
     `.to(torch.float64)` makes all of it float64.
     """
 

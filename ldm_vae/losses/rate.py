@@ -7,15 +7,20 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from ldm_vae.autoencoder import Output
-from ldm_vae.data.batch import Batch
+from ldm_vae.data.stream.batch import Batch
+from ldm_vae.networks.network import Output
 from ldm_vae.recipe import Config
 from ldm_vae.schedules import ramp
 
 
 class RateConfig(Config):
-    weight: Annotated[float, Field(ge=0)] = 1.0e-6  # loss per nat per image, beside pixel sums per image (CompVis)
-    warmup: Annotated[int, Field(ge=0)] = 0  # optimizer steps over which the weight rises from 0
+    """The price of information: the bottleneck's rate, its divergence from the prior."""
+
+    weight: Annotated[float, Field(ge=0)] = 1.0e-6
+    """Loss per nat per image, beside pixel distances summed per image (CompVis); 0 switches the rate off."""
+
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps over which the weight rises from 0."""
 
 
 def rate(output: Output, batch: Batch, step: int) -> Tensor:

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ldm_vae.atomic import atomic_file
+from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config, validate
-from ldm_vae.scale import LatentScale, ScaleKind
 
 
 class LatentMoments:
@@ -87,26 +87,50 @@ class LatentMoments:
 class Activation(Config):
     """The largest |value| that any layer gave, for the question whether float16 would overflow (beyond 65504)."""
 
-    largest: float  # of every layer of encoder and decoder, in float32
-    layer: str  # where it was
-    images: int  # how many were looked at
+    largest: float
+    """The largest |value| in any layer of encoder and decoder, in float32."""
+
+    layer: str
+    """Name of the layer that gave it."""
+
+    images: int
+    """Number of images that were looked at."""
 
 
 class LatentStatistics(Config):
     """What `ldm-vae stats` writes, and export reads."""
 
     format: Literal["ldm_vae.latent_statistics"] = "ldm_vae.latent_statistics"
+
     version: Literal[1] = 1
-    codec: str  # sha256 of the weights that gave the latents
-    latents: Literal["mode", "sample"]  # of the posterior
-    protocol: dict[str, Any]  # resize, crop, padding, precision
-    data: str  # which shards
+
+    codec: str
+    """sha256 of the weights that gave the latents."""
+
+    latents: Literal["mode", "sample"]
+    """What of the posterior was measured."""
+
+    protocol: dict[str, Any]
+    """How images were prepared: resize, crop, padding, precision."""
+
+    data: str
+    """The shards that were read."""
+
     images: int
-    values: int  # per channel
-    mean: float  # over all channels
-    std: float  # over all channels
+
+    values: int
+    """Values per channel, over all images and positions."""
+
+    mean: float
+    """Mean over all channels."""
+
+    std: float
+    """Standard deviation over all channels."""
+
     channel_mean: tuple[float, ...]
+
     channel_std: tuple[float, ...]
+
     activation: Activation | None = None
 
     @staticmethod

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.losses.perceptual import LPIPS, SMALLEST, Network
-from ldm_vae.weights import fingerprint
+from ldm_vae.pretrained.backbones import fingerprint
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from ldm_vae.errors import UserError
-from ldm_vae.inception import SHA256, inception
 from ldm_vae.metrics.frechet import SEED, SUBSET, SUBSETS, frechet_distance, kernel_distance
 from ldm_vae.metrics.image import Row, unfit
 from ldm_vae.metrics.pair import PairNetwork
 from ldm_vae.metrics.spool import Features, Spool
+from ldm_vae.pretrained.inception import SHA256, inception
 from ldm_vae.ranks import gather
 
 SetMetricName = Literal["rfid", "kid", "frechet_vgg16"]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldm_vae.nn.blocks import NORM_EPS, Middle, UpLevel
 from ldm_vae.nn.checkpointing import run_block
+from ldm_vae.nn.features import Features
 
 
 class Decoder(nn.Module):
@@ -41,12 +42,9 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
         self.gradient_checkpointing = False
 
-    def hidden(self, z: Tensor) -> Tensor:
-        """Everything up to the input of the last convolution: (B, channels[0], h*f, w*f)."""
+    def forward(self, z: Tensor) -> Features:
         hidden = self.conv_in(z)
         for block in (self.mid_block, *self.up_blocks):
             hidden = run_block(block, hidden, self.gradient_checkpointing)
-        return F.silu(self.conv_norm_out(hidden))
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.conv_out(self.hidden(z))
+        below = F.silu(self.conv_norm_out(hidden))
+        return Features(below, self.conv_out(below))

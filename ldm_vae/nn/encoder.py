@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldm_vae.nn.blocks import NORM_EPS, DownLevel, Middle
 from ldm_vae.nn.checkpointing import run_block
+from ldm_vae.nn.features import Features
 
 
 class Encoder(nn.Module):
@@ -40,8 +41,9 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
         self.gradient_checkpointing = False
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Features:
         hidden = self.conv_in(image)
         for block in (*self.down_blocks, self.mid_block):
             hidden = run_block(block, hidden, self.gradient_checkpointing)
-        return self.conv_out(F.silu(self.conv_norm_out(hidden)))
+        below = F.silu(self.conv_norm_out(hidden))
+        return Features(below, self.conv_out(below))

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.data.fetch import LABEL, BrokenSample, Fetcher
-from ldm_vae.data.images import BrokenImage, decode_image, to_uint8
-from ldm_vae.data.index import Index, load_index
-from ldm_vae.data.order import SampleRef
-from ldm_vae.data.source import Unreachable
+from ldm_vae.data.images.decode import decode_image
+from ldm_vae.data.images.pixels import BrokenImage, to_uint8
+from ldm_vae.data.shards.index import Index, load_index
+from ldm_vae.data.shards.shard import LABEL, BrokenSample
+from ldm_vae.data.shards.storage import Unreachable
+from ldm_vae.data.stream.fetch import Fetcher
+from ldm_vae.data.stream.order import SampleRef
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.facts import fact
 from ldm_vae.report.pictures import Pixels

@@ -45,7 +45,7 @@ class MetricTable:
 
 @dataclass(frozen=True)
 class Difference:
-    """Ours minus theirs.   word: whether that is a gain, beyond what chance would do; as ldm_vae.compare says."""
+    """Ours minus theirs.   word: whether that is a gain, beyond what chance would do; as evaluation/compare.py says."""
 
     difference: str
     interval: str

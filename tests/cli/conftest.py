@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.conftest import encoded, write_tar
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 8, 16), norm_groups=4, layers_per_block=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ldm_vae.cli.app import main
 
 SERVER = get_context("forkserver")
-SERVER.set_forkserver_preload(["ldm_vae.cli.encode", "ldm_vae.encode", "torch"])
+SERVER.set_forkserver_preload(["ldm_vae.cli.encode", "ldm_vae.latents.encode", "torch"])
 
 
 def start(arguments: Sequence[object], world: int, errors: Path = Path(os.devnull)) -> list[ForkServerProcess]:

@@ -24,8 +24,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from ldm_vae.cli.check import check
-from ldm_vae.data.index import load_index, write_index
-from ldm_vae.data.inspection import inspect_shards
+from ldm_vae.data.shards.check import inspect_shards
+from ldm_vae.data.shards.index import load_index, write_index
 from ldm_vae.errors import UserError
 
 app = typer.Typer()

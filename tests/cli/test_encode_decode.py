@@ -15,11 +15,13 @@ import webdataset
 from PIL import Image
 
 from ldm_vae import LatentCodec, LatentDataset
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli.app import main
-from ldm_vae.data.images import decode_image, to_uint8
+from ldm_vae.data.images.decode import decode_image
+from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.errors import UserError
-from ldm_vae.interop.diffusers import to_diffusers_config, write_folder
-from ldm_vae.scale import LatentScale
+from ldm_vae.interop.diffusers import write_folder
+from ldm_vae.interop.layouts import kl as layout
 from tests.conftest import write_tar
 
 
@@ -200,7 +202,7 @@ def test_latents_of_another_codec_are_refused(
     other = LatentCodec.load(run, device="cpu")
     with torch.no_grad():
         other.model.decoder.conv_out.bias.add_(0.1)
-    config = to_diffusers_config(other.model.config, LatentScale(), sample_size=32, force_upcast=False)
+    config = layout.to_config(other.model.config, LatentScale(), sample_size=32, force_upcast=False)
     write_folder(tmp_path / "other", config, other.model.exported_state(), {})
     capfd.readouterr()
     assert command("decode", tmp_path / "other", tmp_path / "out", tmp_path / "images") == 2

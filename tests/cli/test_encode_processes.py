@@ -16,7 +16,7 @@ import webdataset
 from filelock import FileLock
 
 from ldm_vae import LatentDataset
-from ldm_vae.data.latent_shards import lock_path
+from ldm_vae.latents.format import lock_path
 from tests.cli.conftest import write_shard
 from tests.cli.test_encode_decode import command, digests
 from tests.conftest import ROOT
@@ -121,7 +121,7 @@ def test_shards_of_the_same_names_in_one_folder_at_the_same_moment_are_told(
     run: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one command runs, another finishes a shard of the same name, of other images."""
-    from ldm_vae import encode
+    from ldm_vae.latents import encode
 
     other = tmp_path / "other"
     write_shard(other / "000000.tar", [f"other{i}" for i in range(40)])

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from ldm_vae import LatentCodec
-from ldm_vae.autoencoder import Autoencoder
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli.app import main
-from ldm_vae.evaluate import evaluate_shards
-from ldm_vae.interop.native import Checkpoint
-from ldm_vae.results import EvaluationProtocol
-from ldm_vae.scale import LatentScale
+from ldm_vae.evaluation.evaluate import evaluate_shards
+from ldm_vae.evaluation.results import EvaluationProtocol
+from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.networks.kl import Autoencoder
 from tests.cli.conftest import CONFIG
 
 PSNR = ("--metrics", "psnr")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ldm_vae.cli.evaluation_table import print_comparisons
-from ldm_vae.compare import Difference
+from ldm_vae.evaluation.compare import Difference
 
 
 def test_a_difference_says_where_it_is_not_of_all_images(

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm_vae import LatentCodec
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli.app import main
-from ldm_vae.data.images import ImageConfig
-from ldm_vae.data.index import load_index
-from ldm_vae.data.latents import LatentDataset
+from ldm_vae.data.images.fit import ImageConfig
+from ldm_vae.data.shards.index import load_index
 from ldm_vae.errors import UserError
-from ldm_vae.evaluate import evaluate_shards
-from ldm_vae.results import EvaluationProtocol
-from ldm_vae.roundtrip import round_to_bits, roundtrip
-from ldm_vae.scale import LatentScale
+from ldm_vae.evaluation.evaluate import evaluate_shards
+from ldm_vae.evaluation.results import EvaluationProtocol
+from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.latents.roundtrip import round_to_bits, roundtrip
 
 
 def encode(run: Path, shards: Path, out: Path, *options: object) -> Path:

@@ -19,8 +19,8 @@ import webdataset
 from PIL import Image
 
 from ldm_vae.cli.app import main
-from ldm_vae.data.images import decode_image
-from ldm_vae.data.index import load_index
+from ldm_vae.data.images.decode import decode_image
+from ldm_vae.data.shards.index import load_index
 
 
 def picture(path: Path, seed: int) -> bytes:

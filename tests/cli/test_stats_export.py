@@ -13,12 +13,13 @@ import torch
 from diffusers import AutoencoderKL
 
 from ldm_vae import LatentCodec
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli.app import main
-from ldm_vae.data.images import decode_image
-from ldm_vae.data.index import load_index
-from ldm_vae.data.source import read_range
-from ldm_vae.interop.diffusers import to_diffusers_config, write_folder
-from ldm_vae.scale import LatentScale
+from ldm_vae.data.images.decode import decode_image
+from ldm_vae.data.shards.index import load_index
+from ldm_vae.data.shards.storage import read_range
+from ldm_vae.interop.diffusers import write_folder
+from ldm_vae.interop.layouts import kl as layout
 
 
 def command(*arguments: object) -> int:
@@ -163,7 +164,7 @@ def test_activations_beyond_the_margin_ask_for_float32(run: Path, shards: Path, 
     codec = LatentCodec.load(run, device="cpu")
     with torch.no_grad():
         codec.model.decoder.conv_in.weight.mul_(1e6)  # normalised again right after
-    written = to_diffusers_config(codec.model.config, LatentScale(0.3), sample_size=32, force_upcast=False)
+    written = layout.to_config(codec.model.config, LatentScale(0.3), sample_size=32, force_upcast=False)
     write_folder(tmp_path / "hot", written, codec.model.exported_state(), {})
     assert command("export", tmp_path / "hot", tmp_path / "out", "--shards", shards) == 0
     exported = json.loads((tmp_path / "out" / "config.json").read_text())

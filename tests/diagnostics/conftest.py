@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.probes import Probes, make_probes
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 
 FACTOR = 4
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.activations import inspect_activations
 from ldm_vae.diagnostics.probes import Probes
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.diagnostics.conftest import pictures
 from tests.diagnostics.test_channels import value
 

@@ -8,10 +8,10 @@ import torch
 from scipy.stats import norm
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.diagnostics.aggregate import gaussian_kl_of_moments, inspect_aggregate, kolmogorov_smirnov
 from ldm_vae.diagnostics.channels import ChannelSums
 from ldm_vae.diagnostics.findings import Section
-from ldm_vae.scale import LatentScale
 from tests.diagnostics.test_channels import level, value
 
 

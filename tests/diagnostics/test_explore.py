@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.data.images import to_uint8
+from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.diagnostics.channels import ChannelSums
 from ldm_vae.diagnostics.explore import explore, lerp, principal_directions, random_phase, slerp
 from ldm_vae.diagnostics.probes import Probes

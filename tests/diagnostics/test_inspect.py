@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import LatentCodec
-from ldm_vae.data.images import ImageConfig
+from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.diagnostics.findings import Inspection, Section
 from ldm_vae.diagnostics.inspect import InspectionJob, inspect_shards
 from ldm_vae.diagnostics.survey import POSITIONS, Survey
 from ldm_vae.errors import UserError
-from ldm_vae.scale import LatentScale
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.conftest import picture, write_shards
 from tests.diagnostics.conftest import averaging
 from tests.diagnostics.test_channels import value
@@ -193,8 +193,8 @@ def test_an_older_inspection_is_replaced(shards: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_kept_does_not_grow_with_the_images(tmp_path: Path) -> None:
-    from ldm_vae.data.index import load_index
-    from ldm_vae.data.reader import DataConfig, validation_batches
+    from ldm_vae.data.shards.index import load_index
+    from ldm_vae.data.stream.reader import DataConfig, validation_batches
 
     write_shards(tmp_path / "many", [60])
     config = DataConfig(train=str(tmp_path / "many"), batch=4, workers=0)

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.data.images import to_uint8
+from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.diagnostics import robustness
 from ldm_vae.diagnostics.equivariance import inspect_equivariance
 from ldm_vae.diagnostics.probes import Probes
 from ldm_vae.diagnostics.robustness import BITS, NOISE, inspect_robustness, least_drop
 from ldm_vae.diagnostics.smoothness import inspect_smoothness
-from ldm_vae.roundtrip import round_to_bits
+from ldm_vae.latents.roundtrip import round_to_bits
 from tests.diagnostics.conftest import FACTOR, Averaging, averaging, pictures
 from tests.diagnostics.test_channels import level, value
 

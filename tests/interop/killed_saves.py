@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from ldm_vae.interop import native
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop import checkpoint as native
+from ldm_vae.interop.checkpoint import Checkpoint
 
 KILLED = 137
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.interop import diffusers as interop
+from ldm_vae.interop.layouts import kl as layout
 from ldm_vae.interop.load import load_model
-from ldm_vae.scale import LatentScale
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 
 PICTURE = torch.linspace(-1, 1, 3 * 16 * 24).reshape(1, 3, 16, 24)
 CONFIGS = [
@@ -31,8 +32,8 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_configuration_survives_both_translations(config: AutoencoderConfig) -> None:
-    written = interop.to_diffusers_config(config, LatentScale(0.3), sample_size=256, force_upcast=True)
-    assert interop.from_diffusers_config(written, "test") == config
+    written = layout.to_config(config, LatentScale(0.3), sample_size=256, force_upcast=True)
+    assert layout.from_config(written, "test") == config
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -40,7 +41,7 @@ def test_export_is_loaded_by_diffusers_and_gives_the_same_pixels(config: Autoenc
     torch.manual_seed(0)
     ours = Autoencoder(config).eval()
     scale = LatentScale(0.3, shift=0.1)
-    written = interop.to_diffusers_config(config, scale, sample_size=256, force_upcast=False)
+    written = layout.to_config(config, scale, sample_size=256, force_upcast=False)
     interop.write_folder(tmp_path / "out", written, ours.exported_state(), {"README.md": "card"})
     theirs, report = AutoencoderKL.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report  # missing, unexpected and mismatched keys, error messages

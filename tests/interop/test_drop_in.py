@@ -49,7 +49,7 @@ def test_large_pictures_run_in_pieces_with_tiling_and_slicing_on(
     vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ldm_vae.codec.PIECES_FROM", 16 * 24)
-    monkeypatch.setattr("ldm_vae.exact.plan.STRIP_BYTES", 2**10)
+    monkeypatch.setattr("ldm_vae.piecewise.plan.STRIP_BYTES", 2**10)
     ours = LatentCodec.load(vae).as_diffusers()
     ours.enable_tiling()
     ours.enable_slicing()

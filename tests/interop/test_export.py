@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
+from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.interop.export import export_model
 from ldm_vae.interop.load import load_model, weights_hash
-from ldm_vae.interop.native import Checkpoint
-from ldm_vae.interop.targets import Target
+from ldm_vae.interop.pipelines import Target
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
-from ldm_vae.scale import LatentScale, ScaleKind
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), norm_groups=4, layers_per_block=1)
 

@@ -12,13 +12,13 @@ from diffusers import AutoencoderKL
 
 from ldm_vae import LatentCodec
 from ldm_vae import codec as codec_module
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.interop.export import export_model
 from ldm_vae.interop.load import LoadedModel, Source, weights_hash
-from ldm_vae.interop.targets import PIPELINES, Target
+from ldm_vae.interop.pipelines import PIPELINES, Target
 from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
-from ldm_vae.scale import LatentScale
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 
 CHANNELS: dict[Target, int] = {"sd": 4, "sdxl": 4, "sd3": 16, "flux": 16, "dit": 4}
 
@@ -217,7 +217,7 @@ def test_drop_in_makes_the_same_picture_in_pieces(
     factor = getattr(pipe, "vae_scale_factor", None)
 
     monkeypatch.setattr("ldm_vae.codec.PIECES_FROM", 1)
-    monkeypatch.setattr("ldm_vae.exact.plan.STRIP_BYTES", 2**10)
+    monkeypatch.setattr("ldm_vae.piecewise.plan.STRIP_BYTES", 2**10)
     pipe.vae = LatentCodec.load(tmp_path / "out", device="cpu").as_diffusers()
     plans: list[Any] = []
     pieces = codec_module.decode_pieces

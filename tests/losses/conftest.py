@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.losses.perceptual import BACKBONE, LPIPS
-from ldm_vae.weights import backbone_weights
+from ldm_vae.pretrained.backbones import backbone_weights
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig, Output
-from ldm_vae.data.batch import Batch
-from ldm_vae.losses.adversarial import DiscriminatorConfig
-from ldm_vae.losses.objective import LossConfig, Objective, build_objective
+from ldm_vae.data.stream.batch import Batch
+from ldm_vae.losses.adversarial import DiscriminatorConfig, PatchAdversary
+from ldm_vae.losses.objective import LossConfig, Objective, build_heads, build_objective
 from ldm_vae.losses.perceptual import LPIPS, PerceptualConfig
-from ldm_vae.losses.pixel import PixelConfig
+from ldm_vae.losses.pixel import LOG_VARIANCE, PixelConfig
 from ldm_vae.losses.rate import RateConfig
-from ldm_vae.nn.discriminator import PatchDiscriminator
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from ldm_vae.networks.network import Output
+from ldm_vae.nn.discriminators.patch import PatchDiscriminator
+from ldm_vae.noise import GivenNoise
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_groups=4, latent_channels=2)
 
@@ -25,7 +27,8 @@ def _batch(images: int = 2) -> Batch:
 
 def _networks(learned_variance: bool = False) -> tuple[Autoencoder, PatchDiscriminator, LPIPS]:
     torch.manual_seed(0)
-    model = Autoencoder(CONFIG, learned_variance=learned_variance).double()
+    loss = LossConfig(pixel=PixelConfig(learned_variance=learned_variance))
+    model = Autoencoder(CONFIG, build_heads(loss)).double()
     discriminator = PatchDiscriminator(3, channels=8, layers=2).double()
     return model, discriminator, LPIPS("alex").double()
 
@@ -33,12 +36,14 @@ def _networks(learned_variance: bool = False) -> tuple[Autoencoder, PatchDiscrim
 def _objective(
     model: Autoencoder, lpips: LPIPS | None, loss: LossConfig, adversarial: DiscriminatorConfig | None
 ) -> Objective:
-    return build_objective(loss, adversarial, lpips, model.decoder.conv_out.weight.shape, reduce=lambda value: value)
+    adversaries = [] if adversarial is None else [PatchAdversary(adversarial)]
+    frozen = {} if lpips is None else {"perceptual": lpips}
+    return build_objective(loss, adversaries, frozen, model.anchors, reduce=lambda value: value)
 
 
 def _forward(model: Autoencoder, batch: Batch) -> Output:
     noise = torch.randn(model.latent_shape(batch.image), generator=torch.Generator().manual_seed(2)).double()
-    output = model(batch.image, noise=noise)
+    output = model(batch.image, noise=GivenNoise(noise))
     assert isinstance(output, Output)
     return output
 
@@ -52,8 +57,9 @@ def _direct(
     pixel = (output.reconstruction - batch.image).abs().sum() / len(batch.image)
     perceptual = lpips(output.reconstruction, batch.image).mean() * elements
     nll = loss.pixel.weight * pixel + loss.perceptual.weight * perceptual
-    if model.log_variance is not None:
-        nll = nll / model.log_variance.exp() + elements * model.log_variance
+    if LOG_VARIANCE in model.heads:
+        log_variance = model.heads[LOG_VARIANCE].value
+        nll = nll / log_variance.exp() + elements * log_variance
     mean, logvar = output.posterior.stats["mean"], output.posterior.stats["logvar"]
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum() / len(batch.image)
     total = nll + loss.rate.weight * kl
@@ -80,7 +86,8 @@ def test_gradient_equals_the_direct_formulation(step: int, learned_variance: boo
     objective = _objective(model, lpips, loss, adversarial)
     batch = _batch()
 
-    losses = objective(_forward(model, batch), batch, discriminator.requires_grad_(False), step)
+    critics = {"discriminator": discriminator.requires_grad_(False)}
+    losses = objective(_forward(model, batch), batch, critics, step)
     torch.autograd.backward(losses.roots, losses.gradients)
     ours = {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -102,18 +109,18 @@ def test_gradient_equals_the_direct_formulation(step: int, learned_variance: boo
 def test_the_learned_log_variance_reaches_its_optimum() -> None:
     """d/ds (a / e^s + n s) = 0 at e^s = a / n: the mean error per element."""
     model, _, _ = _networks(learned_variance=True)
-    assert model.log_variance is not None
+    log_variance = model.heads[LOG_VARIANCE].value
     loss = LossConfig(pixel=PixelConfig(learned_variance=True), rate=RateConfig(weight=0.0))
     objective = _objective(model, None, loss, None)
     batch = _batch()
-    optimizer = torch.optim.Adam([model.log_variance], lr=0.05)
+    optimizer = torch.optim.Adam([log_variance], lr=0.05)
     for step in range(300):
         optimizer.zero_grad()
-        losses = objective(_forward(model, batch), batch, lambda image: image, step)
+        losses = objective(_forward(model, batch), batch, {}, step)
         torch.autograd.backward(losses.roots, losses.gradients)
         optimizer.step()
     # Adam at a constant rate keeps within a few of its steps of the optimum
-    assert model.log_variance.exp().item() == pytest.approx(losses.values["pixel"].item(), rel=0.02)
+    assert log_variance.exp().item() == pytest.approx(losses.values["pixel"].item(), rel=0.02)
 
 
 def test_a_term_that_is_off_is_absent_and_the_critic_is_not_called() -> None:
@@ -122,13 +129,10 @@ def test_a_term_that_is_off_is_absent_and_the_critic_is_not_called() -> None:
     adversarial = DiscriminatorConfig(start=0, generator_start=5)
     objective = _objective(model, None, loss, adversarial)
 
-    def uncalled(image: Tensor) -> Tensor:
-        raise AssertionError("the generator does not feel the discriminator yet")
-
     batch = _batch()
-    losses = objective(_forward(model, batch), batch, uncalled, step=4)
+    losses = objective(_forward(model, batch), batch, {}, step=4)  # the discriminator is not even looked for
     assert losses.values.keys() == {"pixel", "total"}
-    assert objective.trains_discriminator(4)
+    assert objective.adversaries[0].learns(4)
 
 
 def test_the_perceptual_term_has_a_gradient() -> None:
@@ -138,6 +142,6 @@ def test_the_perceptual_term_has_a_gradient() -> None:
     )
     objective = _objective(model, lpips, loss, None)
     batch = _batch()
-    losses = objective(_forward(model, batch), batch, lambda image: image, step=0)
+    losses = objective(_forward(model, batch), batch, {}, step=0)
     assert losses.values.keys() == {"perceptual", "total"}
     assert losses.gradients[0].abs().sum() > 0

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ldm_vae.errors import UserError
 from ldm_vae.losses.perceptual import BACKBONE, LPIPS, SMALLEST, PerceptualConfig, _unit_length, perceptual_channels
+from ldm_vae.pretrained.backbones import backbone_weights
 from ldm_vae.recipe import validate
-from ldm_vae.weights import backbone_weights
 
 Pair = tuple[LPIPS, lpips.LPIPS]
 

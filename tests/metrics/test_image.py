@@ -20,7 +20,7 @@ from ldm_vae.losses.perceptual import BACKBONE
 from ldm_vae.metrics import image as metrics_image
 from ldm_vae.metrics import pair as pair_network
 from ldm_vae.metrics.image import METRICS, ImageMetrics, MetricName, Row
-from ldm_vae.weights import backbone_weights
+from ldm_vae.pretrained.backbones import backbone_weights
 
 Pair = tuple[Tensor, Tensor]
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
-from ldm_vae.scale import LatentScale
 
 # Sums of float64 in another order than numpy's.
 EXACT = {"rtol": 1e-12, "atol": 1e-12}

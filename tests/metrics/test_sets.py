@@ -21,7 +21,7 @@ from ldm_vae.metrics import sets
 from ldm_vae.metrics.image import ImageMetrics, Row
 from ldm_vae.metrics.pair import PairNetwork
 from ldm_vae.metrics.sets import SET_METRICS, FeatureSets, SetMetrics, SetResults, describe
-from ldm_vae.weights import backbone_weights
+from ldm_vae.pretrained.backbones import backbone_weights
 
 
 class Thumbnail(torch.nn.Module):

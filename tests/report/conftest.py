@@ -11,16 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import LatentCodec
-from ldm_vae.compare import Difference, to_json
 from ldm_vae.diagnostics.findings import Axis, Chart, Inspection, Line, Matrix, Number, Picture, Section, Verdict
-from ldm_vae.evaluate import EvaluationProtocol, describe_codec, evaluate_shards
+from ldm_vae.evaluation.compare import Difference, to_json
+from ldm_vae.evaluation.evaluate import EvaluationProtocol, describe_codec, evaluate_shards
+from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.interop.load import STATISTICS
-from ldm_vae.interop.native import Checkpoint
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.report.page import write_report
-from ldm_vae.scale import LatentScale
 from tests.conftest import encoded, picture, write_tar
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_groups=4, latent_channels=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm_vae.compare import Difference, to_json
+from ldm_vae.evaluation.compare import Difference, to_json
 from ldm_vae.report.results import Comparison, ImageRow, Interval, Measured, StoredResults
 from ldm_vae.report.run import read_run
 from ldm_vae.report.tables import (

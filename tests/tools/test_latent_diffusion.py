@@ -13,7 +13,7 @@ from PIL import Image
 
 from ldm_vae.cli.app import main as ldm_vae
 from ldm_vae.codec import LatentCodec, from_pil
-from ldm_vae.data.latents import LatentDataset
+from ldm_vae.latents.dataset import LatentDataset
 from tests.conftest import encoded, picture, write_tar
 from tools.command import run_command
 from tools.latent_diffusion import crop, crops, latent_diffusion

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.data.images import ImageConfig
-from ldm_vae.evaluate import EvaluationProtocol, evaluate_shards
+from ldm_vae.data.images.fit import ImageConfig
+from ldm_vae.evaluation.evaluate import EvaluationProtocol, evaluate_shards
 from ldm_vae.metrics.pair import PairNetwork
 from tests.conftest import picture, write_shards
 from tests.tools.test_latent_diffusion import write_codec

@@ -14,12 +14,11 @@ import pytest
 import torch
 
 import train.loop
-from ldm_vae.errors import UserError
 from ldm_vae.ranks import first_to_say
 from ldm_vae.recipe import load_recipe
 from train.__main__ import train as train_run
-from train.agreement import check_ranks_agree
-from train.build import build_accelerator, build_autoencoder, build_run
+from train.agreement import RanksDiffer, check_ranks_agree
+from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
 from train.recipe import Recipe
 
 TRAIN_STEP = train.loop.STEPS["shared"]
@@ -48,13 +47,14 @@ def drift(recipe: Recipe) -> None:
     """One value on one rank moves by one bit: the check must notice on every rank, and name the group."""
     accelerator = build_accelerator(recipe)
     autoencoder, recipe = build_autoencoder(recipe)
-    run = build_run(recipe, accelerator, autoencoder)
+    frozen, recipe = build_frozen(recipe)
+    run = build_run(recipe, accelerator, autoencoder, frozen)
     check_ranks_agree({"model": run.autoencoder.state_dict()}, accelerator)
     if accelerator.process_index == 1:
         weight = run.autoencoder.decoder.conv_out.weight
         with torch.no_grad():
             weight[0, 0, 0, 0] = torch.nextafter(weight[0, 0, 0, 0], torch.tensor(9.0))
-    with pytest.raises(UserError, match="different values of model"):
+    with pytest.raises(RanksDiffer, match="different values of model"):
         check_ranks_agree({"ema": run.ema.model.state_dict(), "model": run.autoencoder.state_dict()}, accelerator)
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ldm_vae.errors import UserError
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import validate
 from train.checkpoint import CheckpointConfig, folder_of, prune
 
@@ -104,7 +104,7 @@ def test_a_damaged_later_one_does_not_push_out_the_one_resumed_from(tmp_path: Pa
 
 SAVE_FOREVER = """
 import itertools, os, pathlib, runpy, sys
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
 from train.checkpoint import CheckpointConfig
 save_step = runpy.run_path(sys.argv[1])["save_step"]
 run = pathlib.Path(sys.argv[2])

@@ -16,9 +16,9 @@ import psutil
 import pytest
 import torch
 
-from ldm_vae.data.index import load_index
-from ldm_vae.data.order import sample_refs
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.data.shards.index import load_index
+from ldm_vae.data.stream.order import sample_refs
+from ldm_vae.interop.checkpoint import Checkpoint
 from tests.conftest import ROOT, write_shards
 from tests.train.test_resume import rows, run_in_process
 from train.status import RunLock, write_status

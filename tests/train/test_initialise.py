@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from skimage import data
 
-from ldm_vae.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_vae.errors import UserError
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from ldm_vae.noise import GivenNoise
 from train.initialise import initialise_average
 
 CONFIG = AutoencoderConfig(
@@ -41,7 +42,7 @@ def test_every_parameter_has_a_gradient() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for _ in range(2):
         optimizer.zero_grad()
-        output = model(_photograph(), noise=torch.randn(1, 3, 32, 32, dtype=torch.float64))
+        output = model(_photograph(), noise=GivenNoise(torch.randn(1, 3, 32, 32, dtype=torch.float64)))
         (output.reconstruction.square().mean() + 1e-6 * output.posterior.rate.mean()).backward()
         optimizer.step()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]

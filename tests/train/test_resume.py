@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState, PartialState
 import train.loop
 import train.status
 from ldm_vae.errors import UserError
-from ldm_vae.interop.native import Checkpoint
+from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import load_recipe, read_yaml
 from tests.conftest import ROOT, write_shards
 from train.__main__ import train as train_run

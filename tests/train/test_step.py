@@ -37,13 +37,13 @@ def test_adaptive_weight_under_accumulation_is_each_micro_batchs_own(build: Buil
     run, recipe = build("precision=float64", "optimizer.accumulation=2")
     step = 5  # the ramp is over
     micro_batches = batches_of(run, recipe, 1)[0]
-    values, _ = autoencoder_gradients(run, micro_batches, step)
+    values, _, _ = autoencoder_gradients(run, micro_batches, step)
     weights = []
     for batch in micro_batches:
         output = run.autoencoder(batch.image, noise=run.noise(batch, step))
         lpips = run.objective.likelihood[1].term(output, batch, step)
         nll = (output.reconstruction - batch.image).abs().sum() / len(batch.image) + lpips.mean()
-        generator = -run.discriminator(output.reconstruction).mean()
+        generator = -run.critics["discriminator"](output.reconstruction).mean()
         last = run.autoencoder.decoder.conv_out.weight
         gradients = [torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in (nll, generator)]
         weights.append(0.5 * (gradients[0].norm() / (gradients[1].norm() + 1e-4)).clamp(0, 1e4))
@@ -58,7 +58,7 @@ def test_discriminator_learns_from_the_reconstructions_of_the_same_forward(build
     step = 5
     with torch.no_grad():
         fake = run.autoencoder(batch.image, noise=run.noise(batch, step)).reconstruction
-        real_logits, fake_logits = run.discriminator(batch.image), run.discriminator(fake)
+        real_logits, fake_logits = run.critics["discriminator"](batch.image), run.critics["discriminator"](fake)
         expected = 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
     values = train_step(run, micro_batches, step)
     torch.testing.assert_close(values["discriminator"], expected, rtol=1e-9, atol=0)
@@ -74,13 +74,14 @@ def test_compvis_order_recomputes_the_reconstructions_after_the_update(build: Bu
     micro_batches = batches_of(run, recipe, 1)[0]
     (batch,) = micro_batches
     step = 1  # the discriminator learns, the generator does not feel it yet
-    before = {name: value.clone() for name, value in run.discriminator.state_dict().items()}
+    before = {name: value.clone() for name, value in run.critics["discriminator"].state_dict().items()}
     values = train_step_compvis(run, micro_batches, step)
     with torch.no_grad():
         fake = run.autoencoder(batch.image, noise=run.noise(batch, step)).reconstruction  # by the updated weights
-        run.discriminator.load_state_dict(before)
+        run.critics["discriminator"].load_state_dict(before)
         expected = 0.5 * (
-            F.relu(1 - run.discriminator(batch.image)).mean() + F.relu(1 + run.discriminator(fake)).mean()
+            F.relu(1 - run.critics["discriminator"](batch.image)).mean()
+            + F.relu(1 + run.critics["discriminator"](fake)).mean()
         )
     torch.testing.assert_close(values["discriminator"], expected, rtol=1e-9, atol=0)
 
@@ -119,7 +120,7 @@ def test_a_bad_image_changes_nothing_and_is_counted(build: Build, norm: str, ord
 
 
 def test_only_the_decoder_trains_where_asked_for(build: Build, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from ldm_vae.interop.native import Checkpoint
+    from ldm_vae.interop.checkpoint import Checkpoint
 
     source, recipe = build()
     Checkpoint.write(

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm_vae.data.index import load_index
-from ldm_vae.data.reader import validation_batches
-from ldm_vae.latent.gaussian import gaussian_kl
+from ldm_vae.bottlenecks.gaussian import gaussian_kl
+from ldm_vae.data.shards.index import load_index
+from ldm_vae.data.stream.reader import validation_batches
 from tests.train.conftest import Build
 from train.validate import build_validation, validation_data
 

@@ -1,1 +1,0 @@
-"""What a trained codec is held against."""

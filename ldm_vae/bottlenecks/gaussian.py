@@ -1,0 +1,61 @@
+"""The diagonal Gaussian bottleneck of a KL autoencoder."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from ldm_vae.bottlenecks.base import Bottleneck, BottleneckConfig, Latent
+from ldm_vae.noise import Noise
+from ldm_vae.precision import at_least_float32
+
+
+class GaussianConfig(BottleneckConfig):
+    """A posterior that is a diagonal Gaussian: the encoder gives its mean and log-variance."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    """The kind of bottleneck."""
+
+    logvar_range: tuple[float, float] = (-30.0, 20.0)
+    """[low, high], natural logarithm: the log-variance is clamped to it, as in CompVis and diffusers."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> GaussianConfig:
+        if self.logvar_range[0] >= self.logvar_range[1]:
+            raise ValueError("give logvar_range as [low, high] with low < high")
+        return self
+
+
+def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mean, e^logvar) || N(0, I)), element by element.
+
+    mean, logvar: any equal shape.   Returns that shape, in nats; sum over (C, h, w) for nats per image.
+    Source: Kingma & Welling 2013, arXiv:1312.6114, appendix B.
+    """
+    return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar)
+
+
+class DiagonalGaussian(Bottleneck):
+    """(B, 2C, h, w) moments and noise -> Latent. Computed in at least float32, whatever the networks run in."""
+
+    width = 2
+    gaussian = True
+
+    def __init__(self, config: GaussianConfig) -> None:
+        super().__init__()
+        self.logvar_range = config.logvar_range
+
+    def groups(self, latent_channels: int) -> int:
+        return latent_channels
+
+    def forward(self, hidden: Tensor, noise: Noise | None = None) -> Latent:
+        """hidden: (B, 2C, h, w), mean and log-variance.   noise: of the sample; None gives the mode."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            mean, logvar = at_least_float32(hidden).chunk(2, dim=1)
+            logvar = logvar.clamp(*self.logvar_range)
+            z = mean if noise is None else mean + (0.5 * logvar).exp() * noise.normal("noise", mean)
+            nats = gaussian_kl(mean, logvar)
+        return Latent(z, nats, {"mean": mean, "logvar": logvar})

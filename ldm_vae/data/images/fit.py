@@ -1,0 +1,90 @@
+"""Resize, crop and flip: what lies between the picture in a file and what the network sees."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, model_validator
+
+from ldm_vae.data.images.pixels import MAX_CHANNELS, MAX_PIXELS, Array, BrokenImage
+from ldm_vae.recipe import Config
+
+Positive = Annotated[int, Field(gt=0)]
+
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "area": Image.Resampling.BOX,
+}
+
+
+class ImageConfig(Config):
+    """What lies between the picture in a file and what the network sees: resize, then crop, then flip."""
+
+    channels: Annotated[int, Field(gt=0, le=MAX_CHANNELS)] = 3
+    """Channels of the image."""
+
+    resize: Positive | None = None
+    """Short side in pixels; smaller images are enlarged to it. null keeps the size."""
+
+    resize_filter: Literal["bicubic", "bilinear", "lanczos", "area"] = "bicubic"
+    """How pixels are resampled; the filter is widened where the image shrinks, against aliasing."""
+
+    crop: Positive | None = None
+    """Side in pixels of the square that is cut out after the resize; null keeps everything."""
+
+    crop_mode: Literal["random", "center"] = "random"
+    """Where the square lies; validation and evaluation always take the centre."""
+
+    flip: bool = False
+    """Mirrors left to right with probability 1/2; never in validation and evaluation."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> ImageConfig:
+        if self.resize is not None and self.crop is not None and self.crop > self.resize:
+            raise ValueError(f"crop {self.crop} is larger than the short side after the resize, {self.resize}")
+        return self
+
+
+def fit_image(array: Array, config: ImageConfig, generator: np.random.Generator | None) -> Array:
+    """Resize, crop, flip: (C, H, W) -> (C, h, w), float32 in [-1, 1].
+
+    generator: every random choice comes from it, the flip first, then top and left. None: centre crop, no flip.
+    Raises BrokenImage for an image smaller than the crop.
+    """
+    flip = config.flip and generator is not None and bool(generator.integers(2))
+    if config.resize is not None:
+        height, width = resized(array.shape[1], array.shape[2], config.resize)
+        if height * width > MAX_PIXELS:
+            raise BrokenImage(f"{array.shape[2]}x{array.shape[1]} would become {width}x{height} by the resize")
+        array = resize_image(array, height, width, config.resize_filter)
+    if config.crop is not None:
+        rows, columns = array.shape[1] - config.crop, array.shape[2] - config.crop
+        if min(rows, columns) < 0:
+            raise BrokenImage(f"{array.shape[2]}x{array.shape[1]} is smaller than the crop, {config.crop} pixels")
+        if config.crop_mode == "random" and generator is not None:
+            top, left = int(generator.integers(rows + 1)), int(generator.integers(columns + 1))
+        else:
+            top, left = round(rows / 2), round(columns / 2)  # as torchvision's CenterCrop
+        array = array[:, top : top + config.crop, left : left + config.crop]
+    return np.ascontiguousarray(array[:, :, ::-1] if flip else array)
+
+
+def resized(height: int, width: int, short: int) -> tuple[int, int]:
+    """(height, width) with the short side `short`; the long side is rounded down, as in torchvision's Resize."""
+    return (short, short * width // height) if height <= width else (short * height // width, short)
+
+
+def resize_image(array: Array, height: int, width: int, resize_filter: str) -> Array:
+    """(C, H, W) -> (C, height, width), float32, clipped to [-1, 1], where bicubic and lanczos overshoot.
+
+    Pillow's filters, which widen when shrinking, on each channel as floats: for 8-bit pictures that is Pillow's own
+    result without its two roundings, and it serves any number of channels.
+    """
+    if array.shape[1:] == (height, width):
+        return array
+    planes = [Image.fromarray(plane).resize((width, height), FILTERS[resize_filter]) for plane in array]
+    return np.stack([np.asarray(plane) for plane in planes]).clip(-1.0, 1.0)

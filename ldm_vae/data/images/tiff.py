@@ -1,0 +1,126 @@
+"""TIFF and 16-bit PNG -> pixels: what Pillow would cut down to 8 bits or cannot open. Needs the extra `raster`.
+
+The rules are those of `data/images/decode.py`, for 8 or 16 bits or floats and for any number of channels. A TIFF
+gives its first page, or its pages as channels if they are single and as many as the channels wanted. Palette, CMYK and
+the like are left to Pillow, at 8 bits. Floats are taken for data in [-1, 1]: no ICC profile applies.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ldm_vae.data.images.pixels import Array, BrokenImage, check_size, from_pillow, orient
+from ldm_vae.errors import UserError
+
+try:
+    import imagecodecs
+    import tifffile
+except ImportError as error:
+    raise UserError(f"tiff and 16-bit png need the package {error.name}", 'pip install "ldm-vae[raster]"') from error
+
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6  # TIFF tag 262, photometric interpretation
+PREMULTIPLIED, STRAIGHT = 1, 2  # TIFF tag 338, what an extra sample is
+ORIENTATION, PROFILE = 274, 34675  # TIFF tags
+
+
+def read_png(data: bytes, channels: int, profile: bytes | None) -> Array:
+    """16-bit PNG -> (H, W, channels) uint16, or float in [-1, 1] where channels had to be mixed."""
+    pixels = _three_axes(imagecodecs.png_decode(data))
+    return _match(pixels, channels, alpha=pixels.shape[2] in (2, 4), profile=profile)
+
+
+def read_tiff(data: bytes, channels: int) -> Array:
+    """TIFF -> (H, W, channels), upright: uint8, uint16 or float."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages.first
+        check_size(page.imagelength, page.imagewidth, page.samplesperpixel)
+        if page.imagedepth != 1:
+            raise BrokenImage(f"a volume of depth {page.imagedepth}")
+        kind, compressed_ycbcr = page.photometric, page.photometric == YCBCR and page.compression in (6, 7)
+        if kind not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB) and not compressed_ycbcr:
+            with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+                return orient(from_pillow(image, channels), page.tags.valueof(ORIENTATION, default=1))
+        pixels = _pixels(page)
+        if pixels.shape[2] == 1 and channels > 1 and _pages(file, channels) == channels:
+            stack = [_pixels(file.pages[i], like=pixels) for i in range(1, channels)]
+            pixels = np.concatenate([pixels, *stack], axis=2)
+        if kind == WHITE_IS_ZERO and pixels.dtype.kind == "u":
+            pixels = np.iinfo(pixels.dtype).max - pixels
+        if PREMULTIPLIED in page.extrasamples:
+            raise BrokenImage("premultiplied alpha: save it straight (unassociated)")
+        colours = 3 if kind in (RGB, YCBCR) else 1
+        alpha = tuple(page.extrasamples) == (STRAIGHT,) and pixels.shape[2] == colours + 1
+        pixels = _match(pixels, channels, alpha=alpha, profile=page.tags.valueof(PROFILE))
+        return orient(pixels, page.tags.valueof(ORIENTATION, default=1))
+
+
+def _pages(file: tifffile.TiffFile, limit: int) -> int:
+    """Number of pages, counted no further than limit + 1: the chain of a hostile file may run in a circle."""
+    for index in range(limit + 1):
+        try:
+            file.pages[index]
+        except IndexError:
+            return index
+    return limit + 1
+
+
+def _pixels(page: Any, like: Array | None = None) -> Array:
+    """One page -> (H, W, samples)."""
+    if like is not None and (page.imagelength, page.imagewidth, 1) != like.shape:
+        raise BrokenImage(f"pages of different sizes: {page.shape} beside {like.shape}")
+    pixels = np.asarray(page.asarray(maxworkers=1))
+    planar = page.planarconfig == 2 and pixels.ndim == 3
+    return _three_axes(pixels.transpose(1, 2, 0) if planar else pixels)
+
+
+def _three_axes(pixels: Array) -> Array:
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _match(pixels: Array, channels: int, *, alpha: bool, profile: bytes | None) -> Array:
+    """Profile, transparency, channels: steps 2 to 4. (H, W, n) -> (H, W, channels); mixing is done in floats."""
+    present = pixels.shape[2]
+    if present == channels and not (profile and pixels.dtype.kind == "u"):
+        return pixels
+    opacity = pixels[:, :, -1:] if alpha else None
+    colour = pixels[:, :, :-1] if alpha else pixels
+    if colour.shape[2] not in (1, 3) or channels not in (1, 3, 4) or (channels == 4 and opacity is None):
+        if present == channels:
+            return pixels
+        raise BrokenImage(f"{present} channels where {channels} are wanted")
+    if profile and pixels.dtype.kind == "u":
+        colour = _to_srgb(colour, profile)
+    if channels == 4 and opacity is not None:
+        return np.concatenate([np.broadcast_to(colour, (*colour.shape[:2], 3)), opacity], axis=2)
+    if colour.shape[2] == channels and opacity is None:
+        return colour
+    if channels == 3 and opacity is None:
+        return np.broadcast_to(colour, (*colour.shape[:2], 3))
+    full = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else None
+    mixed = colour / full * 2.0 - 1.0 if full else colour.astype(np.float64)
+    if opacity is not None:
+        share = opacity / full if full else (opacity + 1.0) / 2.0
+        mixed = 1.0 + (mixed - 1.0) * share  # over white, which is 1
+    if channels == 1 and mixed.shape[2] == 3:
+        mixed = mixed @ np.array([[0.299], [0.587], [0.114]])
+    return np.broadcast_to(mixed, (*mixed.shape[:2], channels))
+
+
+def _to_srgb(colour: Array, profile: bytes) -> Array:
+    """(H, W, 1 or 3) -> (H, W, 3) in sRGB; unchanged where the profile does not open or does not fit the pixels."""
+    grey = colour.shape[2] == 1
+    # At 16 bits littlecms would replace curves and matrix by a coarse table, off by 4 steps of 8 bits in dark colours.
+    flags = imagecodecs.CMS.FLAGS.NOOPTIMIZE if colour.dtype == np.uint16 else None
+    pixels, space = (colour[:, :, 0], "gray") if grey else (colour, "rgb")
+    target = imagecodecs.cms_profile("srgb")
+    try:
+        converted = imagecodecs.cms_transform(
+            np.ascontiguousarray(pixels), profile, target, colorspace=space, outcolorspace="rgb", flags=flags
+        )
+    except imagecodecs.CmsError:
+        return colour
+    return np.asarray(converted)

@@ -1,0 +1,244 @@
+"""What is wrong with shards: everything that webdataset loses, mixes up or follows without a word, and broken contents.
+
+Reads headers, and contents one member at a time where asked. Writes nothing, extracts nothing, follows nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from webdataset.tariterators import base_plus_ext
+
+from ldm_vae.data.images.decode import decode_image
+from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage
+from ldm_vae.data.shards.scan import scan_shard
+from ldm_vae.data.shards.shard import (
+    LABEL,
+    MAX_SAMPLE,
+    NAME,
+    BrokenSample,
+    ShardIndex,
+    parse_index,
+    parse_label,
+    split_name,
+)
+from ldm_vae.data.shards.storage import Missing, Source, Unreachable, expand_shards, is_remote, read_whole
+from ldm_vae.data.shards.tar import BLOCK
+from ldm_vae.errors import UserError
+
+TEXTS = ("json", "txt")
+MAX_TEXT = 2**24  # bytes of one json or txt; more is taken for a bomb
+CHUNK = 2**20  # bytes read at once behind the end mark
+SKIPPED = re.compile(r"__[^/]*__($|/)")  # names that webdataset leaves out (tar_file_iterator, skip_meta)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """member: name or key in the shard, empty for the whole of it.   reason: one line."""
+
+    member: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """shard: its samples without those that training could not use; None where `url` is an index."""
+
+    url: str
+    shard: ShardIndex | None
+    problems: list[Problem]
+
+
+def inspect_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report]:
+    """A report per shard, and one per index with problems of its own.
+
+    decode: also read every picture (as `channels` channels), label, json and txt.
+    Raises UserError where `spec` names nothing or a source stays away.
+    """
+    shards: dict[str, ShardIndex] = {}
+    try:
+        for folder, names in _by_folder(expand_shards(spec)).items():
+            known, problems = _read_index(folder)
+            present = names or sorted(known)  # a remote folder has what its index lists
+            if not is_remote(folder) and Path(spec.removeprefix("file://")).is_dir():
+                problems += [Problem(name, "listed, but not there") for name in known if name not in names]
+            if problems:
+                yield Report(f"{folder}/{NAME}", None, problems)
+            for name in present:
+                url = f"{folder}/{name}"
+                try:
+                    shard, problems = _inspect(url, decode, channels)
+                    if known:
+                        problems += _compare(shard, known.get(name), problems)
+                except Missing as error:
+                    shard, problems = ShardIndex(url, 0, b"", np.empty(0, np.int64), {}), [Problem("", str(error))]
+                shards[url] = shard
+                yield Report(url, shard, problems)
+    except Unreachable as error:
+        raise UserError(str(error), "check the network and the address, then run it again") from error
+    yield from _repeated_keys(shards)
+
+
+def index_folders(spec: str) -> list[Path]:
+    """The folders that `spec` has all shards of. Raises UserError where shards are left out or remote."""
+    folders = _by_folder(expand_shards(spec))
+    for folder, names in folders.items():
+        if is_remote(folder):
+            raise UserError(f"{folder} is remote", "write the index where the shards are local, and copy it there")
+        for url in expand_shards(folder):
+            if Path(url).name not in names:
+                what = f"{spec} leaves {url} out"
+                raise UserError(what, f"an index lists every shard of a folder: give {folder}")
+    return [Path(folder) for folder in folders]
+
+
+def _by_folder(urls: list[str]) -> dict[str, list[str]]:
+    """Folder -> names of shards; none for a remote folder."""
+    folders: dict[str, list[str]] = {}
+    for url in urls:
+        if is_remote(url) and not url.endswith(".tar"):
+            folders.setdefault(url, [])
+        elif is_remote(url):
+            folder, name = url.rsplit("/", 1)
+            folders.setdefault(folder, []).append(name)
+        else:
+            folders.setdefault(str(Path(url).parent), []).append(Path(url).name)
+    return folders
+
+
+def _read_index(folder: str) -> tuple[dict[str, ShardIndex], list[Problem]]:
+    """-> name -> what the index says, and what is wrong with it. A local folder needs none."""
+    url = f"{folder}/{NAME}"
+    try:
+        return parse_index(read_whole(url), url, folder), []
+    except Missing as error:
+        return {}, [Problem("", f"remote shards need an index ({error})")] if is_remote(folder) else []
+    except UserError as error:
+        return {}, [Problem("", error.what)]
+
+
+def _inspect(url: str, decode: bool, channels: int) -> tuple[ShardIndex, list[Problem]]:
+    """One shard by itself -> the samples that training can use, and all problems. Raises Missing, Unreachable."""
+    scan = scan_shard(url)
+    shard, problems = scan.shard, [Problem(member, reason) for member, reason in scan.problems]
+    labelled = LABEL in shard.members
+    usable = np.ones(shard.samples, dtype=bool)
+    with closing(Source()) as source:
+        for ordinal in range(shard.samples):
+            key, fields = shard.key(ordinal), shard.fields(ordinal)
+            for name in (f"{key}.{field}" if field else key for field in fields):
+                reason = _name_problem(name)
+                problems += [Problem(name, reason)] if reason else []
+            lost = [] if any(field in EXTENSIONS for field in fields) else [Problem(key, "no picture in this sample")]
+            if decode:
+                for field, (offset, size) in fields.items():
+                    reason = _content_problem(source, url, field, offset, size, channels)
+                    lost += [Problem(f"{key}.{field}", reason)] if reason else []
+            if labelled and LABEL not in fields and not lost:
+                problems.append(Problem(key, "no cls, which other samples have: training then uses none"))
+            usable[ordinal] = not lost
+            problems += lost
+        if not scan.problems:
+            problems += _behind_the_end(source, shard)
+    return shard.subset(usable), problems
+
+
+def _name_problem(name: str) -> str | None:
+    """What plain webdataset makes of a name, where that differs from what we do."""
+    key, field = base_plus_ext(name)
+    if key is None or SKIPPED.match(name):
+        return "webdataset skips this name"
+    if (key, field.lower()) != split_name(name):
+        return f"a dot inside the name: webdataset reads field {field[:60]!r} of key {key[-60:]!r}"
+    return None
+
+
+def _content_problem(source: Source, url: str, field: str, offset: int, size: int, channels: int) -> str | None:
+    limit = MAX_TEXT if field in TEXTS else MAX_SAMPLE
+    if field not in (*EXTENSIONS, *TEXTS, LABEL):
+        return None
+    if size > limit:
+        return f"{size} bytes are over the limit of {limit}"
+    try:
+        data = source.read(url, offset, size)
+        if field in EXTENSIONS:
+            decode_image(data, field, channels)
+        elif field == LABEL:
+            parse_label(data)
+        elif field == "json":
+            json.loads(data)
+        else:
+            data.decode()
+    except (BrokenImage, BrokenSample) as error:
+        return error.reason
+    except (Missing, ValueError, RecursionError) as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return None
+
+
+def _behind_the_end(source: Source, shard: ShardIndex) -> list[Problem]:
+    """Whatever follows the end mark, the first empty block: `cat a.tar b.tar` shows a reader nothing of b."""
+    last = max(int(table.sum(1).max()) for table in shard.members.values()) if shard.members else 0
+    position, ended = -(-last // BLOCK) * BLOCK, False
+    while position < shard.size:
+        data = source.read(shard.url, position, min(CHUNK, shard.size - position))
+        padded = np.frombuffer(data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0"), np.uint8)
+        filled = [bool(block.any()) for block in padded.reshape(-1, BLOCK)]
+        start = 0
+        if not ended:  # headers of folders may come before the end mark
+            start = filled.index(False) if False in filled else len(filled)
+            ended = start < len(filled)
+        if True in filled[start:]:
+            at = position + filled.index(True, start) * BLOCK
+            return [Problem("", f"the archive ends before byte {at} of {shard.size}: no reader sees what follows")]
+        position += len(data)
+    return []
+
+
+def _compare(shard: ShardIndex, known: ShardIndex | None, problems: list[Problem]) -> list[Problem]:
+    """A shard against its entry in the index. What is known to be unusable may be missing there."""
+    if known is None:
+        return [Problem("", f"{NAME} does not list it")]
+    found = []
+    if known.size != shard.size:
+        found.append(Problem("", f"{NAME} says {known.size} bytes, it has {shard.size}"))
+    listed = {known.key(ordinal): known.fields(ordinal) for ordinal in range(known.samples)}
+    here = {shard.key(ordinal): shard.fields(ordinal) for ordinal in range(shard.samples)}
+    broken = {split_name(problem.member)[0] for problem in problems} | {problem.member for problem in problems}
+    found += [Problem(key, f"in {NAME}, not in the shard") for key in listed if key not in here and key not in broken]
+    for key, fields in here.items():
+        if key not in listed:
+            found.append(Problem(key, f"in the shard, not in {NAME}"))
+        elif fields != listed[key]:
+            found.append(Problem(key, f"{NAME} has other places or fields"))
+    return found
+
+
+def _repeated_keys(shards: Mapping[str, ShardIndex]) -> Iterator[Report]:
+    """Keys that two shards have, by hashes: 8 bytes a key."""
+    order = list(shards.values())
+    hashes = [np.array([_hash(shard.key(i)) for i in range(shard.samples)], dtype=np.uint64) for shard in order]
+    joined = np.concatenate([*hashes, np.empty(0, np.uint64)])
+    values, counts = np.unique(joined, return_counts=True)
+    repeated = set(values[counts > 1].tolist())
+    first: dict[str, str] = {}
+    for shard, mine in zip(order, hashes, strict=True):
+        problems = []
+        for ordinal in np.flatnonzero(np.isin(mine, list(repeated))) if repeated else []:
+            key = shard.key(int(ordinal))
+            if key in first:
+                problems.append(Problem(key, f"the same key as in {first[key]}"))
+            first.setdefault(key, Path(shard.url).name)
+        if problems:
+            yield Report(shard.url, None, problems)
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest())

@@ -1,0 +1,283 @@
+"""What is in all shards of a data set: from `index.json` beside them (`data/shards/shard.py`), else from headers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ldm_vae.atomic import atomic_file, disk_told
+from ldm_vae.data.shards.scan import measure, scan_folder, scan_shard
+from ldm_vae.data.shards.shard import NAME, REMEDY, ShardIndex, dump_index, from_json, parse_index, to_json
+from ldm_vae.data.shards.storage import Missing, Unreachable, expand_shards, is_remote, read_whole
+from ldm_vae.errors import UserError
+from ldm_vae.recipe import Config
+
+logger = logging.getLogger(__name__)
+
+
+class SourceConfig(Config):
+    """One source of training images, in a mixture of several."""
+
+    shards: str
+    """Folder, glob, brace pattern or URL of tars; or a folder of images."""
+
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Share of the samples, relative to the weights of the other sources."""
+
+    minimum_side: Annotated[int, Field(gt=0)] | None = None
+    """In pixels: images with a shorter side are left out; null keeps them."""
+
+    maximum_aspect: Annotated[float, Field(ge=1)] | None = None
+    """Long side / short side: longer images are left out; null keeps them."""
+
+    @property
+    def filters(self) -> bool:
+        return self.minimum_side is not None or self.maximum_aspect is not None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of a mixture: the shards from `first` on, before `stop`.   weight: its share of all samples."""
+
+    first: int
+    stop: int
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """shards: those of each part sorted by URL, each with at least one sample.   parts: the sources, one after the
+    other."""
+
+    shards: tuple[ShardIndex, ...]
+    parts: tuple[Part, ...]
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """Samples of each shard."""
+        return np.array([shard.samples for shard in self.shards], dtype=np.int64)
+
+    @cached_property
+    def samples(self) -> int:
+        return int(self.counts.sum())
+
+    @cached_property
+    def weights(self) -> tuple[float, ...]:
+        """Of the parts."""
+        return tuple(part.weight for part in self.parts)
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """Sample `number` of all, in the order of the index -> (shard, ordinal)."""
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        return shard, int(number - (self._ends[shard] - self.counts[shard]))
+
+    def range_of_part(self, shard: int) -> tuple[int, int]:
+        """First sample, in the order of the index, and number of samples of the source that a shard belongs to."""
+        part = next(part for part in self.parts if part.first <= shard < part.stop)
+        return int(self.counts[: part.first].sum()), int(self.counts[part.first : part.stop].sum())
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.cumsum(self.counts)
+
+    @cached_property
+    def fields(self) -> dict[str, int]:
+        """Field -> number of samples that have it."""
+        totals: dict[str, int] = {}
+        for shard in self.shards:
+            for field, table in shard.members.items():
+                totals[field] = totals.get(field, 0) + int((table[:, 0] >= 0).sum())
+        return totals
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells whether two runs see the same data in the same order, wherever the shards lie."""
+        digest = hashlib.sha256(repr(self.parts).encode())
+        for shard in self.shards:
+            digest.update(f"{Path(shard.url).name}\n{shard.size}\n{shard.samples}\n".encode() + shard.names)
+        return digest.hexdigest()
+
+
+def load_index(spec: str | Sequence[SourceConfig], *, cache: Path | None = None) -> Index:
+    """The index of the shards that `spec` names (see `expand_shards`): `index.json`, else a scan of local shards.
+
+    spec: also a folder of images; or several sources, mixed by weight and filtered by the sizes of their pictures.
+    cache: a folder that keeps scans; a shard that has changed since is scanned again.
+    Raises UserError for missing, empty and broken shards, and for remote shards without an index.
+    """
+    shards: list[ShardIndex] = []
+    parts: list[Part] = []
+    for source in [SourceConfig(shards=spec)] if isinstance(spec, str) else spec:
+        chosen = _load_source(source, cache)
+        parts.append(Part(len(shards), len(shards) + len(chosen), source.weight))
+        shards += chosen
+    return Index(tuple(shards), tuple(parts))
+
+
+def write_index(folder: Path) -> Path:
+    """Scans every tar of a folder and writes its `index.json`. Raises UserError for a shard with any problem."""
+    shards = [_scan_whole(path) for path in expand_shards(str(folder))]
+    return save_index(shards, folder / NAME)
+
+
+def save_index(shards: Iterable[ShardIndex], path: Path) -> Path:
+    """Writes the `index.json` of local shards, with the sizes of their pictures."""
+    text = dump_index(measure(shard) for shard in shards)
+    with atomic_file(path) as stage:
+        stage.write_text(text)
+    return path
+
+
+def _load_source(source: SourceConfig, cache: Path | None) -> list[ShardIndex]:
+    shards = _load_shards(source.shards, cache, sizes=source.filters)
+    for shard in shards:
+        if shard.samples == 0:
+            raise UserError(f"shard {shard.url} is empty", "remove it, or pack it again with `ldm-vae shards`")
+    if not source.filters:
+        return shards
+    kept = [shard.subset(_fitting(shard, source)) for shard in shards]
+    kept = [shard for shard in kept if shard.samples > 0]
+    before, after = (sum(shard.samples for shard in part) for part in (shards, kept))
+    if after == 0:
+        what = f"none of the {before} pictures in {source.shards} is left by minimum_side and maximum_aspect"
+        raise UserError(what, "choose weaker filters")
+    if after < before:
+        logger.warning("%s: %d of %d pictures are left out by size or aspect", source.shards, before - after, before)
+    return kept
+
+
+def _fitting(shard: ShardIndex, source: SourceConfig) -> NDArray[np.bool_]:
+    """(samples,): which pass the filters. A picture of unknown size does, so that reading it tells what is wrong."""
+    assert shard.pictures is not None
+    short, long = shard.pictures.min(axis=1), shard.pictures.max(axis=1)
+    fitting = np.ones(shard.samples, dtype=bool)
+    if source.minimum_side is not None:
+        fitting &= short >= source.minimum_side
+    if source.maximum_aspect is not None:
+        fitting &= long <= source.maximum_aspect * short
+    return fitting | (short <= 0)
+
+
+def _load_shards(spec: str, cache: Path | None, *, sizes: bool) -> list[ShardIndex]:
+    """sizes: whether those of the pictures are needed."""
+    local = Path(spec.removeprefix("file://"))
+    if local.is_dir() and next(local.glob("[!.]*.tar"), None) is None:
+        found = scan_folder(local)
+        if not found:
+            raise UserError(f"no shards and no images in {local}", "give a folder of .tar files or of pictures")
+        return [measure(shard) for shard in found] if sizes else found
+    by_folder: dict[str, list[str]] = {}
+    for url in expand_shards(spec):
+        if is_remote(url):  # a remote folder means whatever its index names
+            folder, name = url.rsplit("/", 1) if url.endswith(".tar") else (url, "")
+        else:
+            folder, name = str(Path(url).parent), Path(url).name
+        by_folder.setdefault(folder, []).append(name)
+    shards: list[ShardIndex] = []
+    for folder, names in by_folder.items():
+        if is_remote(folder):
+            shards += _remote_shards(folder, names, sizes=sizes)
+        elif (Path(folder) / NAME).is_file():
+            shards += _indexed_shards(folder, names, sizes=sizes, whole=local.is_dir())
+        else:
+            shards += _scanned_shards(folder, names, cache, sizes=sizes)
+    return sorted(shards, key=lambda shard: shard.url)
+
+
+def _remote_shards(folder: str, names: list[str], *, sizes: bool) -> list[ShardIndex]:
+    url = f"{folder}/{NAME}"
+    try:
+        known = parse_index(read_whole(url), url, folder)
+    except Missing as error:
+        raise UserError(f"{folder} has no {NAME} ({error})", f"remote shards need one; {REMEDY}") from error
+    except Unreachable as error:
+        raise UserError(str(error), "check the network and the address, then run it again") from error
+    shards = list(known.values()) if names == [""] else _select(known, names, url)
+    if sizes and any(shard.pictures is None for shard in shards):
+        raise UserError(f"{url} has no sizes of pictures", f"filters by size and aspect need them; {REMEDY}")
+    return shards
+
+
+def _indexed_shards(folder: str, names: list[str], *, sizes: bool, whole: bool) -> list[ShardIndex]:
+    """whole: all shards of the folder are meant, so that one which is not there has been lost."""
+    path = Path(folder) / NAME
+    known = parse_index(path.read_bytes(), str(path), folder)
+    shards = _select(known, names, str(path))
+    if whole and len(known) > len(shards):
+        gone = next(name for name in known if name not in names)
+        raise UserError(f"{path} lists {gone}, which is not there", "restore the shard, or " + REMEDY)
+    for shard in shards:
+        size = Path(shard.url).stat().st_size
+        if size != shard.size:
+            what = f"shard {shard.url} has {size} bytes, its index says {shard.size}"
+            raise UserError(what, "it was cut or changed; `ldm-vae check` shows what is left")
+    return [measure(shard) if sizes and shard.pictures is None else shard for shard in shards]
+
+
+def _scanned_shards(folder: str, names: list[str], cache: Path | None, *, sizes: bool) -> list[ShardIndex]:
+    scan: Callable[[str], ShardIndex] = (lambda path: measure(_scan_whole(path))) if sizes else _scan_whole
+    paths = [f"{folder}/{name}" for name in names]
+    if cache is None:
+        return [scan(path) for path in paths]
+    return _scan_cached(folder, paths, cache, scan, "measured" if sizes else "headers")
+
+
+def _scan_cached(
+    folder: str, paths: list[str], cache: Path, scan: Callable[[str], ShardIndex], kind: str
+) -> list[ShardIndex]:
+    stored = cache / f"{kind}-{hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]}.json"
+    with disk_told(stored):
+        cache.mkdir(parents=True, exist_ok=True)
+        held = FileLock(stored.with_suffix(".lock")).acquire()
+    with held:  # the first of several processes scans, the others read what it found
+        return _known_or_scanned(folder, paths, stored, scan)
+
+
+def _known_or_scanned(
+    folder: str, paths: list[str], stored: Path, scan: Callable[[str], ShardIndex]
+) -> list[ShardIndex]:
+    known: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {}
+    shards, changed = [], False
+    for path in paths:
+        status = Path(path).stat()
+        stamp = [status.st_size, status.st_mtime_ns]
+        name = Path(path).name
+        if known.get(name, {}).get("stamp") != stamp:
+            known[name] = {"stamp": stamp, "shard": to_json(scan(path))}
+            changed = True
+        shards.append(from_json(known[name]["shard"], folder))
+    if changed:
+        with atomic_file(stored) as stage:
+            stage.write_text(json.dumps(known, separators=(",", ":")))
+    return shards
+
+
+def _scan_whole(path: str) -> ShardIndex:
+    try:
+        scan = scan_shard(path)
+    except Missing as error:
+        raise UserError(f"shard {path} cannot be read ({error})", "check the path and its rights") from error
+    if scan.problems:
+        member, reason = scan.problems[0]
+        more = f" and {len(scan.problems) - 1} more" if len(scan.problems) > 1 else ""
+        what = f"shard {path}: {member + ': ' if member else ''}{reason}{more}"
+        raise UserError(what, "`ldm-vae check` lists all, and with --write-index keeps what is whole")
+    return scan.shard
+
+
+def _select(known: Mapping[str, ShardIndex], names: list[str], index: str) -> list[ShardIndex]:
+    for name in names:
+        if name not in known:
+            raise UserError(f"{index} does not list {name}", "it is older than the shards; " + REMEDY)
+    return [known[name] for name in names]

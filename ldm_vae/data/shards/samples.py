@@ -1,0 +1,65 @@
+"""Every sample of a shard with all its fields, in order: what is carried along when images become latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+from ldm_vae.data.shards.shard import ShardIndex
+from ldm_vae.data.shards.storage import Missing, Source, Unreachable
+from ldm_vae.data.shards.tar import BLOCK, verify_header
+from ldm_vae.errors import UserError
+
+READ_AHEAD = 2**23  # bytes of a tar read at once
+
+Fields = dict[str, bytes]  # field -> content, in the order of the shard
+
+
+def read_samples(shard: ShardIndex) -> Iterator[tuple[str, Fields | str]]:
+    """(key, fields), or (key, reason) where the shard is not what its index says.
+
+    Raises UserError where the shard cannot be read.
+    """
+    with closing(Source()) as source:
+        try:
+            yield from _read_folder(shard, source) if shard.files is not None else _read_tar(shard, source)
+        except (Missing, Unreachable) as error:
+            what = f"shard {shard.url} cannot be read ({error})"
+            raise UserError(what, "mend it, then run this again: what is finished is kept") from error
+
+
+def _read_folder(shard: ShardIndex, source: Source) -> Iterator[tuple[str, Fields]]:
+    for ordinal in range(shard.samples):
+        places = {field: shard.place(ordinal, field) for field in shard.fields(ordinal)}
+        yield shard.key(ordinal), {field: source.read(*place) for field, place in places.items()}
+
+
+def _read_tar(shard: ShardIndex, source: Source) -> Iterator[tuple[str, Fields | str]]:
+    for first, end in _runs(shard):
+        start = _span(shard, first)[0]
+        data = source.read(shard.url, start, _span(shard, end - 1)[1] - start)
+        for ordinal in range(first, end):
+            key, fields, problem = shard.key(ordinal), {}, None
+            for field, (offset, size) in sorted(shard.fields(ordinal).items(), key=lambda item: item[1]):
+                at = offset - start
+                name = f"{key}.{field}" if field else key
+                problem = problem or verify_header(data[at - BLOCK : at], name, size)
+                fields[field] = data[at : at + size]
+            yield key, problem or fields
+
+
+def _runs(shard: ShardIndex) -> Iterator[tuple[int, int]]:
+    """(first, end) of samples that one read serves."""
+    first = 0
+    while first < shard.samples:
+        start, end = _span(shard, first)[0], first + 1
+        while end < shard.samples and _span(shard, end)[1] - start <= READ_AHEAD:
+            end += 1
+        yield first, end
+        first = end
+
+
+def _span(shard: ShardIndex, ordinal: int) -> tuple[int, int]:
+    """Where a sample starts, with the header of its first member, and ends: bytes of the tar."""
+    places = shard.fields(ordinal).values()
+    return min(offset for offset, _ in places) - BLOCK, max(offset + size for offset, size in places)

@@ -1,0 +1,183 @@
+"""What is in one shard: the place of every member of every sample, and how `index.json` writes it down.
+
+    {"format": "ldm_vae.index", "version": 1, "shards": [
+        {"name": "000000.tar", "bytes": 8960000, "samples": 200, "keys": ["n01440764", ...],
+         "members": {"jpg": {"offset": [512, ...], "size": [27960, ...]}, "cls": ...},
+         "pictures": {"width": [256, ...], "height": [384, ...]}}]}
+
+offset and size are those of the member's content in bytes, offset -1 where a sample lacks the field. A field is what
+follows the last dot of a name, in lower case; the key is what stands before, with its folders. width and height are
+those of the sample's picture as stored, 0 where its header did not tell; `pictures` may be missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldm_vae.data.images.pixels import EXTENSIONS
+from ldm_vae.data.shards.tar import BLOCK
+from ldm_vae.errors import UserError
+
+NAME = "index.json"
+LABEL = "cls"  # the field that holds a class
+MAX_SAMPLE = 2**30  # bytes of one sample; more is taken for a bomb
+FORMAT, VERSION = "ldm_vae.index", 1
+REMEDY = "make it with `ldm-vae shards`, or `ldm-vae check --write-index` where the shards are local"
+
+Fields = dict[str, bytes]  # field -> content
+Samples = Mapping[str, Mapping[str, tuple[int, int]]]  # key -> field -> offset, size
+
+
+class BrokenSample(Exception):
+    """A sample that cannot be had.   reason: one line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """url: path or URL of the tar.   size: its bytes.   names, ends: the keys, UTF-8, end to end, and where each ends.
+    members: field -> (samples, 2) int64, offset and size of the content in bytes; offset -1 where there is none.
+    pictures: (samples, 2) int64, width and height as stored, 0 where unknown; None where not measured.
+    files: of a folder of images, which counts as a shard without a tar: the paths in it; offsets are places in here."""
+
+    url: str
+    size: int
+    names: bytes
+    ends: NDArray[np.int64]
+    members: Mapping[str, NDArray[np.int64]]
+    pictures: NDArray[np.int64] | None = None
+    files: tuple[str, ...] | None = None
+
+    @property
+    def samples(self) -> int:
+        return len(self.ends)
+
+    def key(self, ordinal: int) -> str:
+        start = int(self.ends[ordinal - 1]) if ordinal else 0
+        return self.names[start : int(self.ends[ordinal])].decode("utf-8", "surrogateescape")
+
+    def fields(self, ordinal: int) -> dict[str, tuple[int, int]]:
+        """Field -> (offset, size) of one sample."""
+        places = ((field, table[ordinal]) for field, table in self.members.items())
+        return {field: (int(offset), int(size)) for field, (offset, size) in places if offset >= 0}
+
+    def picture(self, ordinal: int) -> str | None:
+        """The field of the sample's picture; of several the first in EXTENSIONS."""
+        return next((f for f in EXTENSIONS if f in self.members and self.members[f][ordinal, 0] >= 0), None)
+
+    def place(self, ordinal: int, field: str) -> tuple[str, int, int]:
+        """URL, offset and size of a field's content."""
+        offset, size = self.members[field][ordinal].tolist()
+        return (self.url, offset, size) if self.files is None else (f"{self.url}/{self.files[offset]}", 0, size)
+
+    def subset(self, chosen: NDArray[np.bool_]) -> ShardIndex:
+        """Only the samples where `chosen` (samples,) is true."""
+        keys = [self.key(int(ordinal)) for ordinal in np.flatnonzero(chosen)]
+        tables = {field: table[chosen] for field, table in self.members.items()}
+        pictures = None if self.pictures is None else self.pictures[chosen]
+        kept = {field: table for field, table in tables.items() if (table[:, 0] >= 0).any()}
+        return ShardIndex(self.url, self.size, *_pack_names(keys), kept, pictures, self.files)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Member name -> (key, field): `a/b.v1.0.JPG` -> (`a/b.v1.0`, `jpg`); without a dot the field is empty.
+
+    webdataset cuts at the first dot, so that `b.v1.0.jpg` becomes key `b` with field `v1.0.jpg`.
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.rpartition(".") if "." in base[1:] else (base, "", "")
+    return folder + slash + stem, extension.lower()
+
+
+def pack_shard(url: str, size: int, samples: Samples, files: tuple[str, ...] | None = None) -> ShardIndex:
+    fields = sorted({field for sample in samples.values() for field in sample})
+    places = {field: [sample.get(field, (-1, 0)) for sample in samples.values()] for field in fields}
+    tables = {field: np.array(rows, dtype=np.int64).reshape(-1, 2) for field, rows in places.items()}
+    return ShardIndex(url, size, *_pack_names(samples), tables, files=files)
+
+
+def dump_index(shards: Iterable[ShardIndex]) -> str:
+    """The content of `index.json`, which `parse_index` reads."""
+    entries = [to_json(shard) for shard in sorted(shards, key=lambda shard: shard.url)]
+    return json.dumps({"format": FORMAT, "version": VERSION, "shards": entries}, separators=(",", ":"))
+
+
+def parse_index(data: bytes, index: str, folder: str) -> dict[str, ShardIndex]:
+    """Bytes of `index.json` -> name of shard -> its index. Nothing in it is believed unchecked.
+
+    index, folder: where it was read, and where its shards lie.   Raises UserError.
+    """
+    try:
+        content = json.loads(data)
+        if content["format"] != FORMAT or content["version"] != VERSION:
+            raise ValueError(f"format {content['format']!r} version {content['version']!r}")
+        return {entry["name"]: from_json(entry, folder) for entry in content["shards"]}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{index} is no index of shards ({reason})", REMEDY) from error
+
+
+def to_json(shard: ShardIndex) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": Path(shard.url).name,
+        "bytes": shard.size,
+        "samples": shard.samples,
+        "keys": [shard.key(ordinal) for ordinal in range(shard.samples)],
+        "members": {field: _columns(table, "offset", "size") for field, table in shard.members.items()},
+    }
+    if shard.pictures is not None:
+        entry["pictures"] = _columns(shard.pictures, "width", "height")
+    return entry
+
+
+def from_json(entry: Mapping[str, Any], folder: str) -> ShardIndex:
+    """Raises ValueError, KeyError, TypeError, AttributeError or OverflowError for what is no entry."""
+    name, size, keys = entry["name"], int(entry["bytes"]), entry["keys"]
+    if not name or Path(name).name != name:
+        raise ValueError(f"shard name {name!r}")
+    if entry["samples"] != len(keys):
+        raise ValueError(f"samples of {name}")
+    tables = {field: _table(columns, "offset", "size", len(keys)) for field, columns in entry["members"].items()}
+    for table in tables.values():
+        inside = (table[:, 0] >= BLOCK) & (table[:, 1] >= 0) & (table.sum(1) <= size)
+        if not np.all(inside | (table[:, 0] == -1)):
+            raise ValueError(f"members of {name}")
+    pictures = _table(entry["pictures"], "width", "height", len(keys)) if "pictures" in entry else None
+    return ShardIndex(f"{folder}/{name}", size, *_pack_names(keys), tables, pictures)
+
+
+def _columns(table: NDArray[np.int64], first: str, second: str) -> dict[str, list[int]]:
+    return {first: table[:, 0].tolist(), second: table[:, 1].tolist()}
+
+
+def _table(columns: Mapping[str, Sequence[int]], first: str, second: str, rows: int) -> NDArray[np.int64]:
+    table = np.stack([np.array(columns[name], dtype=np.int64) for name in (first, second)], axis=1)
+    if table.shape != (rows, 2):
+        raise ValueError(f"{len(table)} rows for {rows} samples")
+    return table
+
+
+def _pack_names(keys: Iterable[str]) -> tuple[bytes, NDArray[np.int64]]:
+    names = [key.encode("utf-8", "surrogateescape") for key in keys]
+    return b"".join(names), np.cumsum([len(name) for name in names], dtype=np.int64)
+
+
+def parse_label(data: bytes) -> int:
+    """The content of the field `cls` -> its class. Raises BrokenSample for anything but an integer of 64 bits."""
+    try:
+        label = int(data[:32])
+    except ValueError:
+        raise BrokenSample(f"{LABEL} is no integer: {data[:32]!r}") from None
+    if len(data) > 32 or not -(2**63) <= label < 2**63:
+        raise BrokenSample(f"{LABEL} is no integer of 64 bits: {data[:32]!r}")
+    return label

@@ -1,0 +1,149 @@
+"""The members of a tar, read from its headers alone and held against everything that a tar can get wrong.
+
+`tarfile` reads a header block; how blocks follow each other is read here, because `tarfile` takes a damaged header in
+mid-file for the end of the archive and reads long-name records of any size into memory.
+Format: POSIX.1-2001 pax and GNU tar, https://www.gnu.org/software/tar/manual/html_node/Standard.html
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from ldm_vae.data.shards.storage import Missing, Source, is_remote
+
+BLOCK = 512  # bytes, the unit of a tar
+MAX_RECORD = 2**16  # bytes of a long-name or pax record; more is hostile
+LOCAL_AHEAD, REMOTE_AHEAD = 2**12, 2**23  # bytes fetched at once while headers are read
+
+_NAME_RECORDS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_PAX_RECORDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_KINDS = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+    tarfile.GNUTYPE_SPARSE: "a sparse file",
+}
+_WITHOUT_CONTENT = (tarfile.DIRTYPE, *(kind for kind in _KINDS if kind != tarfile.GNUTYPE_SPARSE))
+
+
+class BrokenTar(Exception):
+    """What makes the rest of the archive unreadable."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """name: path in the archive.   offset, size: of its content, in bytes.   problem: why it must not be used."""
+
+    name: str
+    offset: int
+    size: int
+    problem: str | None = None
+
+
+def members(url: str, source: Source) -> Iterator[Member]:
+    """The files in a tar, in order; folders are left out. Memory does not grow with the archive.
+
+    Raises BrokenTar at the place where the archive stops making sense, after the members before it.
+    """
+    archive = _Blocks(url, source)
+    position, record_name, pax_name, pax_size = 0, None, None, None
+    while True:
+        block = archive.read(position, BLOCK)
+        if block.count(0) == BLOCK:
+            return
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            at = "no tar" if position == 0 else f"no member at byte {position}, where one should start"
+            raise BrokenTar(f"{at} ({error})") from error
+        size = info.size if pax_size is None else pax_size
+        if size < 0:
+            raise BrokenTar(f"member {info.name!r} of {size} bytes")
+        content, following = position + BLOCK, position + BLOCK + -(-size // BLOCK) * BLOCK
+        if info.type in _NAME_RECORDS or info.type in _PAX_RECORDS:
+            if info.size > MAX_RECORD:
+                raise BrokenTar(f"a header record of {info.size} bytes at byte {position}")
+            record = archive.read(content, info.size)
+            if info.type == tarfile.GNUTYPE_LONGNAME:
+                record_name = record.rstrip(b"\0").decode("utf-8", "surrogateescape")
+            elif info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
+                pax_name, pax_size = _parse_pax(record, position)
+        else:
+            name = pax_name or record_name or info.name
+            record_name = pax_name = pax_size = None
+            if info.type in _WITHOUT_CONTENT:  # whatever size they claim
+                size, following = 0, content
+            if following > archive.bytes:
+                raise BrokenTar(f"truncated: member {name!r} ends at byte {content + size} of {archive.bytes}")
+            if info.type != tarfile.DIRTYPE:
+                yield Member(name, content, size, _problem(name, info.type))
+        position = following
+
+
+def verify_header(block: bytes, name: str, size: int) -> str | None:
+    """Why the header block before a member's content is not the one of `name` with `size` bytes; None if it is."""
+    try:
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        return f"no member where the index says ({error})"
+    # Long names and others than ASCII stand in a record before the header, which holds a stump.
+    if len(name) <= tarfile.LENGTH_NAME and name.isascii() and info.name.lower() != name.lower():
+        return f"the index says {name!r}, the shard has {info.name!r}"
+    return None if info.size == size else f"the index says {size} bytes, the shard has {info.size}"
+
+
+class _Blocks:
+    """Small reads at rising offsets, fetched some at a time."""
+
+    def __init__(self, url: str, source: Source) -> None:
+        self.url, self.source = url, source
+        self.bytes = source.size(url)
+        self.ahead = REMOTE_AHEAD if is_remote(url) else LOCAL_AHEAD
+        self.start, self.buffer = 0, b""
+
+    def read(self, offset: int, size: int) -> bytes:
+        if offset + size > self.bytes:
+            what = "empty file" if self.bytes == 0 else f"cut off at byte {self.bytes}: the end mark is missing"
+            raise BrokenTar(what)
+        if not self.start <= offset <= offset + size <= self.start + len(self.buffer):
+            count = min(max(size, self.ahead), self.bytes - offset)
+            try:
+                self.start, self.buffer = offset, self.source.read(self.url, offset, count)
+            except Missing as error:  # it shrank while we read it
+                raise BrokenTar(str(error)) from error
+        return self.buffer[offset - self.start : offset - self.start + size]
+
+
+def _parse_pax(record: bytes, position: int) -> tuple[str | None, int | None]:
+    """`LENGTH KEY=VALUE\\n` entries -> (path, size), None where not given."""
+    values: dict[bytes, bytes] = {}
+    try:
+        while record.rstrip(b"\0"):
+            length = int(record.split(b" ", 1)[0])
+            entry = record[:length]
+            key, equals, value = entry.split(b" ", 1)[1].partition(b"=")
+            if not equals or not entry.endswith(b"\n"):
+                raise ValueError(entry[:40])
+            values[key] = value[:-1]
+            record = record[length:]
+        path, size = values.get(b"path"), values.get(b"size")
+        if any(key.startswith(b"GNU.sparse") for key in values):
+            raise BrokenTar(f"a sparse file at byte {position}")
+        name = None if path is None else path.decode("utf-8", "surrogateescape")
+        return name, None if size is None else int(size)
+    except (ValueError, IndexError) as error:
+        raise BrokenTar(f"a damaged pax record at byte {position} ({error})") from error
+
+
+def _problem(name: str, kind: bytes) -> str | None:
+    if kind in _KINDS:
+        return f"{_KINDS[kind]}, which is never followed"
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        return "a path that leaves its folder"
+    return None

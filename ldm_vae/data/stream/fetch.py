@@ -1,0 +1,130 @@
+"""The bytes of samples: from local shards one at a time, from remote ones a window of a lane at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from ldm_vae.data.shards.index import Index
+from ldm_vae.data.shards.shard import LABEL, MAX_SAMPLE, BrokenSample, Fields
+from ldm_vae.data.shards.storage import Missing, Source, is_remote
+from ldm_vae.data.shards.tar import BLOCK, verify_header
+from ldm_vae.data.stream.order import SampleRef
+
+GAP = 2**16  # bytes of other members read over rather than asking again
+LANE_BYTES = 2**23  # bytes fetched ahead in a lane at most: 512 MiB over all lanes, however large the images
+
+
+class Place(NamedTuple):
+    """Where the content of a field lies.   head: bytes of the header before it, 0 for a file by itself."""
+
+    ref: SampleRef
+    field: str
+    url: str
+    offset: int
+    size: int
+    head: int
+
+    @property
+    def begin(self) -> int:
+        return self.offset - self.head
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.size
+
+
+class Fetcher:
+    """Reads the picture of a sample, and its label where all samples have one. One per process."""
+
+    def __init__(self, index: Index) -> None:
+        self.source = Source()
+        self._index = index
+        self._labelled = index.fields.get(LABEL) == index.samples
+        self._ahead: dict[SampleRef, Fields | BrokenSample] = {}  # read, and not yet asked for
+
+    def get(self, ref: SampleRef, coming: Callable[[], Iterable[SampleRef]]) -> Fields:
+        """The fields of a sample. Raises BrokenSample; Unreachable where the source is down.
+
+        coming: the samples of this window that this reader will ask for from `ref` on; called for remote shards.
+        """
+        if ref not in self._ahead:
+            if is_remote(self._index.shards[ref.shard].url):
+                self._read_ahead(ref, coming())
+            else:
+                self._ahead |= self._read([ref])
+        found = self._ahead.pop(ref)
+        if isinstance(found, BrokenSample):
+            raise found
+        return found
+
+    def _read_ahead(self, ref: SampleRef, coming: Iterable[SampleRef]) -> None:
+        chosen, total = [ref], 0
+        for later in coming:
+            total += sum(place.size for place in self._places(later))
+            if total > LANE_BYTES:
+                break
+            if later != ref and later not in self._ahead:
+                chosen.append(later)
+        self._ahead |= self._read(chosen)
+
+    def _read(self, refs: Sequence[SampleRef]) -> dict[SampleRef, Fields | BrokenSample]:
+        found: dict[SampleRef, Fields | BrokenSample] = {ref: {} for ref in refs}
+        places = []
+        for ref in refs:
+            mine = self._places(ref)
+            if sum(place.size for place in mine) > MAX_SAMPLE:
+                found[ref] = BrokenSample(f"more than {MAX_SAMPLE} bytes")
+            elif all(place.field == LABEL for place in mine):
+                found[ref] = BrokenSample("no picture among its members")
+            else:
+                places += mine
+        for run in _runs(sorted(places, key=lambda place: (place.url, place.offset))):
+            self._read_run(run, found)
+        return found
+
+    def _read_run(self, run: list[Place], found: dict[SampleRef, Fields | BrokenSample]) -> None:
+        """One read of neighbouring members, each with its header, which is held against the index."""
+        begin = run[0].begin
+        try:
+            data = self.source.read(run[0].url, begin, run[-1].end - begin)
+        except Missing as error:
+            found.update({place.ref: BrokenSample(str(error)) for place in run})
+            return
+        for place in run:
+            fields = found[place.ref]
+            problem = self._changed(place, data[place.begin - begin : place.offset - begin])
+            if problem is not None:
+                found[place.ref] = BrokenSample(problem)
+            elif not isinstance(fields, BrokenSample):
+                fields[place.field] = data[place.offset - begin : place.end - begin]
+
+    def _changed(self, place: Place, head: bytes) -> str | None:
+        """Why this is not what the index says; None if it is."""
+        if place.head:
+            key = self._index.shards[place.ref.shard].key(place.ref.ordinal)
+            return verify_header(head, f"{key}.{place.field}", place.size)
+        try:
+            size = self.source.size(place.url)
+        except Missing as error:  # removed while it was still open here
+            return str(error)
+        return None if size == place.size else f"the file had {place.size} bytes at the start, it has {size}"
+
+    def _places(self, ref: SampleRef) -> list[Place]:
+        shard = self._index.shards[ref.shard]
+        picture = shard.picture(ref.ordinal)
+        wanted = ([] if picture is None else [picture]) + ([LABEL] if self._labelled else [])
+        head = BLOCK if shard.files is None else 0
+        return [Place(ref, field, *shard.place(ref.ordinal, field), head) for field in wanted]
+
+
+def _runs(places: list[Place]) -> list[list[Place]]:
+    """Sorted places -> groups that one read each serves."""
+    runs: list[list[Place]] = []
+    for place in places:
+        last = runs[-1][-1] if runs else None
+        if last is not None and last.url == place.url and place.begin - last.end <= GAP:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs

@@ -1,0 +1,200 @@
+"""Order -> decoded batches. Each worker reads its share of every step; the shares are put together in order here."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Iterator
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, Field, field_serializer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ldm_vae.data.images.fit import ImageConfig
+from ldm_vae.data.images.pixels import EXTENSIONS
+from ldm_vae.data.shards.index import Index, SourceConfig
+from ldm_vae.data.stream.batch import Batch
+from ldm_vae.data.stream.signals import outlive_signals
+from ldm_vae.data.stream.steps import Steps, TrainingOrder, ValidationOrder
+from ldm_vae.data.stream.worker import Fault, Sample, Share, Shares
+from ldm_vae.errors import UserError
+from ldm_vae.recipe import Config
+
+LISTED = 10  # broken samples named in the message that stops a run
+
+
+def _sources(train: Any) -> Any:
+    """The shorter form of data.train, a string."""
+    return ({"shards": train},) if isinstance(train, str) else tuple(train) if isinstance(train, list) else train
+
+
+class DataConfig(Config):
+    """The images: where they lie, how many make a step, and how they are prepared."""
+
+    train: Annotated[
+        tuple[SourceConfig, ...],
+        BeforeValidator(_sources, json_schema_input_type=str | tuple[SourceConfig, ...]),
+        Field(min_length=1),
+    ]
+    """What to train on: one folder, glob, brace pattern or URL of shards, or folder of images; or a list of sources,
+    which are mixed."""
+
+    validation: str | None = None
+    """Folder, glob, brace pattern or URL of shards, or folder of images, to validate on; null: no validation."""
+
+    batch: Annotated[int, Field(gt=0)]
+    """Images per optimizer step, over all ranks and micro-batches."""
+
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Processes per rank that read and decode images; 0 reads in the trainer itself."""
+
+    image: ImageConfig = ImageConfig()
+    """How an image is prepared: resize, crop, flip."""
+
+    broken_budget: Annotated[int, Field(ge=0)] = 100
+    """Number of different broken samples, over all ranks, that a run takes; one more stops it."""
+
+    @field_serializer("train")
+    def _plain_source(self, train: tuple[SourceConfig, ...]) -> str | list[SourceConfig]:
+        """A single source without options is written as it was read."""
+        return train[0].shards if train == (SourceConfig(shards=train[0].shards),) else list(train)
+
+
+def train_batches(
+    config: DataConfig, index: Index, seed: int, *, start_step: int, rank: int, world: int, accumulation: int
+) -> TrainBatches:
+    """This rank's batches from `start_step` on, without end. Raises UserError where they cannot be cut evenly."""
+    if config.batch % (world * accumulation):
+        what = f"data.batch {config.batch} is not divisible by {world} ranks x {accumulation} micro-batches"
+        raise UserError(what, "choose a multiple: it is the number of images per step over all of them")
+    order = TrainingOrder(index, seed, config.batch)
+    steps = Steps(order, rank, world, per_step=config.batch // world, first=start_step, stop=None)
+    return TrainBatches(config, index, steps, accumulation)
+
+
+def validation_batches(config: DataConfig, index: Index, *, batch: int, rank: int, world: int) -> ValidationBatches:
+    """Every image once over all ranks, in the order of the index, `batch` at a time on each rank.
+
+    Ranks may get different numbers of batches, or none. Images of different sizes come in batches of their own.
+    """
+    stop = len(range(rank, index.samples, world))
+    steps = Steps(ValidationOrder(index), rank, world, per_step=batch, first=0, stop=stop)
+    return ValidationBatches(config, index, steps)
+
+
+def measured_batches(
+    index: Index, shards: str, image: ImageConfig, *, batch: int, device: torch.device, rank: int, world: int
+) -> ValidationBatches:
+    """`validation_batches` of all images of `shards` for networks on `device`; any number may be broken."""
+    config = DataConfig(
+        train=(SourceConfig(shards=shards),),
+        batch=batch,
+        workers=0 if device.type == "cpu" else 4,  # the CPU is busy with the networks
+        image=image,
+        broken_budget=index.samples,
+    )
+    return validation_batches(config, index, batch=batch, rank=rank, world=world)
+
+
+def check_budget(broken: Collection[Fault], budget: int) -> None:
+    """Raises UserError where more different samples are broken than data.broken_budget allows."""
+    if len(broken) > budget:
+        listed = [f"{fault.url} {fault.key} ({fault.reason})" for fault in broken]
+        more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+        what = f"{len(listed)} broken samples, {budget} are allowed: {', '.join(listed[:LISTED])}{more}"
+        raise UserError(what, "mend or remove them, or raise data.broken_budget")
+
+
+class _Stream:
+    """Steps of decoded samples. faults: new ones, until the caller takes them away.   reads: ranges read so far."""
+
+    def __init__(self, config: DataConfig, index: Index, steps: Steps) -> None:
+        if not any(field in EXTENSIONS for field in index.fields):
+            what = f"no pictures in {index.shards[0].url} and the others: their fields are {sorted(index.fields)}"
+            raise UserError(what, f"pictures are members that end in {', '.join(EXTENSIONS)}")
+        self.faults: list[Fault] = []
+        self.reads = 0
+        self._budget = config.broken_budget
+        self._broken: dict[tuple[str, str], Fault] = {}
+        self._workers = max(config.workers, 1)
+        loader = DataLoader(
+            Shares(config.image, index, steps),
+            batch_size=None,
+            num_workers=config.workers,
+            worker_init_fn=outlive_signals,
+            generator=torch.Generator(),  # its base seed must not be drawn from the global generator
+        )
+        self._shares: Iterator[Share] = iter(loader)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._shares = iter(())
+
+    def _next_step(self) -> list[tuple[Sample, Tensor]]:
+        """The samples of a step in the order of their positions. Raises StopIteration; UserError to end the run."""
+        found: list[tuple[Sample, Tensor]] = []
+        first = next(self._shares)
+        for share in itertools.chain([first], itertools.islice(self._shares, self._workers - 1)):
+            self.reads += share.reads
+            self._count(share.faults)
+            if share.failure is not None:
+                raise UserError(*share.failure)
+            sizes = [int(np.prod(sample.shape)) for sample in share.samples]
+            images = torch.split(share.pixels, sizes)
+            found += [(s, image.view(s.shape)) for s, image in zip(share.samples, images, strict=True)]
+        return sorted(found, key=lambda pair: pair[0].position)
+
+    def _count(self, faults: Iterable[Fault]) -> None:
+        for fault in faults:
+            if (fault.url, fault.key) not in self._broken:
+                self._broken[fault.url, fault.key] = fault
+                self.faults.append(fault)
+        check_budget(self._broken.values(), self._budget)
+
+
+class TrainBatches(_Stream):
+    """Iterates over steps; each gives this rank's micro-batches."""
+
+    def __init__(self, config: DataConfig, index: Index, steps: Steps, accumulation: int) -> None:
+        super().__init__(config, index, steps)
+        self._micro = steps.per_step // accumulation
+
+    def __iter__(self) -> TrainBatches:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        samples = self._next_step()
+        return [_collate(samples[i : i + self._micro]) for i in range(0, len(samples), self._micro)]
+
+
+class ValidationBatches(_Stream):
+    """Iterates over batches."""
+
+    def __init__(self, config: DataConfig, index: Index, steps: Steps) -> None:
+        super().__init__(config, index, steps)
+        self._ready: list[Batch] = []
+
+    def __iter__(self) -> ValidationBatches:
+        return self
+
+    def __next__(self) -> Batch:
+        while not self._ready:
+            by_shape = itertools.groupby(self._next_step(), key=lambda pair: pair[0].shape)
+            self._ready = [_collate(list(group)) for _, group in by_shape]
+        return self._ready.pop(0)
+
+
+def _collate(samples: list[tuple[Sample, Tensor]]) -> Batch:
+    shapes = {sample.shape for sample, _ in samples}
+    if len(shapes) > 1:
+        what = f"images of different sizes in a batch: {' and '.join(str(shape) for shape in sorted(shapes)[:2])}"
+        raise UserError(what, "set data.image.crop (and data.image.resize, which enlarges small ones)")
+    labels = [sample.label for sample, _ in samples if sample.label is not None]
+    return Batch(
+        image=torch.stack([image for _, image in samples]),
+        label=torch.tensor(labels, dtype=torch.int64) if labels else None,
+        key=[sample.key for sample, _ in samples],
+        slot=torch.tensor([sample.slot for sample, _ in samples], dtype=torch.int64),
+    )

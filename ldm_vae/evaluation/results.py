@@ -1,0 +1,137 @@
+"""What was measured on images -> an evaluation's results: means, distances, what is missing, and the protocol."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ldm_vae.data.images.fit import ImageConfig
+from ldm_vae.errors import UserError
+from ldm_vae.metrics.image import METRICS, ImageMetrics, MetricName, Row, psnr
+from ldm_vae.metrics.sets import SET_METRICS, FeatureSets, SetMetricName, SetResults, describe
+from ldm_vae.recipe import Config
+
+BROKEN = "the reconstruction holds NaN or infinity"
+
+
+class NoImageError(UserError):
+    """Nothing to evaluate."""
+
+    def __init__(self) -> None:
+        super().__init__("no image to evaluate", "give shards that hold images")
+
+
+class EvaluationProtocol(Config):
+    """How images are prepared and what is measured; everything else is fixed."""
+
+    image: ImageConfig = ImageConfig()
+    """Channels, resize and crop of the images; crops are taken from the middle."""
+
+    metrics: tuple[MetricName | SetMetricName, ...] = (*METRICS, *SET_METRICS)
+    """What is measured; psnr_pooled comes with psnr."""
+
+    latent: Literal["mode", "sample"] = "mode"
+    """What of the posterior is decoded."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the samples; the noise of an image depends on seed and key alone."""
+
+    @property
+    def image_metrics(self) -> tuple[MetricName, ...]:
+        return tuple(name for name in METRICS if name in self.metrics)
+
+    @property
+    def set_metrics(self) -> tuple[SetMetricName, ...]:
+        return tuple(name for name in SET_METRICS if name in self.metrics)
+
+
+@dataclass(frozen=True)
+class Results:
+    """metrics: name -> mean over images, or the distance of the two sets; None where it can't be had.
+    missing: for those, the reason.   notes: what to know about a number.   protocol: what one must know to compare.
+    per_image: a row an image, ordered by key."""
+
+    metrics: dict[str, float | None]
+    missing: dict[str, str]
+    protocol: dict[str, Any]
+    per_image: list[Row]
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """{"metrics": {...}, "missing": {...}, "notes": {...}, "protocol": {...}}; per_image is left out."""
+        return {"metrics": self.metrics, "missing": self.missing, "notes": self.notes, "protocol": self.protocol}
+
+
+def summarize(
+    rows: Sequence[Row], protocol: EvaluationProtocol, metrics: ImageMetrics, features: FeatureSets | None = None
+) -> Results:
+    """The rows of all processes -> their means. One image without a metric leaves it missing, with the reason.
+
+    features: of the set metrics, if the protocol has any; all processes must then call this. Raises NoImageError.
+    """
+    if not rows:
+        raise NoImageError
+    rows = sorted(rows, key=lambda row: row.key)
+    sets = SetResults() if features is None else features.results(rows)
+    values: dict[str, float | None] = {}
+    missing: dict[str, str] = {}
+    for name in (*protocol.image_metrics, *protocol.set_metrics):
+        values[name] = None
+        if lacking := [row for row in rows if name in row.missing]:
+            missing[name] = _reason(lacking[0].missing[name], lacking, rows)
+        elif name in METRICS:
+            values[name] = math.fsum(row.values[name] for row in rows) / len(rows)
+        if name == "psnr":
+            values["psnr_pooled"] = _pooled_psnr(rows, missing)
+    values.update(sets.values)
+    missing |= sets.missing
+    facts = _describe(rows, protocol) | _networks(metrics, features)
+    return Results(values, missing, facts, rows, sets.notes)
+
+
+def _pooled_psnr(rows: Sequence[Row], missing: dict[str, str]) -> float | None:
+    """PSNR of the mean squared error over all values of all images; large images weigh more."""
+    errors = [row.squared_error for row in rows if row.squared_error is not None]
+    if lacking := [row for row in rows if row.squared_error is None]:
+        missing["psnr_pooled"] = _reason(BROKEN, lacking, rows)
+    elif sum(errors) == 0:
+        missing["psnr_pooled"] = "is infinite, because every reconstruction equals its image"
+    else:
+        return float(psnr(sum(errors), sum(row.elements for row in rows)))
+    return None
+
+
+def _reason(reason: str, lacking: Sequence[Row], rows: Sequence[Row]) -> str:
+    return f"{reason} ({len(lacking)} of {len(rows)} images, the first {lacking[0].key})"
+
+
+def _describe(rows: Sequence[Row], protocol: EvaluationProtocol) -> dict[str, Any]:
+    image = protocol.image
+    resize = f"short side {image.resize}, {image.resize_filter}, antialias"
+    return {
+        "images": len(rows),
+        "resize": "none" if image.resize is None else resize,
+        "crop": "none" if image.crop is None else f"center {image.crop}",
+        "padding": "to a multiple of f, cropped back",
+        "latent": "mode" if protocol.latent == "mode" else f"sample, noise from seed {protocol.seed} and key",
+        "rounding": "clamped to [-1, 1] and rounded to 8 bits, reconstruction and original alike",
+        "average": "mean over images; psnr_pooled: over all values",
+        **describe(protocol.set_metrics, len(rows)),
+        "torch": version("torch"),
+        "torchmetrics": version("torchmetrics"),
+        "torch-fidelity": version("torch-fidelity"),
+    }
+
+
+def _networks(metrics: ImageMetrics, features: FeatureSets | None) -> dict[str, dict[str, str]]:
+    """sha256 of the weights behind each metric that has any."""
+    weights = {} if features is None else features.metrics.weights
+    for name, metric in metrics.metrics.items():
+        if metric.network is not None:
+            weights[name] = metric.network.weights
+    return {"metric_weights": weights}

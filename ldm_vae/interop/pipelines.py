@@ -1,0 +1,76 @@
+"""What diffusers' pipelines read of a codec's configuration, and what they pass over in silence.
+
+Read from diffusers 0.42, pipelines/{stable_diffusion, stable_diffusion_xl, stable_diffusion_3, flux, dit}; each is run
+with an export in tests/interop/test_pipelines.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
+from ldm_vae.errors import UserError
+from ldm_vae.networks.network import NetworkConfig
+
+Target = Literal["sd", "sdxl", "sd3", "flux", "dit"]
+PICTURES = (1, 3)  # channels that pipelines turn into pictures
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """name: its class.   scale: the kind that it applies whole.   latent_channels: of the published denoisers for it.
+    statistics: number of channels for which it applies latents_mean and latents_std, 0 for none.
+    upcasts: whether it decodes in float32 where force_upcast says so."""
+
+    name: str
+    scale: ScaleKind
+    latent_channels: int
+    statistics: int = 0
+    upcasts: bool = False
+
+
+PIPELINES: dict[Target, Pipeline] = {
+    "sd": Pipeline("StableDiffusionPipeline", "factor", 4),
+    "sdxl": Pipeline("StableDiffusionXLPipeline", "factor", 4, statistics=4, upcasts=True),
+    "sd3": Pipeline("StableDiffusion3Pipeline", "shift", 16),
+    "flux": Pipeline("FluxPipeline", "shift", 16),
+    "dit": Pipeline("DiTPipeline", "factor", 4),
+}
+
+
+def natural_scale(target: Target | None) -> ScaleKind:
+    """The kind of scale that a pipeline applies; unit variance, which all apply, where none is named."""
+    return "factor" if target is None else PIPELINES[target].scale
+
+
+def fit_scale(target: Target, scale: LatentScale, config: NetworkConfig) -> LatentScale:
+    """The scale in the form that the pipeline needs. Raises UserError for what it would pass over or fall over."""
+    pipeline = PIPELINES[target]
+    if config.out_channels not in PICTURES or config.in_channels != config.out_channels:
+        raise UserError(f"a codec of {config.out_channels} image channels", f"{pipeline.name} makes pictures of 1 or 3")
+    if scale.mean is not None and pipeline.statistics != config.latent_channels:
+        which = f"only for {pipeline.statistics} channels" if pipeline.statistics else "not at all"
+        raise UserError(
+            f"{pipeline.name} applies statistics per channel {which}", f"export with --scale {pipeline.scale}"
+        )
+    if pipeline.scale == "shift":
+        # Without a number here these pipelines add None.
+        return replace(scale, shift=scale.shift or 0.0)
+    if scale.shift:
+        raise UserError(f"{pipeline.name} passes over the shift of the latents", "export with --scale factor")
+    return scale
+
+
+def remarks(target: Target, config: NetworkConfig, *, force_upcast: bool) -> list[str]:
+    """What the person should know, a line each."""
+    pipeline = PIPELINES[target]
+    found = []
+    if config.latent_channels != pipeline.latent_channels:
+        theirs, ours = pipeline.latent_channels, config.latent_channels
+        found.append(
+            f"the published denoisers for {pipeline.name} take {theirs} latent channels; yours must take {ours}"
+        )
+    if force_upcast and not pipeline.upcasts:
+        found.append(f"{pipeline.name} passes over force_upcast: run it in bfloat16 or float32, not float16")
+    return found

@@ -1,0 +1,206 @@
+"""LatentDataset: latent shards -> scaled latents, for training diffusion models on them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.data.shards.storage import Missing, Source
+from ldm_vae.data.shards.tar import BrokenTar, Member, members
+from ldm_vae.errors import UserError
+from ldm_vae.latents.format import NAME, RECORDS, LatentsFile, read_latents_file
+from ldm_vae.noise import rng
+
+
+class Hashed(Protocol):
+    """A codec, as far as latents ask: LatentCodec."""
+
+    @property
+    def weights_hash(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class _Sample:
+    key: str
+    fields: dict[str, tuple[int, int]]  # name -> offset and size of the content in the tar
+
+
+class LatentDataset(Dataset[dict[str, Any]]):
+    """Item i: {"latent": (c, h, w) float32, "key": str}, and "cls" (int) and "txt" (str) where the sample has them.
+
+    Every random choice is a function of (seed, epoch, i): the same in any worker, in any order. Files are opened and
+    headers read when first needed, in each worker for itself.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        codec: Hashed | str | None = None,
+        sample: bool = True,
+        mirror: bool = True,
+        scale: LatentScale | None = None,
+        seed: int = 0,
+    ) -> None:
+        """folder: what `ldm-vae encode` wrote.   codec: the one that will decode, or its hash; latents of another are
+        refused.   sample: draw from stored moments; else their mean.   mirror: take the mirrored latent half of the
+        time, where it is stored.   scale: instead of the one in latents.json.   seed: of both choices.
+        """
+        self.folder = Path(folder)
+        self.info: LatentsFile = read_latents_file(self.folder)
+        if not self.info.complete:
+            raise UserError(
+                f"{folder} is unfinished", "run the same `ldm-vae encode` again, which does what is missing"
+            )
+        if codec is not None:
+            refuse_other_codec(self.info, codec if isinstance(codec, str) else codec.weights_hash, str(folder))
+        job = self.info.job
+        self.scale = scale or LatentScale.from_config(self.info.scale or {}, job.channels, str(self.folder / NAME))
+        self.sample = sample and job.latents == "moments"
+        self.mirror = mirror and job.mirrored
+        self.seed = seed
+        self._field = f"{job.latents}.npy"
+        self._names = [name for name, samples in self.info.shards.items() if samples]
+        self._ends = np.cumsum([self.info.shards[name] for name in self._names])
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # workers that persist see it change
+        self._source = Source()
+        self._shards: dict[int, list[_Sample]] = {}
+
+    def __len__(self) -> int:
+        return self.info.samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """New samples and mirrors; also in workers that are running."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        shard, place = self._place(item)
+        generator = rng(self.seed, "latent", int(self._epoch), item % len(self))
+        mirrored = self.mirror and bool(generator.integers(2))
+        z = torch.from_numpy(self._array(shard, place, ("mirrored." if mirrored else "") + self._field)).float()
+        if self.info.job.latents == "moments":
+            z, logvar = z.chunk(2)
+            if self.sample:
+                noise = torch.from_numpy(generator.standard_normal(tuple(z.shape), dtype=np.float32))
+                assert self.info.job.logvar_range is not None  # of a codec with moments
+                z = z + (0.5 * logvar.clamp(*self.info.job.logvar_range)).exp() * noise
+        found: dict[str, Any] = {"latent": self.scale.apply(z), "key": place.key}
+        if "cls" in place.fields:
+            found["cls"] = _integer(self._bytes(shard, place, "cls"), place.key)
+        if "txt" in place.fields:
+            found["txt"] = self._bytes(shard, place, "txt").decode("utf-8")
+        return found
+
+    def raw(self, item: int) -> Tensor:
+        """(c, h, w) float32: the mean or what else is stored, unscaled, not mirrored."""
+        shard, place = self._place(item)
+        return torch.from_numpy(self._array(shard, place, self._field)).float()[: self.info.job.channels]
+
+    def size(self, item: int) -> tuple[int, int]:
+        """(height, width) in px of the image, before it was padded."""
+        shard, place = self._place(item)
+        return self.info.sizes[self._names[shard]][place.key]
+
+    def key(self, item: int) -> str:
+        return self._place(item)[1].key
+
+    def shard(self, item: int) -> str:
+        """Name of the tar it lies in, which is that of the shard of images."""
+        return self._names[self._place(item)[0]]
+
+    def fields(self, item: int) -> dict[str, bytes]:
+        """Everything stored with a sample, by the name that follows its key."""
+        shard, place = self._place(item)
+        return {name: self._bytes(shard, place, name) for name in place.fields}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_source": None, "_shards": {}}  # for workers that are spawned
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._source = Source()
+
+    def _place(self, item: int) -> tuple[int, _Sample]:
+        if not -len(self) <= item < len(self):
+            raise IndexError(item)
+        item %= len(self)
+        shard = int(np.searchsorted(self._ends, item, side="right"))
+        if shard not in self._shards:
+            self._shards[shard] = self._scan(shard)
+        samples = self._shards[shard]
+        return shard, samples[item - int(self._ends[shard]) + len(samples)]
+
+    def _scan(self, shard: int) -> list[_Sample]:
+        name = self._names[shard]
+        path = str(self.folder / name)
+        try:
+            samples = list(_group(members(path, self._source), list(self.info.sizes[name]), self._field))
+        except (BrokenTar, Missing) as error:
+            raise self._damaged(shard, str(error)) from None
+        if len(samples) != self.info.shards[name]:
+            raise self._damaged(shard, f"{len(samples)} samples, not {self.info.shards[name]}")
+        return samples
+
+    def _array(self, shard: int, place: _Sample, field: str) -> np.ndarray[Any, np.dtype[np.float16]]:
+        """(2c, h, w) of moments, else (c, h, w)."""
+        if field not in place.fields:
+            raise self._damaged(shard, f"{place.key} has no {field}")
+        try:
+            array: np.ndarray[Any, np.dtype[np.float16]] = np.load(
+                io.BytesIO(self._bytes(shard, place, field)), allow_pickle=False
+            )
+        except (ValueError, EOFError) as error:
+            raise self._damaged(shard, f"{place.key}.{field}: {error}") from None
+        channels = self.info.job.channels * (2 if self.info.job.latents == "moments" else 1)
+        if array.ndim != 3 or array.shape[0] != channels:
+            raise self._damaged(shard, f"{place.key}.{field} has shape {array.shape}, not ({channels}, h, w)")
+        return array
+
+    def _damaged(self, shard: int, reason: str) -> UserError:
+        path = self.folder / self._names[shard]
+        remedy = f"remove it and {self.folder / RECORDS / path.stem}.json, then run `ldm-vae encode` again"
+        return UserError(f"{path} is damaged ({reason})", remedy)
+
+    def _bytes(self, shard: int, place: _Sample, field: str) -> bytes:
+        return self._source.read(str(self.folder / self._names[shard]), *place.fields[field])
+
+
+def refuse_other_codec(info: LatentsFile, codec: str, name: str) -> None:
+    """Raises UserError where the latents are not of the codec with this hash."""
+    if info.job.codec != codec:
+        what = f"the latents in {name} are of another codec ({info.job.codec[:12]}, not {codec[:12]})"
+        raise UserError(what, "decode them with the codec they were made with, or encode again")
+
+
+def _group(found: Iterable[Member], keys: list[str], first: str) -> Iterator[_Sample]:
+    """Members -> samples. A sample starts at the member KEY.`first`; keys hold dots, so names alone do not tell."""
+    sample: _Sample | None = None
+    coming = iter(keys)
+    following = next(coming, None)
+    for member in found:
+        if following is not None and member.name == f"{following}.{first}":
+            if sample is not None:
+                yield sample
+            sample = _Sample(following, {})
+            following = next(coming, None)
+        if sample is not None:
+            sample.fields[member.name[len(sample.key) + 1 :]] = (member.offset, member.size)
+    if sample is not None:
+        yield sample
+
+
+def _integer(data: bytes, key: str) -> int:
+    try:
+        return int(data)
+    except ValueError:
+        raise UserError(f"cls of sample {key} is no integer", "mend it in the shards and encode them again") from None

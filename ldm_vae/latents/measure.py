@@ -1,0 +1,140 @@
+"""A codec and images -> the statistics of its latents and the range of its activations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm_vae.codec import LatentCodec
+from ldm_vae.data.images.fit import ImageConfig
+from ldm_vae.data.shards.index import load_index
+from ldm_vae.data.stream.batch import Batch
+from ldm_vae.data.stream.reader import measured_batches
+from ldm_vae.errors import UserError
+from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
+from ldm_vae.ranks import gather, rank_and_world
+
+logger = logging.getLogger(__name__)
+ACTIVATION_IMAGES = 64  # how many images are also decoded, for the activations
+
+
+class LatentMeasurement:
+    """What one process has seen; `merge` adds another's."""
+
+    def __init__(self, channels: int) -> None:
+        self.moments = LatentMoments(channels)
+        self.activation: Activation | None = None
+        self.broken: list[str] = []  # keys of images whose posterior is not finite in float32 either
+
+    def merge(self, other: LatentMeasurement) -> None:
+        self.moments.merge(other.moments)
+        self.broken += other.broken
+        if self.activation is None or other.activation is None:
+            self.activation = self.activation or other.activation
+            return
+        larger = max(self.activation, other.activation, key=lambda activation: activation.largest)
+        self.activation = larger.model_copy(update={"images": self.activation.images + other.activation.images})
+
+
+def measure_statistics(
+    codec: LatentCodec, shards: str, image: ImageConfig, *, batch: int, done: Callable[[int, int], None]
+) -> LatentStatistics:
+    """Over all images of `shards`, shared out to the processes; the same result on each.
+
+    image: resize and crop.   done(images, total): called for every batch with what this process has done of its share.
+    Broken images are left out, with a warning that counts them. Raises UserError where none is whole.
+    """
+    index = load_index(shards)
+    rank, world = rank_and_world()
+    stream = measured_batches(index, shards, image, batch=batch, device=codec.device, rank=rank, world=world)
+
+    def counted() -> Iterator[Batch]:
+        for found in stream:
+            yield found
+            done(len(found.key), len(range(rank, index.samples, world)))
+
+    mine = measure_latents(codec, counted())
+    gathered = gather((mine, stream.faults))
+    total = LatentMeasurement(codec.latent_channels)
+    left_out = []
+    for measurement, faults in gathered:
+        total.merge(measurement)
+        left_out += [f"{fault.key} ({fault.reason})" for fault in faults]
+    left_out += [f"{key} (its latent is not finite)" for key in total.broken]
+    if left_out and rank == 0:
+        logger.warning("left out %d of %d images, the first %s", len(left_out), index.samples, left_out[0])
+    if not total.moments.images:
+        raise UserError(f"no image of {shards} could be measured", f"{len(left_out)} are broken, such as {left_out[0]}")
+    protocol = {
+        "resize": image.resize,
+        "resize_filter": image.resize_filter,
+        "crop": image.crop,
+        "padding": "to a multiple of f, by reflection",
+        "precision": codec.precision,
+    }
+    return LatentStatistics.of(
+        total.moments,
+        codec=codec.weights_hash,
+        latents="mode",
+        protocol=protocol,
+        data=shards,
+        activation=total.activation,
+    )
+
+
+def measure_latents(
+    codec: LatentCodec, batches: Iterable[Batch], *, activation_images: int = ACTIVATION_IMAGES
+) -> LatentMeasurement:
+    """Mean and deviation of the posterior's mode over all images; the largest activation over the first ones.
+
+    batches: images in [-1, 1], of one size within a batch.   activation_images: how many are decoded as well.
+    """
+    result = LatentMeasurement(codec.latent_channels)
+    for batch in batches:
+        watched = batch.image[: max(activation_images, 0)]
+        if len(watched):
+            result.merge(_watch(codec, watched))
+            activation_images -= len(watched)
+        moments, broken = codec.checked_moments(batch.image)
+        result.broken += [batch.key[i] for i in broken]
+        whole = [i for i in range(len(moments)) if i not in broken]
+        if whole:
+            result.moments.update(codec.draw(moments[whole]))
+    return result
+
+
+def _watch(codec: LatentCodec, images: Tensor) -> LatentMeasurement:
+    result = LatentMeasurement(codec.latent_channels)
+    with largest_outputs(codec.model) as largest:
+        moments, broken = codec.checked_moments(images)
+        whole = [i for i in range(len(images)) if i not in broken]
+        if whole:
+            codec.decode_raw(codec.draw(moments[whole]))
+    layer, value = max(((name, float(value)) for name, value in largest.items()), key=lambda pair: pair[1])
+    result.activation = Activation(largest=value, layer=layer, images=len(images))
+    return result
+
+
+@contextmanager
+def largest_outputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Fills a table of the largest |output| of every module that runs meanwhile, in the order in which they first end;
+    sums of shortcuts are included, as outputs of their block."""
+    largest: dict[str, Tensor] = {}
+
+    def record(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            peak = output.detach().abs().amax()
+            largest[name] = torch.maximum(largest[name], peak) if name in largest else peak
+
+    hooks = [module.register_forward_hook(partial(record, name)) for name, module in model.named_modules() if name]
+    try:
+        yield largest
+    finally:
+        for hook in hooks:
+            hook.remove()

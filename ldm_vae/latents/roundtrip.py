@@ -1,0 +1,111 @@
+"""Stored latents against the images they were made of: what the codec costs, and what storage adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm_vae.codec import LatentCodec, pad_to_multiple
+from ldm_vae.data.images.decode import decode_image
+from ldm_vae.data.images.fit import fit_image
+from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage, to_uint8
+from ldm_vae.data.shards.index import Index
+from ldm_vae.data.shards.storage import Missing, Source, Unreachable
+from ldm_vae.errors import UserError
+from ldm_vae.evaluation.results import EvaluationProtocol, Results, summarize
+from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.metrics.image import METRICS, ImageMetrics, MetricName, Row
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A way to keep latents.   bytes: per image, on average, without headers of files.   results: of decoding it."""
+
+    bytes: float
+    results: Results
+
+
+def roundtrip(
+    codec: LatentCodec,
+    latents: LatentDataset,
+    images: Index,
+    *,
+    metrics: Sequence[MetricName] = METRICS,
+    done: Callable[[int, int], None],
+) -> dict[str, Storage]:
+    """Decodes every stored latent and measures it as `ldm-vae evaluate` does.
+
+    latents: of this codec.   images: the shards that were encoded.   done(images, total): called after each.
+    Returns "float32", the posterior's mode as it is encoded now; "float16", as it is stored; "8 bits", what
+    `round_to_bits` leaves of that. Raises UserError where the images are not those that were encoded.
+    """
+    job = latents.info.job
+    find = _Pictures(latents, images)
+    measure = ImageMetrics(metrics, codec.device)
+    rows: dict[str, list[Row]] = {}
+    sizes: dict[str, int] = {}
+    for item in range(len(latents)):
+        image = find(item)[None].to(codec.device)
+        stored = latents.raw(item)[None]
+        fresh = codec.draw(codec.moments(pad_to_multiple(image, job.multiple)))
+        variants = {
+            "float32": (fresh, 4 * fresh.numel()),
+            "float16": (stored, 2 * stored.numel()),
+            "8 bits": (round_to_bits(stored, 8), stored.numel() + 8 * stored.shape[1]),
+        }
+        for name, (z, size) in variants.items():
+            reconstruction = codec.decode_raw(z, size=(image.shape[2], image.shape[3]))
+            rows.setdefault(name, []).extend(measure(to_uint8(reconstruction), to_uint8(image), [latents.key(item)]))
+            sizes[name] = sizes.get(name, 0) + size
+        done(1, len(latents))
+    protocol = EvaluationProtocol(image=job.image, metrics=tuple(metrics))
+    return {
+        name: Storage(sizes[name] / len(latents), summarize(found, protocol, measure)) for name, found in rows.items()
+    }
+
+
+class _Pictures:
+    """Item of the latents -> its image (C, H, W), as it was encoded."""
+
+    def __init__(self, latents: LatentDataset, images: Index) -> None:
+        self.latents = latents
+        self.source = Source()
+        self.shards = {Path(shard.url).name: shard for shard in images.shards}
+        self.ordinals: dict[str, dict[str, int]] = {}  # name of a shard -> key -> place in it
+
+    def __call__(self, item: int) -> Tensor:
+        name, key = self.latents.shard(item), self.latents.key(item)
+        try:
+            shard = self.shards[name]
+            if name not in self.ordinals:
+                self.ordinals[name] = {shard.key(ordinal): ordinal for ordinal in range(shard.samples)}
+            fields = shard.fields(self.ordinals[name][key])
+        except KeyError:
+            raise self._other(f"{name} with {key} is not among them") from None
+        job = self.latents.info.job
+        try:
+            extension = next(name for name in EXTENSIONS if name in fields)
+            data = self.source.read(shard.url, *fields[extension])
+            image = fit_image(decode_image(data, extension, job.image_channels), job.image, None)
+        except (BrokenImage, StopIteration, Missing, Unreachable) as error:
+            raise self._other(f"{key} in {name} cannot be read now ({error})") from None
+        if image.shape[1:] != self.latents.size(item):
+            raise self._other(f"{key} in {name} has another size")
+        return torch.from_numpy(image)
+
+    def _other(self, reason: str) -> UserError:
+        return UserError(
+            f"these are not the images of {self.latents.folder}", f"give those that were encoded ({reason})"
+        )
+
+
+def round_to_bits(z: Tensor, bits: int) -> Tensor:
+    """(B, c, h, w) -> the same after rounding to 2^bits even steps between the least and largest value of each channel
+    of each image: `bits` bits a number, and two float32 a channel."""
+    low, high = z.amin(dim=(2, 3), keepdim=True), z.amax(dim=(2, 3), keepdim=True)
+    step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(z.dtype).tiny)
+    return low + ((z - low) / step).round() * step

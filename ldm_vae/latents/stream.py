@@ -1,0 +1,188 @@
+"""Image shards -> encoded samples, in order: read and decoded in threads, encoded in batches of one size.
+
+A CPU encodes several batches at a time, each in a thread of its own: the order in which a batch is summed, and so its
+last bits, then does not depend on how many threads a launcher leaves to a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ldm_vae.codec import LatentCodec, pad_to_multiple
+from ldm_vae.data.images.decode import decode_image
+from ldm_vae.data.images.fit import fit_image
+from ldm_vae.data.images.pixels import EXTENSIONS, Array, BrokenImage
+from ldm_vae.data.shards.samples import Fields, read_samples
+from ldm_vae.data.shards.shard import ShardIndex
+from ldm_vae.latents.format import LatentJob
+from ldm_vae.noise import GivenNoise, rng
+
+WINDOW = 8  # batches among which images of one size are looked for
+WINDOW_PIXELS = 2**25  # and pixels: 400 MB of three float32 channels
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A sample on its way. image: None where it is broken, and then the reason."""
+
+    key: str
+    fields: Fields  # what is carried along
+    image: Array | None  # (C, H, W)
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """arrays: None where the latent is broken, and then the reason.   z: (c, h, w), stored, before rounding."""
+
+    key: str
+    fields: Fields
+    size: tuple[int, int] = (0, 0)
+    arrays: dict[str, npt.NDArray[np.float16]] | None = None
+    z: Tensor | None = None
+    reason: str = ""
+
+
+def decoded(
+    shards: Sequence[ShardIndex], job: LatentJob, pool: ThreadPoolExecutor, ahead: int
+) -> Iterator[tuple[int, Picture]]:
+    """(number of the shard, sample) in order; `ahead` samples are being decoded at a time."""
+    waiting: list[tuple[int, Future[Picture]]] = []
+    for number, shard in enumerate(shards):
+        for key, fields in read_samples(shard):
+            waiting.append((number, pool.submit(_decode, key, fields, job)))
+            if len(waiting) == ahead:
+                first, future = waiting.pop(0)
+                yield first, future.result()
+    for first, future in waiting:
+        yield first, future.result()
+
+
+def _decode(key: str, fields: Fields | str, job: LatentJob) -> Picture:
+    if isinstance(fields, str):
+        return Picture(key, {}, None, fields)
+    extension = next((name for name in EXTENSIONS if name in fields), None)
+    if extension is None:
+        return Picture(key, fields, None, "no picture among its members")
+    carried = fields if job.keep_image else {name: data for name, data in fields.items() if name != extension}
+    try:
+        image = fit_image(decode_image(fields[extension], extension, job.image_channels), job.image, None)
+    except BrokenImage as error:
+        return Picture(key, carried, None, error.reason)
+    return Picture(key, carried, image)
+
+
+Batches = list[list[int]]  # places in a window
+EachBatch = Callable[[Callable[[list[int]], list["Encoded"]], Batches], Iterable[list["Encoded"]]]  # `map`
+
+
+@contextmanager
+def each_batch(device: torch.device) -> Iterator[EachBatch]:
+    """`map` for `encoded`: over the threads of torch on a CPU, each of which computes alone; plain on a GPU."""
+    if device.type != "cpu":
+        yield map
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of this thread, for the statistics
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
+
+
+def encoded(
+    codec: LatentCodec, job: LatentJob, pictures: Iterable[tuple[int, Picture]], each: EachBatch
+) -> Iterator[tuple[int, Encoded]]:
+    """In the order they came. Images of one padded size within a window are encoded together."""
+    for number, window in _windows(pictures, job.batch):
+        results = {
+            place: Encoded(picture.key, {}, reason=picture.reason)
+            for place, picture in enumerate(window)
+            if picture.image is None
+        }
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for place, picture in enumerate(window):
+            if picture.image is not None:
+                sides = picture.image.shape[1:]
+                by_size.setdefault(tuple(-(-side // job.multiple) for side in sides), []).append(place)
+        batches = [
+            places[start : start + job.batch]
+            for places in by_size.values()
+            for start in range(0, len(places), job.batch)
+        ]
+
+        def encode(places: list[int], window: list[Picture] = window) -> list[Encoded]:
+            return _encode(codec, job, [window[place] for place in places])
+
+        for chosen, found in zip(batches, each(encode, batches), strict=True):
+            results.update(zip(chosen, found, strict=True))
+        for place in range(len(window)):
+            yield number, results[place]
+
+
+def _windows(pictures: Iterable[tuple[int, Picture]], batch: int) -> Iterator[tuple[int, list[Picture]]]:
+    for number, samples in groupby(pictures, key=lambda pair: pair[0]):
+        window: list[Picture] = []
+        pixels = 0
+        for _, picture in samples:
+            window.append(picture)
+            pixels += 0 if picture.image is None else picture.image[0].size
+            if len(window) == WINDOW * batch or pixels >= WINDOW_PIXELS:
+                yield number, window
+                window, pixels = [], 0
+        if window:
+            yield number, window
+
+
+def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[Picture]) -> list[Encoded]:
+    """pictures: whole ones, of one size after padding."""
+    images = [picture.image for picture in pictures if picture.image is not None]
+    field = f"{job.latents}.npy"
+    tensors, broken = {}, set()
+    # A mirrored image is padded as a picture of its own.
+    for name, views in [(field, images)] + [(f"mirrored.{field}", [i[:, :, ::-1] for i in images])] * job.mirrored:
+        padded = [pad_to_multiple(torch.from_numpy(np.ascontiguousarray(view))[None], job.multiple) for view in views]
+        tensors[name], places = _stored(codec, job, torch.cat(padded), [picture.key for picture in pictures])
+        broken |= set(places)
+    arrays = {name: tensor.half().cpu().numpy() for name, tensor in tensors.items()}
+    z = tensors[field][:, : job.channels].cpu()
+    results = []
+    for i, (picture, image) in enumerate(zip(pictures, images, strict=True)):
+        found = Encoded(picture.key, picture.fields, (image.shape[1], image.shape[2]))
+        mine = {name: array[i] for name, array in arrays.items()}
+        if i in broken:
+            found = replace(found, reason="its latent is not finite, in float32 either")
+        elif not all(np.isfinite(array).all() for array in mine.values()):
+            found = replace(found, reason="its latent goes beyond float16, 65504")
+        else:
+            found = replace(found, arrays=mine, z=z[i])
+        results.append(found)
+    return results
+
+
+def _stored(codec: LatentCodec, job: LatentJob, images: Tensor, keys: Sequence[str]) -> tuple[Tensor, list[int]]:
+    """(B, C, h, w), what is stored of a batch, and the places of those that are not finite."""
+    moments, broken = codec.checked_moments(images)
+    if job.latents == "moments":
+        return moments, broken
+    if job.latents == "mode":
+        return codec.draw(moments), broken
+    shape = (job.channels, *moments.shape[2:])
+    noise = [_generator(job.seed, key).standard_normal(shape, dtype=np.float32) for key in keys]
+    return codec.model.bottleneck(moments, GivenNoise(torch.from_numpy(np.stack(noise)))).z, broken
+
+
+def _generator(seed: int, key: str) -> np.random.Generator:
+    digest = blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return rng(seed, "posterior", int.from_bytes(digest))

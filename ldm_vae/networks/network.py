@@ -1,0 +1,222 @@
+"""What the engine asks of any model: an encoder, a bottleneck and a decoder, in one module that training wraps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, NamedTuple
+
+from pydantic import SerializeAsAny
+from torch import Tensor, nn
+
+from ldm_vae.bottlenecks.base import Bottleneck, BottleneckConfig, Latent
+from ldm_vae.bottlenecks.gaussian import GaussianConfig
+from ldm_vae.errors import UserError
+from ldm_vae.networks.likelihood import Likelihood, Picture
+from ldm_vae.nn.features import Features
+from ldm_vae.noise import Noise
+from ldm_vae.parts import BOTTLENECKS
+from ldm_vae.recipe import Config, Positive
+from ldm_vae.views.view import View
+
+HEADS = "heads."  # how the names of what only the losses need begin
+
+
+class NetworkConfig(Config):
+    """What every network is configured by."""
+
+    train_parts: ClassVar[tuple[str, ...]] = ()  # names of `Network.parts` that can be trained alone
+
+    kind: str
+    """The kind of network."""
+
+    in_channels: Positive = 3
+    """Channels of the image."""
+
+    out_channels: Positive = 3
+    """Channels of the reconstruction."""
+
+    latent_channels: Positive = 4
+    """Channels of the latent."""
+
+    gradient_checkpointing: bool = False
+    """Computes each level a second time in the backward pass instead of keeping its activations: less memory, more
+    time."""
+
+    bottleneck: Annotated[SerializeAsAny[BottleneckConfig], BOTTLENECKS] = GaussianConfig()
+    """What stands between encoder and decoder."""
+
+    @property
+    @abstractmethod
+    def factor(self) -> int:
+        """f: pixels per latent position along each side."""
+
+
+class Encoded(NamedTuple):
+    """What `Network.run_encoder` gives.
+
+    hidden: (B, width * c, *positions), for the bottleneck.
+    last: of the encoder's last layer, as `Network.anchors` names it.
+    """
+
+    hidden: Tensor
+    last: Features
+
+
+class Decoded(NamedTuple):
+    """What `Network.run_decoder` gives.
+
+    parameters: (B, P, H, W), of the distribution of the pixels.
+    below: the input of the decoder's last layer, as `Network.anchors` names it.
+    """
+
+    parameters: Tensor
+    below: Tensor
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A last layer, at whose weight the gradients of losses are compared (`losses/adaptive.py`).
+
+    layer: any module.
+    weight: the name of its weight among its parameters.
+    """
+
+    layer: nn.Module
+    weight: str = "weight"
+
+
+@dataclass(frozen=True)
+class Output:
+    """Everything that losses may ask of one forward pass; B counts images times samples.
+
+    parameters: (B, P, H, W), what the decoder gives: of the distribution of the pixels.
+    target: (B, C, H, W), the image, or its view.
+    latent: (B, c, h, w), what the decoder was given.
+    posterior: what the bottleneck said.
+    below: "encoder", "decoder" -> the input of its last layer.
+    above: "encoder" -> the output of its last layer.
+    heads: name -> what a head gave, such as a learned log-variance.
+    likelihood: of the pixels under `parameters`.
+    """
+
+    parameters: Tensor
+    target: Tensor
+    latent: Tensor
+    posterior: Latent
+    below: Mapping[str, Tensor]
+    above: Mapping[str, Tensor]
+    heads: Mapping[str, Tensor]
+    likelihood: Likelihood
+
+    @property
+    def reconstruction(self) -> Tensor:
+        """(B, C, H, W), the picture: the mean of the pixels' distribution."""
+        return self.likelihood.mean(self.parameters)
+
+
+class Network(nn.Module, ABC):
+    """An autoencoder.
+
+    A subclass says how to encode and decode; the forward pass of training is written here, once, for all.
+
+    codec: whether it takes images of any size and no label, so that `LatentCodec` can use it.
+    likelihood: of the pixels, given what the decoder gives.
+    """
+
+    codec: ClassVar[bool] = True
+    likelihood: Likelihood = Picture()
+
+    def __init__(self, config: NetworkConfig, heads: Mapping[str, nn.Module] | None = None) -> None:
+        """heads: modules (Encoded, Latent) -> Tensor that the losses need; trained along, and never exported."""
+        super().__init__()
+        self.config = config
+        self.heads = nn.ModuleDict(dict(heads or {}))
+        bottleneck: Bottleneck = BOTTLENECKS.part_of(config.bottleneck)(config.bottleneck)
+        self.bottleneck = bottleneck
+
+    @abstractmethod
+    def run_encoder(self, image: Tensor, label: Tensor | None = None) -> Encoded:
+        """(B, C, H, W) in [-1, 1], H and W multiples of f -> the bottleneck's input.
+
+        label: of a network with a condition; others make no use of it.
+        """
+
+    @abstractmethod
+    def run_decoder(self, z: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Decoded:
+        """(B, c, h, w), raw -> the pixels' distribution.
+
+        noise: of a decoder that draws, such as a diffusion decoder; others make no use of it.
+        """
+
+    @property
+    @abstractmethod
+    def anchors(self) -> Mapping[str, Anchor]:
+        """The last layers: "encoder" and "decoder"."""
+
+    def parts(self, name: str) -> Sequence[nn.Module]:
+        """The modules that learn under `model.train: name`, beside the heads; `config.train_parts` has the names."""
+        raise UserError(f"model.train: {name}", f"networks of kind {self.config.kind} train all their parts")
+
+    def encode(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1], H and W multiples of f -> (B, width * c, H/f, W/f), the bottleneck's input."""
+        return self.run_encoder(image).hidden
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(B, c, h, w), raw -> (B, C, h*f, w*f), the picture."""
+        return self.likelihood.mean(self.run_decoder(z).parameters)
+
+    def forward(
+        self,
+        image: Tensor,
+        *,
+        noise: Noise | None = None,
+        label: Tensor | None = None,
+        samples: int = 1,
+        view: View | None = None,
+    ) -> Output:
+        """The one call of training, so that it passes through the prepared module and gradients are synchronised.
+
+        image: (B, C, H, W) in [-1, 1].
+        noise: of the posterior's sample and of whatever else is drawn; None for the mode.
+        label: for networks with a condition.
+        samples: draws from the posterior per image, one after the other along the batch.
+        view: decode the latent's view and aim at the image's.
+        """
+        encoded, target = self.run_encoder(image, label), image
+        hidden = encoded.hidden
+        if samples > 1:
+            hidden, target = hidden.repeat_interleave(samples, dim=0), target.repeat_interleave(samples, dim=0)
+            label = None if label is None else label.repeat_interleave(samples, dim=0)
+        posterior = self.bottleneck(hidden, noise)
+        heads = {name: head(encoded, posterior) for name, head in self.heads.items()}
+        latent = posterior.z
+        if view is not None:
+            latent, target = view.latent(latent), view.image(target)
+        decoded = self.run_decoder(latent, label, noise)
+        return Output(
+            parameters=decoded.parameters,
+            target=target,
+            latent=latent,
+            posterior=posterior,
+            below={"encoder": encoded.last.below, "decoder": decoded.below},
+            above={"encoder": encoded.last.output},
+            heads=heads,
+            likelihood=self.likelihood,
+        )
+
+    def latent_shape(self, image: Tensor) -> tuple[int, int, int, int]:
+        """Shape of z for a batch of images (B, C, H, W). Raises UserError where H or W is no multiple of f."""
+        batch, _, height, width = image.shape
+        factor = self.config.factor
+        if height % factor or width % factor:
+            raise UserError(
+                f"training images of {height}x{width} pixels, which is no multiple of f = {factor}",
+                "set data.image.crop to a multiple",
+            )
+        return batch, self.config.latent_channels, height // factor, width // factor
+
+    def exported_state(self) -> dict[str, Tensor]:
+        """The state dict without the heads."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(HEADS)}

@@ -1,0 +1,4 @@
+"""Networks that tell real images from reconstructions.
+
+patch.py   PatchGAN discriminator
+"""

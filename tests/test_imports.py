@@ -1,0 +1,98 @@
+"""Imports point one way: from the shards towards the report, and never in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+# A file imports from its own room and from rooms before it. Modules that need no other room stand first.
+ROOMS = (
+    "errors",
+    "precision",
+    "ranks",
+    "schedules",
+    "atomic",
+    "noise",
+    "recipe",
+    "parts",
+    "data.images",
+    "data.shards",
+    "data.stream",
+    "nn",
+    "bottlenecks",
+    "views",
+    "networks",
+    "pretrained",
+    "losses",
+    "metrics",
+    "piecewise",
+    "interop",
+    "codec",
+    "evaluation",
+    "latents",
+    "diagnostics",
+    "report",
+    "cli",
+)
+ENTRANCES = ("", "__main__")  # ldm_vae itself, which imports names when they are asked for, and `python -m ldm_vae`
+
+
+def module_of(path: Path) -> str:
+    """Dotted name below the folder of the project; a package goes by its own name."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {
+    module_of(path): path for top in ("ldm_vae", "train", "tools") for path in sorted((ROOT / top).rglob("*.py"))
+}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The project's modules that a file imports anywhere in it, in functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.split(".")[0] in TOPS:
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if submodule in MODULES else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+
+
+TOPS = ("ldm_vae", "train", "tools")
+GRAPH = {name: set(imported(path)) for name, path in MODULES.items()}
+
+
+def room_of(module: str) -> int:
+    """Place in ROOMS; fails for a module that no room holds."""
+    name = module.removeprefix("ldm_vae").removeprefix(".")
+    for place, room in enumerate(ROOMS):
+        if name == room or name.startswith(f"{room}."):
+            return place
+    pytest.fail(f"{module} lies in no room: put it into one, or name a new room here")
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.split(".")[0] == "ldm_vae"])
+def test_imports_point_one_way(module: str) -> None:
+    name = module.removeprefix("ldm_vae").removeprefix(".")
+    if name in ENTRANCES or module == "ldm_vae.data":
+        return
+    assert {other.split(".")[0] for other in GRAPH[module]} <= {"ldm_vae"}
+    forward = [other for other in GRAPH[module] if other != "ldm_vae" and room_of(other) > room_of(module)]
+    assert not forward, f"{module} imports from a later room: {forward}"
+
+
+def test_no_circle() -> None:
+    TopologicalSorter(GRAPH).prepare()  # raises CycleError, which names the circle
+
+
+def test_train_and_tools_use_the_package_and_never_each_other() -> None:
+    for top, other in (("train", "tools"), ("tools", "train")):
+        for module in MODULES:
+            if module.split(".")[0] == top:
+                assert not [name for name in GRAPH[module] if name.split(".")[0] == other], module
