@@ -70,6 +70,12 @@ def write_shards(folder: Path, counts: list[int], first_seed: int = 0) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers, whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`train` with 23 pictures in 3 uneven shards, `validation` with 5 in one."""

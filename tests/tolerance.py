@@ -15,6 +15,11 @@ def double(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).double()
 
 
+def roundings(result: Tensor, count: float) -> float:
+    """`count` roundings of the largest value: an absolute tolerance for sums and formulas whose error is known."""
+    return count * torch.finfo(result.dtype).eps * result.abs().max().item()
+
+
 def assert_as_exact(found: Tensor, expected: Tensor, exact: Tensor) -> None:
     """`found` is as near to the exact result as `expected` is, up to FACTOR.
 
@@ -29,5 +34,4 @@ def assert_as_exact(found: Tensor, expected: Tensor, exact: Tensor) -> None:
     assert found.dtype == expected.dtype == torch.float32 and exact.dtype == torch.float64
     error = (expected.double() - exact).abs().max().item()
     assert error < 1e-3 * exact.std(correction=0).item(), "the reference itself is not float32 rounded"
-    rounding = torch.finfo(torch.float32).eps * exact.abs().max().item()  # of the largest value, once
-    torch.testing.assert_close(found.double(), exact, rtol=0, atol=FACTOR * max(error, rounding))
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=FACTOR * max(error, roundings(expected, 1)))
