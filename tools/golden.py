@@ -65,13 +65,16 @@ def store(name: str, folder: Path) -> None:
     """One name's rows or tensors into tests/golden/rows/."""
     ROWS.mkdir(exist_ok=True)
     if name == "codec":
-        tensors = load_file(run(ROOT, name, folder / name))
-        kept = {key: value.float() for key, value in tensors.items() if key.endswith("float64")}
-        save_file(kept, ROWS / "codec.safetensors")
+        save_file(rounded(run(ROOT, name, folder / name)), ROWS / "codec.safetensors")
         (ROWS / "codec.safetensors").chmod(0o644)  # safetensors writes for the owner alone
         return
     rows = read_rows(run(ROOT, name, folder / name, "precision=float64") / "metrics.jsonl")
     (ROWS / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def rounded(path: Path) -> dict[str, Tensor]:
+    """The codec's tensors of float64, as float32: what is stored."""
+    return {key: value.float() for key, value in load_file(path).items() if key.endswith("float64")}
 
 
 def compare(base: str, names: list[str], folder: Path) -> None:
