@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, Union, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -97,7 +97,9 @@ class Kinds:
 
 @cache
 def _combined(config: type[Config], base: type[Config] | None) -> type[Config]:
-    return config if base is None else create_model(config.__name__, __base__=(config, base), __module__=__name__)
+    if base is None:
+        return config
+    return create_model(config.__name__, __base__=(config, base), __module__=__name__, __doc__=base.__doc__)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -214,6 +216,22 @@ def _specialise(schema: type[ConfigT], values: object, source: str) -> type[Conf
         if read_by is not section:
             changes[name] = (read_by, copy(field))
     return create_model(schema.__name__, __base__=schema, **changes) if changes else schema
+
+
+def with_all_kinds(schema: type[Config]) -> type[Config]:
+    """The schema with each section that comes in kinds as any of them: what a recipe may hold, for documentation."""
+    changes: dict[str, Any] = {}
+    for name, field in schema.model_fields.items():
+        section = next(_sections(field.annotation), None)
+        if section is None or not issubclass(section, Config):
+            continue
+        kinds = _kinds(field)
+        given = [section] if kinds is None else [kinds.config(kind) for kind in kinds.table]
+        possible = [with_all_kinds(config) for config in given]
+        if possible != [section]:
+            optional = (None,) if type(None) in get_args(field.annotation) else ()
+            changes[name] = (Union[(*possible, *optional)], copy(field))  # of a computed list
+    return create_model(schema.__name__, __base__=schema, __doc__=schema.__doc__, **changes) if changes else schema
 
 
 def _kinds(field: FieldInfo) -> Kinds | None:

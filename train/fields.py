@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ldm_vae.errors import UserError
-from ldm_vae.recipe import Config, nearest
+from ldm_vae.recipe import Config, nearest, with_all_kinds
 from train.recipe import Recipe
 
 Schema = Mapping[str, Any]  # JSON schema, as pydantic writes it
@@ -85,7 +85,7 @@ class RecipeSection:
 
 def recipe_sections(recipe: type[Config] = Recipe) -> list[RecipeSection]:
     """The recipe itself, then each section followed by the sections in it; a section of several kinds, once a kind."""
-    schema = recipe.model_json_schema()
+    schema = with_all_kinds(recipe).model_json_schema()
     return list(_sections("", "", "", schema, schema.get("$defs", {})))
 
 

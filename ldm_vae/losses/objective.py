@@ -36,16 +36,16 @@ from ldm_vae.schedules import Schedule
 
 
 class LossConfig(Config):
-    """What the autoencoder minimises, beside the adversarial loss, which the section `discriminator` holds."""
+    """What the autoencoder minimises beside the adversarial loss: the weighted sum of these terms."""
 
     pixel: PixelConfig = PixelConfig()
-    """The distance between pixels."""
+    """Distance between pixels."""
 
     perceptual: PerceptualConfig = PerceptualConfig()
-    """The distance that a network sees."""
+    """LPIPS, the learned perceptual distance."""
 
     rate: RateConfig = RateConfig()
-    """The price of the latent."""
+    """The price of information in the latent."""
 
 
 class Term(Protocol):

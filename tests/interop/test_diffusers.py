@@ -17,6 +17,7 @@ from ldm_vae.interop import diffusers as interop
 from ldm_vae.interop.layouts import kl as layout
 from ldm_vae.interop.load import load_model
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from tests.tolerance import assert_as_exact, double
 
 PICTURE = torch.linspace(-1, 1, 3 * 16 * 24).reshape(1, 3, 16, 24)
 CONFIGS = [
@@ -28,6 +29,15 @@ CONFIGS = [
         post_quant_conv=False, latent_channels=32, layers_per_block=3,
     ),
 ]  # fmt: skip
+
+
+def check_equal(ours: Autoencoder, theirs: AutoencoderKL, picture: torch.Tensor) -> None:
+    """Moments and pixels, but for rounding."""
+    exact = double(theirs)
+    dist, precise = theirs.encode(picture).latent_dist, exact.encode(picture.double()).latent_dist
+    assert_as_exact(ours.encode(picture), dist.parameters, precise.parameters)
+    z = dist.mode()
+    assert_as_exact(ours.decode(z), theirs.decode(z).sample, exact.decode(z.double()).sample)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -51,11 +61,8 @@ def test_export_is_loaded_by_diffusers_and_gives_the_same_pixels(config: Autoenc
     assert theirs.config.force_upcast is False
     picture = torch.rand(2, config.in_channels, 3 * config.factor, 2 * config.factor) * 2 - 1
     with torch.no_grad():
-        moments = ours.encode(picture)
-        dist = theirs.encode(picture).latent_dist
         # The same weights in the same operations; attention alone sums in another order.
-        torch.testing.assert_close(dist.parameters, moments, rtol=0, atol=1e-5)
-        torch.testing.assert_close(theirs.decode(dist.mode()).sample, ours.decode(dist.mode()), rtol=0, atol=1e-5)
+        check_equal(ours, theirs, picture)
 
 
 def test_folder_that_diffusers_saved_is_loaded(vae: AutoencoderKL, tmp_path: Path) -> None:
@@ -63,10 +70,7 @@ def test_folder_that_diffusers_saved_is_loaded(vae: AutoencoderKL, tmp_path: Pat
     loaded = load_model(tmp_path)
     assert loaded.scale == LatentScale(0.5)
     assert loaded.source.resolution == 64
-    expected = vae.encode(PICTURE).latent_dist
-    torch.testing.assert_close(loaded.model.encode(PICTURE), expected.parameters, rtol=0, atol=1e-5)
-    pixels = vae.decode(expected.mode()).sample
-    torch.testing.assert_close(loaded.model.decode(expected.mode()), pixels, rtol=0, atol=1e-5)
+    check_equal(loaded.model, vae, PICTURE)
 
 
 def test_pipeline_folder_is_loaded_by_its_vae(vae: AutoencoderKL, tmp_path: Path) -> None:
@@ -83,10 +87,7 @@ def test_old_attention_names_and_pickled_tensors_are_read(vae: AutoencoderKL, tm
         state = {key.replace(f".{new}.", f".{name}."): value for key, value in state.items()}
     assert "decoder.mid_block.attentions.0.proj_attn.weight" in state
     torch.save(state, tmp_path / "diffusion_pytorch_model.bin")
-    loaded = load_model(tmp_path)
-    torch.testing.assert_close(
-        loaded.model.encode(PICTURE), vae.encode(PICTURE).latent_dist.parameters, rtol=0, atol=1e-5
-    )
+    check_equal(load_model(tmp_path).model, vae, PICTURE)
 
 
 def test_pickled_code_is_refused_and_does_not_run(vae: AutoencoderKL, tmp_path: Path) -> None:

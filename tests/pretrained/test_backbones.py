@@ -102,6 +102,8 @@ def _leave_the_network(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         monkeypatch.setenv(name, nobody)
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1")
+    # urllib keeps the proxies that it saw at its first request, which an earlier test may have made.
+    monkeypatch.setattr("urllib.request._opener", None)
     monkeypatch.setenv("LDM_VAE_CACHE", str(folder / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(folder / "torch"))
 
