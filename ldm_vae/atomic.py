@@ -76,7 +76,7 @@ def append(path: Path, text: str) -> None:
 
     Raises UserError where the disk is full or not to be written to; the file then is what it was.
     """
-    with disk_told(path), path.open("ab", buffering=0) as file:
+    with explain_disk_errors(path), path.open("ab", buffering=0) as file:
         end, rest = file.tell(), text.encode()
         try:
             while rest:  # a disk that is nearly full takes a part
@@ -121,7 +121,7 @@ def _staged(final: Path, needed: int | None) -> Iterator[Path]:
     make_folder(final.parent)
     _clean(final.parent)
     stage = _stage_name(final)
-    with disk_told(final, needed):
+    with explain_disk_errors(final, needed):
         try:
             yield stage
         except BaseException:
@@ -130,7 +130,7 @@ def _staged(final: Path, needed: int | None) -> Iterator[Path]:
 
 
 @contextmanager
-def disk_told(final: Path, needed: int | None = None) -> Iterator[None]:
+def explain_disk_errors(final: Path, needed: int | None = None) -> Iterator[None]:
     """Says in a UserError that the disk is full or not to be written to."""
     try:
         yield

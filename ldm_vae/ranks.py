@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-T = TypeVar("T")
+ValueT = TypeVar("ValueT")
 STORE_PATIENCE = timedelta(seconds=5)  # for the launcher's table of what was said
 
 
@@ -23,7 +23,7 @@ def local_device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
-def gather(value: T) -> list[T]:
+def all_gather(value: ValueT) -> list[ValueT]:
     """What every process gave, by rank, on every process. All must call it."""
     rank, world = rank_and_world()
     if world == 1:
@@ -33,12 +33,12 @@ def gather(value: T) -> list[T]:
     if not distributed.is_initialized():
         distributed.init_process_group("gloo", rank=rank, world_size=world)
         atexit.register(distributed.destroy_process_group)  # else gloo's threads may abort a process that is done
-    values: list[T | None] = [None] * world
+    values: list[ValueT | None] = [None] * world
     distributed.all_gather_object(values, value)
     return values  # type: ignore[return-value]  # filled now
 
 
-def first_to_say(message: str) -> bool:
+def is_first_to_report(message: str) -> bool:
     """Whether no other process of this launch has asked for the same message; true where they cannot be heard of.
 
     Needs no process group and no meeting: what one process alone has to say is said, and what all have is said once.

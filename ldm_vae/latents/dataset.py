@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_vae.bottlenecks.scale import LatentScale
-from ldm_vae.data.shards.storage import Missing, Source
+from ldm_vae.data.shards.storage import Missing, RangeReader
 from ldm_vae.data.shards.tar import BrokenTar, Member, members
 from ldm_vae.errors import UserError
-from ldm_vae.latents.format import NAME, RECORDS, LatentsFile, read_latents_file
+from ldm_vae.latents.format import LATENTS_FILE, RECORDS_FOLDER, LatentsFile, read_latents_file
 from ldm_vae.noise import rng
 
 
@@ -64,7 +64,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if codec is not None:
             refuse_other_codec(self.info, codec if isinstance(codec, str) else codec.weights_hash, str(folder))
         job = self.info.job
-        self.scale = scale or LatentScale.from_config(self.info.scale or {}, job.channels, str(self.folder / NAME))
+        self.scale = scale or LatentScale.from_config(
+            self.info.scale or {}, job.channels, str(self.folder / LATENTS_FILE)
+        )
         self.sample = sample and job.latents == "moments"
         self.mirror = mirror and job.mirrored
         self.seed = seed
@@ -73,7 +75,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._ends = np.cumsum([self.info.shards[name] for name in self._names])
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # workers that persist see it change
-        self._source = Source()
+        self._reader = RangeReader()
         self._shards: dict[int, list[_Sample]] = {}
 
     def __len__(self) -> int:
@@ -123,11 +125,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return {name: self._bytes(shard, place, name) for name in place.fields}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_source": None, "_shards": {}}  # for workers that are spawned
+        return {**self.__dict__, "_reader": None, "_shards": {}}  # for workers that are spawned
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._source = Source()
+        self._reader = RangeReader()
 
     def _place(self, item: int) -> tuple[int, _Sample]:
         if not -len(self) <= item < len(self):
@@ -143,7 +145,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         name = self._names[shard]
         path = str(self.folder / name)
         try:
-            samples = list(_group(members(path, self._source), list(self.info.sizes[name]), self._field))
+            samples = list(_group(members(path, self._reader), list(self.info.sizes[name]), self._field))
         except (BrokenTar, Missing) as error:
             raise self._damaged(shard, str(error)) from None
         if len(samples) != self.info.shards[name]:
@@ -167,11 +169,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def _damaged(self, shard: int, reason: str) -> UserError:
         path = self.folder / self._names[shard]
-        remedy = f"remove it and {self.folder / RECORDS / path.stem}.json, then run `ldm-vae encode` again"
+        remedy = f"remove it and {self.folder / RECORDS_FOLDER / path.stem}.json, then run `ldm-vae encode` again"
         return UserError(f"{path} is damaged ({reason})", remedy)
 
     def _bytes(self, shard: int, place: _Sample, field: str) -> bytes:
-        return self._source.read(str(self.folder / self._names[shard]), *place.fields[field])
+        return self._reader.read(str(self.folder / self._names[shard]), *place.fields[field])
 
 
 def refuse_other_codec(info: LatentsFile, codec: str, name: str) -> None:

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ldm_vae.atomic import disk_told
+from ldm_vae.atomic import explain_disk_errors
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import Index
 from ldm_vae.errors import UserError
 from ldm_vae.latents.format import (
-    Kind,
     LatentJob,
+    LatentKind,
     LatentSample,
     LatentsFile,
     ShardRecord,
@@ -35,7 +35,7 @@ from ldm_vae.latents.format import (
     write_record,
 )
 from ldm_vae.latents.prefetch import in_thread
-from ldm_vae.latents.stream import Encoded, decoded, each_batch, encoded
+from ldm_vae.latents.stream import EncodedSample, decoded, each_batch, encoded
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
 
 
@@ -94,7 +94,7 @@ def _unfinished(sizes: Mapping[str, int], records: Mapping[str, ShardRecord]) ->
 def _only_writer(folder: Path, name: str) -> Iterator[None]:
     """Raises UserError where another process is at the same shard. The lock ends with the process, however it ends."""
     try:
-        with disk_told(folder / name):
+        with explain_disk_errors(folder / name):
             held = FileLock(lock_path(folder, name), timeout=0).acquire()
     except Timeout:
         remedy = (
@@ -117,7 +117,7 @@ def _names(index: Index) -> list[str]:
 
 
 def _write(
-    folder: Path, name: str, size: int, job: LatentJob, samples: Iterable[Encoded], one_done: Callable[[], None]
+    folder: Path, name: str, size: int, job: LatentJob, samples: Iterable[EncodedSample], one_done: Callable[[], None]
 ) -> None:
     """One shard and its record.   size: bytes of the shard of images."""
     moments = LatentMoments(job.channels)
@@ -178,7 +178,7 @@ def _finish(codec: LatentCodec, folder: Path, records: Mapping[str, ShardRecord]
 def latent_job(
     codec: LatentCodec,
     *,
-    latents: Kind,
+    latents: LatentKind,
     mirrored: bool,
     resize: int | None,
     crop: int | None,

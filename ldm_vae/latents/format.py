@@ -26,13 +26,13 @@ import numpy.typing as npt
 from filelock import FileLock
 from pydantic import Field
 
-from ldm_vae.atomic import atomic_file, disk_told, make_folder
+from ldm_vae.atomic import atomic_file, explain_disk_errors, make_folder
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config, validate
 
-NAME, RECORDS = "latents.json", "records"
-Kind = Literal["moments", "mode", "sample"]
+LATENTS_FILE, RECORDS_FOLDER = "latents.json", "records"
+LatentKind = Literal["moments", "mode", "sample"]
 
 
 class LatentJob(Config):
@@ -50,7 +50,7 @@ class LatentJob(Config):
     logvar_range: tuple[float, float]
     """[low, high]: log-variances are clamped to it before they are used."""
 
-    latents: Kind
+    latents: LatentKind
     """What is stored of the posterior."""
 
     mirrored: bool
@@ -173,11 +173,14 @@ def write_latent_shard(path: Path, samples: Iterable[LatentSample]) -> None:
 
 def open_job(folder: Path, job: LatentJob) -> None:
     """Makes `folder`, or finds there the beginning of the same job. Raises UserError for anything else."""
-    path = folder / NAME
+    path = folder / LATENTS_FILE
     if not path.exists() and folder.is_dir() and any(folder.glob("[!.]*.tar")):
         raise UserError(f"{folder} holds shards that are no latents", "give the name of a new folder")
-    make_folder(folder / RECORDS)
-    with disk_told(path), FileLock(lock_path(folder, NAME)):  # of several processes that start together, the first
+    make_folder(folder / RECORDS_FOLDER)
+    with (
+        explain_disk_errors(path),
+        FileLock(lock_path(folder, LATENTS_FILE)),
+    ):  # of several processes that start together, the first
         if not path.exists():
             write_latents_file(folder, LatentsFile(job=job))
     ours, theirs = job.model_dump(mode="json"), read_latents_file(folder).job.model_dump(mode="json")
@@ -191,23 +194,23 @@ def open_job(folder: Path, job: LatentJob) -> None:
 
 def lock_path(folder: Path, name: str) -> Path:
     """Of the lock on a file of `folder`."""
-    return folder / RECORDS / f".{name}.lock"
+    return folder / RECORDS_FOLDER / f".{name}.lock"
 
 
 def write_latents_file(folder: Path, content: LatentsFile) -> None:
     # A line a key: the sizes of a million images are no place for indentation.
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.model_dump(mode="json").items()]
-    with atomic_file(folder / NAME) as stage:
+    with atomic_file(folder / LATENTS_FILE) as stage:
         stage.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_latents_file(folder: Path) -> LatentsFile:
     """Raises UserError where there is none, or a damaged one."""
-    path = folder / NAME
+    path = folder / LATENTS_FILE
     try:
         content = json.loads(path.read_bytes())
     except OSError:
-        raise UserError(f"{folder} has no {NAME}", "give a folder that `ldm-vae encode` wrote") from None
+        raise UserError(f"{folder} has no {LATENTS_FILE}", "give a folder that `ldm-vae encode` wrote") from None
     except ValueError:
         content = None
     if not isinstance(content, dict):
@@ -216,14 +219,16 @@ def read_latents_file(folder: Path) -> LatentsFile:
 
 
 def write_record(folder: Path, record: ShardRecord) -> None:
-    with atomic_file(folder / RECORDS / f"{Path(record.name).stem}.json") as stage:
+    with atomic_file(folder / RECORDS_FOLDER / f"{Path(record.name).stem}.json") as stage:
         stage.write_text(json.dumps(record.model_dump(mode="json")) + "\n")
 
 
 def read_records(folder: Path) -> dict[str, ShardRecord]:
     """Name of a finished shard -> its record, by name. A record whose shard is gone, or that is damaged, counts not."""
     records = {}
-    for path in sorted((folder / RECORDS).glob("[!.]*.json")):  # a stage that a kill left is whole, but no record
+    for path in sorted(
+        (folder / RECORDS_FOLDER).glob("[!.]*.json")
+    ):  # a stage that a kill left is whole, but no record
         try:
             record = ShardRecord.model_validate_json(path.read_bytes())
         except ValueError:

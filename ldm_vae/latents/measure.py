@@ -18,7 +18,7 @@ from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
-from ldm_vae.ranks import gather, rank_and_world
+from ldm_vae.ranks import all_gather, rank_and_world
 
 logger = logging.getLogger(__name__)
 ACTIVATION_IMAGES = 64  # how many images are also decoded, for the activations
@@ -60,7 +60,7 @@ def measure_statistics(
             done(len(found.key), len(range(rank, index.samples, world)))
 
     mine = measure_latents(codec, counted())
-    gathered = gather((mine, stream.faults))
+    gathered = all_gather((mine, stream.faults))
     total = LatentMeasurement(codec.latent_channels)
     left_out = []
     for measurement, faults in gathered:

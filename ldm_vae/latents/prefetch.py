@@ -7,19 +7,19 @@ from collections.abc import Generator, Iterable
 from queue import Empty, Full, Queue
 from typing import TypeVar
 
-T = TypeVar("T")
+ItemT = TypeVar("ItemT")
 POLL = 0.1  # seconds after which a full queue looks whether anybody still reads
 
 
-def in_thread(items: Iterable[T], *, depth: int) -> Generator[T, None, None]:
+def in_thread(items: Iterable[ItemT], *, depth: int) -> Generator[ItemT, None, None]:
     """The same items, made in a thread of their own, up to `depth` ahead. Its error is raised here, in its place.
 
     When the caller stops early, the thread ends with the item it is at.
     """
-    queue: Queue[tuple[T | None, BaseException | None, bool]] = Queue(depth)
+    queue: Queue[tuple[ItemT | None, BaseException | None, bool]] = Queue(depth)
     stopped = threading.Event()
 
-    def put(entry: tuple[T | None, BaseException | None, bool]) -> bool:
+    def put(entry: tuple[ItemT | None, BaseException | None, bool]) -> bool:
         while not stopped.is_set():
             try:
                 queue.put(entry, timeout=POLL)

@@ -14,11 +14,11 @@ from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import fit_image
 from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage, to_uint8
 from ldm_vae.data.shards.index import Index
-from ldm_vae.data.shards.storage import Missing, Source, Unreachable
+from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import EvaluationProtocol, Results, summarize
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.metrics.image import METRICS, ImageMetrics, MetricName, Row
+from ldm_vae.metrics.image import IMAGE_METRICS, ImageMetrics, MeasuredImage, MetricName
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def roundtrip(
     latents: LatentDataset,
     images: Index,
     *,
-    metrics: Sequence[MetricName] = METRICS,
+    metrics: Sequence[MetricName] = IMAGE_METRICS,
     done: Callable[[int, int], None],
 ) -> dict[str, Storage]:
     """Decodes every stored latent and measures it as `ldm-vae evaluate` does.
@@ -46,7 +46,7 @@ def roundtrip(
     job = latents.info.job
     find = _Pictures(latents, images)
     measure = ImageMetrics(metrics, codec.device)
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[MeasuredImage]] = {}
     sizes: dict[str, int] = {}
     for item in range(len(latents)):
         image = find(item)[None].to(codec.device)
@@ -73,7 +73,7 @@ class _Pictures:
 
     def __init__(self, latents: LatentDataset, images: Index) -> None:
         self.latents = latents
-        self.source = Source()
+        self.reader = RangeReader()
         self.shards = {Path(shard.url).name: shard for shard in images.shards}
         self.ordinals: dict[str, dict[str, int]] = {}  # name of a shard -> key -> place in it
 
@@ -89,7 +89,7 @@ class _Pictures:
         job = self.latents.info.job
         try:
             extension = next(name for name in EXTENSIONS if name in fields)
-            data = self.source.read(shard.url, *fields[extension])
+            data = self.reader.read(shard.url, *fields[extension])
             image = fit_image(decode_image(data, extension, job.image_channels), job.image, None)
         except (BrokenImage, StopIteration, Missing, Unreachable) as error:
             raise self._other(f"{key} in {name} cannot be read now ({error})") from None

@@ -21,28 +21,28 @@ from torch import Tensor
 from ldm_vae.codec import LatentCodec, pad_to_multiple
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import fit_image
-from ldm_vae.data.images.pixels import EXTENSIONS, Array, BrokenImage
-from ldm_vae.data.shards.samples import Fields, read_samples
-from ldm_vae.data.shards.shard import ShardIndex
+from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage, PixelArray
+from ldm_vae.data.shards.samples import read_samples
+from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.latents.format import LatentJob
 from ldm_vae.noise import rng
 
-WINDOW = 8  # batches among which images of one size are looked for
+WINDOW_BATCHES = 8  # batches among which images of one size are looked for
 WINDOW_PIXELS = 2**25  # and pixels: 400 MB of three float32 channels
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageSample:
     """A sample on its way. image: None where it is broken, and then the reason."""
 
     key: str
     fields: Fields  # what is carried along
-    image: Array | None  # (C, H, W)
+    image: PixelArray | None  # (C, H, W)
     reason: str = ""
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedSample:
     """arrays: None where the latent is broken, and then the reason.   z: (c, h, w), stored, before rounding."""
 
     key: str
@@ -55,9 +55,9 @@ class Encoded:
 
 def decoded(
     shards: Sequence[ShardIndex], job: LatentJob, pool: ThreadPoolExecutor, ahead: int
-) -> Iterator[tuple[int, Picture]]:
+) -> Iterator[tuple[int, ImageSample]]:
     """(number of the shard, sample) in order; `ahead` samples are being decoded at a time."""
-    waiting: list[tuple[int, Future[Picture]]] = []
+    waiting: list[tuple[int, Future[ImageSample]]] = []
     for number, shard in enumerate(shards):
         for key, fields in read_samples(shard):
             waiting.append((number, pool.submit(_decode, key, fields, job)))
@@ -68,22 +68,22 @@ def decoded(
         yield first, future.result()
 
 
-def _decode(key: str, fields: Fields | str, job: LatentJob) -> Picture:
+def _decode(key: str, fields: Fields | str, job: LatentJob) -> ImageSample:
     if isinstance(fields, str):
-        return Picture(key, {}, None, fields)
+        return ImageSample(key, {}, None, fields)
     extension = next((name for name in EXTENSIONS if name in fields), None)
     if extension is None:
-        return Picture(key, fields, None, "no picture among its members")
+        return ImageSample(key, fields, None, "no picture among its members")
     carried = fields if job.keep_image else {name: data for name, data in fields.items() if name != extension}
     try:
         image = fit_image(decode_image(fields[extension], extension, job.image_channels), job.image, None)
     except BrokenImage as error:
-        return Picture(key, carried, None, error.reason)
-    return Picture(key, carried, image)
+        return ImageSample(key, carried, None, error.reason)
+    return ImageSample(key, carried, image)
 
 
 Batches = list[list[int]]  # places in a window
-EachBatch = Callable[[Callable[[list[int]], list["Encoded"]], Batches], Iterable[list["Encoded"]]]  # `map`
+EachBatch = Callable[[Callable[[list[int]], list["EncodedSample"]], Batches], Iterable[list["EncodedSample"]]]  # `map`
 
 
 @contextmanager
@@ -102,12 +102,12 @@ def each_batch(device: torch.device) -> Iterator[EachBatch]:
 
 
 def encoded(
-    codec: LatentCodec, job: LatentJob, pictures: Iterable[tuple[int, Picture]], each: EachBatch
-) -> Iterator[tuple[int, Encoded]]:
+    codec: LatentCodec, job: LatentJob, pictures: Iterable[tuple[int, ImageSample]], each: EachBatch
+) -> Iterator[tuple[int, EncodedSample]]:
     """In the order they came. Images of one padded size within a window are encoded together."""
     for number, window in _windows(pictures, job.batch):
         results = {
-            place: Encoded(picture.key, {}, reason=picture.reason)
+            place: EncodedSample(picture.key, {}, reason=picture.reason)
             for place, picture in enumerate(window)
             if picture.image is None
         }
@@ -122,7 +122,7 @@ def encoded(
             for start in range(0, len(places), job.batch)
         ]
 
-        def encode(places: list[int], window: list[Picture] = window) -> list[Encoded]:
+        def encode(places: list[int], window: list[ImageSample] = window) -> list[EncodedSample]:
             return _encode(codec, job, [window[place] for place in places])
 
         for chosen, found in zip(batches, each(encode, batches), strict=True):
@@ -131,21 +131,21 @@ def encoded(
             yield number, results[place]
 
 
-def _windows(pictures: Iterable[tuple[int, Picture]], batch: int) -> Iterator[tuple[int, list[Picture]]]:
+def _windows(pictures: Iterable[tuple[int, ImageSample]], batch: int) -> Iterator[tuple[int, list[ImageSample]]]:
     for number, samples in groupby(pictures, key=lambda pair: pair[0]):
-        window: list[Picture] = []
+        window: list[ImageSample] = []
         pixels = 0
         for _, picture in samples:
             window.append(picture)
             pixels += 0 if picture.image is None else picture.image[0].size
-            if len(window) == WINDOW * batch or pixels >= WINDOW_PIXELS:
+            if len(window) == WINDOW_BATCHES * batch or pixels >= WINDOW_PIXELS:
                 yield number, window
                 window, pixels = [], 0
         if window:
             yield number, window
 
 
-def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[Picture]) -> list[Encoded]:
+def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[ImageSample]) -> list[EncodedSample]:
     """pictures: whole ones, of one size after padding."""
     images = [picture.image for picture in pictures if picture.image is not None]
     field = f"{job.latents}.npy"
@@ -159,7 +159,7 @@ def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[Picture]) -> 
     z = tensors[field][:, : job.channels].cpu()
     results = []
     for i, (picture, image) in enumerate(zip(pictures, images, strict=True)):
-        found = Encoded(picture.key, picture.fields, (image.shape[1], image.shape[2]))
+        found = EncodedSample(picture.key, picture.fields, (image.shape[1], image.shape[2]))
         mine = {name: array[i] for name, array in arrays.items()}
         if i in broken:
             found = replace(found, reason="its latent is not finite, in float32 either")

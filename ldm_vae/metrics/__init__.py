@@ -1,6 +1,6 @@
 """Numbers about images and latents.
 
-facts.py     What metrics are called, their units, and which way is better
+descriptions.py  What each metric is called, its unit, and whether higher or lower is better
 pair.py      LPIPS' network over a pair of images, once for two numbers: their distance, and what its last layer
              sees in each
 image.py     How far a reconstruction is from its image: one number per image and metric, taken on 8-bit values

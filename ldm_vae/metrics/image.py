@@ -31,15 +31,15 @@ from ldm_vae.losses.perceptual import Network
 from ldm_vae.metrics.pair import PairNetwork
 
 MetricName = Literal["psnr", "ssim", "ms_ssim", "lpips_vgg", "lpips_alex"]
-METRICS: tuple[MetricName, ...] = get_args(MetricName)
-NETWORKS: dict[MetricName, Network] = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
+IMAGE_METRICS: tuple[MetricName, ...] = get_args(MetricName)
+LPIPS_NETWORKS: dict[MetricName, Network] = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
 SSIM_WINDOW = 11  # pixels
 MS_SSIM_SIDE = 161  # pixels; at the fifth scale that is more than ten, so that the window has a place
 TORCHMETRICS_MS_SSIM_SIDE = 176  # pixels; its halving rounds down, so it takes no less
 
 
 @dataclass
-class Row:
+class MeasuredImage:
     """What was measured on one image. A metric stands either in `values` or, with the reason, in `missing`."""
 
     key: str
@@ -73,7 +73,7 @@ class Metric:
 class ImageMetrics:
     """The metrics asked for, with their networks, ready for batch after batch."""
 
-    def __init__(self, names: Sequence[MetricName] = METRICS, device: torch.device | str = "cpu") -> None:
+    def __init__(self, names: Sequence[MetricName] = IMAGE_METRICS, device: torch.device | str = "cpu") -> None:
         """Where the weights of a network can't be had, its metric is missing from every row; all else is computed."""
         self.metrics: dict[MetricName, Metric] = {}
         self.unavailable: dict[str, str] = {}
@@ -84,11 +84,11 @@ class ImageMetrics:
                 self.unavailable[name] = str(error)
 
     @torch.inference_mode()
-    def __call__(self, reconstruction: Tensor, image: Tensor, keys: Sequence[str]) -> list[Row]:
+    def __call__(self, reconstruction: Tensor, image: Tensor, keys: Sequence[str]) -> list[MeasuredImage]:
         """reconstruction, image: (B, C, H, W), uint8, on the device of the networks.   Returns B rows."""
         errors = squared_error(reconstruction, image).tolist()
         rows = [
-            Row(key, tuple(image.shape[1:]), error, missing=dict(self.unavailable))
+            MeasuredImage(key, tuple(image.shape[1:]), error, missing=dict(self.unavailable))
             for key, error in zip(keys, errors, strict=True)
         ]
         for name, metric in self.metrics.items():
@@ -103,9 +103,11 @@ class ImageMetrics:
                     row.values[name] = values[i]
         return rows
 
-    def without_reconstruction(self, image: Tensor, key: str, reason: str) -> Row:
+    def without_reconstruction(self, image: Tensor, key: str, reason: str) -> MeasuredImage:
         """The row of an image (C, H, W) of which there is nothing to measure."""
-        return Row(key, tuple(image.shape), None, missing=dict.fromkeys((*self.metrics, *self.unavailable), reason))
+        return MeasuredImage(
+            key, tuple(image.shape), None, missing=dict.fromkeys((*self.metrics, *self.unavailable), reason)
+        )
 
 
 def unfit(images: Tensor, smallest: int, channels: tuple[int, ...] | None) -> str | None:
@@ -127,8 +129,8 @@ def psnr(error: Tensor | float, elements: int) -> Tensor:
 
 
 def _build(name: MetricName, device: torch.device) -> Metric:
-    if name in NETWORKS:
-        network = PairNetwork(NETWORKS[name], device)
+    if name in LPIPS_NETWORKS:
+        network = PairNetwork(LPIPS_NETWORKS[name], device)
         return Metric(lambda ours, theirs: network(ours, theirs).distance, network.smallest, (1, 3), network)
     return {
         "psnr": Metric(_psnr, 1),

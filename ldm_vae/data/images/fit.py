@@ -6,12 +6,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from ldm_vae.data.images.pixels import MAX_CHANNELS, MAX_PIXELS, Array, BrokenImage
+from ldm_vae.data.images.pixels import MAX_CHANNELS, MAX_PIXELS, BrokenImage, PixelArray
 from ldm_vae.recipe import Config
-
-Positive = Annotated[int, Field(gt=0)]
 
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -27,13 +25,13 @@ class ImageConfig(Config):
     channels: Annotated[int, Field(gt=0, le=MAX_CHANNELS)] = 3
     """Channels of the image."""
 
-    resize: Positive | None = None
+    resize: PositiveInt | None = None
     """Short side in pixels; smaller images are enlarged to it. null keeps the size."""
 
     resize_filter: Literal["bicubic", "bilinear", "lanczos", "area"] = "bicubic"
     """How pixels are resampled; the filter is widened where the image shrinks, against aliasing."""
 
-    crop: Positive | None = None
+    crop: PositiveInt | None = None
     """Side in pixels of the square that is cut out after the resize; null keeps everything."""
 
     crop_mode: Literal["random", "center"] = "random"
@@ -49,7 +47,7 @@ class ImageConfig(Config):
         return self
 
 
-def fit_image(array: Array, config: ImageConfig, generator: np.random.Generator | None) -> Array:
+def fit_image(array: PixelArray, config: ImageConfig, generator: np.random.Generator | None) -> PixelArray:
     """Resize, crop, flip: (C, H, W) -> (C, h, w), float32 in [-1, 1].
 
     generator: every random choice comes from it, the flip first, then top and left. None: centre crop, no flip.
@@ -78,7 +76,7 @@ def resized(height: int, width: int, short: int) -> tuple[int, int]:
     return (short, short * width // height) if height <= width else (short * height // width, short)
 
 
-def resize_image(array: Array, height: int, width: int, resize_filter: str) -> Array:
+def resize_image(array: PixelArray, height: int, width: int, resize_filter: str) -> PixelArray:
     """(C, H, W) -> (C, height, width), float32, clipped to [-1, 1], where bicubic and lanczos overshoot.
 
     Pillow's filters, which widen when shrinking, on each channel as floats: for 8-bit pictures that is Pillow's own

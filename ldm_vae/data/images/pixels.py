@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm_vae.precision import at_least_float32
 
-Array = np.ndarray[Any, np.dtype[Any]]
+PixelArray = np.ndarray[Any, np.dtype[Any]]
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy", "tif", "tiff")  # the fields of a sample that hold a picture
 MAX_PIXELS = 2**27  # pixels of one picture, 134 million (1.6 GB as three float32 channels); more is taken for a bomb
@@ -38,7 +38,7 @@ def check_size(height: int, width: int, channels: int = 1) -> None:
         raise BrokenImage(f"{width}x{height} pixels of {channels} channels are over the limit of {limit}")
 
 
-def from_pillow(image: Image.Image, channels: int) -> Array:
+def from_pillow(image: Image.Image, channels: int) -> PixelArray:
     """Steps 2 to 4 for an 8-bit Pillow image -> (H, W, channels) uint8."""
     if channels not in (1, 3, 4) or (channels == 4 and not image.has_transparency_data):
         raise BrokenImage(f"{image.format} of mode {image.mode} where {channels} channels are wanted")
@@ -51,7 +51,7 @@ def from_pillow(image: Image.Image, channels: int) -> Array:
         return np.dstack([np.asarray(colour.convert("RGB")), np.asarray(alpha)])
     if alpha is not None:
         colour = Image.composite(colour, Image.new(colour.mode, colour.size, "white"), alpha)
-    pixels: Array = np.asarray(colour.convert("L" if channels == 1 else "RGB"))
+    pixels: PixelArray = np.asarray(colour.convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
@@ -72,7 +72,7 @@ def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
         return None
 
 
-def orient(pixels: Array, orientation: int) -> Array:
+def orient(pixels: PixelArray, orientation: int) -> PixelArray:
     """Undo the EXIF orientation 1..8 of (H, W, C); other values mean 1."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)  # 5: mirrored along the diagonal

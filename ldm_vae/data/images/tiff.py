@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm_vae.data.images.pixels import Array, BrokenImage, check_size, from_pillow, orient
+from ldm_vae.data.images.pixels import BrokenImage, PixelArray, check_size, from_pillow, orient
 from ldm_vae.errors import UserError
 
 try:
@@ -27,13 +27,13 @@ PREMULTIPLIED, STRAIGHT = 1, 2  # TIFF tag 338, what an extra sample is
 ORIENTATION, PROFILE = 274, 34675  # TIFF tags
 
 
-def read_png(data: bytes, channels: int, profile: bytes | None) -> Array:
+def read_png(data: bytes, channels: int, profile: bytes | None) -> PixelArray:
     """16-bit PNG -> (H, W, channels) uint16, or float in [-1, 1] where channels had to be mixed."""
     pixels = _three_axes(imagecodecs.png_decode(data))
     return _match(pixels, channels, alpha=pixels.shape[2] in (2, 4), profile=profile)
 
 
-def read_tiff(data: bytes, channels: int) -> Array:
+def read_tiff(data: bytes, channels: int) -> PixelArray:
     """TIFF -> (H, W, channels), upright: uint8, uint16 or float."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
@@ -68,7 +68,7 @@ def _pages(file: tifffile.TiffFile, limit: int) -> int:
     return limit + 1
 
 
-def _pixels(page: Any, like: Array | None = None) -> Array:
+def _pixels(page: Any, like: PixelArray | None = None) -> PixelArray:
     """One page -> (H, W, samples)."""
     if like is not None and (page.imagelength, page.imagewidth, 1) != like.shape:
         raise BrokenImage(f"pages of different sizes: {page.shape} beside {like.shape}")
@@ -77,11 +77,11 @@ def _pixels(page: Any, like: Array | None = None) -> Array:
     return _three_axes(pixels.transpose(1, 2, 0) if planar else pixels)
 
 
-def _three_axes(pixels: Array) -> Array:
+def _three_axes(pixels: PixelArray) -> PixelArray:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def _match(pixels: Array, channels: int, *, alpha: bool, profile: bytes | None) -> Array:
+def _match(pixels: PixelArray, channels: int, *, alpha: bool, profile: bytes | None) -> PixelArray:
     """Profile, transparency, channels: steps 2 to 4. (H, W, n) -> (H, W, channels); mixing is done in floats."""
     present = pixels.shape[2]
     if present == channels and not (profile and pixels.dtype.kind == "u"):
@@ -110,7 +110,7 @@ def _match(pixels: Array, channels: int, *, alpha: bool, profile: bytes | None) 
     return np.broadcast_to(mixed, (*mixed.shape[:2], channels))
 
 
-def _to_srgb(colour: Array, profile: bytes) -> Array:
+def _to_srgb(colour: PixelArray, profile: bytes) -> PixelArray:
     """(H, W, 1 or 3) -> (H, W, 3) in sRGB; unchanged where the profile does not open or does not fit the pixels."""
     grey = colour.shape[2] == 1
     # At 16 bits littlecms would replace curves and matrix by a coarse table, off by 4 steps of 8 bits in dark colours.

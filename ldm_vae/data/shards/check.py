@@ -20,22 +20,22 @@ from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage
 from ldm_vae.data.shards.scan import scan_shard
 from ldm_vae.data.shards.shard import (
+    INDEX_FILE,
     LABEL,
     MAX_SAMPLE,
-    NAME,
     BrokenSample,
     ShardIndex,
     parse_index,
     parse_label,
     split_name,
 )
-from ldm_vae.data.shards.storage import Missing, Source, Unreachable, expand_shards, is_remote, read_whole
-from ldm_vae.data.shards.tar import BLOCK
+from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable, expand_shards, is_remote, read_whole
+from ldm_vae.data.shards.tar import TAR_BLOCK
 from ldm_vae.errors import UserError
 
 TEXTS = ("json", "txt")
 MAX_TEXT = 2**24  # bytes of one json or txt; more is taken for a bomb
-CHUNK = 2**20  # bytes read at once behind the end mark
+TAIL_BYTES = 2**20  # bytes read at once behind the end mark
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # names that webdataset leaves out (tar_file_iterator, skip_meta)
 
 
@@ -56,7 +56,7 @@ class Report:
     problems: list[Problem]
 
 
-def inspect_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report]:
+def check_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report]:
     """A report per shard, and one per index with problems of its own.
 
     decode: also read every picture (as `channels` channels), label, json and txt.
@@ -70,7 +70,7 @@ def inspect_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report
             if not is_remote(folder) and Path(spec.removeprefix("file://")).is_dir():
                 problems += [Problem(name, "listed, but not there") for name in known if name not in names]
             if problems:
-                yield Report(f"{folder}/{NAME}", None, problems)
+                yield Report(f"{folder}/{INDEX_FILE}", None, problems)
             for name in present:
                 url = f"{folder}/{name}"
                 try:
@@ -115,7 +115,7 @@ def _by_folder(urls: list[str]) -> dict[str, list[str]]:
 
 def _read_index(folder: str) -> tuple[dict[str, ShardIndex], list[Problem]]:
     """-> name -> what the index says, and what is wrong with it. A local folder needs none."""
-    url = f"{folder}/{NAME}"
+    url = f"{folder}/{INDEX_FILE}"
     try:
         return parse_index(read_whole(url), url, folder), []
     except Missing as error:
@@ -130,7 +130,7 @@ def _inspect(url: str, decode: bool, channels: int) -> tuple[ShardIndex, list[Pr
     shard, problems = scan.shard, [Problem(member, reason) for member, reason in scan.problems]
     labelled = LABEL in shard.members
     usable = np.ones(shard.samples, dtype=bool)
-    with closing(Source()) as source:
+    with closing(RangeReader()) as reader:
         for ordinal in range(shard.samples):
             key, fields = shard.key(ordinal), shard.fields(ordinal)
             for name in (f"{key}.{field}" if field else key for field in fields):
@@ -139,14 +139,14 @@ def _inspect(url: str, decode: bool, channels: int) -> tuple[ShardIndex, list[Pr
             lost = [] if any(field in EXTENSIONS for field in fields) else [Problem(key, "no picture in this sample")]
             if decode:
                 for field, (offset, size) in fields.items():
-                    reason = _content_problem(source, url, field, offset, size, channels)
+                    reason = _content_problem(reader, url, field, offset, size, channels)
                     lost += [Problem(f"{key}.{field}", reason)] if reason else []
             if labelled and LABEL not in fields and not lost:
                 problems.append(Problem(key, "no cls, which other samples have: training then uses none"))
             usable[ordinal] = not lost
             problems += lost
         if not scan.problems:
-            problems += _behind_the_end(source, shard)
+            problems += _behind_the_end(reader, shard)
     return shard.subset(usable), problems
 
 
@@ -160,14 +160,14 @@ def _name_problem(name: str) -> str | None:
     return None
 
 
-def _content_problem(source: Source, url: str, field: str, offset: int, size: int, channels: int) -> str | None:
+def _content_problem(reader: RangeReader, url: str, field: str, offset: int, size: int, channels: int) -> str | None:
     limit = MAX_TEXT if field in TEXTS else MAX_SAMPLE
     if field not in (*EXTENSIONS, *TEXTS, LABEL):
         return None
     if size > limit:
         return f"{size} bytes are over the limit of {limit}"
     try:
-        data = source.read(url, offset, size)
+        data = reader.read(url, offset, size)
         if field in EXTENSIONS:
             decode_image(data, field, channels)
         elif field == LABEL:
@@ -183,20 +183,20 @@ def _content_problem(source: Source, url: str, field: str, offset: int, size: in
     return None
 
 
-def _behind_the_end(source: Source, shard: ShardIndex) -> list[Problem]:
+def _behind_the_end(reader: RangeReader, shard: ShardIndex) -> list[Problem]:
     """Whatever follows the end mark, the first empty block: `cat a.tar b.tar` shows a reader nothing of b."""
     last = max(int(table.sum(1).max()) for table in shard.members.values()) if shard.members else 0
-    position, ended = -(-last // BLOCK) * BLOCK, False
+    position, ended = -(-last // TAR_BLOCK) * TAR_BLOCK, False
     while position < shard.size:
-        data = source.read(shard.url, position, min(CHUNK, shard.size - position))
-        padded = np.frombuffer(data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0"), np.uint8)
-        filled = [bool(block.any()) for block in padded.reshape(-1, BLOCK)]
+        data = reader.read(shard.url, position, min(TAIL_BYTES, shard.size - position))
+        padded = np.frombuffer(data.ljust(-(-len(data) // TAR_BLOCK) * TAR_BLOCK, b"\0"), np.uint8)
+        filled = [bool(block.any()) for block in padded.reshape(-1, TAR_BLOCK)]
         start = 0
         if not ended:  # headers of folders may come before the end mark
             start = filled.index(False) if False in filled else len(filled)
             ended = start < len(filled)
         if True in filled[start:]:
-            at = position + filled.index(True, start) * BLOCK
+            at = position + filled.index(True, start) * TAR_BLOCK
             return [Problem("", f"the archive ends before byte {at} of {shard.size}: no reader sees what follows")]
         position += len(data)
     return []
@@ -205,19 +205,21 @@ def _behind_the_end(source: Source, shard: ShardIndex) -> list[Problem]:
 def _compare(shard: ShardIndex, known: ShardIndex | None, problems: list[Problem]) -> list[Problem]:
     """A shard against its entry in the index. What is known to be unusable may be missing there."""
     if known is None:
-        return [Problem("", f"{NAME} does not list it")]
+        return [Problem("", f"{INDEX_FILE} does not list it")]
     found = []
     if known.size != shard.size:
-        found.append(Problem("", f"{NAME} says {known.size} bytes, it has {shard.size}"))
+        found.append(Problem("", f"{INDEX_FILE} says {known.size} bytes, it has {shard.size}"))
     listed = {known.key(ordinal): known.fields(ordinal) for ordinal in range(known.samples)}
     here = {shard.key(ordinal): shard.fields(ordinal) for ordinal in range(shard.samples)}
     broken = {split_name(problem.member)[0] for problem in problems} | {problem.member for problem in problems}
-    found += [Problem(key, f"in {NAME}, not in the shard") for key in listed if key not in here and key not in broken]
+    found += [
+        Problem(key, f"in {INDEX_FILE}, not in the shard") for key in listed if key not in here and key not in broken
+    ]
     for key, fields in here.items():
         if key not in listed:
-            found.append(Problem(key, f"in the shard, not in {NAME}"))
+            found.append(Problem(key, f"in the shard, not in {INDEX_FILE}"))
         elif fields != listed[key]:
-            found.append(Problem(key, f"{NAME} has other places or fields"))
+            found.append(Problem(key, f"{INDEX_FILE} has other places or fields"))
     return found
 
 

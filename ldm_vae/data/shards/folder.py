@@ -20,14 +20,14 @@ SIDECARS = ("cls", "json", "txt")
 
 
 @dataclass(frozen=True)
-class Sample:
+class FolderSample:
     """key: unique in the shards.   files: field -> file."""
 
     key: str
     files: dict[str, Path]
 
 
-def find_samples(folder: Path) -> tuple[list[Sample], int, Counter[str]]:
+def find_samples(folder: Path) -> tuple[list[FolderSample], int, Counter[str]]:
     """-> samples sorted by folder and name, number of those renamed, ignored files by extension.
 
     Raises UserError for two files that would be one sample, and for what cannot be read.
@@ -42,7 +42,7 @@ def find_samples(folder: Path) -> tuple[list[Sample], int, Counter[str]]:
             raise _clash(files[field], path)
         else:
             files[field] = path
-    samples: dict[str, Sample] = {}
+    samples: dict[str, FolderSample] = {}
     renamed = 0
     for stem, files in found.items():
         pictures = [files[field] for field in EXTENSIONS if field in files]
@@ -55,7 +55,7 @@ def find_samples(folder: Path) -> tuple[list[Sample], int, Counter[str]]:
             raise _clash(*pictures[:2])
         if key in samples:
             raise _clash(next(iter(samples[key].files.values())), pictures[0])
-        samples[key] = Sample(key, files)
+        samples[key] = FolderSample(key, files)
         renamed += key != stem
     return list(samples.values()), renamed, ignored
 

@@ -19,11 +19,11 @@ from webdataset import TarWriter
 
 from ldm_vae.atomic import atomic_folder
 from ldm_vae.data.images.pixels import EXTENSIONS
-from ldm_vae.data.shards.folder import Sample, find_samples
+from ldm_vae.data.shards.folder import FolderSample, find_samples
 from ldm_vae.data.shards.index import write_index
 from ldm_vae.errors import UserError
 
-CLASSES = "classes.json"  # beside the shards: a list of names, by the number in the field cls
+CLASSES_FILE = "classes.json"  # beside the shards: a list of names, by the number in the field cls
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ def pack_folder(folder: Path, out: Path, *, samples_per_shard: int, seed: int, c
             _write_shard(stage / f"{number:06d}.tar", shard, names, progress.update)
         write_index(stage)
         if names:
-            (stage / CLASSES).write_text(json.dumps(names, ensure_ascii=False))
+            (stage / CLASSES_FILE).write_text(json.dumps(names, ensure_ascii=False))
     return Packed(len(samples), len(shards), names, renamed, ignored)
 
 
-def _class_names(folder: Path, samples: Sequence[Sample], classes: bool | None) -> list[str]:
+def _class_names(folder: Path, samples: Sequence[FolderSample], classes: bool | None) -> list[str]:
     """Sorted names of the folders that samples lie in; empty where they are not labels."""
     if classes is False:
         return []
@@ -81,7 +81,9 @@ def _class_names(folder: Path, samples: Sequence[Sample], classes: bool | None) 
     return names if classes or obvious else []
 
 
-def _write_shard(path: Path, samples: Iterable[Sample], classes: Sequence[str], advance: Callable[[], object]) -> None:
+def _write_shard(
+    path: Path, samples: Iterable[FolderSample], classes: Sequence[str], advance: Callable[[], object]
+) -> None:
     numbers = {name: number for number, name in enumerate(classes)}
     # PAX: names of any length and alphabet. mtime 0 and no user: equal input gives equal bytes.
     with (

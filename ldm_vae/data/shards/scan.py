@@ -12,10 +12,10 @@ from PIL import Image
 
 from ldm_vae.data.shards.folder import find_samples
 from ldm_vae.data.shards.shard import ShardIndex, pack_shard, split_name
-from ldm_vae.data.shards.storage import Missing, Source
+from ldm_vae.data.shards.storage import Missing, RangeReader
 from ldm_vae.data.shards.tar import BrokenTar, members
 
-HEAD = 2**15  # bytes of a picture in which its size nearly always stands
+SIZE_BYTES = 2**15  # bytes of a picture in which its size nearly always stands
 FOLDER_SHARD = 256  # samples of a folder that count as one shard
 
 
@@ -32,10 +32,10 @@ def scan_shard(url: str) -> Scan:
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     problems: list[tuple[str, str]] = []
     previous = None
-    with closing(Source()) as source:
-        size = source.size(url)
+    with closing(RangeReader()) as reader:
+        size = reader.size(url)
         try:
-            for member in members(url, source):
+            for member in members(url, reader):
                 key, field = split_name(member.name)
                 if member.problem is not None:
                     problems.append((member.name, member.problem))
@@ -69,18 +69,18 @@ def scan_folder(folder: Path) -> list[ShardIndex]:
     return shards
 
 
-def measure(shard: ShardIndex) -> ShardIndex:
+def add_picture_sizes(shard: ShardIndex) -> ShardIndex:
     """With the width and height of every picture, from the pictures' headers."""
     pictures = np.zeros((shard.samples, 2), dtype=np.int64)
-    with closing(Source()) as source:
+    with closing(RangeReader()) as reader:
         for ordinal in range(shard.samples):
             field = shard.picture(ordinal)
             if field is None:
                 continue
             url, offset, size = shard.place(ordinal, field)
-            for count in sorted({min(HEAD, size), size}):
+            for count in sorted({min(SIZE_BYTES, size), size}):
                 try:
-                    found = _picture_size(source.read(url, offset, count), field)
+                    found = _picture_size(reader.read(url, offset, count), field)
                 except Missing:
                     break
                 if found is not None:

@@ -22,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldm_vae.data.images.pixels import EXTENSIONS
-from ldm_vae.data.shards.tar import BLOCK
+from ldm_vae.data.shards.tar import TAR_BLOCK
 from ldm_vae.errors import UserError
 
-NAME = "index.json"
+INDEX_FILE = "index.json"
 LABEL = "cls"  # the field that holds a class
 MAX_SAMPLE = 2**30  # bytes of one sample; more is taken for a bomb
-FORMAT, VERSION = "ldm_vae.index", 1
-REMEDY = "make it with `ldm-vae shards`, or `ldm-vae check --write-index` where the shards are local"
+INDEX_FORMAT, INDEX_VERSION = "ldm_vae.index", 1
+INDEX_REMEDY = "make it with `ldm-vae shards`, or `ldm-vae check --write-index` where the shards are local"
 
 Fields = dict[str, bytes]  # field -> content
 Samples = Mapping[str, Mapping[str, tuple[int, int]]]  # key -> field -> offset, size
@@ -108,8 +108,8 @@ def pack_shard(url: str, size: int, samples: Samples, files: tuple[str, ...] | N
 
 def dump_index(shards: Iterable[ShardIndex]) -> str:
     """The content of `index.json`, which `parse_index` reads."""
-    entries = [to_json(shard) for shard in sorted(shards, key=lambda shard: shard.url)]
-    return json.dumps({"format": FORMAT, "version": VERSION, "shards": entries}, separators=(",", ":"))
+    entries = [shard_to_json(shard) for shard in sorted(shards, key=lambda shard: shard.url)]
+    return json.dumps({"format": INDEX_FORMAT, "version": INDEX_VERSION, "shards": entries}, separators=(",", ":"))
 
 
 def parse_index(data: bytes, index: str, folder: str) -> dict[str, ShardIndex]:
@@ -119,15 +119,15 @@ def parse_index(data: bytes, index: str, folder: str) -> dict[str, ShardIndex]:
     """
     try:
         content = json.loads(data)
-        if content["format"] != FORMAT or content["version"] != VERSION:
+        if content["format"] != INDEX_FORMAT or content["version"] != INDEX_VERSION:
             raise ValueError(f"format {content['format']!r} version {content['version']!r}")
-        return {entry["name"]: from_json(entry, folder) for entry in content["shards"]}
+        return {entry["name"]: shard_from_json(entry, folder) for entry in content["shards"]}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{index} is no index of shards ({reason})", REMEDY) from error
+        raise UserError(f"{index} is no index of shards ({reason})", INDEX_REMEDY) from error
 
 
-def to_json(shard: ShardIndex) -> dict[str, Any]:
+def shard_to_json(shard: ShardIndex) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "name": Path(shard.url).name,
         "bytes": shard.size,
@@ -140,7 +140,7 @@ def to_json(shard: ShardIndex) -> dict[str, Any]:
     return entry
 
 
-def from_json(entry: Mapping[str, Any], folder: str) -> ShardIndex:
+def shard_from_json(entry: Mapping[str, Any], folder: str) -> ShardIndex:
     """Raises ValueError, KeyError, TypeError, AttributeError or OverflowError for what is no entry."""
     name, size, keys = entry["name"], int(entry["bytes"]), entry["keys"]
     if not name or Path(name).name != name:
@@ -149,7 +149,7 @@ def from_json(entry: Mapping[str, Any], folder: str) -> ShardIndex:
         raise ValueError(f"samples of {name}")
     tables = {field: _table(columns, "offset", "size", len(keys)) for field, columns in entry["members"].items()}
     for table in tables.values():
-        inside = (table[:, 0] >= BLOCK) & (table[:, 1] >= 0) & (table.sum(1) <= size)
+        inside = (table[:, 0] >= TAR_BLOCK) & (table[:, 1] >= 0) & (table.sum(1) <= size)
         if not np.all(inside | (table[:, 0] == -1)):
             raise ValueError(f"members of {name}")
     pictures = _table(entry["pictures"], "width", "height", len(keys)) if "pictures" in entry else None

@@ -19,13 +19,13 @@ import tenacity
 
 from ldm_vae.errors import UserError
 
-CHUNK = 2**20  # bytes asked for in one remote request: what a dropped connection can cost
-TRIES = 20  # requests in a row that bring nothing before a source counts as unreachable: some three minutes
+REQUEST_BYTES = 2**20  # bytes asked for in one remote request: what a dropped connection can cost
+REQUEST_TRIES = 20  # requests in a row that bring nothing before a source counts as unreachable: some three minutes
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0  # seconds between tries: a random part of a bound that doubles up to the longest
 OPEN_FILES = 64  # local files kept open
 TRANSIENT_STATUS = (408, 425, 429)  # with 5xx: answers of a server that may come to its senses
 
-T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 
 
 class Missing(Exception):
@@ -33,10 +33,10 @@ class Missing(Exception):
 
 
 class Unreachable(Exception):
-    """A source that gave nothing in `TRIES` tries."""
+    """A source that gave nothing in `REQUEST_TRIES` tries."""
 
 
-class Source:
+class RangeReader:
     """Reads ranges of files and URLs. One per process: it holds open files.
 
     reads: ranges read so far; a remote range counts once, however many requests it took.
@@ -88,16 +88,10 @@ class Source:
         return descriptor
 
 
-def read_range(url: str, offset: int, size: int) -> bytes:
-    """Exactly `size` bytes of a file or URL from `offset`. Raises Missing or Unreachable."""
-    with closing(Source()) as source:
-        return source.read(url, offset, size)
-
-
 def read_whole(url: str) -> bytes:
     """All of a file or URL. Raises Missing or Unreachable."""
-    with closing(Source()) as source:
-        return source.read(url, 0, source.size(url))
+    with closing(RangeReader()) as reader:
+        return reader.read(url, 0, reader.size(url))
 
 
 def is_remote(url: str) -> bool:
@@ -155,7 +149,7 @@ def _read_remote(url: str, offset: int, size: int) -> bytes:
     filesystem, path = _filesystem(url)
 
     def request() -> bytes:
-        count = min(CHUNK, end - offset)
+        count = min(REQUEST_BYTES, end - offset)
         data: bytes = filesystem.cat_file(path, start=offset, end=offset + count)
         if len(data) > count:
             raise Missing("the server ignores byte ranges and sends the whole file; shards need one that does not")
@@ -178,9 +172,9 @@ def _remote_size(url: str) -> int:
     return size
 
 
-def _retry(url: str, action: Callable[[], T]) -> T:
+def _retry(url: str, action: Callable[[], ResultT]) -> ResultT:
     retrying = tenacity.Retrying(
-        stop=tenacity.stop_after_attempt(TRIES),
+        stop=tenacity.stop_after_attempt(REQUEST_TRIES),
         wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
         retry=tenacity.retry_if_exception(_transient),
         reraise=True,

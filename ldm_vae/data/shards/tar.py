@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from ldm_vae.data.shards.storage import Missing, Source, is_remote
+from ldm_vae.data.shards.storage import Missing, RangeReader, is_remote
 
-BLOCK = 512  # bytes, the unit of a tar
+TAR_BLOCK = 512  # bytes, the unit of a tar
 MAX_RECORD = 2**16  # bytes of a long-name or pax record; more is hostile
 LOCAL_AHEAD, REMOTE_AHEAD = 2**12, 2**23  # bytes fetched at once while headers are read
 
@@ -45,16 +45,16 @@ class Member:
     problem: str | None = None
 
 
-def members(url: str, source: Source) -> Iterator[Member]:
+def members(url: str, reader: RangeReader) -> Iterator[Member]:
     """The files in a tar, in order; folders are left out. Memory does not grow with the archive.
 
     Raises BrokenTar at the place where the archive stops making sense, after the members before it.
     """
-    archive = _Blocks(url, source)
+    archive = _Blocks(url, reader)
     position, record_name, pax_name, pax_size = 0, None, None, None
     while True:
-        block = archive.read(position, BLOCK)
-        if block.count(0) == BLOCK:
+        block = archive.read(position, TAR_BLOCK)
+        if block.count(0) == TAR_BLOCK:
             return
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -64,7 +64,7 @@ def members(url: str, source: Source) -> Iterator[Member]:
         size = info.size if pax_size is None else pax_size
         if size < 0:
             raise BrokenTar(f"member {info.name!r} of {size} bytes")
-        content, following = position + BLOCK, position + BLOCK + -(-size // BLOCK) * BLOCK
+        content, following = position + TAR_BLOCK, position + TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK
         if info.type in _NAME_RECORDS or info.type in _PAX_RECORDS:
             if info.size > MAX_RECORD:
                 raise BrokenTar(f"a header record of {info.size} bytes at byte {position}")
@@ -100,9 +100,9 @@ def verify_header(block: bytes, name: str, size: int) -> str | None:
 class _Blocks:
     """Small reads at rising offsets, fetched some at a time."""
 
-    def __init__(self, url: str, source: Source) -> None:
-        self.url, self.source = url, source
-        self.bytes = source.size(url)
+    def __init__(self, url: str, reader: RangeReader) -> None:
+        self.url, self.reader = url, reader
+        self.bytes = reader.size(url)
         self.ahead = REMOTE_AHEAD if is_remote(url) else LOCAL_AHEAD
         self.start, self.buffer = 0, b""
 
@@ -113,7 +113,7 @@ class _Blocks:
         if not self.start <= offset <= offset + size <= self.start + len(self.buffer):
             count = min(max(size, self.ahead), self.bytes - offset)
             try:
-                self.start, self.buffer = offset, self.source.read(self.url, offset, count)
+                self.start, self.buffer = offset, self.reader.read(self.url, offset, count)
             except Missing as error:  # it shrank while we read it
                 raise BrokenTar(str(error)) from error
         return self.buffer[offset - self.start : offset - self.start + size]

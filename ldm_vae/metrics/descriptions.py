@@ -1,0 +1,29 @@
+"""What metrics are called, their units, and which way is better."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+
+class MetricDescription(NamedTuple):
+    title: str
+    unit: str = ""
+    better: Literal["higher", "lower", ""] = ""
+
+
+METRIC_DESCRIPTIONS = {
+    "psnr": MetricDescription("PSNR", "dB", "higher"),
+    "psnr_pooled": MetricDescription("PSNR, pooled", "dB", "higher"),
+    "ssim": MetricDescription("SSIM", "", "higher"),
+    "ms_ssim": MetricDescription("MS-SSIM", "", "higher"),
+    "lpips_vgg": MetricDescription("LPIPS (VGG)", "", "lower"),
+    "lpips_alex": MetricDescription("LPIPS (AlexNet)", "", "lower"),
+    "rfid": MetricDescription("rFID", "", "lower"),
+    "kid": MetricDescription("KID", "", "lower"),
+    "frechet_vgg16": MetricDescription("Fréchet distance, VGG16", "", "lower"),
+}
+
+
+def describe_metric(name: str) -> MetricDescription:
+    """Of a metric that is not known here, its name."""
+    return METRIC_DESCRIPTIONS.get(name, MetricDescription(name))
