@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ldm_vae.data.images.decode import read_npy_header
+from ldm_vae.data.images.pixels import BrokenImage, decoding
 from ldm_vae.data.shards.folder import find_samples
 from ldm_vae.data.shards.shard import ShardIndex, pack_shard, split_name
 from ldm_vae.data.shards.storage import Missing, RangeReader
@@ -94,16 +96,11 @@ def _picture_size(data: bytes, extension: str) -> tuple[int, int] | None:
     file = io.BytesIO(data)
     try:
         if extension == "npy":
-            version = np.lib.format.read_magic(file)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-                version, np.lib.format.read_array_header_2_0
-            )
-            shape = read_header(file)[0]
-            if len(shape) == 3:  # (C, H, W) or (H, W, C): the smaller of the outer ones counts channels
+            shape, _ = read_npy_header(file)
+            if len(shape) == 3:  # (C, H, W) or (H, W, C): the smaller of the outer sides counts channels
                 shape = shape[1:] if shape[0] <= shape[2] else shape[:2]
-            height, width = shape
-            return int(width), int(height)
-        with Image.open(file, formats=("JPEG", "PNG", "WEBP", "TIFF")) as image:
+            return (shape[1], shape[0]) if len(shape) == 2 else None
+        with decoding(), Image.open(file, formats=("JPEG", "PNG", "WEBP", "TIFF")) as image:
             return image.width, image.height
-    except Exception:  # decoders raise anything on hostile bytes; reading the picture will tell the reason
+    except BrokenImage:  # reading the whole picture will tell the reason
         return None
