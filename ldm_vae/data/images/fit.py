@@ -72,7 +72,7 @@ def fit_image(array: PixelArray, config: ImageConfig, generator: np.random.Gener
 
 
 def resized(height: int, width: int, short: int) -> tuple[int, int]:
-    """(height, width) after a resize of the short side to `short`. The long side is rounded down, as torchvision does."""
+    """(height, width) after a resize of the short side to `short`. The long one is rounded down, as in torchvision."""
     return (short, short * width // height) if height <= width else (short * height // width, short)
 
 

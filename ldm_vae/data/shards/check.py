@@ -1,6 +1,6 @@
-"""What is wrong with shards: everything that webdataset loses, mixes up or follows without a word, and broken contents.
+"""Finds what is wrong with shards: what webdataset silently loses, mixes up or follows, and broken contents.
 
-Reads headers, and contents one member at a time where asked. Writes nothing, extracts nothing, follows nothing.
+It reads headers and, if asked, contents, one member at a time. It writes nothing, extracts nothing and follows no link.
 """
 
 from __future__ import annotations
@@ -34,14 +34,18 @@ from ldm_vae.data.shards.tar import TAR_BLOCK
 from ldm_vae.errors import UserError
 
 TEXTS = ("json", "txt")
-MAX_TEXT = 2**24  # bytes of one json or txt; more is taken for a bomb
-TAIL_BYTES = 2**20  # bytes read at once behind the end mark
+MAX_TEXT = 2**24  # bytes of one json or txt; more count as an attack
+TAIL_BYTES = 2**20  # bytes read at once after the end mark
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # names that webdataset leaves out (tar_file_iterator, skip_meta)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """member: name or key in the shard, empty for the whole of it.   reason: one line."""
+    """Something that is wrong with a shard.
+
+    member: name of a member, or key of a sample; empty if the whole shard is concerned.
+    reason: what is wrong, in one line.
+    """
 
     member: str
     reason: str
@@ -49,7 +53,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """shard: its samples without those that training could not use; None where `url` is an index."""
+    """What was found in a shard or in an index.
+
+    url: where it lies.
+    shard: the samples of the shard that training can use; None if `url` is an index.
+    problems: everything that is wrong with it.
+    """
 
     url: str
     shard: ShardIndex | None
@@ -57,10 +66,10 @@ class Report:
 
 
 def check_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report]:
-    """A report per shard, and one per index with problems of its own.
+    """Gives a report for each shard, and one for each index that has problems of its own.
 
     decode: also read every picture (as `channels` channels), label, json and txt.
-    Raises UserError where `spec` names nothing or a source stays away.
+    Raises UserError if `spec` names nothing, or if a server does not answer.
     """
     shards: dict[str, ShardIndex] = {}
     try:
@@ -87,7 +96,7 @@ def check_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report]:
 
 
 def index_folders(spec: str) -> list[Path]:
-    """The folders that `spec` has all shards of. Raises UserError where shards are left out or remote."""
+    """The folders whose shards `spec` names. Raises UserError if it leaves some of them out, or if they are remote."""
     folders = _by_folder(expand_shards(spec))
     for folder, names in folders.items():
         if is_remote(folder):
@@ -100,7 +109,7 @@ def index_folders(spec: str) -> list[Path]:
 
 
 def _by_folder(urls: list[str]) -> dict[str, list[str]]:
-    """Folder -> names of shards; none for a remote folder."""
+    """Groups shards: folder -> names of its shards; no names for a remote folder."""
     folders: dict[str, list[str]] = {}
     for url in urls:
         if is_remote(url) and not url.endswith(".tar"):
@@ -114,7 +123,7 @@ def _by_folder(urls: list[str]) -> dict[str, list[str]]:
 
 
 def _read_index(folder: str) -> tuple[dict[str, ShardIndex], list[Problem]]:
-    """-> name -> what the index says, and what is wrong with it. A local folder needs none."""
+    """Reads the index of a folder, if it has one: name of a shard -> its entry, and what is wrong with the index."""
     url = f"{folder}/{INDEX_FILE}"
     try:
         return parse_index(read_whole(url), url, folder), []
@@ -125,7 +134,7 @@ def _read_index(folder: str) -> tuple[dict[str, ShardIndex], list[Problem]]:
 
 
 def _inspect(url: str, decode: bool, channels: int) -> tuple[ShardIndex, list[Problem]]:
-    """One shard by itself -> the samples that training can use, and all problems. Raises Missing, Unreachable."""
+    """Checks one shard: the samples that training can use, and all problems. Raises Missing or Unreachable."""
     scan = scan_shard(url)
     shard, problems = scan.shard, [Problem(member, reason) for member, reason in scan.problems]
     labelled = LABEL in shard.members
@@ -151,7 +160,7 @@ def _inspect(url: str, decode: bool, channels: int) -> tuple[ShardIndex, list[Pr
 
 
 def _name_problem(name: str) -> str | None:
-    """What plain webdataset makes of a name, where that differs from what we do."""
+    """How webdataset reads a name, if it reads it differently from us; else None."""
     key, field = base_plus_ext(name)
     if key is None or SKIPPED.match(name):
         return "webdataset skips this name"
@@ -184,7 +193,7 @@ def _content_problem(reader: RangeReader, url: str, field: str, offset: int, siz
 
 
 def _behind_the_end(reader: RangeReader, shard: ShardIndex) -> list[Problem]:
-    """Whatever follows the end mark, the first empty block: `cat a.tar b.tar` shows a reader nothing of b."""
+    """Looks for data after the end mark, the first empty block. After `cat a.tar b.tar`, readers see nothing of b."""
     last = max(int(table.sum(1).max()) for table in shard.members.values()) if shard.members else 0
     position, ended = -(-last // TAR_BLOCK) * TAR_BLOCK, False
     while position < shard.size:
@@ -203,7 +212,7 @@ def _behind_the_end(reader: RangeReader, shard: ShardIndex) -> list[Problem]:
 
 
 def _compare(shard: ShardIndex, known: ShardIndex | None, problems: list[Problem]) -> list[Problem]:
-    """A shard against its entry in the index. What is known to be unusable may be missing there."""
+    """Compares a shard with its entry in the index, which may leave out samples that are broken."""
     if known is None:
         return [Problem("", f"{INDEX_FILE} does not list it")]
     found = []
@@ -224,7 +233,7 @@ def _compare(shard: ShardIndex, known: ShardIndex | None, problems: list[Problem
 
 
 def _repeated_keys(shards: Mapping[str, ShardIndex]) -> Iterator[Report]:
-    """Keys that two shards have, by hashes: 8 bytes a key."""
+    """Reports keys that occur in two shards. Keys are compared by hashes of 8 bytes, which keeps memory small."""
     order = list(shards.values())
     hashes = [np.array([_hash(shard.key(i)) for i in range(shard.samples)], dtype=np.uint64) for shard in order]
     joined = np.concatenate([*hashes, np.empty(0, np.uint64)])

@@ -1,4 +1,4 @@
-"""What is in all shards of a data set: from `index.json` beside them (`data/shards/shard.py`), else from headers."""
+"""The index of a data set: what is in all its shards, from `index.json` (see `shard.py`) or from their headers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,12 @@ class SourceConfig(Config):
 
 @dataclass(frozen=True)
 class Part:
-    """One source of a mixture: the shards from `first` on, before `stop`.   weight: its share of all samples."""
+    """The shards of one source of a mixture.
+
+    first: number of its first shard in the index.
+    stop: number after its last shard.
+    weight: its share of all samples, against the other sources.
+    """
 
     first: int
     stop: int
@@ -65,15 +70,18 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """shards: those of each part sorted by URL, each with at least one sample.   parts: the sources, one after the
-    other."""
+    """What is in the shards of a data set.
+
+    shards: all shards, source after source, sorted by URL within a source; each has at least one sample.
+    parts: the sources.
+    """
 
     shards: tuple[ShardIndex, ...]
     parts: tuple[Part, ...]
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
-        """Samples of each shard."""
+        """How many samples each shard has."""
         return np.array([shard.samples for shard in self.shards], dtype=np.int64)
 
     @cached_property
@@ -82,16 +90,16 @@ class Index:
 
     @cached_property
     def weights(self) -> tuple[float, ...]:
-        """Of the parts."""
+        """The weight of each part."""
         return tuple(part.weight for part in self.parts)
 
     def locate(self, number: int) -> tuple[int, int]:
-        """Sample `number` of all, in the order of the index -> (shard, ordinal)."""
+        """(shard, ordinal) of sample `number` in the order of the index."""
         shard = int(np.searchsorted(self._ends, number, side="right"))
         return shard, int(number - (self._ends[shard] - self.counts[shard]))
 
     def range_of_part(self, shard: int) -> tuple[int, int]:
-        """First sample, in the order of the index, and number of samples of the source that a shard belongs to."""
+        """(first, count) of the samples of the source that a shard belongs to, in the order of the index."""
         part = next(part for part in self.parts if part.first <= shard < part.stop)
         return int(self.counts[: part.first].sum()), int(self.counts[part.first : part.stop].sum())
 
@@ -101,7 +109,7 @@ class Index:
 
     @cached_property
     def fields(self) -> dict[str, int]:
-        """Field -> number of samples that have it."""
+        """Name of a field -> number of samples that have it."""
         totals: dict[str, int] = {}
         for shard in self.shards:
             for field, table in shard.members.items():
@@ -110,7 +118,7 @@ class Index:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells whether two runs see the same data in the same order, wherever the shards lie."""
+        """A hash that is equal for the same data in the same order, wherever the shards lie."""
         digest = hashlib.sha256(repr(self.parts).encode())
         for shard in self.shards:
             digest.update(f"{Path(shard.url).name}\n{shard.size}\n{shard.samples}\n".encode() + shard.names)
@@ -118,10 +126,11 @@ class Index:
 
 
 def load_index(spec: str | Sequence[SourceConfig], *, cache: Path | None = None) -> Index:
-    """The index of the shards that `spec` names (see `expand_shards`): `index.json`, else a scan of local shards.
+    """The index of shards: from `index.json` beside them, or by a scan if they are local.
 
-    spec: also a folder of images; or several sources, mixed by weight and filtered by the sizes of their pictures.
-    cache: a folder that keeps scans; a shard that has changed since is scanned again.
+    spec: names shards (see `expand_shards`) or a folder of images; or several sources, which are mixed by weight and
+        filtered by the sizes of their pictures.
+    cache: a folder that keeps the results of scans. A shard that has changed since then is scanned again.
     Raises UserError for missing, empty and broken shards, and for remote shards without an index.
     """
     shards: list[ShardIndex] = []
@@ -134,13 +143,13 @@ def load_index(spec: str | Sequence[SourceConfig], *, cache: Path | None = None)
 
 
 def write_index(folder: Path) -> Path:
-    """Scans every tar of a folder and writes its `index.json`. Raises UserError for a shard with any problem."""
+    """Scans every tar of a folder and writes its `index.json`. Raises UserError if a shard has any problem."""
     shards = [_scan_whole(path) for path in expand_shards(str(folder))]
     return save_index(shards, folder / INDEX_FILE)
 
 
 def save_index(shards: Iterable[ShardIndex], path: Path) -> Path:
-    """Writes the `index.json` of local shards, with the sizes of their pictures."""
+    """Writes an `index.json` of local shards, with the sizes of their pictures."""
     text = dump_index(add_picture_sizes(shard) for shard in shards)
     with atomic_file(path) as stage:
         stage.write_text(text)
@@ -166,7 +175,7 @@ def _load_source(source: SourceConfig, cache: Path | None) -> list[ShardIndex]:
 
 
 def _fitting(shard: ShardIndex, source: SourceConfig) -> NDArray[np.bool_]:
-    """(samples,): which pass the filters. A picture of unknown size does, so that reading it tells what is wrong."""
+    """(samples,) Which pass the filters. A picture of unknown size passes, so that reading it tells what is wrong."""
     assert shard.pictures is not None
     short, long = shard.pictures.min(axis=1), shard.pictures.max(axis=1)
     fitting = np.ones(shard.samples, dtype=bool)
@@ -178,7 +187,7 @@ def _fitting(shard: ShardIndex, source: SourceConfig) -> NDArray[np.bool_]:
 
 
 def _load_shards(spec: str, cache: Path | None, *, sizes: bool) -> list[ShardIndex]:
-    """sizes: whether those of the pictures are needed."""
+    """The shards that `spec` names.   sizes: whether the sizes of their pictures are needed."""
     local = Path(spec.removeprefix("file://"))
     if local.is_dir() and next(local.glob("[!.]*.tar"), None) is None:
         found = scan_folder(local)
@@ -218,7 +227,7 @@ def _remote_shards(folder: str, names: list[str], *, sizes: bool) -> list[ShardI
 
 
 def _indexed_shards(folder: str, names: list[str], *, sizes: bool, whole: bool) -> list[ShardIndex]:
-    """whole: all shards of the folder are meant, so that one which is not there has been lost."""
+    """The shards of a local folder with an index.   whole: all its shards are meant, so that a missing one was lost."""
     path = Path(folder) / INDEX_FILE
     known = parse_index(path.read_bytes(), str(path), folder)
     shards = _select(known, names, str(path))
@@ -247,8 +256,8 @@ def _scan_cached(
     stored = cache / f"{kind}-{hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]}.json"
     with explain_disk_errors(stored):
         cache.mkdir(parents=True, exist_ok=True)
-        held = FileLock(stored.with_suffix(".lock")).acquire()
-    with held:  # the first of several processes scans, the others read what it found
+        lock = FileLock(stored.with_suffix(".lock")).acquire()
+    with lock:  # the first of several processes scans; the others wait for it and read its result
         return _known_or_scanned(folder, paths, stored, scan)
 
 

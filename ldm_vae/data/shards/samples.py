@@ -1,4 +1,4 @@
-"""Every sample of a shard with all its fields, in order: what is carried along when images become latents."""
+"""Reads every sample of a shard with all its fields, in order, for `ldm-vae encode`, which carries the fields along."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ READ_AHEAD = 2**23  # bytes of a tar read at once
 
 
 def read_samples(shard: ShardIndex) -> Iterator[tuple[str, Fields | str]]:
-    """(key, fields), or (key, reason) where the shard is not what its index says.
+    """Gives (key, fields) for each sample, or (key, reason) if the shard is not what its index says.
 
-    Raises UserError where the shard cannot be read.
+    Raises UserError if the shard cannot be read.
     """
     with closing(RangeReader()) as reader:
         try:
@@ -47,7 +47,7 @@ def _read_tar(shard: ShardIndex, reader: RangeReader) -> Iterator[tuple[str, Fie
 
 
 def _runs(shard: ShardIndex) -> Iterator[tuple[int, int]]:
-    """(first, end) of samples that one read serves."""
+    """Groups samples so that one read serves each group: number of its first sample, and number after its last."""
     first = 0
     while first < shard.samples:
         start, end = _span(shard, first)[0], first + 1
@@ -58,6 +58,6 @@ def _runs(shard: ShardIndex) -> Iterator[tuple[int, int]]:
 
 
 def _span(shard: ShardIndex, ordinal: int) -> tuple[int, int]:
-    """Where a sample starts, with the header of its first member, and ends: bytes of the tar."""
+    """(start, end) of a sample in the tar, in bytes, with the header of its first member."""
     places = shard.fields(ordinal).values()
     return min(offset for offset, _ in places) - TAR_BLOCK, max(offset + size for offset, size in places)

@@ -1,4 +1,4 @@
-"""Finding out what is in a shard or a folder of images where no index tells."""
+"""Finds out what is in a shard, or in a folder of images, that has no index."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from ldm_vae.data.shards.shard import ShardIndex, pack_shard, split_name
 from ldm_vae.data.shards.storage import Missing, RangeReader
 from ldm_vae.data.shards.tar import BrokenTar, members
 
-SIZE_BYTES = 2**15  # bytes of a picture in which its size nearly always stands
+SIZE_BYTES = 2**15  # bytes at the start of a picture that nearly always tell its size
 FOLDER_SHARD = 256  # samples of a folder that count as one shard
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A shard as its headers tell it. problems: (member or "", reason) of what training would refuse."""
+    """A shard by its headers.
+
+    shard: the samples in it.
+    problems: (name of the member, or "" for the whole shard; reason) of everything that training would refuse.
+    """
 
     shard: ShardIndex
     problems: list[tuple[str, str]]
@@ -55,7 +59,7 @@ def scan_shard(url: str) -> Scan:
 
 
 def scan_folder(folder: Path) -> list[ShardIndex]:
-    """The pictures in a folder and below (`data/shards/folder.py`), some hundred at a time as if they were a shard."""
+    """The samples in a folder of images (see `folder.py`), in groups of `FOLDER_SHARD` that count as a shard each."""
     found, _, _ = find_samples(folder)
     shards = []
     for start in range(0, len(found), FOLDER_SHARD):
@@ -72,7 +76,7 @@ def scan_folder(folder: Path) -> list[ShardIndex]:
 
 
 def add_picture_sizes(shard: ShardIndex) -> ShardIndex:
-    """With the width and height of every picture, from the pictures' headers."""
+    """The same shard with the width and height of every picture, as the headers of the pictures tell them."""
     pictures = np.zeros((shard.samples, 2), dtype=np.int64)
     with closing(RangeReader()) as reader:
         for ordinal in range(shard.samples):
@@ -92,7 +96,7 @@ def add_picture_sizes(shard: ShardIndex) -> ShardIndex:
 
 
 def _picture_size(data: bytes, extension: str) -> tuple[int, int] | None:
-    """Width and height as stored, from the beginning of a file; None where they are not in it."""
+    """(width, height) as stored, from the first bytes of a file; None if they do not tell."""
     file = io.BytesIO(data)
     try:
         if extension == "npy":

@@ -685,9 +685,11 @@ def test_a_decoder_that_runs_out_of_memory_is_not_a_broken_image(monkeypatch: py
         ("tif", tifffile.TiffPage, "asarray"),
         ("PNG", imagecodecs, "png_decode"),
     ):
-        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        data = samples()[extension]
+        with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail)
-            decode_image(samples()[extension], extension, 3)
+            with pytest.raises(MemoryError):
+                decode_image(data, extension, 3)
 
 
 def test_malformed_tags_spoil_no_pixel(noise: np.ndarray) -> None:
