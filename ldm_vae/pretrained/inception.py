@@ -1,8 +1,9 @@
-"""The Inception network of FID and KID, TensorFlow's of 2015-12-05: its weights found, verified and kept.
+"""The Inception network of FID and KID: its weights found, verified and kept.
 
-As torch-fidelity converted them; pytorch-fid publishes the same file. Looked for in this order: a file given by path;
-the cache; the copies that torch.hub has for torch-fidelity and pytorch-fid; torch-fidelity's own download. Whatever the
-source, the file must have the one sha256 that is pinned here, and it is read without running code from a pickle.
+The weights are TensorFlow's of 2015-12-05 as torch-fidelity converted them; pytorch-fid publishes the same file. They
+are looked for in this order: a file given by path; the cache; the copies that torch.hub keeps for torch-fidelity and
+pytorch-fid; torch-fidelity's own download. Whatever the source, the file must have the sha256 that is pinned here, and
+it is read without running code from a pickle.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ PATIENCE = 5  # seconds to connect: without a network, an evaluation should soon
 def inception(path: Path | None = None) -> FeatureExtractorInceptionV3:
     """torch-fidelity's network on the CPU: (B, 3, H, W) uint8 of any size -> a tuple of one, (B, 2048) float32.
 
-    path: the file of weights, instead of looking for it.
-    Raises UserError where the file is another, or where it can't be had.
+    path: the file of weights; None looks for it.
+    Raises UserError if the file is another one, or if it can't be downloaded.
     """
     if path is not None and not path.is_file():
         raise UserError(f"Inception weights {path} not found", "name the file, or none to fetch it")
@@ -40,7 +41,7 @@ def inception(path: Path | None = None) -> FeatureExtractorInceptionV3:
         state = read_state(file)
     except (Unusable, OSError) as error:
         raise UserError(f"Inception weights {file}: {error}", f"give the file of {URL_INCEPTION_V3}") from error
-    # The class unpickles any file it is given, code and all. It is given one that was written a line before.
+    # The class runs the code in any pickle it is given. It is given one that is written here, and holds tensors alone.
     harmless = io.BytesIO()
     torch.save(state, harmless)
     harmless.seek(0)
@@ -48,7 +49,7 @@ def inception(path: Path | None = None) -> FeatureExtractorInceptionV3:
 
 
 def _kept() -> Path | None:
-    """A whole file on this machine."""
+    """A whole file of the weights on this machine, if there is one."""
     hub = Path(torch.hub.get_dir()) / "checkpoints"
     for file in (cache_folder() / WEIGHTS_FILE, hub / WEIGHTS_FILE, hub / WEIGHTS_FILE_OF_PYTORCH_FID):
         if file.is_file():
@@ -62,6 +63,7 @@ def _kept() -> Path | None:
 
 
 def _fetched() -> Path:
+    """Downloads the file of the weights to the cache."""
     with cache_lock() as cache:
         if (file := _kept()) is not None:  # another process fetched it while this one waited
             return file
