@@ -35,7 +35,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """One YAML 1.2 file that holds a mapping. Raises UserError where it is missing or malformed."""
+    """Reads a YAML 1.2 file that holds a mapping. Raises UserError if it is missing or malformed."""
     if not path.is_file():
         raise UserError(f"recipe {path} not found", "give the path of a YAML file, such as configs/demo_cpu.yaml")
     try:
@@ -48,7 +48,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def resolve(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The recipe at `path` merged over its chain of bases, then `a.b=value` overrides, as plain data."""
+    """The recipe at `path` as plain data: merged over its chain of bases, then changed by `a.b=value` overrides."""
     seen: list[Path] = []
     layers: list[dict[str, Any]] = []
     current: Path | None = path
@@ -74,12 +74,12 @@ def resolve(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def load_recipe(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
-    """The typed recipe. Raises UserError naming the key, and the nearest known one for a mistyped key."""
+    """The typed recipe. Raises UserError that names the key, and for an unknown key the nearest known one."""
     return validate(schema, resolve(path, overrides), str(path))
 
 
 def validate(schema: type[ConfigT], values: Mapping[str, Any], source: str) -> ConfigT:
-    """Plain data -> schema; `source` names where the data came from in errors."""
+    """Plain data -> schema.   source: where the data came from, for errors."""
     try:
         # Through JSON: the strict mode for it takes lists for tuples and strings for paths, and nothing looser.
         text = json.dumps(values, default=str)
@@ -93,13 +93,13 @@ def validate(schema: type[ConfigT], values: Mapping[str, Any], source: str) -> C
         if first["type"] == "extra_forbidden":
             raise UserError(f"{source}: unknown key {key!r}", _nearest(schema, first["loc"])) from None
         message = first["msg"].removeprefix("Value error, ")
-        # A missing key was not given; a whole section as given would not fit in a line.
+        # A key that is missing has no value to show, and a whole section would not fit in a line.
         given = "" if isinstance(first["input"], Mapping) else f" (given: {first['input']!r})"
         raise UserError(f"{source}: {key or 'recipe'}", f"{message[0].lower()}{message[1:]}{given}") from None
 
 
 def dump(config: Config) -> str:
-    """The resolved recipe as YAML that `load_recipe` reads back to an equal object."""
+    """The resolved recipe as YAML, which `load_recipe` reads back to an equal object."""
     text = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
@@ -130,7 +130,7 @@ def _parse_override(text: str) -> dict[str, Any]:
 
 
 def _nearest(schema: type[Config], location: Sequence[str | int]) -> str:
-    """Remedy for the unknown key at `location`: the nearest key of that section, else the nearest of any."""
+    """The remedy for an unknown key at `location`: names the nearest key of that section, else of any section."""
     *parents, wrong = (part for part in location if isinstance(part, str))  # numbers are places in a list
     siblings = {path[-1]: path for path in _paths(schema) if list(path[:-1]) == parents}
     everywhere = {path[-1]: path for path in _paths(schema)}

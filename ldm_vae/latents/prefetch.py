@@ -1,4 +1,4 @@
-"""Running a generator ahead of the one who uses it."""
+"""Runs a generator in a thread, ahead of the code that uses its items."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from queue import Empty, Full, Queue
 from typing import TypeVar
 
 ItemT = TypeVar("ItemT")
-POLL = 0.1  # seconds after which a full queue looks whether anybody still reads
+POLL = 0.1  # seconds between checks whether the reader of a full queue has stopped
 
 
 def in_thread(items: Iterable[ItemT], *, depth: int) -> Generator[ItemT, None, None]:
-    """The same items, made in a thread of their own, up to `depth` ahead. Its error is raised here, in its place.
+    """Gives the same items, made in a thread of their own, up to `depth` items ahead.
 
-    When the caller stops early, the thread ends with the item it is at.
+    An error in the thread is raised here, after the items before it. If the caller stops early, the thread ends after
+    the item it is making.
     """
     queue: Queue[tuple[ItemT | None, BaseException | None, bool]] = Queue(depth)
     stopped = threading.Event()
@@ -49,7 +50,7 @@ def in_thread(items: Iterable[ItemT], *, depth: int) -> Generator[ItemT, None, N
                 raise error
             if last:
                 return
-            yield item  # type: ignore[misc]  # an item where there is no error
+            yield item  # type: ignore[misc]  # without an error there is an item
     finally:
         stopped.set()
         thread.join()

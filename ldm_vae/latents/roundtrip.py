@@ -1,4 +1,4 @@
-"""Stored latents against the images they were made of: what the codec costs, and what storage adds to it."""
+"""Compares stored latents with the images they were made of: what the codec loses, and what storage adds to that."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ from ldm_vae.metrics.image import IMAGE_METRICS, ImageMetrics, MeasuredImage, Me
 
 @dataclass(frozen=True)
 class Storage:
-    """A way to keep latents.   bytes: per image, on average, without headers of files.   results: of decoding it."""
+    """What one way to store latents costs.
+
+    bytes: average for an image, without headers of files.
+    results: how far decoded images are from the originals.
+    """
 
     bytes: float
     results: Results
@@ -39,9 +43,13 @@ def roundtrip(
 ) -> dict[str, Storage]:
     """Decodes every stored latent and measures it as `ldm-vae evaluate` does.
 
-    latents: of this codec.   images: the shards that were encoded.   done(images, total): called after each.
-    Returns "float32", the posterior's mode as it is encoded now; "float16", as it is stored; "8 bits", what
-    `round_to_bits` leaves of that. Raises UserError where the images are not those that were encoded.
+    codec: the codec that made the latents.
+    latents: the stored latents.
+    images: the shards that were encoded.
+    metrics: what is measured.
+    done(images, total): called after each image.
+    Returns the costs of "float32", the posterior's mode as the codec encodes it now; of "float16", as it is stored; and
+    of "8 bits", as `round_to_bits` leaves it. Raises UserError if the images are not those that were encoded.
     """
     job = latents.info.job
     find = _Pictures(latents, images)
@@ -69,7 +77,7 @@ def roundtrip(
 
 
 class _Pictures:
-    """Item of the latents -> its image (C, H, W), as it was encoded."""
+    """Finds the image (C, H, W) of a stored latent, as it was encoded."""
 
     def __init__(self, latents: LatentDataset, images: Index) -> None:
         self.latents = latents
@@ -104,8 +112,10 @@ class _Pictures:
 
 
 def round_to_bits(z: Tensor, bits: int) -> Tensor:
-    """(B, c, h, w) -> the same after rounding to 2^bits even steps between the least and largest value of each channel
-    of each image: `bits` bits a number, and two float32 a channel."""
+    """Rounds (B, c, h, w) to 2^bits even steps between the extreme values of each channel of each image.
+
+    That takes `bits` bits for each number, and two float32 for each channel.
+    """
     low, high = z.amin(dim=(2, 3), keepdim=True), z.amax(dim=(2, 3), keepdim=True)
     step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(z.dtype).tiny)
     return low + ((z - low) / step).round() * step

@@ -1,7 +1,7 @@
-"""Image shards -> encoded samples, in order: read and decoded in threads, encoded in batches of one size.
+"""Reads shards of images and encodes their samples, in order. Threads decode; images of one size make a batch.
 
-A CPU encodes several batches at a time, each in a thread of its own: the order in which a batch is summed, and so its
-last bits, then does not depend on how many threads a launcher leaves to a process.
+On a CPU several batches are encoded at a time, each in one thread. So the order of the sums in a batch, and with it
+their last bits, does not depend on how many threads a launcher gives to a process.
 """
 
 from __future__ import annotations
@@ -27,23 +27,37 @@ from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.latents.format import LatentJob
 from ldm_vae.noise import rng
 
-WINDOW_BATCHES = 8  # batches among which images of one size are looked for
-WINDOW_PIXELS = 2**25  # and pixels: 400 MB of three float32 channels
+WINDOW_BATCHES = 8  # batches of images among which those of one size are grouped
+WINDOW_PIXELS = 2**25  # pixels that such a window holds at most: 400 MB of three float32 channels
 
 
 @dataclass(frozen=True)
 class ImageSample:
-    """A sample on its way. image: None where it is broken, and then the reason."""
+    """A sample with its decoded image.
+
+    key: name of the sample.
+    fields: fields that are carried along.
+    image: (C, H, W); None if it is broken.
+    reason: why it is broken.
+    """
 
     key: str
-    fields: Fields  # what is carried along
-    image: PixelArray | None  # (C, H, W)
+    fields: Fields
+    image: PixelArray | None
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """arrays: None where the latent is broken, and then the reason.   z: (c, h, w), stored, before rounding."""
+    """A sample with its latent.
+
+    key: name of the sample.
+    fields: fields that are carried along.
+    size: (height, width) in pixels of the image before it was padded.
+    arrays: name of the field -> what is stored; None if the sample is broken.
+    z: (c, h, w) the mean of the posterior, or the latent that is stored instead, before it is rounded to float16.
+    reason: why the sample is broken.
+    """
 
     key: str
     fields: Fields
@@ -56,7 +70,7 @@ class EncodedSample:
 def decoded(
     shards: Sequence[ShardIndex], job: LatentJob, pool: ThreadPoolExecutor, ahead: int
 ) -> Iterator[tuple[int, ImageSample]]:
-    """(number of the shard, sample) in order; `ahead` samples are being decoded at a time."""
+    """Gives (number of the shard, sample) in order, while up to `ahead` samples are being decoded."""
     waiting: list[tuple[int, Future[ImageSample]]] = []
     for number, shard in enumerate(shards):
         for key, fields in read_samples(shard):
@@ -82,18 +96,18 @@ def _decode(key: str, fields: Fields | str, job: LatentJob) -> ImageSample:
     return ImageSample(key, carried, image)
 
 
-Batches = list[list[int]]  # places in a window
+Batches = list[list[int]]  # places in a window, for each batch
 EachBatch = Callable[[Callable[[list[int]], list["EncodedSample"]], Batches], Iterable[list["EncodedSample"]]]  # `map`
 
 
 @contextmanager
 def each_batch(device: torch.device) -> Iterator[EachBatch]:
-    """`map` for `encoded`: over the threads of torch on a CPU, each of which computes alone; plain on a GPU."""
+    """The `map` that `encoded` uses: on a CPU over as many threads as torch has, on a GPU the plain one."""
     if device.type != "cpu":
         yield map
         return
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # of this thread, for the statistics
+    torch.set_num_threads(1)  # for this thread, which computes the statistics
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool.map
@@ -104,7 +118,7 @@ def each_batch(device: torch.device) -> Iterator[EachBatch]:
 def encoded(
     codec: LatentCodec, job: LatentJob, pictures: Iterable[tuple[int, ImageSample]], each: EachBatch
 ) -> Iterator[tuple[int, EncodedSample]]:
-    """In the order they came. Images of one padded size within a window are encoded together."""
+    """Encodes pictures and gives them in the same order. Images of one padded size in a window make batches."""
     for number, window in _windows(pictures, job.batch):
         results = {
             place: EncodedSample(picture.key, {}, reason=picture.reason)
@@ -146,7 +160,7 @@ def _windows(pictures: Iterable[tuple[int, ImageSample]], batch: int) -> Iterato
 
 
 def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[ImageSample]) -> list[EncodedSample]:
-    """pictures: whole ones, of one size after padding."""
+    """Encodes one batch.   pictures: none of them broken, all of one size after padding."""
     images = [picture.image for picture in pictures if picture.image is not None]
     field = f"{job.latents}.npy"
     tensors, broken = {}, set()
@@ -172,7 +186,7 @@ def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[ImageSample])
 
 
 def _stored(codec: LatentCodec, job: LatentJob, images: Tensor, keys: Sequence[str]) -> tuple[Tensor, list[int]]:
-    """(B, C, h, w), what is stored of a batch, and the places of those that are not finite."""
+    """What is stored of a batch, (B, C, h, w), and the places of the samples that are not finite."""
     moments, broken = codec.checked_moments(images)
     if job.latents == "moments":
         return moments, broken

@@ -1,4 +1,4 @@
-"""What metrics are called, their units, and which way is better."""
+"""What each metric is called, its unit, and whether higher or lower is better."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from typing import Literal, NamedTuple
 
 
 class MetricDescription(NamedTuple):
+    """How a metric is shown.
+
+    title: its name in tables.
+    unit: empty if it has none.
+    better: whether higher or lower values are better; empty if neither is.
+    """
+
     title: str
     unit: str = ""
     better: Literal["higher", "lower", ""] = ""
@@ -25,5 +32,5 @@ METRIC_DESCRIPTIONS = {
 
 
 def describe_metric(name: str) -> MetricDescription:
-    """Of a metric that is not known here, its name."""
+    """The description of a metric; one that is not listed here is called by its name."""
     return METRIC_DESCRIPTIONS.get(name, MetricDescription(name))

@@ -1,4 +1,4 @@
-"""LPIPS' network over a pair of images, once for two numbers: their distance, and what its last layer sees in each."""
+"""Runs LPIPS' network on pairs of images: the distance of each pair, and the features of its last layer."""
 
 from __future__ import annotations
 
@@ -14,17 +14,25 @@ from ldm_vae.pretrained.backbones import weights_sha256
 
 @dataclass(frozen=True)
 class PairResult:
-    """distance: (B,).   features: (B, 2, d), of the reconstruction and of the image, means over positions."""
+    """What the network gives for B pairs.
+
+    distance: (B,) LPIPS.
+    features: (B, 2, d) of the reconstruction and of the image, averaged over positions.
+    """
 
     distance: Tensor
     features: Tensor
 
 
 class PairNetwork:
-    """The metrics that use one network share its pass: the last pair is remembered.
+    """LPIPS' network, which gives a distance and features in one pass.
 
-    features: the activations after the last tapped layer (relu5_3 of VGG16, d = 512; relu5 of AlexNet, d = 256), as
-    they are before LPIPS stretches them to length 1, averaged over positions.
+    The features are the activations after the last layer that LPIPS uses (relu5_3 of VGG16, d = 512; relu5 of AlexNet,
+    d = 256), before LPIPS scales them to length 1.
+
+    The result for the last pair of tensors is remembered: `ImageMetrics` asks for the distance of a batch and then
+    `FeatureSets` for its features, neither knows of the other, and the network would run twice. The pair is recognised
+    by identity, which is safe because its tensors are kept; they must not be changed in place.
     """
 
     def __init__(self, network: Network, device: torch.device) -> None:

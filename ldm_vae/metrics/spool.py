@@ -1,7 +1,7 @@
-"""Features of images on disk: written as they come on each process, put in the order of keys on the first one.
+"""Keeps features of images on disk: each process writes its own, and the first process sorts all of them by key.
 
-So memory stays flat in the number of images, and the order in which images were met, on however many processes, changes
-nothing. The files have no name, or none that outlives the program.
+So memory does not grow with the number of images, and the result depends neither on the order of the images nor on the
+number of processes. The files vanish with the program.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ldm_vae.ranks import all_gather, rank_and_world
 
 Features = npt.NDArray[np.float32]
 FloatT = TypeVar("FloatT", bound=np.floating[Any])
-CHUNK_IMAGES = 256  # images that are moved at a time
+CHUNK_IMAGES = 256  # images whose features are in memory at a time
 
 
 class Spool:
-    """Rows of a fixed shape, float32, by key; one file per process in $TMPDIR."""
+    """Rows of float32 of one shape, each with a key, in a file in $TMPDIR; every process has its own."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
@@ -31,14 +31,16 @@ class Spool:
         self._file = _file()
 
     def add(self, keys: Sequence[str], rows: Features) -> None:
-        """rows: (B, *shape)."""
+        """Appends rows (B, *shape)."""
         assert rows.shape == (len(keys), *self.shape)
         _write(self._file, np.ascontiguousarray(rows, dtype=np.float32))
         self.keys += keys
 
     def gathered(self) -> Features | None:
-        """(N, *shape) of all processes in the order of their keys, mapped from a file, on the first process; None on
-        the others. All must call it."""
+        """All rows of all processes, (N, *shape), in the order of their keys, mapped from a file. All must call this.
+
+        The first process gets them; the others get None.
+        """
         rank, _ = rank_and_world()
         everyone = all_gather(self.keys)
         order = sorted((key, owner, i) for owner, keys in enumerate(everyone) for i, key in enumerate(keys))
@@ -66,7 +68,7 @@ class Spool:
 
 
 def chunks(rows: npt.NDArray[FloatT]) -> Iterator[npt.NDArray[FloatT]]:
-    """(n, ...) -> its parts of at most CHUNK_IMAGES rows, in memory."""
+    """Cuts (n, ...) into parts of at most CHUNK_IMAGES rows, which are read into memory."""
     for first in range(0, len(rows), CHUNK_IMAGES):
         yield np.array(rows[first : first + CHUNK_IMAGES])
 
