@@ -81,7 +81,7 @@ def load_recipe(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()
 def validate(schema: type[ConfigT], values: Mapping[str, Any], source: str) -> ConfigT:
     """Plain data -> schema.   source: where the data came from, for errors."""
     try:
-        # Through JSON: the strict mode for it takes lists for tuples and strings for paths, and nothing looser.
+        # As JSON, because pydantic's strict mode then takes lists for tuples and strings for paths, and nothing else.
         text = json.dumps(values, default=str)
     except (TypeError, ValueError) as error:  # YAML can write a list as a key, or a list that holds itself
         raise UserError(f"{source}: not a tree of named values", f"write `key: value` lines ({error})") from None

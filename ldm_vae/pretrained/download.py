@@ -28,7 +28,7 @@ from ldm_vae.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = 15  # seconds to connect, and without a byte, before a host counts as unreachable
+TIMEOUT = 15  # seconds without a connection or a byte until a host counts as unreachable
 
 
 class Unusable(Exception):

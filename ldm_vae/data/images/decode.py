@@ -115,7 +115,7 @@ def read_npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
             )
             shape, _, dtype = read_header(file)
             return shape, dtype
-    except MemoryError as error:  # Python's parser says so where brackets are nested too deeply
+    except MemoryError as error:  # Python's parser raises it for brackets that are nested too deeply
         raise BrokenImage("a header of an array that cannot be parsed") from error
 
 

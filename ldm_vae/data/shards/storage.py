@@ -20,8 +20,8 @@ import tenacity
 
 from ldm_vae.errors import UserError
 
-REQUEST_BYTES = 2**20  # bytes asked for in one remote request: what a dropped connection can cost
-REQUEST_TRIES = 20  # requests in a row that bring nothing before a source counts as unreachable: some three minutes
+REQUEST_BYTES = 2**20  # bytes of one remote request; a dropped connection loses no more
+REQUEST_TRIES = 20  # requests in a row that bring nothing until a server counts as unreachable: some three minutes
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0  # seconds between tries: a random part of a bound that doubles up to the longest
 OPEN_FILES = 64  # local files kept open
 TRANSIENT_STATUS = (408, 425, 429)  # with 5xx: answers that may be different next time

@@ -11,7 +11,7 @@ from ldm_vae.data.shards.storage import Missing, RangeReader, is_remote
 from ldm_vae.data.shards.tar import TAR_BLOCK, verify_header
 from ldm_vae.data.stream.order import SampleRef
 
-LARGEST_GAP = 2**16  # bytes between two members up to which one read takes both, with what lies between them
+LARGEST_GAP = 2**16  # bytes; members that are no further apart are read at once, with what lies between them
 LANE_BYTES = 2**23  # bytes fetched ahead in a lane at most: 512 MiB over all lanes, however large the images
 
 

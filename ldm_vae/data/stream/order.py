@@ -28,8 +28,8 @@ from ldm_vae.data.shards.index import Index
 from ldm_vae.data.stream.mixture import Positions, from_source, to_source
 from ldm_vae.noise import rng
 
-SHARD_LANES = 64  # shard sequences read side by side; shared out evenly where ranks times workers divide it
-WINDOW_SAMPLES = 64  # samples of a lane that change places among themselves
+SHARD_LANES = 64  # lanes read side by side; ranks times workers should divide it, so that each worker has as many
+WINDOW_SAMPLES = 64  # samples of a lane that are shuffled among themselves
 
 
 class SampleRef(NamedTuple):
@@ -112,18 +112,18 @@ class _Plan:
         return begin + _permutation(self.seed, self.source, self.epoch, lane, window, end - begin)[items - begin]
 
 
-@lru_cache(maxsize=8)  # the epoch at hand, and the next while a window or a batch reaches into it
+@lru_cache(maxsize=8)  # the current epoch, and the next one while a window or a batch reaches into it
 def _plan(index: Index, source: int, seed: int, epoch: int) -> _Plan:
     part = index.parts[source]
     counts = index.counts[part.first : part.stop]
     samples = int(counts.sum())
     order = rng(seed, "shards", source, epoch).permutation(len(counts))
     lengths = _lane_lengths(samples)
-    # Neighbouring lanes do not read neighbouring stretches, so that small batches mix too.
+    # Neighbouring lanes lie apart on the ring, so that small batches are mixed, too.
     stretches = rng(seed, "lanes", source, epoch).permutation(len(lengths))
     starts = np.empty_like(lengths)
     starts[stretches] = np.cumsum(lengths[stretches]) - lengths[stretches]
-    starts += rng(seed, "ring", source, epoch).integers(samples)  # windows fall differently over the shards
+    starts += rng(seed, "ring", source, epoch).integers(samples)  # windows cut shards elsewhere in each epoch
     return _Plan(seed, source, epoch, part.first, counts, order, np.cumsum(counts[order]), starts, lengths)
 
 

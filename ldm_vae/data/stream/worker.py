@@ -102,7 +102,7 @@ class _Reader:
         self.worker, self.workers = worker, workers
         self.fetcher = Fetcher(index)
         self.faults: list[Fault] = []
-        self.reads_told = 0
+        self.reads_reported = 0
 
     def share(self, positions: Positions) -> Share:
         mine = self.steps.of_worker(positions, self.worker, self.workers)
@@ -121,7 +121,7 @@ class _Reader:
             failure = (error.what, error.remedy)
         pixels = np.concatenate([image.ravel() for image in images]) if images else np.empty(0, dtype=np.float32)
         faults, self.faults = self.faults, []
-        reads, self.reads_told = self.fetcher.reader.reads - self.reads_told, self.fetcher.reader.reads
+        reads, self.reads_reported = self.fetcher.reader.reads - self.reads_reported, self.fetcher.reader.reads
         return Share(samples, torch.from_numpy(pixels), faults, reads, failure)
 
     def _sample(self, position: int, ref: SampleRef) -> tuple[DecodedSample, PixelArray] | None:
