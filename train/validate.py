@@ -21,7 +21,7 @@ from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import Index, load_index
 from ldm_vae.data.stream.reader import DataConfig, ValidationBatches, validation_batches
 from ldm_vae.evaluation.evaluate import measure
-from ldm_vae.metrics.image import ImageMetrics, MetricName, Row
+from ldm_vae.metrics.image import ImageMetrics, MeasuredImage, MetricName
 from ldm_vae.networks.network import Network
 from ldm_vae.recipe import Config
 
@@ -135,7 +135,7 @@ class Validation:
             self._draw(codec.codec, taken)
         return {f"validation/{name}": value for name, value in row.items()}
 
-    def _means(self, rows: Sequence[Row]) -> dict[str, float]:
+    def _means(self, rows: Sequence[MeasuredImage]) -> dict[str, float]:
         """Means over the images that have a value; a metric that no image has is left out."""
         names = self.config.metrics
         local = [

@@ -15,9 +15,9 @@ from rich.table import Table
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.cli.options import Json, Shards
-from ldm_vae.data.shards.check import Problem, Report, index_folders, inspect_shards
+from ldm_vae.data.shards.check import Problem, Report, check_shards, index_folders
 from ldm_vae.data.shards.index import save_index
-from ldm_vae.data.shards.shard import NAME
+from ldm_vae.data.shards.shard import INDEX_FILE
 
 ROWS = 5  # reasons shown per shard; --json has all
 
@@ -37,14 +37,14 @@ def check(
     otherwise, samples without a picture, links, devices and paths that leave the folder, disagreement with index.json.
     """
     folders = index_folders(shards) if write_index else []
-    reports = list(inspect_shards(shards, decode=decode, channels=channels))
+    reports = list(check_shards(shards, decode=decode, channels=channels))
     _print(reports)
     if json is not None:
         with atomic_file(json) as stage:
             stage.write_text(json_format.dumps(_to_json(reports), indent=2) + "\n")
     for folder in folders:
         found = [report.shard for report in reports if report.shard is not None]
-        path = save_index([shard for shard in found if Path(shard.url).parent == folder], folder / NAME)
+        path = save_index([shard for shard in found if Path(shard.url).parent == folder], folder / INDEX_FILE)
         typer.echo(f"wrote {path}")
     if any(report.problems for report in reports):
         raise typer.Exit(1)

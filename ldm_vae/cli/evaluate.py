@@ -20,7 +20,7 @@ from ldm_vae.evaluation.baselines import choose_baseline
 from ldm_vae.evaluation.compare import Difference, compare, to_json
 from ldm_vae.evaluation.evaluate import Metrics, describe_codec, evaluate_shards
 from ldm_vae.evaluation.results import EvaluationProtocol, Results
-from ldm_vae.metrics.image import METRICS
+from ldm_vae.metrics.image import IMAGE_METRICS
 from ldm_vae.metrics.sets import SET_METRICS
 from ldm_vae.ranks import local_device, rank_and_world
 
@@ -58,7 +58,7 @@ def evaluate(
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help=f"Measure these alone: {', '.join((*METRICS, *SET_METRICS))}."),
+        typer.Option(metavar="NAME,...", help=f"Measure these alone: {', '.join((*IMAGE_METRICS, *SET_METRICS))}."),
     ] = None,
     latent: Annotated[
         Literal["mode", "sample"], typer.Option(help="What of the posterior is decoded; a sample's noise is the key's.")
@@ -128,7 +128,7 @@ def _channels(codecs: list[LatentCodec]) -> int:
 
 
 def _metrics(names: str | None) -> tuple[Any, ...]:
-    known = (*METRICS, *SET_METRICS)
+    known = (*IMAGE_METRICS, *SET_METRICS)
     chosen = known if names is None else tuple(name.strip() for name in names.split(","))
     if unknown := [name for name in chosen if name not in known]:
         raise UserError(f"--metrics {names}: there is no {unknown[0]!r}", f"choose among {', '.join(known)}")

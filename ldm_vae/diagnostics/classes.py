@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ldm_vae.data.shards.pack import CLASSES as NAMES
+from ldm_vae.data.shards.pack import CLASSES_FILE
 from ldm_vae.diagnostics.explore import principal_directions
 from ldm_vae.diagnostics.findings import Axis, Chart, Line
 
@@ -20,7 +20,7 @@ def class_names(shards: str) -> list[str]:
     """classes.json beside local shards, as `ldm-vae shards` writes it; empty where there is none."""
     path = Path(shards).parent if shards.endswith(".tar") else Path(shards)
     try:
-        names = json.loads((path / NAMES).read_bytes())
+        names = json.loads((path / CLASSES_FILE).read_bytes())
     except (OSError, ValueError):
         return []
     return [str(name) for name in names] if isinstance(names, list) else []

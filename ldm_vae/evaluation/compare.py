@@ -16,8 +16,8 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from ldm_vae.errors import UserError
-from ldm_vae.metrics.facts import fact
-from ldm_vae.metrics.image import METRICS, Row
+from ldm_vae.metrics.descriptions import describe_metric
+from ldm_vae.metrics.image import IMAGE_METRICS, MeasuredImage
 
 LEVEL = 0.95
 FEW = 20  # images; of fewer, the interval holds the truth less often than it says: of 10 in 89 %, of 3 in 74 %
@@ -40,10 +40,10 @@ class Difference:
             return "too few images"
         if self.low <= 0 <= self.high:
             return "noise"
-        return "gain" if (self.difference > 0) == (fact(metric).better == "higher") else "loss"
+        return "gain" if (self.difference > 0) == (describe_metric(metric).better == "higher") else "loss"
 
 
-def compare(first: Sequence[Row], other: Sequence[Row], *, seed: int = 0) -> dict[str, Difference]:
+def compare(first: Sequence[MeasuredImage], other: Sequence[MeasuredImage], *, seed: int = 0) -> dict[str, Difference]:
     """By metric, over the images that have it from both codecs; a metric that no image has is left out.
 
     first, other: ordered by key.   seed: of the images drawn.   Raises UserError where these are not the same images.
@@ -53,7 +53,7 @@ def compare(first: Sequence[Row], other: Sequence[Row], *, seed: int = 0) -> dic
         odd = next(iter(set(images) ^ set(others)), images[0])[0]
         raise UserError("the codecs were measured on different images", f"compare on the same ones ({odd} differs)")
     found: dict[str, Difference] = {}
-    for metric in METRICS:
+    for metric in IMAGE_METRICS:
         pairs = [(a.values[metric], b.values[metric]) for a, b in zip(first, other, strict=True) if _both(a, b, metric)]
         if pairs:
             found[metric] = _difference(np.array([ours - theirs for ours, theirs in pairs]), seed)
@@ -65,7 +65,7 @@ def to_json(differences: Mapping[str, Difference]) -> dict[str, Any]:
     return {metric: {**asdict(found), "verdict": found.verdict(metric)} for metric, found in differences.items()}
 
 
-def _both(first: Row, other: Row, metric: str) -> bool:
+def _both(first: MeasuredImage, other: MeasuredImage, metric: str) -> bool:
     return metric in first.values and metric in other.values
 
 

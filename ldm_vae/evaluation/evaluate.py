@@ -28,9 +28,9 @@ from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import BROKEN, EvaluationProtocol, NoImageError, Results, summarize
-from ldm_vae.metrics.image import ImageMetrics, Row
+from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.sets import FeatureSets, SetMetrics
-from ldm_vae.ranks import gather, rank_and_world
+from ldm_vae.ranks import all_gather, rank_and_world
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def evaluate(
     features = FeatureSets(metrics.sets)
     sample = protocol.seed if protocol.latent == "sample" else None
     mine = measure(codec, batches, metrics.image, features, sample=sample)
-    rows = [row for part in gather(mine) for row in part]
+    rows = [row for part in all_gather(mine) for row in part]
     return summarize(rows, protocol, metrics.image, features)
 
 
@@ -115,7 +115,7 @@ def evaluate_shards(
         results: Results | None = evaluate(codec, counted(), protocol, metrics=metrics)
     except NoImageError:
         results = None
-    faults = [fault for found in gather(stream.faults) for fault in found]
+    faults = [fault for found in all_gather(stream.faults) for fault in found]
     broken = (
         f"{len(faults)} of {index.samples} images, the first {faults[0].key} ({faults[0].reason})" if faults else ""
     )
@@ -133,7 +133,7 @@ def measure(
     features: FeatureSets | None = None,
     *,
     sample: int | None = None,
-) -> list[Row]:
+) -> list[MeasuredImage]:
     """The rows of this process's images; their features go into `features`.
 
     sample: the seed of posterior samples to decode, of a LatentCodec; None: the mode.

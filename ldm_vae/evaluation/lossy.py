@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ldm_vae.codec import from_pil, to_pil
 from ldm_vae.errors import UserError
-from ldm_vae.ranks import gather
+from ldm_vae.ranks import all_gather
 
 Format = Literal["jpeg", "webp"]
 QUALITIES: dict[Format, tuple[int, int]] = {"jpeg": (1, 100), "webp": (0, 100)}  # Pillow's, lowest and highest
@@ -64,7 +64,7 @@ class LossyCodec:
 
     def describe(self) -> dict[str, str]:
         """What the protocol says of it, after the images of all processes were encoded; all must call this."""
-        files = [file for found in gather(self._files) for file in found]
+        files = [file for found in all_gather(self._files) for file in found]
         pixels = sum(file.pixels for file in files)
         taken, budget = (sum(getattr(file, name) for file in files) / pixels for name in ("bytes", "budget"))
         low, high = QUALITIES[self.kind]

@@ -17,7 +17,7 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli.app import main
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.shards.index import load_index
-from ldm_vae.data.shards.storage import read_range
+from ldm_vae.data.shards.storage import read_whole
 from ldm_vae.interop.diffusers import write_folder
 from ldm_vae.interop.layouts import kl as layout
 
@@ -32,7 +32,8 @@ def pictures(shards: Path) -> list[torch.Tensor]:
     found = []
     for shard in load_index(str(shards)).shards:
         for ordinal in range(shard.samples):
-            data = read_range(shard.url, *shard.fields(ordinal)["png"])
+            offset, size = shard.fields(ordinal)["png"]
+            data = read_whole(shard.url)[offset : offset + size]
             found.append(torch.from_numpy(decode_image(data, "png", 3))[None])
     return found
 

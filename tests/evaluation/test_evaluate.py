@@ -192,7 +192,7 @@ def test_sets_are_the_same_in_any_batches(monkeypatch: pytest.MonkeyPatch) -> No
     assert whole.metrics["rfid"] is not None and whole.metrics["rfid"] > 0
     assert parts.metrics == pytest.approx(whole.metrics, rel=1e-4)
     assert set(whole.notes) == set(SET_METRICS)
-    assert whole.protocol["metric_weights"]["rfid"] == inception.SHA256
+    assert whole.protocol["metric_weights"]["rfid"] == inception.WEIGHTS_SHA256
 
 
 def test_an_image_without_reconstruction_leaves_no_distance(monkeypatch: pytest.MonkeyPatch) -> None:

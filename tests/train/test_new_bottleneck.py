@@ -17,7 +17,6 @@ from ldm_vae.parts import BOTTLENECKS
 from ldm_vae.recipe import Kind
 from tests.train.seams import holds, train_as_script
 
-
 # An adaptive weight is each micro-batch's own, and would differ between two micro-batches of 2 and four of 1.
 ACCUMULATED = ("optimizer.accumulation=2", "discriminator.adaptive=false")
 
