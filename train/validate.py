@@ -15,17 +15,16 @@ from torch import Tensor
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.bottlenecks.base import Latent
+from ldm_vae.bottlenecks.gaussian import ACTIVE_VARIANCE
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import LatentCodec, NonFiniteError, to_pil
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import Index, load_index
 from ldm_vae.data.stream.reader import DataConfig, ValidationBatches, validation_batches
-from ldm_vae.evaluation.evaluate import measure
+from ldm_vae.evaluation.evaluate import measure_batches
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage, MetricName
 from ldm_vae.networks.network import Network
 from ldm_vae.recipe import Config
-
-ACTIVE = 1.0e-2  # variance of the posterior mean over data above which a channel counts as active (Burda et al. 2015)
 
 
 class ValidationConfig(Config):
@@ -98,7 +97,7 @@ class ObservedCodec:
             "images": float(images),
             "rate": sum(per_channel),
             **{f"rate_channel_{i}": value for i, value in enumerate(per_channel)},
-            "active_channels_share": float((variance > ACTIVE).double().mean()),
+            "active_channels_share": float((variance > ACTIVE_VARIANCE).double().mean()),
             "reconstruction_spread": float(spread),
         }
 
@@ -127,7 +126,7 @@ class Validation:
         codec = ObservedCodec(LatentCodec(model, LatentScale()))
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.batches(self.config.batch, rank, world)
-        rows = measure(codec, batches, self.metrics)
+        rows = measure_batches(codec, batches, self.metrics)
         left_out = torch.tensor(len(batches.faults), device=self.accelerator.device)
         row = self._means(rows) | codec.summary(self.accelerator)
         row["left_out"] = int(self.accelerator.reduce(left_out, "sum"))  # broken images

@@ -1,4 +1,4 @@
-"""What was measured on images -> an evaluation's results: means, distances, what is missing, and the protocol."""
+"""The results of an evaluation: means over images, distances of sets, what is missing and why, and the protocol."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BROKEN = "the reconstruction holds NaN or infinity"
 
 
 class NoImageError(UserError):
-    """Nothing to evaluate."""
+    """There is no image to evaluate."""
 
     def __init__(self) -> None:
         super().__init__("no image to evaluate", "give shards that hold images")
@@ -52,9 +52,14 @@ class EvaluationProtocol(Config):
 
 @dataclass(frozen=True)
 class Results:
-    """metrics: name -> mean over images, or the distance of the two sets; None where it can't be had.
-    missing: for those, the reason.   notes: what to know about a number.   protocol: what one must know to compare.
-    per_image: a row an image, ordered by key."""
+    """What an evaluation measured.
+
+    metrics: by name, the mean over images or the distance of the two sets; None where there is none.
+    missing: by name of such a metric, the reason.
+    protocol: what one must know to compare the numbers.
+    per_image: what was measured on each image, ordered by key.
+    notes: by name of a metric, what one should know about its number.
+    """
 
     metrics: dict[str, float | None]
     missing: dict[str, str]
@@ -73,9 +78,11 @@ def summarize(
     metrics: ImageMetrics,
     features: FeatureSets | None = None,
 ) -> Results:
-    """The rows of all processes -> their means. One image without a metric leaves it missing, with the reason.
+    """Results from the rows of all processes. A metric that one image lacks is missing, with the reason.
 
-    features: of the set metrics, if the protocol has any; all processes must then call this. Raises NoImageError.
+    features: features for the set metrics; if there are any, all processes must call this.
+
+    Raises NoImageError where there are no rows.
     """
     if not rows:
         raise NoImageError
@@ -98,12 +105,12 @@ def summarize(
 
 
 def _pooled_psnr(rows: Sequence[MeasuredImage], missing: dict[str, str]) -> float | None:
-    """PSNR of the mean squared error over all values of all images; large images weigh more."""
+    """PSNR of the mean squared error over all values of all images; large images have more weight."""
     errors = [row.squared_error for row in rows if row.squared_error is not None]
     if lacking := [row for row in rows if row.squared_error is None]:
         missing["psnr_pooled"] = _reason(BROKEN, lacking, rows)
     elif sum(errors) == 0:
-        missing["psnr_pooled"] = "is infinite, because every reconstruction equals its image"
+        missing["psnr_pooled"] = "it is infinite, because every reconstruction equals its image"
     else:
         return float(psnr(sum(errors), sum(row.elements for row in rows)))
     return None
@@ -132,7 +139,7 @@ def _describe(rows: Sequence[MeasuredImage], protocol: EvaluationProtocol) -> di
 
 
 def _networks(metrics: ImageMetrics, features: FeatureSets | None) -> dict[str, dict[str, str]]:
-    """sha256 of the weights behind each metric that has any."""
+    """The sha256 of the weights of each metric that uses a network."""
     weights = {} if features is None else features.metrics.weights
     for name, metric in metrics.metrics.items():
         if metric.network is not None:

@@ -19,7 +19,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as theirs
 from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.errors import UserError
-from ldm_vae.evaluation.evaluate import Metrics, evaluate
+from ldm_vae.evaluation.evaluate import Metrics, evaluate_batches
 from ldm_vae.evaluation.results import EvaluationProtocol
 from ldm_vae.pretrained import inception
 
@@ -93,7 +93,7 @@ def test_the_whole_way_agrees_with_torch_fidelity(pinned: Path, tmp_path: Path) 
 
     protocol = EvaluationProtocol(metrics=("rfid", "kid"))
     metrics = Metrics(protocol, "cpu", inception_file=pinned)
-    found = evaluate(Coarse(), batches[::-1], protocol, metrics=metrics).metrics
+    found = evaluate_batches(Coarse(), batches[::-1], protocol, metrics=metrics).metrics
     expected = calculate_metrics(
         input1=str(tmp_path / "ours"),
         input2=str(tmp_path / "theirs"),
