@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, seeded pictures, small shards, a tiny recipe."""
+"""Shared by all tests: one thread (or LDM_VAE_TEST_THREADS), seeded pictures, small shards, a tiny recipe."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-# Of the processes that tests start, too: sums in one order, bit for bit. `make test-portable` asks for two as well.
-THREADS = os.environ.get("LDM_VAE_TEST_THREADS", "1")
-os.environ["OMP_NUM_THREADS"] = THREADS
+# One thread, of the processes that tests start, too: sums in one order, bit for bit. `make test-portable` asks for two.
+os.environ["OMP_NUM_THREADS"] = os.environ.get("LDM_VAE_TEST_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train/ and tools/ are not in the wheel
-torch.set_num_threads(int(THREADS))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:

@@ -30,6 +30,8 @@ from ldm_vae.metrics.sets import SET_METRICS
 from ldm_vae.results import BROKEN, EvaluationProtocol, Results, summarize
 from ldm_vae.scale import LatentScale
 
+pytestmark = pytest.mark.numerical
+
 TESTS = Path(__file__).parent
 PSNR_SSIM = EvaluationProtocol(metrics=("psnr", "ssim"))
 SIZES = {"wide": (40, 61), "tall": (77, 48), "square": (64, 64), "other": (64, 64)}

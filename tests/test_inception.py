@@ -23,6 +23,8 @@ from ldm_vae.errors import UserError
 from ldm_vae.evaluate import Metrics, evaluate
 from ldm_vae.results import EvaluationProtocol
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:

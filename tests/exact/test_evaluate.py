@@ -18,6 +18,8 @@ from ldm_vae.exact.evaluate import evaluate
 from ldm_vae.exact.steps import decoder_steps
 from tests.tolerance import assert_as_exact, double
 
+pytestmark = pytest.mark.numerical
+
 Network = Callable[..., Autoencoder]
 Run = Callable[..., tuple[Tensor, Plan]]  # decode_pieces or encode_pieces
 
@@ -41,9 +43,7 @@ def check(pieces: Tensor, run: Run, model: Autoencoder, x: Tensor) -> None:
         assert_as_exact(pieces, full(run, model, x), full(run, double(model), x.double()))
 
 
-def squeezed(
-    run: Run, model: Autoencoder, x: Tensor, part: float
-) -> tuple[Tensor, Plan]:
+def squeezed(run: Run, model: Autoencoder, x: Tensor, part: float) -> tuple[Tensor, Plan]:
     """In this part of the memory that the default plan takes, or in the least that is possible."""
     bound = int(part * run(model, x)[1].working_bytes)
     try:

@@ -7,6 +7,8 @@ from torch import Tensor
 from ldm_vae.autoencoder import Autoencoder
 from ldm_vae.exact.steps import Attending, Doubling, Halving, Residual, Step, decoder_steps, encoder_steps
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize(("height", "width"), [(7, 5), (4, 11), (1, 1)])
 @pytest.mark.parametrize("decode", [True, False])

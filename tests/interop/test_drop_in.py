@@ -14,6 +14,8 @@ from ldm_vae import LatentCodec, UserError
 from ldm_vae.codec import NonFiniteError
 from tests.tolerance import assert_as_exact, double
 
+pytestmark = pytest.mark.numerical
+
 
 def inputs(height: int = 16, width: int = 24) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
@@ -27,8 +29,7 @@ def check_equal(ours: AutoencoderKL, theirs: AutoencoderKL) -> None:
     images, z = inputs()
     exact = double(theirs)
     first, second, third = (
-        model.encode(given).latent_dist
-        for model, given in ((ours, images), (theirs, images), (exact, images.double()))
+        model.encode(given).latent_dist for model, given in ((ours, images), (theirs, images), (exact, images.double()))
     )
     assert_as_exact(first.parameters, second.parameters, third.parameters)
     samples = [dist.sample(torch.Generator().manual_seed(1)) for dist in (first, second)]

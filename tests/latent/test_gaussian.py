@@ -5,6 +5,8 @@ from torch.distributions import Normal, kl_divergence
 
 from ldm_vae.latent.gaussian import DiagonalGaussian, GaussianConfig, gaussian_kl
 
+pytestmark = pytest.mark.numerical
+
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(0))

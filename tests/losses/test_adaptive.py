@@ -13,6 +13,8 @@ from ldm_vae.losses.pixel import pixel_distance
 from ldm_vae.nn.discriminator import PatchDiscriminator
 from tests.tolerance import roundings
 
+pytestmark = pytest.mark.numerical
+
 CONFIG = AutoencoderConfig(block_out_channels=(16, 32), layers_per_block=1, norm_groups=8, mid_attention=False)
 
 
@@ -146,5 +148,5 @@ def test_last_layer_gradient_equals_autograd(dtype: torch.dtype) -> None:
         found = last_layer_gradient(hidden.requires_grad_(), grad_output, weight.shape)
     assert found.dtype == torch.float32 and not found.requires_grad
     # Sums of 126 products in float32: their roundings add up as a random walk does, to about sqrt(126) = 11 of the
-    # largest sum. Rounded to bfloat16 on the way, in which a rounding is 2^16 times as large, they would be off by more.
+    # largest sum. A rounding to bfloat16 on the way is 2^16 times as large, and would be seen.
     torch.testing.assert_close(found, expected.float(), rtol=0, atol=roundings(found, 30))

@@ -15,6 +15,8 @@ from ldm_vae.losses.pixel import PixelConfig
 from ldm_vae.losses.rate import RateConfig
 from ldm_vae.nn.discriminator import PatchDiscriminator
 
+pytestmark = pytest.mark.numerical
+
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_groups=4, latent_channels=2)
 
 

@@ -15,6 +15,8 @@ from ldm_vae.losses.perceptual import BACKBONE, LPIPS, SMALLEST, PerceptualConfi
 from ldm_vae.recipe import validate
 from ldm_vae.weights import backbone_weights
 
+pytestmark = pytest.mark.numerical
+
 Pair = tuple[LPIPS, lpips.LPIPS]
 
 
