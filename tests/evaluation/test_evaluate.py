@@ -32,6 +32,8 @@ from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.pretrained import inception
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.numerical
+
 TESTS = Path(__file__).parent
 PSNR_SSIM = EvaluationProtocol(metrics=("psnr", "ssim"))
 SIZES = {"wide": (40, 61), "tall": (77, 48), "square": (64, 64), "other": (64, 64)}

@@ -14,6 +14,8 @@ from ldm_vae import LatentCodec, UserError
 from ldm_vae.codec import NonFiniteError
 from tests.tolerance import assert_as_exact, double
 
+pytestmark = pytest.mark.numerical
+
 
 def inputs(height: int = 16, width: int = 24) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)

@@ -17,6 +17,8 @@ from ldm_vae.networks.network import Output
 from ldm_vae.nn.discriminators.patch import PatchDiscriminator
 from ldm_vae.noise import GivenNoise
 
+pytestmark = pytest.mark.numerical
+
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_groups=4, latent_channels=2)
 
 

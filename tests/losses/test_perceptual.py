@@ -15,6 +15,8 @@ from ldm_vae.losses.perceptual import BACKBONE, LPIPS, SMALLEST, PerceptualConfi
 from ldm_vae.pretrained.backbones import backbone_weights
 from ldm_vae.recipe import validate
 
+pytestmark = pytest.mark.numerical
+
 Pair = tuple[LPIPS, lpips.LPIPS]
 
 

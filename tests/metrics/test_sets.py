@@ -23,6 +23,8 @@ from ldm_vae.metrics.pair import PairNetwork
 from ldm_vae.metrics.sets import SET_METRICS, FeatureSets, SetMetrics, SetResults, describe_set_metrics
 from ldm_vae.pretrained.backbones import backbone_weights
 
+pytestmark = pytest.mark.numerical
+
 
 class Thumbnail(torch.nn.Module):
     """In Inception's place: (B, 3, H, W) uint8 -> (B, 2048), a fixed mixture of a thumbnail's values."""

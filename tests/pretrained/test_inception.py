@@ -23,6 +23,8 @@ from ldm_vae.evaluation.evaluate import Metrics, evaluate_batches
 from ldm_vae.evaluation.results import EvaluationProtocol
 from ldm_vae.pretrained import inception
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -31,6 +31,8 @@ from ldm_vae.data.images.pixels import BrokenImage, to_uint8
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import validate
 
+pytestmark = pytest.mark.numerical
+
 # One rounding of v / 127.5 - 1 in float32; the rules below are exact otherwise.
 ROUNDING = 2e-7
 # One step of 8 bits in [-1, 1]: where Pillow or littlecms rounds to 8 bits on the way and the formula does not.
