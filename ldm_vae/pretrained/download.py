@@ -35,11 +35,11 @@ class Unusable(Exception):
     """A host that can't be reached, or a file that is not what it should be."""
 
 
-class Unreachable(Unusable):
+class UnreachableHost(Unusable):
     """A host that can't be reached, or that broke off."""
 
 
-class _Interrupted(Unreachable):
+class _Interrupted(UnreachableHost):
     """The connection broke off in the middle of a file: worth another try."""
 
 
@@ -89,14 +89,14 @@ def download_file(url: str, sha256: str, path: Path, *, timeout: float = TIMEOUT
 def download_with_torch_hub(url: str, sha256: str, path: Path) -> None:
     """Downloads a file whose sha256 begins with `sha256` to `path`, by torch's own loader, which verifies it.
 
-    Raises Unreachable if the host does not answer, and Unusable if it sends another file.
+    Raises UnreachableHost if the host does not answer, and Unusable if it sends another file.
     """
     logger.info("downloading %s", url)
     try:
         with _socket_timeout(TIMEOUT):
             torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
     except URLError as error:
-        raise Unreachable(f"{url}: {error}") from error
+        raise UnreachableHost(f"{url}: {error}") from error
     except (HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
         raise _Interrupted(f"{url}: {error}") from error
     except RuntimeError as error:  # the sha256 is another one
@@ -115,12 +115,12 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
 
 
 def open_url(url: str, *, timeout: float = TIMEOUT) -> Any:
-    """The response of a host. Raises Unreachable if there is none."""
+    """The response of a host. Raises UnreachableHost if there is none."""
     request = Request(url, headers={"User-Agent": "ldm_vae", "Accept": "text/html, */*;q=0.1"})
     try:
         return urlopen(request, timeout=timeout)
     except (OSError, HTTPException, ValueError) as error:
-        raise Unreachable(f"{url}: {error}") from error
+        raise UnreachableHost(f"{url}: {error}") from error
 
 
 def verify(path: Path, sha256: str) -> None:
