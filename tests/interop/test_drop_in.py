@@ -12,7 +12,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ldm_vae import LatentCodec, UserError
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import NonFiniteError
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.tolerance import assert_as_exact, double
 
 pytestmark = pytest.mark.numerical

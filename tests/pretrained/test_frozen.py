@@ -18,5 +18,5 @@ def test_other_weights_are_refused() -> None:
     assert pin(pinned, network, "loss.perceptual") == pinned
     with torch.no_grad():
         network.bias[1] += 1e-6
-    with pytest.raises(UserError, match="loss.perceptual: the frozen network's weights are"):
+    with pytest.raises(UserError, match="the frozen network's weights are"):
         pin(pinned, network, "loss.perceptual")
