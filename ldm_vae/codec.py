@@ -23,7 +23,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
 from ldm_vae.interop.export import export_model, sample_size_of
 from ldm_vae.interop.layouts.layout import exchanged_state, layout_of
-from ldm_vae.interop.load import LoadedModel, Source, load_model, statistics_of, weights_hash
+from ldm_vae.interop.load import LoadedModel, ModelSource, load_model, statistics_of, weights_hash
 from ldm_vae.networks.network import Network
 from ldm_vae.noise import GivenNoise
 from ldm_vae.piecewise import decode_pieces, encode_pieces
@@ -59,18 +59,18 @@ class LatentCodec:
         self,
         model: Network,
         scale: LatentScale | None = None,
-        source: Source | None = None,
+        source: ModelSource | None = None,
         *,
         weights_hash: str | None = None,
     ) -> None:
         """scale: None for latents that nobody has measured; they are then left as they are, with a warning.
         weights_hash: of the weights before a change of type; computed when asked for where None."""
         if not model.codec:
-            what = f"{(source or Source('a network in memory', 'live')).name} is a network of kind {model.config.kind}"
+            what = f"{(source or ModelSource('a network in memory', 'live')).name} is a network of kind {model.config.kind}"
             raise UserError(what, "it needs labels or one size of image, and is no codec of images of any size")
         self.model = model
         self.scale = scale
-        self.source = source or Source("a network in memory", "live")
+        self.source = source or ModelSource("a network in memory", "live")
         self._weights_hash = weights_hash
         self._warned: set[str] = set()
 
@@ -150,7 +150,7 @@ class LatentCodec:
         """`moments`, and the places in the batch of those that are not finite in float32 either."""
         self._check_images(images)
         padded = pad_to_multiple(images, self.factor)
-        return self._finite(partial(_encode, max_memory=max_memory), padded, "posteriors")
+        return self._finite(partial(_encode_by_network, max_memory=max_memory), padded, "posteriors")
 
     def encode(
         self,
@@ -193,7 +193,7 @@ class LatentCodec:
         height, width = z.shape[2] * self.factor, z.shape[3] * self.factor
         if size is not None and not (0 < size[0] <= height and 0 < size[1] <= width):
             raise UserError(f"size {size[0]} x {size[1]}", f"these latents decode to {height} x {width} at most")
-        images, broken = self._finite(partial(_decode, max_memory=max_memory), z, "images")
+        images, broken = self._finite(partial(_decode_by_network, max_memory=max_memory), z, "images")
         if broken:
             raise NonFiniteError("the image", broken)
         return images if size is None else images[:, :, : size[0], : size[1]]
@@ -336,13 +336,13 @@ def _type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _encode(model: Network, images: Tensor, *, max_memory: int | None) -> Tensor:
+def _encode_by_network(model: Network, images: Tensor, *, max_memory: int | None) -> Tensor:
     if not _in_pieces(model, images.shape[2] * images.shape[3], max_memory):
         return model.encode(images)
     return encode_pieces(model, images, max_memory=max_memory)[0]
 
 
-def _decode(model: Network, z: Tensor, *, max_memory: int | None) -> Tensor:
+def _decode_by_network(model: Network, z: Tensor, *, max_memory: int | None) -> Tensor:
     if not _in_pieces(model, z.shape[2] * z.shape[3] * model.config.factor**2, max_memory):
         return model.decode(z)
     return decode_pieces(model, z, max_memory=max_memory)[0]

@@ -25,7 +25,9 @@ from ldm_vae.metrics.image import ImageMetrics, MetricName, Row
 from ldm_vae.networks.network import Network
 from ldm_vae.recipe import Config
 
-ACTIVE = 1.0e-2  # variance of the posterior mean over data above which a channel counts as active (Burda et al. 2015)
+# A latent channel counts as active where the variance of its posterior mean over the data is above this
+# (Burda et al. 2015, arXiv:1509.00519).
+ACTIVE_VARIANCE = 1.0e-2
 
 
 class ValidationConfig(Config):
@@ -98,7 +100,7 @@ class ObservedCodec:
             "images": float(images),
             "rate": sum(per_channel),
             **{f"rate_channel_{i}": value for i, value in enumerate(per_channel)},
-            "active_channels_share": float((variance > ACTIVE).double().mean()),
+            "active_channels_share": float((variance > ACTIVE_VARIANCE).double().mean()),
             "reconstruction_spread": float(spread),
         }
 

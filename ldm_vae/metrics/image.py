@@ -27,12 +27,12 @@ from torchmetrics.functional.image import (
 )
 
 from ldm_vae.errors import UserError
-from ldm_vae.losses.perceptual import Network
+from ldm_vae.losses.perceptual import LPIPSNetwork
 from ldm_vae.metrics.pair import PairNetwork
 
 MetricName = Literal["psnr", "ssim", "ms_ssim", "lpips_vgg", "lpips_alex"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
-NETWORKS: dict[MetricName, Network] = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
+NETWORKS: dict[MetricName, LPIPSNetwork] = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
 SSIM_WINDOW = 11  # pixels
 MS_SSIM_SIDE = 161  # pixels; at the fifth scale that is more than ten, so that the window has a place
 TORCHMETRICS_MS_SSIM_SIDE = 176  # pixels; its halving rounds down, so it takes no less

@@ -20,7 +20,7 @@ class Likelihood(Protocol):
         """(B, P, H, W) -> (B, C, H, W), the picture, in [-1, 1] for a decoder that has learned it."""
 
 
-class Picture:
+class PlainPicture:
     """The decoder gives the picture itself; what a deviation costs is up to the losses."""
 
     def channels(self, image_channels: int) -> int:

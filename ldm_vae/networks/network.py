@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ldm_vae.bottlenecks.base import Bottleneck, BottleneckConfig, Latent
 from ldm_vae.bottlenecks.gaussian import GaussianConfig
 from ldm_vae.errors import UserError
-from ldm_vae.networks.likelihood import Likelihood, Picture
-from ldm_vae.nn.features import Features
+from ldm_vae.networks.likelihood import Likelihood, PlainPicture
+from ldm_vae.nn.last_layer import LastLayer
 from ldm_vae.noise import Noise
 from ldm_vae.parts import BOTTLENECKS
 from ldm_vae.recipe import Config, Positive
@@ -61,7 +61,7 @@ class Encoded(NamedTuple):
     """
 
     hidden: Tensor
-    last: Features
+    last: LastLayer
 
 
 class Decoded(NamedTuple):
@@ -126,7 +126,7 @@ class Network(nn.Module, ABC):
     """
 
     codec: ClassVar[bool] = True
-    likelihood: Likelihood = Picture()
+    likelihood: Likelihood = PlainPicture()
 
     def __init__(self, config: NetworkConfig, heads: Mapping[str, nn.Module] | None = None) -> None:
         """heads: modules (Encoded, Latent) -> Tensor that the losses need; trained along, and never exported."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ldm_vae.nn.blocks import NORM_EPS, Middle, UpLevel
 from ldm_vae.nn.checkpointing import run_block
-from ldm_vae.nn.features import Features
+from ldm_vae.nn.last_layer import LastLayer
 
 
 class Decoder(nn.Module):
@@ -42,9 +42,9 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
         self.gradient_checkpointing = False
 
-    def forward(self, z: Tensor) -> Features:
+    def forward(self, z: Tensor) -> LastLayer:
         hidden = self.conv_in(z)
         for block in (self.mid_block, *self.up_blocks):
             hidden = run_block(block, hidden, self.gradient_checkpointing)
         below = F.silu(self.conv_norm_out(hidden))
-        return Features(below, self.conv_out(below))
+        return LastLayer(below, self.conv_out(below))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Features(NamedTuple):
+class LastLayer(NamedTuple):
     """The two sides of a last layer.
 
     below: its input.
