@@ -24,7 +24,12 @@ ScaleKind = Literal["factor", "shift", "channel"]  # the three ways above, in th
 
 @dataclass(frozen=True)
 class LatentScale:
-    """factor, shift: one number for all channels.   mean, std: one a channel; both or neither, and then no shift."""
+    """The scale of a codec's latents.
+
+    factor: one number for all channels.
+    shift: one number for all channels, or None.
+    mean, std: a number for each channel, or None for both. With them there is no shift.
+    """
 
     factor: float = 1.0
     shift: float | None = None
@@ -46,7 +51,10 @@ class LatentScale:
 
     @staticmethod
     def from_config(config: Mapping[str, Any], channels: int, source: str) -> LatentScale:
-        """What a diffusers config (or `latents.json`) says. Raises UserError for numbers that are no scale."""
+        """The scale in a diffusers config (or `latents.json`). Raises UserError for numbers that are no scale.
+
+        source: where the config stands, for errors.
+        """
         try:
             # diffusers' own default; a null is written by nobody, and means the same
             factor = config.get("scaling_factor")

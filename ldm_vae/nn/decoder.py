@@ -15,7 +15,8 @@ from ldm_vae.nn.last_layer import LastLayer
 class Decoder(nn.Module):
     """(B, in_channels, h, w) -> (B, out_channels, h*f, w*f), f = 2^(levels - 1).
 
-    channels, attention: of each level, full resolution first, as in the encoder; `up_blocks` run from last to first.
+    channels: width of each level, full resolution first, as in the encoder; `up_blocks` run from last to first.
+    attention: whether each level has attention, in the same order.
     """
 
     def __init__(

@@ -15,7 +15,8 @@ from ldm_vae.nn.last_layer import LastLayer
 class Encoder(nn.Module):
     """(B, in_channels, H, W) -> (B, out_channels, H/f, W/f), f = 2^(levels - 1).
 
-    channels: width of each level, full resolution first.   attention: the same length, attention at that level or not.
+    channels: width of each level, full resolution first.
+    attention: whether each level has attention, in the same order.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What an encoder or a decoder gives: its output, and what its last layer made it of."""
+"""What an encoder or a decoder returns: input and output of its last layer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class LastLayer(NamedTuple):
-    """The two sides of a last layer.
+    """Input and output of a network's last layer.
 
-    below: its input.
-    output: its output.
+    below: the input.
+    output: the output.
     """
 
     below: Tensor
