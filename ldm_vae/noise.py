@@ -1,4 +1,4 @@
-"""Where every random number comes from: a function of the seed and of what it is for, not of a global generator."""
+"""Random numbers: each is a function of the seed and of its purpose, and none comes from a global generator."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from torch import Tensor
 
 
 def rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """The generator of one random choice: the same for the same arguments on any machine, else independent.
+    """The generator of one random choice. Equal arguments give equal draws on any machine, others independent ones.
 
-    seed, numbers: integers in [0, 2^64).   purpose: what is chosen; it keeps choices with equal numbers apart.
-    Philox (Salmon et al. 2011) under a key that numpy's SeedSequence hashes from all of them.
+    seed, numbers: integers in [0, 2^64).
+    purpose: what is chosen. It keeps choices with equal numbers apart.
+    The generator is Philox (Salmon et al. 2011); numpy's SeedSequence hashes its key from all arguments.
     """
-    # Two words a number and their count, so that no two lists of numbers become the same words.
+    # Two words for each number, after the count of numbers: no two lists of numbers become the same words.
     words = [zlib.crc32(purpose.encode()), len(numbers)]
     for number in (seed, *numbers):
         words += [number & 0xFFFFFFFF, number >> 32]
@@ -26,7 +27,7 @@ def rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
 
 
 class Noise(Protocol):
-    """Where a forward pass takes its random numbers from.
+    """The source of a forward pass's random numbers.
 
     purpose: what they are for. Equal purposes give equal numbers.
     like: a tensor (B, ...) whose shape, type and device the numbers get.
@@ -48,8 +49,10 @@ class SlotNoise:
 
     So an image meets the same noise on any number of processes, and however the batch is cut into micro-batches.
 
-    slot: (B,) places in the global batch. Where `like` has K rows an image, one after the other, the k-th has numbers
-    of its own.
+    seed: seed of the run.
+    step: optimizer step.
+    slot: (B,), the images' places in the global batch. Where `like` has K rows for each image, one after the other,
+    each of the K rows gets numbers of its own.
     """
 
     seed: int
@@ -84,9 +87,9 @@ class SlotNoise:
 
 @dataclass(frozen=True)
 class GivenNoise:
-    """Normal noise that somebody has drawn already.
+    """Normal noise that the caller has drawn already.
 
-    value: (B, ...), of the shape that is asked for.
+    value: (B, ...), in the shape that the network will ask for.
     """
 
     value: Tensor

@@ -1,6 +1,6 @@
-"""The kinds of networks, bottlenecks and adversaries: the word that a recipe names each with, and where it is.
+"""The kinds of networks, bottlenecks and adversaries: the name of each in a recipe, and the module that holds it.
 
-A new kind is a file of its own and a line here. Nothing is imported before a recipe or a model names it.
+A new kind is a file of its own and a line here. A module is imported when a recipe or a model names its kind.
 """
 
 from __future__ import annotations

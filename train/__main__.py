@@ -25,7 +25,7 @@ from ldm_vae.networks.network import Network
 from ldm_vae.ranks import is_first_to_report
 from ldm_vae.recipe import load_recipe
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
-from train.dry_run import describe
+from train.dry_run import describe_recipe
 from train.fields import show_fields
 from train.health import Health
 from train.log import Meter, start_trackers
@@ -44,7 +44,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def command(
+def train_command(
     context: typer.Context,
     recipe: Annotated[
         Path | None, typer.Argument(metavar="RECIPE", help="YAML recipe, such as configs/demo_cpu.yaml")
@@ -67,9 +67,9 @@ def command(
             context.fail("Missing argument 'RECIPE'.")
         config = load_recipe(Recipe, recipe, overrides or [])
         if dry_run:
-            describe(config)
+            describe_recipe(config)
         else:
-            train(config)
+            run_training(config)
     except UserError as error:
         tell(str(error))
         sys.exit(2)
@@ -84,7 +84,7 @@ def tell(message: str) -> None:
         print(f"train: {message}", file=sys.stderr)
 
 
-def train(recipe: Recipe) -> None:
+def run_training(recipe: Recipe) -> None:
     """From a recipe to its last step; how it ended stands in status.json. Raises Preempted after a signal."""
     recipe = resolve_precision(recipe)
     accelerator = build_accelerator(recipe)

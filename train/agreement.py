@@ -8,18 +8,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-WORDS = {1: torch.uint8, 2: torch.int16}  # bytes of a value -> how its bits are read; larger ones as several words
+WORD_TYPES = {1: torch.uint8, 2: torch.int16}  # bytes of a value -> how its bits are read; larger ones as several words
 
 
 class RanksDiffer(RuntimeError):
     """Replicas have drifted apart: a fault of ours or of a device, and nothing that a user can mend."""
 
 
-def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
+def bit_sums(tensors: Iterable[Tensor]) -> Tensor:
     """(2,) int64, sums over the bits of all values, plain and weighted by position (wrapping around)."""
     total = torch.zeros(2, dtype=torch.int64)
     for tensor in tensors:
-        bits = tensor.detach().contiguous().view(-1).view(WORDS.get(tensor.element_size(), torch.int32))
+        bits = tensor.detach().contiguous().view(-1).view(WORD_TYPES.get(tensor.element_size(), torch.int32))
         place = torch.arange(bits.numel(), device=bits.device, dtype=torch.int64)
         bits = bits.to(torch.int64)
         total = total.to(bits.device) + torch.stack([bits.sum(), (bits * place).sum()])
@@ -30,7 +30,7 @@ def check_ranks_agree(groups: dict[str, dict[str, Tensor]], accelerator: Acceler
     """Raises RanksDiffer, on all ranks, where one of the named groups of tensors differs between ranks."""
     if accelerator.num_processes == 1:
         return
-    local = torch.stack([fingerprint(group.values()).to(accelerator.device) for group in groups.values()])
+    local = torch.stack([bit_sums(group.values()).to(accelerator.device) for group in groups.values()])
     gathered = accelerator.gather(local[None])  # (ranks, groups, 2)
     differing = (gathered != gathered[0]).any(dim=0).any(dim=1).tolist()
     for name, differs in zip(groups, differing, strict=True):

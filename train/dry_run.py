@@ -19,7 +19,7 @@ from train.recipe import Recipe, resolve_precision
 from train.validate import validation_data
 
 
-def describe(recipe: Recipe) -> None:
+def describe_recipe(recipe: Recipe) -> None:
     """Prints to stdout. Reads one batch of each kind of data. Raises UserError for what training would refuse."""
     autoencoder, recipe = build_autoencoder(resolve_precision(recipe))
     if recipe.loss.perceptual.weight > 0:

@@ -22,7 +22,7 @@ from train.recipe import Recipe
 
 Schema = Mapping[str, Any]  # JSON schema, as pydantic writes it
 WIDTH = 120  # columns; longer lines are hard to read
-TYPES = {"integer": "integer", "number": "number", "string": "text", "object": "mapping", "array": "list"}
+TYPE_WORDS = {"integer": "integer", "number": "number", "string": "text", "object": "mapping", "array": "list"}
 BOUNDS = {
     "exclusiveMinimum": ">",
     "minimum": ">=",
@@ -86,7 +86,7 @@ class RecipeSection:
 def recipe_sections(recipe: type[Config] = Recipe) -> list[RecipeSection]:
     """The recipe itself, then each section followed by the sections in it; a section of several kinds, once a kind."""
     schema = with_all_kinds(recipe).model_json_schema()
-    return list(_sections("", "", "", schema, schema.get("$defs", {})))
+    return list(_walk_sections("", "", "", schema, schema.get("$defs", {})))
 
 
 def show_fields(asked: Sequence[str]) -> None:
@@ -141,7 +141,7 @@ def _paragraph(text: str, width: int, indent: str = "") -> Text:
     return Text(wrapped)
 
 
-def _sections(path: str, condition: str, summary: str, model: Schema, models: Schema) -> Iterator[RecipeSection]:
+def _walk_sections(path: str, condition: str, summary: str, model: Schema, models: Schema) -> Iterator[RecipeSection]:
     required = model.get("required", ())
     fields = {
         name: RecipeField(
@@ -159,7 +159,7 @@ def _sections(path: str, condition: str, summary: str, model: Schema, models: Sc
         for kind in kinds:
             further = f"{inner}.{_kind(kind, models)}" if len(kinds) > 1 else ""
             conditions = ", ".join(filter(None, (condition, further)))
-            yield from _sections(inner, conditions, fields[name].summary, models[kind], models)
+            yield from _walk_sections(inner, conditions, fields[name].summary, models[kind], models)
 
 
 def _references(schema: Any) -> list[str]:
@@ -193,8 +193,8 @@ def _type(schema: Schema, plural: bool = False) -> str:
         return _list_type(schema, ending)
     if schema.get("type") in ("boolean", "null"):
         return "true or false" if schema["type"] == "boolean" else "null"
-    name = schema.get("format") if schema.get("format") == "path" else TYPES.get(schema.get("type", ""), "value")
-    bounds = [f"{sign} {_number(schema[bound])}" for bound, sign in BOUNDS.items() if bound in schema]
+    name = schema.get("format") if schema.get("format") == "path" else TYPE_WORDS.get(schema.get("type", ""), "value")
+    bounds = [f"{sign} {_bound(schema[bound])}" for bound, sign in BOUNDS.items() if bound in schema]
     return f"{name}{ending} {', '.join(bounds)}".rstrip()
 
 
@@ -231,7 +231,7 @@ def _yaml(value: Any) -> str:
     return value if plain else json.dumps(value)
 
 
-def _number(value: float) -> str:
+def _bound(value: float) -> str:
     """2^63 rather than nineteen digits."""
     if isinstance(value, int) and value > 2**31 and value.bit_count() == 1:
         return f"2^{value.bit_length() - 1}"

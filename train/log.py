@@ -20,7 +20,7 @@ from ldm_vae.atomic import append, atomic_file
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config
 
-SHOWN = ("pixel", "perceptual", "rate", "generator", "discriminator")  # losses beside the progress bar
+PROGRESS_LOSSES = ("pixel", "perceptual", "rate", "generator", "discriminator")  # losses beside the progress bar
 
 
 class LogConfig(Config):
@@ -122,7 +122,7 @@ class MetricsLog:
             append(self.warnings, "".join(lines))
 
 
-class Progress:
+class TrainingProgress:
     """A bar on a terminal, one line per row elsewhere; nothing on ranks other than the main one."""
 
     def __init__(self, accelerator: Accelerator, steps: int, start: int, batch: int) -> None:
@@ -137,7 +137,7 @@ class Progress:
 
     def show(self, step: int, row: Mapping[str, float]) -> None:
         """The main losses, images per second and, on a plain stream, the time left."""
-        losses = {name: f"{row[name]:.4g}" for name in SHOWN if name in row}
+        losses = {name: f"{row[name]:.4g}" for name in PROGRESS_LOSSES if name in row}
         rate = row["time/images_per_second"]
         if self.terminal:
             self.bar.set_postfix({"images/s": f"{rate:.1f}", **losses})

@@ -20,12 +20,12 @@ from ldm_vae.interop.checkpoint import Checkpoint
 from train.agreement import check_ranks_agree
 from train.checkpoint import folder_of, prune
 from train.health import Health
-from train.log import Meter, MetricsLog, Progress
+from train.log import Meter, MetricsLog, TrainingProgress
 from train.preempt import Preemption
 from train.recipe import Recipe
 from train.snapshot import meta_of, tensors_of
 from train.state import Run
-from train.step import STEPS
+from train.step import TRAIN_STEPS
 from train.validate import Validation
 
 
@@ -54,8 +54,8 @@ class Loop:
         self.folder = Path(recipe.output)
         self.accelerator = run.accelerator
         self.log = MetricsLog(self.folder, run.accelerator)
-        self.progress = Progress(run.accelerator, recipe.steps, start, recipe.data.batch)
-        self.train_step = STEPS[recipe.discriminator.order if recipe.discriminator is not None else "shared"]
+        self.progress = TrainingProgress(run.accelerator, recipe.steps, start, recipe.data.batch)
+        self.train_step = TRAIN_STEPS[recipe.discriminator.order if recipe.discriminator is not None else "shared"]
         self.since = (time.perf_counter(), start)
         self.measured: dict[int, dict[str, float]] = {}  # the latest validation, by its step
         self.unshared: list[Fault] = []  # samples replaced on this rank since the last row

@@ -12,7 +12,7 @@ from ldm_vae.data.stream.reader import DataConfig
 from ldm_vae.losses.adversarial import DiscriminatorConfig
 from ldm_vae.losses.adversary import AdversaryConfig
 from ldm_vae.losses.objective import LossConfig
-from ldm_vae.losses.perceptual import SMALLEST
+from ldm_vae.losses.perceptual import SMALLEST_SIDE
 from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.networks.network import NetworkConfig
 from ldm_vae.parts import ADVERSARIES, NETWORKS
@@ -138,10 +138,10 @@ class Recipe(Config):
     def _large_enough(self, side: int) -> None:
         """The shorter side of the images, in pixels, leaves the networks that judge them a position."""
         perceptual, discriminator = self.loss.perceptual, self.discriminator
-        if perceptual.weight > 0 and perceptual.channels != "off" and side < SMALLEST[perceptual.network]:
+        if perceptual.weight > 0 and perceptual.channels != "off" and side < SMALLEST_SIDE[perceptual.network]:
             raise ValueError(
                 f"images of {side} pixels are too small for LPIPS: "
-                f"use at least {SMALLEST[perceptual.network]}, or loss.perceptual.channels: off"
+                f"use at least {SMALLEST_SIDE[perceptual.network]}, or loss.perceptual.channels: off"
             )
         if discriminator is not None and side < discriminator.smallest_image:
             raise ValueError(

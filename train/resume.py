@@ -19,8 +19,8 @@ from train.recipe import Recipe
 
 # What may change when a run goes on; any other change would make it another experiment under the same name.
 # data.train is where the shards lie: they may move, and `check_same_data` sees that they are the same.
-FREE_DATA = ("data.train", "data.validation", "data.workers", "data.broken_budget")
-FREE = ("output", "steps", "checkpoint", "validation", "log", *FREE_DATA)
+DATA_MAY_CHANGE = ("data.train", "data.validation", "data.workers", "data.broken_budget")
+MAY_CHANGE = ("output", "steps", "checkpoint", "validation", "log", *DATA_MAY_CHANGE)
 
 
 def latest_checkpoint(folder: Path, accelerator: Accelerator) -> Checkpoint | None:
@@ -38,14 +38,15 @@ def check_same_experiment(folder: Path, recipe: Recipe) -> None:
         return
     before = validate(Recipe, read_yaml(path), str(path))  # with the defaults of fields that it does not know yet
     old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(recipe.model_dump(mode="json")))
-    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name) and not _free(name)]
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    changed = [name for name in changed if not _may_change(name)]
     # A run that was started before hashes were written names none: the weights that are there are taken for its own.
     changed = [name for name in changed if not (name.endswith("weights_sha256") and old.get(name) is None)]
     if changed:
         name = changed[0]
         raise UserError(
             f"{folder} was started with {name}: {old.get(name)}, not {new.get(name)}",
-            f"put it back, or give another output (may change: {', '.join(FREE)})",
+            f"put it back, or give another output (may change: {', '.join(MAY_CHANGE)})",
         )
 
 
@@ -72,5 +73,5 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", list(value) if isinstance(value, list | tuple) else value
 
 
-def _free(name: str) -> bool:
-    return any(name == free or name.startswith(f"{free}.") for free in FREE)
+def _may_change(name: str) -> bool:
+    return any(name == section or name.startswith(f"{section}.") for section in MAY_CHANGE)

@@ -98,4 +98,4 @@ def mean_of(values: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([value[name] for value in values]).mean() for name in values[0]}
 
 
-STEPS = {"shared": train_step, "compvis": train_step_compvis}
+TRAIN_STEPS = {"shared": train_step, "compvis": train_step_compvis}

@@ -1,4 +1,4 @@
-"""What a bottleneck is to everybody else: hidden features in, a latent and its price out."""
+"""What every bottleneck does: it takes the encoder's output, and returns a latent with its price."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ldm_vae.recipe import Config
 
 
 class BottleneckConfig(Config):
-    """What every bottleneck is configured by."""
+    """The fields that every bottleneck has."""
 
     kind: str
     """The kind of bottleneck."""
@@ -22,13 +22,14 @@ class BottleneckConfig(Config):
 
 @dataclass(frozen=True)
 class Latent:
-    """What a bottleneck makes of the encoder's output.
+    """What a bottleneck returns.
 
-    z: (B, c, *positions), raw (unscaled).
-    nats: (B, groups, *positions), the price of each group (a channel, a level, a codebook), at each position where it
-    has positions, in nats.
-    stats: what the bottleneck knows about its distribution, by name (the Gaussian: "mean" and "logvar").
-    sums: what it learns from besides gradients, by name, added up over the images (a codebook: counts and sums).
+    z: (B, c, *positions), the raw (unscaled) latent.
+    nats: (B, groups, *positions), the price of each group in nats. A group is a channel, a level or a codebook; a group
+    without positions has one price.
+    stats: tensors that describe the distribution, by name. The Gaussian has "mean" and "logvar".
+    sums: what the bottleneck learns from besides gradients, by name, summed over the images. A codebook has counts and
+    sums of its vectors.
     """
 
     z: Tensor
@@ -48,9 +49,9 @@ class Latent:
 
 
 class Bottleneck(nn.Module, ABC):
-    """A bottleneck.
+    """What stands between encoder and decoder.
 
-    width: outputs of the encoder per latent channel.
+    width: number of the encoder's output channels for each latent channel.
     gaussian: whether the encoder's output is mean and log-variance, and `stats` holds both.
     """
 
@@ -58,17 +59,22 @@ class Bottleneck(nn.Module, ABC):
     gaussian: ClassVar[bool] = False
 
     def groups(self, latent_channels: int) -> int:
-        """Parts that the rate is told of separately: the second dimension of `Latent.nats`."""
+        """Number of groups whose rates are reported separately: the second dimension of `Latent.nats`."""
         return 1
 
     @abstractmethod
     def forward(self, hidden: Tensor, noise: Noise | None = None) -> Latent:
-        """hidden: (B, width * c, *positions).   noise: of the draw; None gives the mode."""
+        """The latent.
+
+        hidden: (B, width * c, *positions), the encoder's output.
+        noise: draws the latent; None takes the mode.
+        """
 
     def learn(self, sums: Mapping[str, Tensor], noise: Noise) -> None:
-        """Learns from the sums of a whole step, once, after the updates by gradients; most bottlenecks learn nothing.
+        """Learns from the sums of a step, once, after the updates by gradients. Most bottlenecks learn nothing here.
 
-        sums: of `Latent.sums`, added up over micro-batches and processes.
-        noise: of the step. Draws from `noise.shared` are the same on all processes.
-        What it changes must be buffers: a step that was not finite is undone in them.
+        Whatever this changes must be a buffer, since the buffers are restored after a step that was not finite.
+
+        sums: `Latent.sums`, summed over micro-batches and processes.
+        noise: random numbers of the step. Draws from `noise.shared` are the same on all processes.
         """

@@ -1,4 +1,4 @@
-"""No bottleneck but the number of channels: the latent is what the encoder gives, and costs nothing."""
+"""The deterministic bottleneck: the latent is the encoder's output, and costs nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DeterministicConfig(BottleneckConfig):
 
 
 class Deterministic(Bottleneck):
-    """(B, C, h, w) -> the same as the latent, in at least float32."""
+    """The latent is the encoder's output (B, C, h, w), in at least float32."""
 
     width = 1
 
@@ -27,6 +27,10 @@ class Deterministic(Bottleneck):
         super().__init__()
 
     def forward(self, hidden: Tensor, noise: Noise | None = None) -> Latent:
-        """hidden: (B, C, h, w).   noise: unused."""
+        """The latent.
+
+        hidden: (B, C, h, w).
+        noise: unused.
+        """
         z = at_least_float32(hidden)
         return Latent(z, z.new_zeros(len(z), 1), {})

@@ -56,7 +56,11 @@ class DiagonalGaussian(Bottleneck):
         return latent_channels
 
     def forward(self, hidden: Tensor, noise: Noise | None = None) -> Latent:
-        """hidden: (B, 2C, h, w), mean and log-variance.   noise: of the sample; None gives the mode."""
+        """The latent.
+
+        hidden: (B, 2C, h, w), mean and log-variance.
+        noise: draws the sample; None takes the mode.
+        """
         with torch.autocast(hidden.device.type, enabled=False):
             mean, logvar = at_least_float32(hidden).chunk(2, dim=1)
             logvar = logvar.clamp(*self.logvar_range)

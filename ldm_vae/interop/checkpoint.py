@@ -30,21 +30,23 @@ from torch import Tensor
 from ldm_vae.atomic import REPLACED, atomic_folder
 from ldm_vae.errors import UserError
 
-FORMAT = "ldm_vae.checkpoint"
-VERSION = 2
-MOVED = {"log_variance": "heads.log_variance.value"}  # names of tensors in version 1 -> their names today
+CHECKPOINT_FORMAT = "ldm_vae.checkpoint"
+CHECKPOINT_VERSION = 2
+RENAMED_SINCE_VERSION_1 = {
+    "log_variance": "heads.log_variance.value"
+}  # names of tensors in version 1 -> their names today
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 logger = logging.getLogger(__name__)
 
 
-class _File(BaseModel):
+class _ManifestEntry(BaseModel):
     name: str
     bytes: int
     sha256: str  # lower-case hexadecimal
 
 
 class _Manifest(BaseModel):
-    files: list[_File]
+    files: list[_ManifestEntry]
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Checkpoint:
         """
         if missing := {"step", "model"} - meta.keys():
             raise ValueError(f"meta lacks {sorted(missing)}")
-        meta = {"format": FORMAT, "version": VERSION, **meta}
+        meta = {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, **meta}
         needed = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
         with atomic_folder(folder, needed=needed) as stage:
             meta_file = _write_json(stage / "meta.json", meta)
@@ -81,7 +83,7 @@ class Checkpoint:
             for group, named in tensors.items():
                 written.append(_write_tensors(stage / f"{group}.safetensors", named))
                 shutil.copymode(meta_file, written[-1])  # safetensors writes for the owner alone, whatever the umask
-            manifest = _Manifest(files=[_describe(path) for path in written])
+            manifest = _Manifest(files=[_manifest_entry(path) for path in written])
             _write_json(stage / "manifest.json", manifest.model_dump())
         return Checkpoint.open(folder)
 
@@ -95,10 +97,12 @@ class Checkpoint:
             raise UserError(f"{folder} is no checkpoint (no readable meta.json)", remedy) from error
         except ValueError as error:
             raise UserError(f"{folder / 'meta.json'} is damaged", "use another checkpoint of the run") from error
-        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-            raise UserError(f"{folder} is no checkpoint (meta.json does not say {FORMAT})", remedy)
-        if not isinstance(version := meta.get("version"), int) or version > VERSION:
-            raise UserError(f"{folder} has format version {version!r}, newer than {VERSION}", "update ldm_vae")
+        if not isinstance(meta, dict) or meta.get("format") != CHECKPOINT_FORMAT:
+            raise UserError(f"{folder} is no checkpoint (meta.json does not say {CHECKPOINT_FORMAT})", remedy)
+        if not isinstance(version := meta.get("version"), int) or version > CHECKPOINT_VERSION:
+            raise UserError(
+                f"{folder} has format version {version!r}, newer than {CHECKPOINT_VERSION}", "update ldm_vae"
+            )
         if not isinstance(meta.get("step"), int) or not isinstance(meta.get("model"), dict):
             raise UserError(f"{folder / 'meta.json'} is damaged (no step or model)", "use another checkpoint")
         return Checkpoint(folder, meta)
@@ -154,7 +158,7 @@ class Checkpoint:
 def _renamed(key: str) -> str:
     """The name that a tensor of version 1 has today; in optimizers a moment stands before it, such as `exp_avg/`."""
     moment, slash, name = key.rpartition("/")
-    return f"{moment}{slash}{MOVED.get(name, name)}"
+    return f"{moment}{slash}{RENAMED_SINCE_VERSION_1.get(name, name)}"
 
 
 def _folders(run: Path) -> list[Path]:
@@ -179,23 +183,23 @@ def _problems(folder: Path, only: str | None = None) -> list[str]:
     if only is not None:
         present, listed = {only}, {name: file for name, file in listed.items() if name == only}
     problems = [f"{name} is not in the manifest" for name in sorted(present - listed.keys())]
-    return problems + [problem for file in listed.values() for problem in _compare(folder, file)]
+    return problems + [problem for file in listed.values() for problem in _problems_of_file(folder, file)]
 
 
-def _compare(folder: Path, expected: _File) -> Iterator[str]:
+def _problems_of_file(folder: Path, expected: _ManifestEntry) -> Iterator[str]:
     path = folder / expected.name
     if path.parent != folder or not path.is_file():
         yield f"{expected.name} is missing"
     elif (size := path.stat().st_size) != expected.bytes:
         yield f"{expected.name} has {size:,} bytes, not {expected.bytes:,}"
-    elif _describe(path).sha256 != expected.sha256:
+    elif _manifest_entry(path).sha256 != expected.sha256:
         yield f"{expected.name} has changed (sha256)"
 
 
-def _describe(path: Path) -> _File:
+def _manifest_entry(path: Path) -> _ManifestEntry:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return _File(name=path.name, bytes=path.stat().st_size, sha256=digest)
+    return _ManifestEntry(name=path.name, bytes=path.stat().st_size, sha256=digest)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> Path:

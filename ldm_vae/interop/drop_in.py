@@ -13,7 +13,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 
-class Codec(Protocol):
+class RawCodec(Protocol):
     """LatentCodec, as far as it is needed here."""
 
     def moments(self, images: Tensor, *, max_memory: int | None = None) -> Tensor: ...
@@ -31,9 +31,9 @@ class ExactAutoencoderKL(_AutoencoderKL):  # type: ignore[misc]
     multiple of f are padded as the codec pads them, not cut. Where gradients are asked for, the passes are diffusers'.
     """
 
-    make_codec: Callable[[Any], Codec]
+    make_codec: Callable[[Any], RawCodec]
     max_memory: int | None = None
-    _codec: Codec | None = None
+    _codec: RawCodec | None = None
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
@@ -55,7 +55,7 @@ class ExactAutoencoderKL(_AutoencoderKL):  # type: ignore[misc]
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     @property
-    def _exact(self) -> Codec:
+    def _exact(self) -> RawCodec:
         """The codec around the tensors as they are now."""
         if self._codec is None:
             self._codec = self.make_codec(self)
@@ -95,7 +95,7 @@ ExactAutoencoderKL.__module__ = AutoencoderKL.__module__
 def drop_in(
     config: Mapping[str, Any],
     state: Mapping[str, Tensor],
-    make_codec: Callable[[AutoencoderKL], Codec],
+    make_codec: Callable[[AutoencoderKL], RawCodec],
     max_memory: int | None,
 ) -> ExactAutoencoderKL:
     """config: of `interop/layouts/kl.py`.   state: tensors, to be shared.   make_codec: around a live AutoencoderKL."""

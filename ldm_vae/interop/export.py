@@ -14,7 +14,7 @@ from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
 from ldm_vae.errors import UserError
 from ldm_vae.interop.diffusers import CARD, CONFIG, WEIGHTS, read_config, write_folder
 from ldm_vae.interop.layouts.layout import exchanged_state, layout_of
-from ldm_vae.interop.load import STATISTICS, LoadedModel, Source, weights_hash
+from ldm_vae.interop.load import STATISTICS, LoadedModel, ModelSource, weights_hash
 from ldm_vae.interop.native import NATIVE_WEIGHTS, native_config
 from ldm_vae.interop.pipelines import Target, fit_scale, natural_scale, remarks
 from ldm_vae.metrics.latent import LatentStatistics
@@ -89,12 +89,12 @@ def export_model(
     return notes if target is None else notes + remarks(target, model.config, force_upcast=force_upcast)
 
 
-def sample_size_of(source: Source, config: NetworkConfig) -> int:
+def sample_size_of(source: ModelSource, config: NetworkConfig) -> int:
     """px: what diffusers cuts its tiles to, the resolution of training rounded up to a multiple of f."""
     return -(-(source.resolution or UNKNOWN_RESOLUTION) // config.factor) * config.factor
 
 
-def save_statistics(source: Source, statistics: LatentStatistics) -> Path:
+def save_statistics(source: ModelSource, statistics: LatentStatistics) -> Path:
     """Beside the model, for the codec and for export; a diffusers folder also gets them as its scale."""
     if source.folder is None:
         raise ValueError(f"{source.name} is no folder")
@@ -112,7 +112,7 @@ def save_statistics(source: Source, statistics: LatentStatistics) -> Path:
 def _card(
     config: NetworkConfig,
     scale: LatentScale,
-    source: Source,
+    source: ModelSource,
     results: Mapping[str, Any],
     statistics: LatentStatistics | None,
     *,
@@ -136,8 +136,8 @@ def _card(
     else:
         yield f"```python\nfrom diffusers import {layout.CLASS}\nvae = {layout.CLASS}.from_pretrained(FOLDER)\n```\n\n"
     yield "## Numbers\n\n"
-    yield from _numbers(scale, statistics, force_upcast)
-    yield from _results(results)
+    yield from _numbers_table(scale, statistics, force_upcast)
+    yield from _results_table(results)
     for difference in [] if layout is None else layout.differences(config):
         yield f"\n{difference}\n"
     yield "\n## Data\n\n"
@@ -151,7 +151,7 @@ def _card(
         yield f"\n## Recipe\n\n```yaml\n{source.recipe.rstrip()}\n```\n"
 
 
-def _numbers(scale: LatentScale, statistics: LatentStatistics | None, force_upcast: bool) -> Iterator[str]:
+def _numbers_table(scale: LatentScale, statistics: LatentStatistics | None, force_upcast: bool) -> Iterator[str]:
     yield "| | |\n|---|---|\n"
     for name, value in scale.to_config().items():
         if value is not None:
@@ -169,7 +169,7 @@ def _are_of(results: Mapping[str, Any], digest: str) -> bool:
     return isinstance(protocol, Mapping) and protocol.get("weights_sha256") == digest
 
 
-def _results(results: Mapping[str, Any]) -> Iterator[str]:
+def _results_table(results: Mapping[str, Any]) -> Iterator[str]:
     """What `ldm-vae evaluate` wrote into the run."""
     metrics = results.get("metrics")
     if not isinstance(metrics, Mapping):

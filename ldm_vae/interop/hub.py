@@ -20,7 +20,7 @@ def fetch(hub_id: str) -> Path:
             try:
                 folder = Path(snapshot_download(hub_id, allow_patterns=[f"{prefix}{CONFIG}", f"{prefix}{weights}"]))
             except Exception as error:  # of HTTP, of the cache, of the id: the library changes which ones they are
-                what = f"model {hub_id} is no folder here, and the Hub does not give it ({_reason(error)})"
+                what = f"model {hub_id} is no folder here, and the Hub does not give it ({_first_line(error)})"
                 remedy = "give a run, a checkpoint or a diffusers folder that is there, or the id of a model on the Hub"
                 raise UserError(what, remedy) from error
             if (folder / prefix / CONFIG).is_file() and (folder / prefix / weights).is_file():
@@ -41,11 +41,11 @@ def push(folder: Path, hub_id: str, *, private: bool | None = None, token: str |
         model = api.create_repo(hub_id, private=private, exist_ok=True)
         return str(api.upload_folder(folder_path=folder, repo_id=model.repo_id).commit_url)
     except Exception as error:  # of HTTP, of the id, of the card, of the storage behind: no common class
-        what = f"{hub_id} could not be uploaded ({_reason(error)})"
+        what = f"{hub_id} could not be uploaded ({_first_line(error)})"
         remedy = "give NAME/MODEL, a network, and a token that may write there (HF_TOKEN or `hf auth login`)"
         raise UserError(what, remedy) from error
 
 
-def _reason(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """An error in a line."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -33,11 +33,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 STATISTICS = "latent_statistics.json"  # in a run, beside its recipe, or in an export
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-REMEDY = "give a run, one of its checkpoints, a diffusers folder, or a Hub id such as stabilityai/sd-vae-ft-mse"
+HOW_TO_NAME_A_MODEL = (
+    "give a run, one of its checkpoints, a diffusers folder, or a Hub id such as stabilityai/sd-vae-ft-mse"
+)
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """Where a model came from.
 
     folder: the run or the diffusers folder, to which statistics belong; None for a live model or the Hub.
@@ -92,7 +94,7 @@ class LoadedModel:
 
     model: Network
     scale: LatentScale | None
-    source: Source
+    source: ModelSource
 
 
 def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
@@ -107,7 +109,8 @@ def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
     if not path.exists() and isinstance(ref, str) and _HUB_ID.fullmatch(ref) and not ref.startswith("."):
         return _load_folder(hub.fetch(ref), ref, None)
     if not path.is_dir():
-        raise UserError(f"model {ref} not found" if not path.exists() else f"model {ref} is no folder", REMEDY)
+        problem = "is no folder" if path.exists() else "not found"
+        raise UserError(f"model {ref} {problem}", HOW_TO_NAME_A_MODEL)
     if (path / "meta.json").is_file():
         return _load_checkpoint(Checkpoint.open(path), str(ref))
     if (path / "checkpoints").is_dir():
@@ -118,7 +121,7 @@ def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
     for folder in (path, path / "vae"):
         if (folder / CONFIG).is_file():
             return _load_folder(folder, str(ref), folder)
-    raise UserError(f"{ref} holds no model", REMEDY)
+    raise UserError(f"{ref} holds no model", HOW_TO_NAME_A_MODEL)
 
 
 def weights_hash(model: Network) -> str:
@@ -131,7 +134,7 @@ def weights_hash(model: Network) -> str:
     return digest.hexdigest()
 
 
-def statistics_of(source: Source, codec: str) -> LatentStatistics | None:
+def statistics_of(source: ModelSource, codec: str) -> LatentStatistics | None:
     """What `ldm-vae stats` last wrote beside the model, if it is about the weights of hash `codec`."""
     if source.folder is None or not (path := source.folder / STATISTICS).is_file():
         return None
@@ -147,12 +150,12 @@ def _load_live(vae: Any) -> LoadedModel:
 
     known: Any = AutoencoderKL  # its attributes come from mixins without types
     if not isinstance(vae, known):
-        raise UserError(f"cannot load a model from a {type(vae).__name__}", REMEDY)
+        raise UserError(f"cannot load a model from a {type(vae).__name__}", HOW_TO_NAME_A_MODEL)
     name = "the live AutoencoderKL"
     values = dict(vae.config)
     config = layout_named("AutoencoderKL", name).from_config(values, name)
     model = _assemble(config, vae.state_dict(), name)
-    return LoadedModel(model, LatentScale.from_config(values, config.latent_channels, name), Source(name, "live"))
+    return LoadedModel(model, LatentScale.from_config(values, config.latent_channels, name), ModelSource(name, "live"))
 
 
 def _load_folder(folder: Path, name: str, home: Path | None) -> LoadedModel:
@@ -169,7 +172,7 @@ def _load_folder(folder: Path, name: str, home: Path | None) -> LoadedModel:
     resolution = max(size) if isinstance(size, list | tuple) else size
     upcast = bool(values.get("force_upcast", True))
     kind: Literal["diffusers", "native"] = "native" if native else "diffusers"
-    return LoadedModel(model, scale, Source(name, kind, home, resolution=resolution, force_upcast=upcast))
+    return LoadedModel(model, scale, ModelSource(name, kind, home, resolution=resolution, force_upcast=upcast))
 
 
 def _load_checkpoint(checkpoint: Checkpoint, name: str) -> LoadedModel:
@@ -178,7 +181,7 @@ def _load_checkpoint(checkpoint: Checkpoint, name: str) -> LoadedModel:
     state = {key: value for key, value in checkpoint.tensors(weights).items() if not key.startswith(HEADS)}
     model = _assemble(config, state, str(checkpoint.folder))
     run = checkpoint.folder.parent.parent if checkpoint.folder.parent.name == "checkpoints" else None
-    source = Source(name, "run", run, checkpoint.step, weights, _resolution(run))
+    source = ModelSource(name, "run", run, checkpoint.step, weights, _resolution(run))
     statistics = statistics_of(source, weights_hash(model))
     return LoadedModel(model, None if statistics is None else statistics.scale("factor"), source)
 

@@ -14,20 +14,20 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.networks.network import NetworkConfig
 
-FORMAT, VERSION = "ldm_vae.codec", 1
+NATIVE_FORMAT, NATIVE_VERSION = "ldm_vae.codec", 1
 NATIVE_WEIGHTS = "model.safetensors"
 
 
 def is_native(config: Mapping[str, Any]) -> bool:
     """Whether the content of a config.json is of this format."""
-    return config.get("format") == FORMAT
+    return config.get("format") == NATIVE_FORMAT
 
 
 def native_config(config: NetworkConfig, scale: LatentScale, *, sample_size: int, force_upcast: bool) -> dict[str, Any]:
     """The content of config.json."""
     return {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": NATIVE_FORMAT,
+        "version": NATIVE_VERSION,
         "model": config.model_dump(mode="json"),
         "sample_size": sample_size,
         "force_upcast": force_upcast,
@@ -38,8 +38,8 @@ def native_config(config: NetworkConfig, scale: LatentScale, *, sample_size: int
 def architecture_in(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
     """The network's configuration in a config.json. Raises UserError for a newer version, or where there is none."""
     version = config.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise UserError(f"{source} has format version {version!r}, newer than {VERSION}", "update ldm_vae")
+    if not isinstance(version, int) or version > NATIVE_VERSION:
+        raise UserError(f"{source} has format version {version!r}, newer than {NATIVE_VERSION}", "update ldm_vae")
     architecture = config.get("model")
     if not isinstance(architecture, Mapping):
         raise UserError(f"{source} is damaged (no model)", "get it again")

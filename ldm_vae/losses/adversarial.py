@@ -18,7 +18,7 @@ from ldm_vae.precision import at_least_float32
 from ldm_vae.schedules import ramp
 
 AdversarialKind = Literal["hinge", "vanilla", "non_saturating"]
-Step = Annotated[int, Field(ge=0)]
+StepNumber = Annotated[int, Field(ge=0)]
 
 
 class DiscriminatorConfig(AdversaryConfig):
@@ -50,14 +50,14 @@ class DiscriminatorConfig(AdversaryConfig):
     """Multiplies the weight by |gradient of the reconstruction loss| / |gradient of the adversarial loss|, measured at
     the decoder's last convolution (losses/adaptive.py)."""
 
-    start: Step = 0
+    start: StepNumber = 0
     """Step from which the discriminator is trained."""
 
-    generator_start: Step = 0
+    generator_start: StepNumber = 0
     """Step from which the autoencoder feels the discriminator, not before `start`; a later step gives the discriminator
     a head start."""
 
-    ramp: Step = 0
+    ramp: StepNumber = 0
     """Steps from generator_start up to the full weight, linearly."""
 
     @model_validator(mode="after")

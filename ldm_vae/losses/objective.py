@@ -26,7 +26,7 @@ from ldm_vae.losses.adaptive import adaptive_weight
 from ldm_vae.losses.adversary import Adversary
 from ldm_vae.losses.anchor import weight_gradients
 from ldm_vae.losses.perceptual import PerceptualConfig
-from ldm_vae.losses.pixel import LOG_VARIANCE, LogVariance, PixelConfig, pixel_distance
+from ldm_vae.losses.pixel import LOG_VARIANCE_HEAD, LogVariance, PixelConfig, pixel_distance
 from ldm_vae.losses.rate import RateConfig, rate, rate_weight
 from ldm_vae.losses.reduction import Mean, Reduction
 from ldm_vae.networks.network import Anchor, Output
@@ -54,7 +54,7 @@ class Term(Protocol):
 
 
 @dataclass(frozen=True)
-class Weighted:
+class WeightedTerm:
     """A term of the objective.
 
     balance: the anchor at whose weight its gradient is made as long as the likelihood's; None for a fixed weight.
@@ -93,8 +93,8 @@ class Objective:
 
     def __init__(
         self,
-        likelihood: Sequence[Weighted],
-        regularizers: Sequence[Weighted],
+        likelihood: Sequence[WeightedTerm],
+        regularizers: Sequence[WeightedTerm],
         adversaries: Sequence[Adversary],
         anchors: Mapping[str, Anchor],
         reduce: Callable[[Tensor], Tensor],
@@ -125,7 +125,7 @@ class Objective:
 
         nll = self._add(self.likelihood, rows, total, step)
         values |= {term.name: rows[term.name].mean() / elements for term in self.likelihood}
-        log_variance = output.heads.get(LOG_VARIANCE)
+        log_variance = output.heads.get(LOG_VARIANCE_HEAD)
         if log_variance is not None:
             nll = nll / log_variance.exp() + elements * log_variance
             values["log_variance"] = log_variance
@@ -167,7 +167,7 @@ class Objective:
 
     def _add(
         self,
-        terms: Sequence[Weighted],
+        terms: Sequence[WeightedTerm],
         rows: Mapping[str, Tensor],
         total: Tensor,
         step: int,
@@ -187,7 +187,7 @@ class Objective:
     def _total_of_rows(self, output: Output, rows: Mapping[str, Tensor], step: int) -> Tensor:
         """(rows,): all terms together, adversaries and balances left out."""
         nll = sum((term.weight(step) * rows[term.name] for term in self.likelihood), torch.zeros(()))
-        if (log_variance := output.heads.get(LOG_VARIANCE)) is not None:
+        if (log_variance := output.heads.get(LOG_VARIANCE_HEAD)) is not None:
             nll = nll / log_variance.exp() + output.target[0].numel() * log_variance
         return sum((term.weight(step) * rows[term.name] for term in self.regularizers), nll)
 
@@ -234,7 +234,7 @@ class _Balance:
 
 def build_heads(loss: LossConfig) -> dict[str, nn.Module]:
     """What the terms of a recipe learn along, to be put into the network."""
-    return {LOG_VARIANCE: LogVariance()} if loss.pixel.learned_variance else {}
+    return {LOG_VARIANCE_HEAD: LogVariance()} if loss.pixel.learned_variance else {}
 
 
 def build_objective(
@@ -251,12 +251,12 @@ def build_objective(
     """
     likelihood, regularizers = [], []
     if loss.pixel.weight > 0:
-        likelihood.append(Weighted("pixel", _pixel_term(loss.pixel), lambda step: loss.pixel.weight))
+        likelihood.append(WeightedTerm("pixel", _pixel_term(loss.pixel), lambda step: loss.pixel.weight))
     if "perceptual" in frozen:
         term = _perceptual_term(frozen["perceptual"])
-        likelihood.append(Weighted("perceptual", term, lambda step: loss.perceptual.weight))
+        likelihood.append(WeightedTerm("perceptual", term, lambda step: loss.perceptual.weight))
     if loss.rate.weight > 0:
-        regularizers.append(Weighted("rate", rate, lambda step: rate_weight(loss.rate, step)))
+        regularizers.append(WeightedTerm("rate", rate, lambda step: rate_weight(loss.rate, step)))
     return Objective(likelihood, regularizers, adversaries, anchors, reduce)
 
 

@@ -23,18 +23,21 @@ from ldm_vae.precision import at_least_float32
 from ldm_vae.pretrained.backbones import BackboneName, backbone_weights
 from ldm_vae.pretrained.frozen import FrozenConfig
 
-Network = Literal["vgg", "alex"]
+LPIPSNetwork = Literal["vgg", "alex"]
 Channels = tuple[int, int, int]
 RGB: Channels = (0, 1, 2)
 EPSILON = 1.0e-4  # length below which a feature vector is not stretched to 1; photographs have them from 0.8 up
-BACKBONE: Mapping[Network, BackboneName] = {"vgg": "vgg16", "alex": "alexnet"}
-SMALLEST: Mapping[Network, int] = {"vgg": 16, "alex": 31}  # pixels per side that leave the last layer one position
+BACKBONE: Mapping[LPIPSNetwork, BackboneName] = {"vgg": "vgg16", "alex": "alexnet"}
+SMALLEST_SIDE: Mapping[LPIPSNetwork, int] = {
+    "vgg": 16,
+    "alex": 31,
+}  # pixels per side that leave the last layer one position
 
 
 class PerceptualConfig(FrozenConfig):
     """LPIPS, the learned perceptual distance between image and reconstruction."""
 
-    network: Network = "vgg"
+    network: LPIPSNetwork = "vgg"
     """The network whose features are compared: vgg is the usual loss, alex the usual metric."""
 
     weight: Annotated[float, Field(ge=0)] = 1.0
@@ -85,11 +88,11 @@ class LPIPS(nn.Module):
     """
 
     def __init__(
-        self, network: Network = "vgg", *, channels: Channels | None = None, backbone: Path | None = None
+        self, network: LPIPSNetwork = "vgg", *, channels: Channels | None = None, backbone: Path | None = None
     ) -> None:
         super().__init__()
         self.network, self.channels = network, channels
-        self.features, self.taps = _vgg16() if network == "vgg" else _alexnet()
+        self.features, self.taps = _vgg16_layers() if network == "vgg" else _alexnet_layers()
         self.load_state_dict(backbone_weights(BACKBONE[network], path=backbone))
         for i, head in enumerate(_heads(network)):
             self.register_buffer(f"head_{i}", head)
@@ -101,7 +104,7 @@ class LPIPS(nn.Module):
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         """reconstruction, target: (B, C, H, W) in [-1, 1].   Returns (B,) in at least float32, 0 for equal images."""
-        smallest = SMALLEST[self.network]
+        smallest = SMALLEST_SIDE[self.network]
         if min(target.shape[2:]) < smallest:
             raise UserError(
                 f"images of {target.shape[2]}x{target.shape[3]} pixels are too small for LPIPS",
@@ -138,7 +141,7 @@ def _unit_length(features: Tensor) -> Tensor:
     return features / (features.square().sum(dim=1, keepdim=True) + EPSILON**2).sqrt()
 
 
-def _heads(network: Network) -> list[Tensor]:
+def _heads(network: LPIPSNetwork) -> list[Tensor]:
     """The package's weight of each channel of each tapped layer, (1, C, 1, 1), without importing the package."""
     spec = find_spec("lpips")
     assert spec is not None and spec.origin is not None  # a dependency of ldm_vae
@@ -147,7 +150,7 @@ def _heads(network: Network) -> list[Tensor]:
     return [state[f"lin{i}.model.1.weight"] for i in range(5)]
 
 
-def _vgg16() -> tuple[nn.Sequential, tuple[int, ...]]:
+def _vgg16_layers() -> tuple[nn.Sequential, tuple[int, ...]]:
     """VGG16 (Simonyan & Zisserman 2014, arXiv:1409.1556) up to relu5_3, numbered as in torchvision; where taps end."""
     layers: list[nn.Module] = []
     taps = []
@@ -162,7 +165,7 @@ def _vgg16() -> tuple[nn.Sequential, tuple[int, ...]]:
     return nn.Sequential(*layers), tuple(taps)
 
 
-def _alexnet() -> tuple[nn.Sequential, tuple[int, ...]]:
+def _alexnet_layers() -> tuple[nn.Sequential, tuple[int, ...]]:
     """AlexNet (Krizhevsky 2014, arXiv:1404.5997) up to its last ReLU, numbered as in torchvision; where taps end."""
     layers = nn.Sequential(
         nn.Conv2d(3, 64, 11, stride=4, padding=2),

@@ -14,7 +14,7 @@ from ldm_vae.precision import at_least_float32
 from ldm_vae.recipe import Config
 
 PixelKind = Literal["l1", "l2", "charbonnier"]
-LOG_VARIANCE = "log_variance"  # the name of the head
+LOG_VARIANCE_HEAD = "log_variance"  # the name of the head
 
 
 class PixelConfig(Config):

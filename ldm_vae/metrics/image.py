@@ -27,12 +27,12 @@ from torchmetrics.functional.image import (
 )
 
 from ldm_vae.errors import UserError
-from ldm_vae.losses.perceptual import Network
+from ldm_vae.losses.perceptual import LPIPSNetwork
 from ldm_vae.metrics.pair import PairNetwork
 
 MetricName = Literal["psnr", "ssim", "ms_ssim", "lpips_vgg", "lpips_alex"]
 IMAGE_METRICS: tuple[MetricName, ...] = get_args(MetricName)
-LPIPS_NETWORKS: dict[MetricName, Network] = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
+LPIPS_NETWORKS: dict[MetricName, LPIPSNetwork] = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
 SSIM_WINDOW = 11  # pixels
 MS_SSIM_SIDE = 161  # pixels; more than ten at the fifth scale, so that the window fits
 TORCHMETRICS_MS_SSIM_SIDE = 176  # pixels; it rounds down at each scale, so it takes no fewer

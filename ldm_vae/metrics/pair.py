@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_vae.losses.perceptual import LPIPS, SMALLEST, Network
+from ldm_vae.losses.perceptual import LPIPS, SMALLEST_SIDE, LPIPSNetwork
 from ldm_vae.pretrained.backbones import weights_sha256
 
 
@@ -35,9 +35,9 @@ class PairNetwork:
     by identity, which is safe because its tensors are kept; they must not be changed in place.
     """
 
-    def __init__(self, network: Network, device: torch.device) -> None:
+    def __init__(self, network: LPIPSNetwork, device: torch.device) -> None:
         self.lpips = LPIPS(network)
-        self.smallest = SMALLEST[network]  # pixels along the shorter side
+        self.smallest = SMALLEST_SIDE[network]  # pixels along the shorter side
         self.weights = weights_sha256(self.lpips.state_dict())  # sha256
         self.lpips.to(device)
         self.lpips.features[-1].register_forward_hook(self._note)

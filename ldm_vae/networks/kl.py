@@ -103,7 +103,7 @@ class Autoencoder(Network):
         return {"encoder": Anchor(self.encoder.conv_out), "decoder": Anchor(self.decoder.conv_out)}
 
     def parts(self, name: str) -> Sequence[nn.Module]:
-        """decoder: all that follows the latent, so that latents made earlier stay valid."""
+        """decoder: everything after the latent, so that latents made earlier stay valid."""
         if name != "decoder":
             return super().parts(name)
         return [self.decoder] if self.post_quant_conv is None else [self.post_quant_conv, self.decoder]

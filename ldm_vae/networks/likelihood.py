@@ -1,4 +1,4 @@
-"""What a decoder's output says about pixels."""
+"""How a decoder's output is read: as a picture, or as the parameters of a distribution of pixels."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 class Likelihood(Protocol):
-    """A distribution of pixels, under parameters that a decoder gives.
+    """The distribution of pixels whose parameters a decoder outputs.
 
-    Where its density is asked for, it also has `log_prob(parameters, target) -> (B,)` in nats; a picture has none.
+    One that has a density also has `log_prob(parameters, target) -> (B,)` in nats; `PlainPicture` has none.
     """
 
     def channels(self, image_channels: int) -> int:
-        """Channels of the decoder's output."""
+        """Channels of the decoder's output for images of `image_channels` channels."""
 
     def mean(self, parameters: Tensor) -> Tensor:
-        """(B, P, H, W) -> (B, C, H, W), the picture, in [-1, 1] for a decoder that has learned it."""
+        """Parameters (B, P, H, W) -> the picture (B, C, H, W); a trained decoder gives values in [-1, 1]."""
 
 
-class Picture:
-    """The decoder gives the picture itself; what a deviation costs is up to the losses."""
+class PlainPicture:
+    """The decoder outputs the picture itself; the losses decide what a deviation costs."""
 
     def channels(self, image_channels: int) -> int:
         return image_channels

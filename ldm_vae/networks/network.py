@@ -1,4 +1,4 @@
-"""What the engine asks of any model: an encoder, a bottleneck and a decoder, in one module that training wraps."""
+"""What training and the codec ask of any network: an encoder, a bottleneck and a decoder in one module."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from ldm_vae.bottlenecks.base import Bottleneck, BottleneckConfig, Latent
 from ldm_vae.bottlenecks.gaussian import GaussianConfig
 from ldm_vae.errors import UserError
-from ldm_vae.networks.likelihood import Likelihood, Picture
-from ldm_vae.nn.features import Features
+from ldm_vae.networks.likelihood import Likelihood, PlainPicture
+from ldm_vae.nn.last_layer import LastLayer
 from ldm_vae.noise import Noise
 from ldm_vae.parts import BOTTLENECKS
 from ldm_vae.recipe import Config, Positive
 from ldm_vae.views.view import View
 
-HEADS = "heads."  # how the names of what only the losses need begin
+HEADS = "heads."  # the names of tensors that only the losses need begin with this
 
 
 class NetworkConfig(Config):
-    """What every network is configured by."""
+    """The fields that every network has."""
 
-    train_parts: ClassVar[tuple[str, ...]] = ()  # names of `Network.parts` that can be trained alone
+    train_parts: ClassVar[tuple[str, ...]] = ()  # names of parts that can be trained alone (`Network.parts`)
 
     kind: str
     """The kind of network."""
@@ -54,21 +54,21 @@ class NetworkConfig(Config):
 
 
 class Encoded(NamedTuple):
-    """What `Network.run_encoder` gives.
+    """What `Network.run_encoder` returns.
 
-    hidden: (B, width * c, *positions), for the bottleneck.
-    last: of the encoder's last layer, as `Network.anchors` names it.
+    hidden: (B, width * c, *positions), the input of the bottleneck.
+    last: input and output of the encoder's last layer, which is `Network.anchors["encoder"]`.
     """
 
     hidden: Tensor
-    last: Features
+    last: LastLayer
 
 
 class Decoded(NamedTuple):
-    """What `Network.run_decoder` gives.
+    """What `Network.run_decoder` returns.
 
-    parameters: (B, P, H, W), of the distribution of the pixels.
-    below: the input of the decoder's last layer, as `Network.anchors` names it.
+    parameters: (B, P, H, W), parameters of the distribution of the pixels.
+    below: input of the decoder's last layer, which is `Network.anchors["decoder"]`.
     """
 
     parameters: Tensor
@@ -77,10 +77,10 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Anchor:
-    """A last layer, at whose weight the gradients of losses are compared (`losses/adaptive.py`).
+    """A last layer. The gradients of losses are compared at its weight (`losses/adaptive.py`).
 
     layer: any module.
-    weight: the name of its weight among its parameters.
+    weight: name of the weight among the layer's parameters.
     """
 
     layer: nn.Module
@@ -89,16 +89,16 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Output:
-    """Everything that losses may ask of one forward pass; B counts images times samples.
+    """Everything that losses may need from one forward pass. B is the number of images times samples.
 
-    parameters: (B, P, H, W), what the decoder gives: of the distribution of the pixels.
+    parameters: (B, P, H, W), output of the decoder: parameters of the distribution of the pixels.
     target: (B, C, H, W), the image, or its view.
-    latent: (B, c, h, w), what the decoder was given.
-    posterior: what the bottleneck said.
-    below: "encoder", "decoder" -> the input of its last layer.
-    above: "encoder" -> the output of its last layer.
-    heads: name -> what a head gave, such as a learned log-variance.
-    likelihood: of the pixels under `parameters`.
+    latent: (B, c, h, w), input of the decoder.
+    posterior: output of the bottleneck.
+    below: input of the last layer of "encoder" and "decoder".
+    above: output of the last layer of "encoder".
+    heads: output of each head by its name, such as a learned log-variance.
+    likelihood: distribution of the pixels, whose parameters are `parameters`.
     """
 
     parameters: Tensor
@@ -119,17 +119,17 @@ class Output:
 class Network(nn.Module, ABC):
     """An autoencoder.
 
-    A subclass says how to encode and decode; the forward pass of training is written here, once, for all.
+    A subclass defines how to encode and decode; the forward pass of training is written here, once for all networks.
 
-    codec: whether it takes images of any size and no label, so that `LatentCodec` can use it.
-    likelihood: of the pixels, given what the decoder gives.
+    codec: whether the network takes images of any size and no label, so that `LatentCodec` can use it.
+    likelihood: how the decoder's output is read.
     """
 
     codec: ClassVar[bool] = True
-    likelihood: Likelihood = Picture()
+    likelihood: Likelihood = PlainPicture()
 
     def __init__(self, config: NetworkConfig, heads: Mapping[str, nn.Module] | None = None) -> None:
-        """heads: modules (Encoded, Latent) -> Tensor that the losses need; trained along, and never exported."""
+        """heads: modules (Encoded, Latent) -> Tensor that the losses need. They are trained too, and never exported."""
         super().__init__()
         self.config = config
         self.heads = nn.ModuleDict(dict(heads or {}))
@@ -140,14 +140,15 @@ class Network(nn.Module, ABC):
     def run_encoder(self, image: Tensor, label: Tensor | None = None) -> Encoded:
         """(B, C, H, W) in [-1, 1], H and W multiples of f -> the bottleneck's input.
 
-        label: of a network with a condition; others make no use of it.
+        label: for networks with a condition; others ignore it.
         """
 
     @abstractmethod
     def run_decoder(self, z: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Decoded:
-        """(B, c, h, w), raw -> the pixels' distribution.
+        """(B, c, h, w), raw -> parameters of the pixels' distribution.
 
-        noise: of a decoder that draws, such as a diffusion decoder; others make no use of it.
+        label: for networks with a condition; others ignore it.
+        noise: for decoders that draw random numbers, such as a diffusion decoder; others ignore it.
         """
 
     @property
@@ -156,7 +157,7 @@ class Network(nn.Module, ABC):
         """The last layers: "encoder" and "decoder"."""
 
     def parts(self, name: str) -> Sequence[nn.Module]:
-        """The modules that learn under `model.train: name`, beside the heads; `config.train_parts` has the names."""
+        """The modules that `model.train: name` trains, beside the heads. `config.train_parts` lists the names."""
         raise UserError(f"model.train: {name}", f"networks of kind {self.config.kind} train all their parts")
 
     def encode(self, image: Tensor) -> Tensor:
@@ -176,13 +177,13 @@ class Network(nn.Module, ABC):
         samples: int = 1,
         view: View | None = None,
     ) -> Output:
-        """The one call of training, so that it passes through the prepared module and gradients are synchronised.
+        """The forward pass of training. It is one call, so that the prepared module can synchronise all gradients.
 
         image: (B, C, H, W) in [-1, 1].
-        noise: of the posterior's sample and of whatever else is drawn; None for the mode.
+        noise: draws the posterior's sample and any other random number; None takes the mode.
         label: for networks with a condition.
-        samples: draws from the posterior per image, one after the other along the batch.
-        view: decode the latent's view and aim at the image's.
+        samples: number of draws from the posterior for each image, one after the other along the batch.
+        view: the decoder gets the latent's view, and the image's view is the target.
         """
         encoded, target = self.run_encoder(image, label), image
         hidden = encoded.hidden

@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm_vae.networks.network import Network
 from ldm_vae.piecewise.chains.chain import chains_of
 from ldm_vae.piecewise.plan import Plan, Segment, plan_decode, plan_encode
-from ldm_vae.piecewise.steps import Attending, Residual, Step
+from ldm_vae.piecewise.steps import AttentionStep, ChainStep, ResidualStep
 from ldm_vae.piecewise.strips import Strips, Whole, cuts
 
 
@@ -30,7 +30,7 @@ def decode_pieces(model: Network, z: Tensor, *, max_memory: int | None = None) -
     factor = model.config.factor
     output = z.new_empty(batch, model.config.out_channels, height * factor, width * factor)
     for i in range(batch):
-        evaluate(plan, chains_of(model).decoder_steps(model, height, width), z[i : i + 1], output[i : i + 1])
+        run_plan(plan, chains_of(model).decoder_steps(model, height, width), z[i : i + 1], output[i : i + 1])
     return output, plan
 
 
@@ -49,16 +49,16 @@ def encode_pieces(model: Network, images: Tensor, *, max_memory: int | None = No
         batch, model.bottleneck.width * model.config.latent_channels, height // factor, width // factor
     )
     for i in range(batch):
-        evaluate(plan, chains_of(model).encoder_steps(model, height, width), images[i : i + 1], output[i : i + 1])
+        run_plan(plan, chains_of(model).encoder_steps(model, height, width), images[i : i + 1], output[i : i + 1])
     return output, plan
 
 
-def evaluate(plan: Plan, steps: Sequence[Step], picture: Tensor, output: Tensor) -> None:
+def run_plan(plan: Plan, steps: Sequence[ChainStep], picture: Tensor, output: Tensor) -> None:
     """Runs freshly made steps on one picture (1, C, H, W) and writes the result to `output`."""
     source: Strips | Whole = Whole(plan.axis, picture)
     for segment in plan.segments:
         target = Whole(plan.axis, output) if segment.end == len(steps) else _new_strips(plan)
-        _Run(plan, steps, segment, source, target).run()
+        _SegmentRun(plan, steps, segment, source, target).run()
         source = target
 
 
@@ -66,11 +66,11 @@ def _new_strips(plan: Plan) -> Strips:
     return Strips(plan.axis, torch.device("cpu") if plan.spill else None)
 
 
-class _Run:
+class _SegmentRun:
     """One segment of one picture. No strip keeps a name beyond its use, so that memory is what the plan says."""
 
     def __init__(
-        self, plan: Plan, steps: Sequence[Step], segment: Segment, source: Strips | Whole, target: Strips | Whole
+        self, plan: Plan, steps: Sequence[ChainStep], segment: Segment, source: Strips | Whole, target: Strips | Whole
     ) -> None:
         self.plan, self.steps, self.source, self.target = plan, steps, source, target
         self.first, self.end, self.keep_hidden = segment.first, segment.end, segment.keep_hidden
@@ -80,13 +80,13 @@ class _Run:
         for k in range(self.first, self.end):
             self._pass_barriers(k)
         last = self.steps[self.end - 1]
-        if isinstance(last, Residual) and self.keep_hidden:
+        if isinstance(last, ResidualStep) and self.keep_hidden:
             self._finish_through_hidden(last)
         else:
             for rows in self._cuts(last):
                 self._append(self._boundary(self.end, *rows))
                 self._release(self.end, rows[1])
-        if isinstance(last, Attending):
+        if isinstance(last, AttentionStep):
             last.forget()
 
     def _pass_barriers(self, k: int) -> None:
@@ -95,14 +95,14 @@ class _Run:
         if step.norm is not None and k > self.first:  # statistics of the source were gathered when it was computed
             for rows in self._cuts(self.steps[k - 1]):
                 step.norm.gather(self._boundary(k, *rows))
-        if isinstance(step, Residual) and not (self.keep_hidden and k == self.end - 1):
+        if isinstance(step, ResidualStep) and not (self.keep_hidden and k == self.end - 1):
             for rows in self._cuts(step.first):
                 step.hidden_norm.gather(step.first.forward(self._boundary(k, *step.first.needs(*rows)), *rows))
-        if isinstance(step, Attending):
+        if isinstance(step, AttentionStep):
             for rows in self._cuts(step):
                 step.remember(self._boundary(k, *rows))
 
-    def _finish_through_hidden(self, step: Residual) -> None:
+    def _finish_through_hidden(self, step: ResidualStep) -> None:
         """Hidden activation and shortcut of the last residual block take the source's place, the end takes theirs."""
         hidden, shortcut = _new_strips(self.plan), _new_strips(self.plan)
         for rows in self._cuts(step):
@@ -114,7 +114,7 @@ class _Run:
             hidden.release(step.second.needs(rows[1], rows[1] + 1)[0])
             shortcut.release(rows[1])
 
-    def _split(self, step: Residual, rows: tuple[int, int], hidden: Strips, shortcut: Strips) -> None:
+    def _split(self, step: ResidualStep, rows: tuple[int, int], hidden: Strips, shortcut: Strips) -> None:
         needed = step.first.needs(*rows)
         x = self._boundary(self.end - 1, *needed)
         activation = step.first.forward(x, *rows)
@@ -144,5 +144,5 @@ class _Run:
             row = step.needs(row, row + 1)[0]
         self.source.release(row)
 
-    def _cuts(self, step: Step) -> Iterator[tuple[int, int]]:
+    def _cuts(self, step: ChainStep) -> Iterator[tuple[int, int]]:
         return cuts(step.above.rows, self.plan.strips)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ldm_vae.errors import UserError
 from ldm_vae.networks.network import Network
 from ldm_vae.piecewise.chains.chain import chains_of
-from ldm_vae.piecewise.steps import Attending, Extent, Residual, Step
+from ldm_vae.piecewise.steps import AttentionStep, ChainStep, Extent, ResidualStep
 
 # Of the largest boundary, by default. At 1024 x 1024, strips of 4 MiB take 1.25 times the work of the full
 # pass, those of 16 MiB 1.1 times. From 32 MiB on malloc maps every block anew, which costs more.
@@ -76,7 +76,7 @@ def plan_encode(model: Network, height: int, width: int, *, max_memory: int | No
     return make_plan(chains_of(model).encoder_steps(model, height, width), next(model.parameters()), what, max_memory)
 
 
-def make_plan(steps: Sequence[Step], weight: Tensor, what: str, max_memory: int | None) -> Plan:
+def make_plan(steps: Sequence[ChainStep], weight: Tensor, what: str, max_memory: int | None) -> Plan:
     """weight: any of the network, for type and device.   what: is being done, for the error."""
     size = weight.element_size()
     largest, most = (max(step.above.values() for step in steps) * size, max(step.above.rows for step in steps))
@@ -93,7 +93,7 @@ def make_plan(steps: Sequence[Step], weight: Tensor, what: str, max_memory: int 
             least = min(costs.least(reach) for costs in tried)
             raise UserError(f"max_memory of {max_memory:,} bytes", f"{what} takes at least {least:,}")
         route, costs = min(routes, key=lambda pair: pair[0].operations)
-    attention = max((2 * step.below.values() for step in steps if isinstance(step, Attending)), default=0)
+    attention = max((2 * step.below.values() for step in steps if isinstance(step, AttentionStep)), default=0)
     return Plan(
         axis=steps[0].axis,
         strips=costs.strips,
@@ -124,7 +124,7 @@ class _Pass:
 class _Costs:
     """Operations and bytes of every possible segment, for one number of strips."""
 
-    def __init__(self, steps: Sequence[Step], element_size: int, strips: int, spill: bool) -> None:
+    def __init__(self, steps: Sequence[ChainStep], element_size: int, strips: int, spill: bool) -> None:
         self.steps, self.element_size, self.strips, self.spill = steps, element_size, strips, spill
         self.boundaries = [steps[0].below, *(step.above for step in steps)]
         # Statistics of a strip are taken by a kernel that writes another one; half types are copied to float32 first.
@@ -163,12 +163,12 @@ class _Costs:
         operations, size = 0.0, 0  # of the passes for the barriers so far
         for k, step in enumerate(self.steps[first:], first):
             passes = [self._pass(first, k)] if k > first and step.norm is not None else []
-            if isinstance(step, Residual):
+            if isinstance(step, ResidualStep):
                 for done in passes:
                     operations, size = operations + done.operations, max(size, start + done.bytes)
                 yield self._keeping_hidden(first, k, operations, size)
                 passes = [self._pass(first, k, hidden=True)]
-            if isinstance(step, Attending):
+            if isinstance(step, AttentionStep):
                 keys = self._pass(first, k)
                 passes.append(
                     replace(keys, bytes=keys.bytes + step.working(self._rows(step.below)) * self.element_size)
@@ -178,13 +178,13 @@ class _Costs:
             last = self._pass(first, k + 1)
             traded = last.bytes + self._traded(self.boundaries[first], start, last.source_rows, self._kept(k + 1))
             yield Segment(first, k + 1, False), operations + last.operations, max(size, traded) + BOOKKEEPING
-            if isinstance(step, Attending):  # never computed twice
+            if isinstance(step, AttentionStep):  # never computed twice
                 return
 
     def _keeping_hidden(self, first: int, k: int, operations: float, size: int) -> tuple[Segment, float, int]:
         """The segment that ends with steps[k]; operations, size: of the passes for the barriers before its hidden."""
         step = self.steps[k]
-        assert isinstance(step, Residual)
+        assert isinstance(step, ResidualStep)
         rows, extent = self._rows(step.above), step.above
         kept = 0 if self.spill else 2 * extent.values() * self.element_size
         hidden = self._pass(first, k, hidden=True)
@@ -204,7 +204,7 @@ class _Costs:
         operations, values = 0.0, self.gathering * extent.values(rows)
         if hidden:
             step = self.steps[k]
-            assert isinstance(step, Residual)
+            assert isinstance(step, ResidualStep)
             operations, values = (
                 step.first.operations(rows),
                 max(step.first.working(rows), self.gathering * step.first.above.values(rows)),

@@ -35,7 +35,7 @@ class Extent:
         return self.channels * self.cross * (self.rows if rows is None else min(rows, self.rows))
 
 
-class Step(ABC):
+class ChainStep(ABC):
     """One step of a chain.   norm: must have gathered all of the step's input before `forward` is called."""
 
     norm: GatheredNorm | None = None
@@ -67,7 +67,7 @@ class Step(ABC):
         """
 
 
-class Convolution(Step):
+class ConvolutionStep(ChainStep):
     """Convolution of stride 1, after GroupNorm and SiLU where there is a norm."""
 
     def __init__(self, axis: int, below: Extent, conv: nn.Conv2d, norm: nn.GroupNorm | None = None) -> None:
@@ -100,12 +100,12 @@ class Convolution(Step):
         return below + 2 * padded + above + library
 
 
-class Residual(Step):
+class ResidualStep(ChainStep):
     """A residual block: two normalised convolutions beside a shortcut.   hidden_norm: the norm between them."""
 
     def __init__(self, axis: int, below: Extent, block: ResBlock) -> None:
-        self.first = Convolution(axis, below, block.conv1, block.norm1)
-        self.second = Convolution(axis, self.first.above, block.conv2, block.norm2)
+        self.first = ConvolutionStep(axis, below, block.conv1, block.norm1)
+        self.second = ConvolutionStep(axis, self.first.above, block.conv2, block.norm2)
         self.conv_shortcut = block.conv_shortcut
         assert self.second.norm is not None
         self.hidden_norm = self.second.norm
@@ -142,12 +142,12 @@ class Residual(Step):
         return self.below.values(rows + 4) + shortcut + max(self.first.working(rows + 2), self.second.working(rows))
 
 
-class Doubling(Step):
+class UpsampleStep(ChainStep):
     """Nearest neighbour, then a convolution."""
 
     def __init__(self, axis: int, below: Extent, conv: nn.Conv2d) -> None:
         super().__init__(axis, below, Extent(conv.out_channels, 2 * below.rows, 2 * below.cross))
-        self.convolution = Convolution(axis, replace(self.above, channels=below.channels), conv)
+        self.convolution = ConvolutionStep(axis, replace(self.above, channels=below.channels), conv)
 
     def needs(self, first: int, end: int) -> tuple[int, int]:
         low, high = self.convolution.needs(first, end)
@@ -172,7 +172,7 @@ class Doubling(Step):
         )
 
 
-class Halving(Step):
+class DownsampleStep(ChainStep):
     """Convolution of stride 2, padded at the end of both axes."""
 
     def __init__(self, axis: int, below: Extent, conv: nn.Conv2d) -> None:
@@ -197,7 +197,7 @@ class Halving(Step):
         return 3 * padded + 2 * self.above.values(rows) + self.conv.weight.numel()
 
 
-class Attending(Step):
+class AttentionStep(ChainStep):
     """Attention, query rows by query rows, once `keys_and_values` of all rows are there."""
 
     def __init__(self, axis: int, below: Extent, attention: Attention) -> None:
@@ -265,9 +265,9 @@ class Chain:
     def __init__(self, channels: int, height: int, width: int) -> None:
         self.axis = 2 if height >= width else 3
         self.extent = Extent(channels, max(height, width), min(height, width))
-        self.steps: list[Step] = []
+        self.steps: list[ChainStep] = []
 
-    def add(self, kind: Callable[..., Step], *modules: nn.Module) -> None:
+    def add(self, kind: Callable[..., ChainStep], *modules: nn.Module) -> None:
         step = kind(self.axis, self.extent, *modules)
         self.steps.append(step)
         self.extent = step.above
@@ -275,6 +275,6 @@ class Chain:
     def add_blocks(self, blocks: Level | Middle) -> None:
         """Attention follows each residual block of a level, and the first of the middle."""
         for i, resnet in enumerate(blocks.resnets):
-            self.add(Residual, resnet)
+            self.add(ResidualStep, resnet)
             if i < len(blocks.attentions):
-                self.add(Attending, blocks.attentions[i])
+                self.add(AttentionStep, blocks.attentions[i])

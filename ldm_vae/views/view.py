@@ -1,4 +1,4 @@
-"""What a view is, and which one a step of training takes."""
+"""A view: a change of a picture, and the change of its latent that goes with it. Which one a training step takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class View(Protocol):
-    """A change of picture that has a counterpart in latent space (a quarter turn, a scaling)."""
+    """A change of a picture that has a counterpart in latent space, such as a quarter turn or a scaling."""
 
     def image(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> the target of the view."""
@@ -22,7 +22,10 @@ class Views(Protocol):
     """Chooses the view of a step."""
 
     def __call__(self, step: int, generator: np.random.Generator) -> View | None:
-        """generator: the same on all processes, so that they take the same view. None: the images as they are."""
+        """The view of a step; None takes the images as they are.
+
+        generator: draws the same numbers on all processes, so that they take the same view.
+        """
 
 
 def no_view(step: int, generator: np.random.Generator) -> View | None:

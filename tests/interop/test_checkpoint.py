@@ -150,7 +150,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_version_is_refused_not_skipped(tmp_path: Path) -> None:
     save(tmp_path, 1, 0)
-    meta = {"step": 2, "model": {}, "version": native.VERSION + 1}
+    meta = {"step": 2, "model": {}, "version": native.CHECKPOINT_VERSION + 1}
     with pytest.raises(UserError, match="version 3, newer than 2: update ldm_vae"):
         Checkpoint.write(tmp_path / "checkpoints" / "step_00000002", {}, meta)
     with pytest.raises(UserError, match="newer"):

@@ -15,7 +15,7 @@ from ldm_vae import codec as codec_module
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.interop.export import export_model
-from ldm_vae.interop.load import LoadedModel, Source, weights_hash
+from ldm_vae.interop.load import LoadedModel, ModelSource, weights_hash
 from ldm_vae.interop.pipelines import PIPELINES, Target
 from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
@@ -49,7 +49,7 @@ def statistics(model: Autoencoder, largest: float = 10.0) -> LatentStatistics:
 
 
 def export(folder: Path, model: Autoencoder, target: Target, **options: Any) -> list[str]:
-    loaded = LoadedModel(model, None, Source("test", "run"))
+    loaded = LoadedModel(model, None, ModelSource("test", "run"))
     measured = statistics(model, options.pop("largest", 10.0))
     return export_model(loaded, folder, measured, target=target, command="ldm-vae export", **options)
 
@@ -305,6 +305,6 @@ def test_pictures_of_other_channels_are_refused_and_unusual_latents_noted(tmp_pa
 
 
 def test_scale_of_a_diffusers_model_is_kept_for_a_target(tmp_path: Path) -> None:
-    loaded = LoadedModel(autoencoder(16), LatentScale(0.4), Source("test", "diffusers"))
+    loaded = LoadedModel(autoencoder(16), LatentScale(0.4), ModelSource("test", "diffusers"))
     export_model(loaded, tmp_path / "out", None, target="flux", command="")
     assert LatentCodec.load(tmp_path / "out", device="cpu").scale == LatentScale(0.4, shift=0.0)

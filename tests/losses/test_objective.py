@@ -10,7 +10,7 @@ from ldm_vae.data.stream.batch import Batch
 from ldm_vae.losses.adversarial import DiscriminatorConfig, PatchAdversary
 from ldm_vae.losses.objective import LossConfig, Objective, Weighted, build_heads, build_objective
 from ldm_vae.losses.perceptual import LPIPS, PerceptualConfig
-from ldm_vae.losses.pixel import LOG_VARIANCE, PixelConfig
+from ldm_vae.losses.pixel import LOG_VARIANCE_HEAD, PixelConfig
 from ldm_vae.losses.rate import RateConfig
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.networks.network import Output
@@ -59,8 +59,8 @@ def _direct(
     pixel = (output.reconstruction - batch.image).abs().sum() / len(batch.image)
     perceptual = lpips(output.reconstruction, batch.image).mean() * elements
     nll = loss.pixel.weight * pixel + loss.perceptual.weight * perceptual
-    if LOG_VARIANCE in model.heads:
-        log_variance = model.heads[LOG_VARIANCE].value
+    if LOG_VARIANCE_HEAD in model.heads:
+        log_variance = model.heads[LOG_VARIANCE_HEAD].value
         nll = nll / log_variance.exp() + elements * log_variance
     mean, logvar = output.posterior.stats["mean"], output.posterior.stats["logvar"]
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum() / len(batch.image)
@@ -111,7 +111,7 @@ def test_gradient_equals_the_direct_formulation(step: int, learned_variance: boo
 def test_the_learned_log_variance_reaches_its_optimum() -> None:
     """d/ds (a / e^s + n s) = 0 at e^s = a / n: the mean error per element."""
     model, _, _ = _networks(learned_variance=True)
-    log_variance = model.heads[LOG_VARIANCE].value
+    log_variance = model.heads[LOG_VARIANCE_HEAD].value
     loss = LossConfig(pixel=PixelConfig(learned_variance=True), rate=RateConfig(weight=0.0))
     objective = _objective(model, None, loss, None)
     batch = _batch()

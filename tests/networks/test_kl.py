@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ldm_vae.errors import UserError
-from ldm_vae.losses.pixel import LOG_VARIANCE, LogVariance
+from ldm_vae.losses.pixel import LOG_VARIANCE_HEAD, LogVariance
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.noise import GivenNoise
 from tests.architectures import WIDTHS, name, small_config
@@ -140,7 +140,7 @@ SMALL = AutoencoderConfig(block_out_channels=(8, 16), norm_groups=4, layers_per_
 
 def build(config: AutoencoderConfig = SMALL, *, learned_variance: bool = False) -> Autoencoder:
     torch.manual_seed(0)
-    return Autoencoder(config, {LOG_VARIANCE: LogVariance()} if learned_variance else None)
+    return Autoencoder(config, {LOG_VARIANCE_HEAD: LogVariance()} if learned_variance else None)
 
 
 def test_gradient_checkpointing_recomputes_and_changes_no_bit() -> None:
@@ -167,7 +167,9 @@ def test_output_of_the_one_call_of_training() -> None:
     assert torch.equal(output.target, image) and torch.equal(output.latent, output.posterior.z)
     assert torch.equal(model.decoder.conv_out(output.below["decoder"]), output.reconstruction)
     assert torch.equal(model.decode(output.latent), output.reconstruction)
-    assert output.heads[LOG_VARIANCE] is model.heads[LOG_VARIANCE].value and output.posterior.rate.shape == (2,)
+    assert output.heads[LOG_VARIANCE_HEAD] is model.heads[LOG_VARIANCE_HEAD].value and output.posterior.rate.shape == (
+        2,
+    )
     assert torch.equal(model(image).latent, model.encode(image)[:, : SMALL.latent_channels])  # without noise, the mode
 
 

@@ -15,7 +15,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.piecewise import Plan, decode_pieces, encode_pieces, plan_decode
 from ldm_vae.piecewise.chains.kl import decoder_steps
-from ldm_vae.piecewise.evaluate import evaluate
+from ldm_vae.piecewise.evaluate import run_plan
 from tests.tolerance import assert_as_exact, double
 
 pytestmark = pytest.mark.numerical
@@ -108,7 +108,7 @@ def test_any_plan_in_float64(network: Network, height: int, width: int, strips: 
             )
     result = torch.empty(1, 3, 4 * height, 4 * width, dtype=torch.float64)
     with torch.no_grad():
-        evaluate(replace(plan, strips=strips, segments=tuple(segments)), steps, z, result)
+        run_plan(replace(plan, strips=strips, segments=tuple(segments)), steps, z, result)
         whole = model.decode(z)
     # float64 through 20 layers: each rounds to 1e-16, and the norms divide by a spread that may be small.
     torch.testing.assert_close(result, whole, rtol=0, atol=1e-11 * whole.std().item())

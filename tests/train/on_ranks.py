@@ -16,12 +16,12 @@ import torch
 import train.loop
 from ldm_vae.ranks import is_first_to_report
 from ldm_vae.recipe import load_recipe
-from train.__main__ import train as train_run
+from train.__main__ import run_training
 from train.agreement import RanksDiffer, check_ranks_agree
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
 from train.recipe import Recipe
 
-TRAIN_STEP = train.loop.STEPS["shared"]
+TRAIN_STEP = train.loop.TRAIN_STEPS["shared"]
 
 
 def bad_image_on_rank_1(recipe: Recipe) -> None:
@@ -37,8 +37,8 @@ def bad_image_on_rank_1(recipe: Recipe) -> None:
         seen[step] = run.autoencoder.decoder.conv_out.weight.detach().clone()
         return values
 
-    train.loop.STEPS["shared"] = step_with_nan
-    train_run(recipe)
+    train.loop.TRAIN_STEPS["shared"] = step_with_nan
+    run_training(recipe)
     assert torch.equal(seen[1], seen[3])
     assert not torch.equal(seen[3], seen[4])
 

@@ -7,7 +7,7 @@ import torch
 
 from train import agreement
 
-FINGERPRINT = agreement.fingerprint
+FINGERPRINT = agreement.bit_sums
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ldm_vae.noise import SlotNoise
 from ldm_vae.recipe import dump, load_recipe, resolve
 from tests.conftest import ROOT
 from tests.train.test_resume import rows, run_in_process
-from train.dry_run import describe
+from train.dry_run import describe_recipe
 from train.recipe import Recipe
 
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml"))
@@ -50,7 +50,7 @@ def test_all_recipes_are_there() -> None:
 def test_dry_run_at_full_size(path: Path, shards: Path, codec: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = load_recipe(Recipe, path, overrides(path, shards, codec))
     assert path.read_text().startswith("# ")  # headed by the question it answers
-    describe(recipe)
+    describe_recipe(recipe)
     said = capsys.readouterr().out
     assert f"f = {recipe.model.factor}" in said or path.stem in FINETUNES
     assert f"autoencoder: {PARAMETERS.get(path.stem, '')}" in said

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ldm_vae.losses.adaptive import adaptive_weight
 from tests.train.conftest import Build, batches_of, state_of
-from train.step import STEPS, autoencoder_gradients, train_step, train_step_compvis
+from train.step import TRAIN_STEPS, autoencoder_gradients, train_step, train_step_compvis
 
 pytestmark = pytest.mark.numerical
 
@@ -103,7 +103,7 @@ def test_discriminator_has_a_head_start_and_the_generator_a_ramp(build: Build) -
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_a_bad_image_changes_nothing_and_is_counted(build: Build, norm: str, order: str) -> None:
     run, recipe = build(f"discriminator.norm={norm}", f"discriminator.order={order}")
-    step_of = STEPS[order]
+    step_of = TRAIN_STEPS[order]
     batches = batches_of(run, recipe, 5)
     for step in range(4):
         step_of(run, batches[step], step)
@@ -163,7 +163,7 @@ def test_one_forward_of_the_autoencoder_per_micro_batch(build: Build, order: str
     run, recipe = build(f"discriminator.order={order}")
     calls: list[int] = []
     run.autoencoder.encoder.register_forward_hook(lambda *_: calls.append(1))
-    STEPS[order](run, batches_of(run, recipe, 1)[0], 5)
+    TRAIN_STEPS[order](run, batches_of(run, recipe, 1)[0], 5)
     assert len(calls) == forwards
 
 

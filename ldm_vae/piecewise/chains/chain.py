@@ -7,16 +7,16 @@ from typing import Protocol, cast
 
 from ldm_vae.networks.network import Network
 from ldm_vae.parts import CHAINS
-from ldm_vae.piecewise.steps import Step
+from ldm_vae.piecewise.steps import ChainStep
 
 
 class Chains(Protocol):
     """A module of this folder."""
 
-    def encoder_steps(self, model: Network, height: int, width: int) -> list[Step]:
+    def encoder_steps(self, model: Network, height: int, width: int) -> list[ChainStep]:
         """`model.encode` of images of height x width, cut along the longer side."""
 
-    def decoder_steps(self, model: Network, height: int, width: int) -> list[Step]:
+    def decoder_steps(self, model: Network, height: int, width: int) -> list[ChainStep]:
         """`model.decode` of latents of height x width, cut along the longer side."""
 
 
