@@ -99,7 +99,6 @@ class LatentDataset(Dataset[dict[str, Any]]):
             z, logvar = z.chunk(2)
             if self.sample:
                 noise = torch.from_numpy(generator.standard_normal(tuple(z.shape), dtype=np.float32))
-                assert self.info.job.logvar_range is not None  # of a codec with moments
                 z = z + (0.5 * logvar.clamp(*self.info.job.logvar_range)).exp() * noise
         found: dict[str, Any] = {"latent": self.scale.apply(z), "key": place.key}
         if "cls" in place.fields:

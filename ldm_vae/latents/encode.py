@@ -198,11 +198,13 @@ def latent_job(
     bottleneck = codec.model.config.bottleneck
     if latents != "mode" and not codec.model.bottleneck.gaussian:
         raise UserError(f"a {bottleneck.kind} bottleneck has no moments", "store its latents with --latents mode")
+    # Of another bottleneck the range is never used, since only the mode is stored; the file keeps its format.
+    gaussian = bottleneck if isinstance(bottleneck, GaussianConfig) else GaussianConfig()
     return LatentJob(
         codec=codec.weights_hash,
         factor=factor,
         channels=codec.latent_channels,
-        logvar_range=bottleneck.logvar_range if isinstance(bottleneck, GaussianConfig) else None,
+        logvar_range=gaussian.logvar_range,
         latents=latents,
         mirrored=mirrored,
         image_channels=codec.model.config.in_channels,

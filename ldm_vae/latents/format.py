@@ -47,8 +47,8 @@ class LatentJob(Config):
     channels: int
     """Channels of a latent; moments have twice as many."""
 
-    logvar_range: tuple[float, float] | None
-    """[low, high]: log-variances are clamped to it before they are used; null where the codec gives none."""
+    logvar_range: tuple[float, float]
+    """[low, high]: the log-variances of moments are clamped to it before they are used."""
 
     latents: LatentKind
     """What is stored of the posterior."""
