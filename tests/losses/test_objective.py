@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.losses.adversarial import DiscriminatorConfig, PatchAdversary
-from ldm_vae.losses.objective import LossConfig, Objective, Weighted, build_heads, build_objective
+from ldm_vae.losses.objective import LossConfig, Objective, WeightedTerm, build_heads, build_objective
 from ldm_vae.losses.perceptual import LPIPS, PerceptualConfig
 from ldm_vae.losses.pixel import LOG_VARIANCE_HEAD, PixelConfig
 from ldm_vae.losses.rate import RateConfig
@@ -161,7 +161,10 @@ def test_a_term_of_the_latent_is_balanced_at_the_encoders_last_layer() -> None:
     model, _, lpips = _networks()
     loss = LossConfig(perceptual=PerceptualConfig(network="alex"), rate=RateConfig(weight=0.01))
     objective = _objective(model, lpips, loss, None)
-    objective.regularizers = [*objective.regularizers, Weighted("aligned", ToAnImage(), lambda step: 0.3, "encoder")]
+    objective.regularizers = [
+        *objective.regularizers,
+        WeightedTerm("aligned", ToAnImage(), lambda step: 0.3, "encoder"),
+    ]
     batch = _batch()
     losses = objective(_forward(model, batch), batch, {}, 0)
     torch.autograd.backward(losses.roots, losses.gradients)

@@ -17,7 +17,7 @@ import torch
 
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import load_recipe
-from train.__main__ import app, train
+from train.__main__ import app, run_training
 from train.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent.parent
@@ -41,7 +41,7 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 
 def train_here(recipe: Path, output: Path, *settings: str) -> None:
-    train(load_recipe(Recipe, recipe, [*SETTINGS, *settings, f"output={output}"]))
+    run_training(load_recipe(Recipe, recipe, [*SETTINGS, *settings, f"output={output}"]))
 
 
 def holds(test: Path, recipe: Path, folder: Path, *settings: str) -> dict[str, torch.Tensor]:

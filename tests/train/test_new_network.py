@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ldm_vae import LatentCodec, UserError
 from ldm_vae.networks.network import Anchor, Decoded, Encoded, Network, NetworkConfig
-from ldm_vae.nn.features import Features
+from ldm_vae.nn.last_layer import LastLayer
 from ldm_vae.noise import Noise
 from ldm_vae.parts import NETWORKS
 from ldm_vae.recipe import Kind
@@ -39,7 +39,7 @@ class Patches(Network):
 
     def run_encoder(self, image: Tensor, label: Tensor | None = None) -> Encoded:
         hidden = self.analysis(image)
-        return Encoded(hidden, Features(image, hidden))
+        return Encoded(hidden, LastLayer(image, hidden))
 
     def run_decoder(self, z: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Decoded:
         z = z if noise is None else z * (noise.uniform("dropout", z) > 0.1)  # by slot: the same on any number of ranks
