@@ -9,7 +9,7 @@ ONLY ?=
 DEPENDENCIES ?= fetched
 BIN := .venv/bin
 
-.PHONY: demo test slow golden lint format docs help hooks release
+.PHONY: demo test slow test-portable golden lint format docs help hooks release
 
 demo: .venv/installed  ## The whole path on real photographs, into runs/demo; STEPS=n shortens it
 	@$(BIN)/python -m tools.demo $(if $(STEPS),--steps $(STEPS))
@@ -19,6 +19,17 @@ test: .venv/installed  ## The tests, without the slow ones
 
 slow: .venv/installed  ## The slow tests
 	$(BIN)/python -m pytest -m slow
+
+# Kernels of torch (MKL with them, and numpy's OpenBLAS), of oneDNN, and threads: each two of their values meet once.
+SSE := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem
+AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell
+NUMERICAL := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m "numerical and not slow"
+
+test-portable: .venv/installed  ## The numerical tests with the kernels of older processors, on one thread and two
+	$(SSE) ONEDNN_MAX_CPU_ISA=SSE41 LDM_VAE_TEST_THREADS=1 $(NUMERICAL)
+	$(SSE) LDM_VAE_TEST_THREADS=2 $(NUMERICAL)
+	$(AVX2) LDM_VAE_TEST_THREADS=1 $(NUMERICAL)
+	$(AVX2) ONEDNN_MAX_CPU_ISA=SSE41 LDM_VAE_TEST_THREADS=2 $(NUMERICAL)
 
 golden: .venv/installed  ## Does this checkout train and encode as BASE=COMMIT does, bit for bit? ONLY=name picks one
 	$(BIN)/python -m tools.golden $(BASE) $(if $(ONLY),--only $(ONLY))

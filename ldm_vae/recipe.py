@@ -103,7 +103,7 @@ def _combined(config: type[Config], base: type[Config] | None) -> type[Config]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """One YAML 1.2 file that holds a mapping. Raises UserError where it is missing or malformed."""
+    """Reads a YAML 1.2 file that holds a mapping. Raises UserError if it is missing or malformed."""
     if not path.is_file():
         raise UserError(f"recipe {path} not found", "give the path of a YAML file, such as configs/demo_cpu.yaml")
     try:
@@ -116,7 +116,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def resolve(path: Path, overrides: Sequence[str] = (), schema: type[Config] = Config) -> dict[str, Any]:
-    """The recipe at `path` merged over its chain of bases, then `a.b=value` overrides, as plain data.
+    """The recipe at `path` as plain data: merged over its chain of bases, then changed by `a.b=value` overrides.
 
     schema: says which sections come in kinds. Such a section is replaced where another kind is named, not merged.
     """
@@ -145,14 +145,14 @@ def resolve(path: Path, overrides: Sequence[str] = (), schema: type[Config] = Co
 
 
 def load_recipe(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
-    """The typed recipe. Raises UserError naming the key, and the nearest known one for a mistyped key."""
+    """The typed recipe. Raises UserError that names the key, and for an unknown key the nearest known one."""
     return validate(schema, resolve(path, overrides, schema), str(path))
 
 
 def validate(schema: type[ConfigT], values: Mapping[str, Any], source: str) -> ConfigT:
-    """Plain data -> schema; `source` names where the data came from in errors."""
+    """Plain data -> schema.   source: where the data came from, for errors."""
     try:
-        # Through JSON: the strict mode for it takes lists for tuples and strings for paths, and nothing looser.
+        # As JSON, because pydantic's strict mode then takes lists for tuples and strings for paths, and nothing else.
         text = json.dumps(values, default=str)
     except (TypeError, ValueError) as error:  # YAML can write a list as a key, or a list that holds itself
         raise UserError(f"{source}: not a tree of named values", f"write `key: value` lines ({error})") from None
@@ -165,13 +165,13 @@ def validate(schema: type[ConfigT], values: Mapping[str, Any], source: str) -> C
         if first["type"] == "extra_forbidden":
             raise UserError(f"{source}: unknown key {key!r}", nearest(schema, first["loc"])) from None
         message = first["msg"].removeprefix("Value error, ")
-        # A missing key was not given; a whole section as given would not fit in a line.
+        # A key that is missing has no value to show, and a whole section would not fit in a line.
         given = "" if isinstance(first["input"], Mapping) else f" (given: {first['input']!r})"
         raise UserError(f"{source}: {key or 'recipe'}", f"{message[0].lower()}{message[1:]}{given}") from None
 
 
 def dump(config: Config) -> str:
-    """The resolved recipe as YAML that `load_recipe` reads back to an equal object."""
+    """The resolved recipe as YAML, which `load_recipe` reads back to an equal object."""
     text = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
@@ -252,7 +252,7 @@ def _parse_override(text: str) -> dict[str, Any]:
 
 
 def nearest(schema: type[Config], location: Sequence[str | int]) -> str:
-    """Remedy for the unknown key at `location`: the nearest key of that section, else the nearest of any."""
+    """The remedy for an unknown key at `location`: names the nearest key of that section, else of any section."""
     *parents, wrong = (part for part in location if isinstance(part, str))  # numbers are places in a list
     siblings = {path[-1]: path for path in _paths(schema) if list(path[:-1]) == parents}
     everywhere = {path[-1]: path for path in _paths(schema)}

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, seeded pictures, small shards, a tiny recipe."""
+"""Shared by all tests: one thread (or LDM_VAE_TEST_THREADS), seeded pictures, small shards, a tiny recipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-# Of the processes that tests start, too: sums in one order, bit for bit. `make test-portable` asks for two as well.
+# One thread, of the processes that tests start, too: sums in one order, bit for bit. `make test-portable` asks for two.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("LDM_VAE_TEST_THREADS", "1")
 
 import numpy as np

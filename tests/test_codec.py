@@ -19,6 +19,8 @@ from ldm_vae.codec import NonFiniteError, from_numpy, from_pil, pad_to_multiple,
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.tolerance import assert_as_exact, double
 
+pytestmark = pytest.mark.numerical
+
 CONFIG = AutoencoderConfig(block_out_channels=(8, 8, 16), norm_groups=4, layers_per_block=1)
 
 

@@ -1,12 +1,14 @@
-"""Time, memory and error of decoding and encoding one large picture: the full pass, diffusers' tiles, our pieces.
+"""Measures time, memory and error of decoding and encoding one large picture: full pass, diffusers' tiles, our pieces.
 
     python -m tools.bench_decode MODEL PICTURE --side 2048 --threads 1 --rounds 3 --max-memory 768 --max-memory 384
 
-MODEL is a diffusers folder with trained weights; PICTURE is resized to side x side. Prints a table in Markdown for each
-direction. Every pass runs in a process of its own, methods taking turns, and is compared with the full pass of its
-round. CPU seconds count user and system of all threads: on a machine that others use as well, they tell more than the
-clock. Extra memory is the growth of the process's resident memory over what it held with weights and input loaded (of
-allocated device memory on a GPU). Errors are differences to the full pass.
+MODEL is a diffusers folder with trained weights; PICTURE is resized to side x side. A table in Markdown is printed for
+each direction. Every pass runs in a process of its own. Methods take turns, and each pass is compared with the full
+pass of its round.
+
+CPU seconds are user and system time of all threads; on a machine that others use, too, they say more than the clock.
+Extra memory is how much the resident memory of the process grows after weights and input are loaded (on a GPU, how much
+allocated device memory grows). Errors are differences to the full pass.
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ from ldm_vae.codec import LatentCodec, from_pil
 from ldm_vae.piecewise import decode_pieces, encode_pieces
 from tools.command import run_command
 
-SANE_TILE = 512  # px
+LARGE_TILE = 512  # px; the tile that an export sets may be smaller
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-COLUMNS = {  # of the tables: heading -> what is measured, and how it is printed
+TABLE_COLUMNS = {  # heading -> what is measured, and how it is printed
     "seconds": ("seconds", "{:.1f}"),
     "of full": ("seconds_ratio", "{:.2f}"),
     "CPU seconds": ("cpu_seconds", "{:.1f}"),
@@ -45,42 +47,41 @@ COLUMNS = {  # of the tables: heading -> what is measured, and how it is printed
     "largest, of 255": ("error_levels", "{:.2g}"),
     "mean, of 255": ("error_mean_levels", "{:.2g}"),
 }
-Direction = Literal["decode", "encode"]
-Kind = Literal["full", "tiles", "pieces"]
+Method = Literal["full", "tiles", "pieces"]
 
 
 def bench_decode(
     model: Annotated[str, typer.Argument(help="diffusers folder or Hub id")],
     picture: Annotated[Path, typer.Argument(exists=True, help="any photograph")],
     side: Annotated[int, typer.Option(help="px, a multiple of f")] = 2048,
-    threads: Annotated[int, typer.Option(help="of the CPU")] = 1,
+    threads: Annotated[int, typer.Option(help="threads of the CPU")] = 1,
     rounds: Annotated[int, typer.Option(help="passes per method; medians are printed")] = 3,
     max_memory: Annotated[list[int] | None, typer.Option(help="MiB, a row for each [default: 768, 384]")] = None,
     direction: Annotated[list[str] | None, typer.Option(help="decode or encode [default: both]")] = None,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Measure full passes, tiles and pieces on one large picture."""
-    methods: dict[str, tuple[Kind, int]] = {
+    methods: dict[str, tuple[Method, int]] = {
         "full pass": ("full", 0),
-        f"enable_tiling(), {SANE_TILE} px": ("tiles", SANE_TILE),
+        f"enable_tiling(), {LARGE_TILE} px": ("tiles", LARGE_TILE),
         "enable_tiling(), the export's own": ("tiles", 0),
         "pieces": ("pieces", 0),
     }
     methods |= {f"pieces, max_memory {number} MiB": ("pieces", number) for number in max_memory or (768, 384)}
-    found = {}
+    tables = {}
     for way in direction or ("decode", "encode"):
-        found[way] = _rows(way, methods, model, picture, side, threads, rounds)
+        tables[way] = _rows(way, methods, model, picture, side, threads, rounds)
         print(f"\n{way}, {side} x {side} px, {threads} thread(s), {DEVICE}, median of {rounds} round(s)\n")
-        _print_table(found[way])
+        _print_table(tables[way])
     if json_file is not None:
         setting = {"model": model, "side": side, "threads": threads, "rounds": rounds, "device": DEVICE}
-        json_file.write_text(json.dumps({"setting": setting, "methods": found}, indent=2) + "\n")
+        json_file.write_text(json.dumps({"setting": setting, "methods": tables}, indent=2) + "\n")
 
 
 def _rows(
-    way: str, methods: dict[str, tuple[Kind, int]], model: str, picture: Path, side: int, threads: int, rounds: int
+    way: str, methods: dict[str, tuple[Method, int]], model: str, picture: Path, side: int, threads: int, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Method -> what was measured, medians over rounds; ratios are taken within a round."""
+    """What was measured for each method: medians over rounds. Ratios are taken within a round."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "input.npy"
@@ -96,10 +97,10 @@ def _rows(
 
 
 def _print_table(rows: dict[str, dict[str, float]]) -> None:
-    _print_line(["method", *(heading.strip() for heading in COLUMNS)])
-    _print_line(["---"] * (1 + len(COLUMNS)))
+    _print_line(["method", *(heading.strip() for heading in TABLE_COLUMNS)])
+    _print_line(["---"] * (1 + len(TABLE_COLUMNS)))
     for name, row in rows.items():
-        _print_line([name, *(form.format(row[key]) if key in row else "" for key, form in COLUMNS.values())])
+        _print_line([name, *(form.format(row[key]) if key in row else "" for key, form in TABLE_COLUMNS.values())])
 
 
 def _print_line(cells: Sequence[str]) -> None:
@@ -107,13 +108,13 @@ def _print_line(cells: Sequence[str]) -> None:
 
 
 def _apart(function: Any, *arguments: Any) -> Any:
-    """In a fresh process, so that no method profits from another's memory."""
+    """Calls the function in a fresh process, so that no method profits from the memory of another."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
 def _prepare(way: str, model: str, picture: Path, side: int, threads: int, given: Path) -> None:
-    """Writes the input of the passes: the picture, or its latents."""
+    """Writes the input of the passes to `given`: the picture, or its latents."""
     torch.set_num_threads(threads)
     with Image.open(picture) as opened:
         image = from_pil(opened.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
@@ -124,8 +125,11 @@ def _prepare(way: str, model: str, picture: Path, side: int, threads: int, given
 
 
 @torch.no_grad()
-def _pass(way: str, model: str, given: Path, threads: int, kind: Kind, number: int) -> dict[str, float]:
-    """number: side of the tiles in px (0: the export's), or MiB for the pieces (0: no bound)."""
+def _pass(way: str, model: str, given: Path, threads: int, kind: Method, number: int) -> dict[str, float]:
+    """Runs and measures one pass.
+
+    number: side of the tiles in px (0: the export's), or MiB for the pieces (0: no bound).
+    """
     torch.set_num_threads(threads)
     x = torch.from_numpy(np.load(given)).to(DEVICE)
     vae: Any = AutoencoderKL.from_pretrained(model)  # type: ignore[no-untyped-call]
@@ -137,15 +141,15 @@ def _pass(way: str, model: str, given: Path, threads: int, kind: Kind, number: i
             vae.tile_sample_min_size, vae.tile_latent_min_size = number, number // ours.config.factor
     pieces = decode_pieces if way == "decode" else encode_pieces
 
-    def evaluate(x: torch.Tensor) -> torch.Tensor:
+    def run_pass(x: torch.Tensor) -> torch.Tensor:
         if kind == "pieces":
             return pieces(ours, x, max_memory=number * 2**20 or None)[0]
         result: torch.Tensor = vae.decode(x).sample if way == "decode" else vae.encode(x).latent_dist.parameters
         return result
 
-    evaluate(x[:, :, :64, :64])  # libraries load and choose their kernels
+    run_pass(x[:, :, :64, :64])  # libraries load and choose their kernels
     before, start, cpu = _memory(reset=True), time.perf_counter(), _cpu_seconds()
-    result = evaluate(x)
+    result = run_pass(x)
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     seconds, cpu, after = time.perf_counter() - start, _cpu_seconds() - cpu, _memory()
@@ -160,19 +164,19 @@ def _pass(way: str, model: str, given: Path, threads: int, kind: Kind, number: i
         "megabytes": (after - before) / 1e6,
         "error_std": (error.max() / expected.std()).item(),
     }
-    if way == "decode":  # moments are no levels of a picture
+    if way == "decode":  # moments have no levels of 255
         row |= {"error_levels": 127.5 * error.max().item(), "error_mean_levels": 127.5 * error.mean().item()}
     return row
 
 
 def _cpu_seconds() -> float:
-    """User and system time of this process, all threads; page faults of fresh memory are part of it."""
+    """User and system time of this process in all threads; page faults of fresh memory are included."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def _memory(reset: bool = False) -> int:
-    """Peak bytes of this process, or now where the peak is reset (Linux, or CUDA)."""
+    """Peak memory of this process in bytes, on Linux or CUDA; where the peak is reset, the memory now."""
     if DEVICE == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats()

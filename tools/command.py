@@ -1,4 +1,4 @@
-"""A function as a command of its own: options by typer, and a UserError as one line on stderr with exit code 2."""
+"""Runs a function as a command: options by typer, and a UserError as one line on stderr with exit code 2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from ldm_vae.errors import UserError
 
 
 def run_command(function: Callable[..., None], arguments: Sequence[str] | None = None) -> None:
-    """arguments: those of the process where None. Ends the process, as commands do."""
+    """Runs the function and ends the process.
+
+    arguments: the command line; None: that of the process.
+    """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(function)
     try:

@@ -1,7 +1,7 @@
 """The whole path on real photographs, from the checkout's root: `make demo [STEPS=n]`.
 
-Each stage leaves something in runs/demo and is skipped where it is there already, so that a second call goes on with
-what was interrupted. Training goes on from its last checkpoint; what was made of an older one is then made anew.
+Each stage writes something into runs/demo, and is skipped where that exists. So a second call continues where the first
+was interrupted. Training continues from its last checkpoint; what was made of an older checkpoint is made again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ldm_vae.data.stream.reader import DataConfig, validation_batches
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import resolve
-from tools.photographs import SIDES, write_photographs
+from tools.photographs import SPLITS, write_photographs
 
 RECIPE = Path("configs/demo_cpu.yaml")
 RUN = Path("runs/demo")
@@ -37,29 +37,31 @@ TRAIN, VALIDATION = str(SHARDS / "train"), str(SHARDS / "validation")
 RESULTS, STATISTICS, EXPORT = RUN / "results.json", RUN / "latent_statistics.json", RUN / "export"
 LATENTS, DECODED = RUN / "latents", RUN / "decoded"
 INSPECTION, REPORT = RUN / "inspection", RUN / "report.html"
-SAME = 1e-4  # largest difference to diffusers, range [-1, 1]: summation order alone; a step of 8 bits is 8e-3
+SAME = 1e-4  # largest difference to diffusers, range [-1, 1], from the order of summation; a step of 8 bits is 8e-3
 BASELINES = ("pca", "jpeg", "webp")
-METRICS = "psnr,ssim,ms_ssim,lpips_vgg,lpips_alex,frechet_vgg16"  # Inception is 95 MB, and three images are no set
+DEMO_METRICS = (
+    "psnr,ssim,ms_ssim,lpips_vgg,lpips_alex,frechet_vgg16"  # no FID: Inception has 95 MB, and three images are too few
+)
 
 
 def main(steps: int | None) -> None:
     make_shards()
-    train(steps if steps is not None else int(resolve(RECIPE)["steps"]))
-    evaluate()
-    export()
+    train_codec(steps if steps is not None else int(resolve(RECIPE)["steps"]))
+    evaluate_codec()
+    export_codec()
     encode_and_decode()
-    inspect()
-    report()
+    inspect_latents()
+    make_report()
 
 
 def make_shards() -> None:
-    for side in SIDES:
-        if not (SHARDS / side / "index.json").exists():
+    for split in SPLITS:
+        if not (SHARDS / split / "index.json").exists():
             write_photographs(RUN / "photographs")
-            command("shards", RUN / "photographs" / side, SHARDS / side)
+            run_ldm_vae("shards", RUN / "photographs" / split, SHARDS / split)
 
 
-def train(steps: int) -> None:
+def train_codec(steps: int) -> None:
     checkpoint = Checkpoint.latest(RUN)
     if checkpoint is not None and checkpoint.step >= steps:
         return
@@ -67,41 +69,43 @@ def train(steps: int) -> None:
         stale.unlink(missing_ok=True)
     for stale in (EXPORT, LATENTS, DECODED, INSPECTION):
         shutil.rmtree(stale, ignore_errors=True)
-    # One process, whatever the machine has; what accelerate would ask for or guess is said.
+    # One process on any machine; everything that accelerate would ask for or guess is given.
     launch = ["launch", "--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    launch.append(f"--num_cpu_threads_per_process={len(os.sched_getaffinity(0))}")  # it takes one a physical core
+    launch.append(
+        f"--num_cpu_threads_per_process={len(os.sched_getaffinity(0))}"
+    )  # else accelerate takes one for each physical core
     arguments = [*launch, "-m", "train", str(RECIPE), f"steps={steps}"]
     print(f"\n$ accelerate {shlex.join(arguments)}", flush=True)
     training = subprocess.Popen([str(Path(sys.executable).with_name("accelerate")), *arguments])
     try:
         failed = training.wait()
     except KeyboardInterrupt:
-        training.wait()  # it was interrupted, too, and is saving
+        training.wait()  # training was interrupted, too, and saves
         raise
     if failed:
         reason = (
             json.loads((RUN / "status.json").read_text())["reason"] if (RUN / "status.json").exists() else "see above"
         )
-        raise UserError("training ended early", f"{reason}; run `make demo` again to go on")
+        raise UserError("training ended early", f"{reason}; run `make demo` again to continue")
 
 
-def evaluate() -> None:
-    """results.json: of this codec and, under "others", of what is as large as its latents."""
+def evaluate_codec() -> None:
+    """Writes results.json: this codec and, under "others", baselines of the same rate."""
     if not RESULTS.exists():
         baselines = [word for name in BASELINES for word in ("--baseline", name)]
-        command("evaluate", RUN, VALIDATION, *baselines, "--metrics", METRICS, "--json", RESULTS)
+        run_ldm_vae("evaluate", RUN, VALIDATION, *baselines, "--metrics", DEMO_METRICS, "--json", RESULTS)
 
 
-def export() -> None:
+def export_codec() -> None:
     if not STATISTICS.exists():
-        command("stats", RUN, TRAIN, "--write")
+        run_ldm_vae("stats", RUN, TRAIN, "--write")
     if not EXPORT.exists():
-        command("export", RUN, EXPORT)
+        run_ldm_vae("export", RUN, EXPORT)
     check_export()
 
 
 def check_export() -> None:
-    """Plain diffusers gives the pixels that our codec gives."""
+    """Checks that plain diffusers gives the same pixels as our codec."""
     vae: Any = AutoencoderKL
     theirs, ours = vae.from_pretrained(EXPORT).eval(), LatentCodec.load(RUN, device="cpu")
     largest = 0.0
@@ -117,19 +121,19 @@ def check_export() -> None:
 
 
 def encode_and_decode() -> None:
-    for side in SIDES:
-        command("encode", RUN, SHARDS / side, LATENTS / side)  # goes on by itself
+    for split in SPLITS:
+        run_ldm_vae("encode", RUN, SHARDS / split, LATENTS / split)  # continues where it was interrupted
     if not DECODED.exists():
-        command("decode", RUN, LATENTS / "validation", DECODED, "--count", "3")
+        run_ldm_vae("decode", RUN, LATENTS / "validation", DECODED, "--count", "3")
 
 
-def inspect() -> None:
+def inspect_latents() -> None:
     if not INSPECTION.exists():
-        command("inspect", RUN, VALIDATION)
+        run_ldm_vae("inspect", RUN, VALIDATION)
 
 
-def report() -> None:
-    command("report", RUN)
+def make_report() -> None:
+    run_ldm_vae("report", RUN)
     results = json.loads(RESULTS.read_text())
     codecs = {"this codec": results, **{other["name"]: other for other in results.get("others", [])}}
     table = Table("held-out photographs", *codecs)
@@ -143,13 +147,13 @@ def report() -> None:
 
 
 def images(shards: str) -> Any:
-    """Every image at its own size, one at a time."""
+    """All images of the shards, one at a time and at their own size."""
     config = DataConfig(train=(SourceConfig(shards=shards),), batch=1, workers=0)
     return validation_batches(config, load_index(shards), batch=1, rank=0, world=1)
 
 
-def command(*arguments: str | Path) -> None:
-    """An `ldm-vae` command, shown as a person would type it."""
+def run_ldm_vae(*arguments: str | Path) -> None:
+    """Prints an `ldm-vae` command as a person would type it, and runs it."""
     words = [str(argument) for argument in arguments]
     print(f"\n$ ldm-vae {shlex.join(words)}", flush=True)
     try:
@@ -168,5 +172,5 @@ if __name__ == "__main__":
         print(f"demo: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("demo: stopped; run `make demo` again to go on", file=sys.stderr)
+        print("demo: stopped; run `make demo` again to continue", file=sys.stderr)
         sys.exit(130)

@@ -1,8 +1,8 @@
-"""A small diffusion transformer of diffusers, trained by flow matching: what the probe and the worked example share.
+"""A small diffusion transformer of diffusers, trained by flow matching, for the probe and the worked example.
 
 The network learns the velocity noise - latent at (1 - t) latent + t noise, for t uniform in [0, 1] (Lipman et al. 2023,
-arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003). On white noise of unit variance no network gets below pi / 2, and
-one that answers 0 has 2, so a loss below pi / 2 is structure that was found.
+arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003). If the latents are white noise of unit variance, no network has a
+loss below pi / 2, and a network that answers 0 has a loss of 2. So a loss below pi / 2 shows that structure was learnt.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from ldm_vae.errors import UserError
@@ -22,35 +22,34 @@ from ldm_vae.noise import rng
 from ldm_vae.recipe import Config
 from ldm_vae.schedules import warmup_decay
 
-NO_LABEL = 1000  # stands for no class: DiTPipeline guides away from it, whatever was trained
-HEAD = 32  # channels of an attention head
-TIMES = 1000  # what diffusers calls the timestep is t times this
+NO_LABEL = 1000  # the label for no class; DiTPipeline always guides away from it
+HEAD_CHANNELS = 32  # channels of an attention head
+TIMESTEPS = 1000  # the timestep of diffusers is t times this
 
-Positive = Annotated[int, Field(gt=0)]
 
 # Options of both commands; their defaults differ.
 Width = Annotated[int, typer.Option(help="Channels of a token, a multiple of 32.")]
 Depth = Annotated[int, typer.Option(min=1, help="Transformer blocks.")]
-Steps = Annotated[int, typer.Option(min=1, help="Optimizer steps.")]
+StepCount = Annotated[int, typer.Option(min=1, help="Optimizer steps.")]
 LearningRate = Annotated[float, typer.Option(help="Learning rate of AdamW.")]
 
 
 class DenoiserConfig(Config):
     """The transformer and its training."""
 
-    width: Annotated[int, Field(gt=0, multiple_of=HEAD)] = 128
+    width: Annotated[int, Field(gt=0, multiple_of=HEAD_CHANNELS)] = 128
     """Channels of a token."""
 
-    depth: Positive = 6
+    depth: PositiveInt = 6
     """Transformer blocks."""
 
-    tokens: Positive = 8
+    tokens: PositiveInt = 8
     """Tokens along each side of a latent; patches are as large as that makes them."""
 
-    steps: Positive
+    steps: PositiveInt
     """Optimizer steps."""
 
-    batch: Positive = 32
+    batch: PositiveInt = 32
     """Latents per step."""
 
     lr: Annotated[float, Field(gt=0)] = 1.0e-3
@@ -64,9 +63,10 @@ class DenoiserConfig(Config):
 
 
 def build_denoiser(config: DenoiserConfig, channels: int, side: int) -> Any:
-    """DiTTransformer2DModel for latents (B, channels, side, side). Raises UserError where patches do not fit.
+    """A DiTTransformer2DModel for latents (B, channels, side, side). Raises UserError where patches do not fit.
 
-    Equal `tokens` mean equal work for every codec, to the first and the last layer: the side of a patch differs.
+    The work between the first and the last layer is the same for every codec with equal `tokens`: only the side of a
+    patch differs.
     """
     if side % config.tokens:
         raise UserError(
@@ -80,15 +80,16 @@ def build_denoiser(config: DenoiserConfig, channels: int, side: int) -> Any:
             sample_size=side,
             patch_size=side // config.tokens,
             num_layers=config.depth,
-            num_attention_heads=config.width // HEAD,
-            attention_head_dim=HEAD,
+            num_attention_heads=config.width // HEAD_CHANNELS,
+            attention_head_dim=HEAD_CHANNELS,
             num_embeds_ada_norm=NO_LABEL,
         )
-    # As in DiT (arXiv:2212.09748), which diffusers leaves out: blocks start as the identity, the velocity as 0.
+    # As in DiT (arXiv:2212.09748); diffusers does not do it: blocks start as the identity, the velocity starts as 0.
     for layer in (*(block.norm1.linear for block in model.transformer_blocks), model.proj_out_1, model.proj_out_2):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
-    # In training mode diffusers withholds labels from each block on its own; train_denoiser does from all of them.
+    # In training mode diffusers withholds a label from each block separately; train_denoiser withholds it from all
+    # blocks.
     return model.eval()
 
 
@@ -98,9 +99,10 @@ def train_denoiser(
     config: DenoiserConfig,
     done: Callable[[float], object] = lambda loss: None,
 ) -> list[float]:
-    """The loss of each step, mean squared error per element.   Changes `model` in place, on its device.
+    """Trains `model` in place, on its device, and returns the loss of each step: mean squared error per element.
 
-    batches: scaled latents (B, c, s, s) and labels (B,), int64, at least `config.steps` of them.
+    batches: at least `config.steps` pairs of scaled latents (B, c, s, s) and labels (B,), int64.
+    done(loss): called after each step.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
     losses: list[float] = []
@@ -117,7 +119,7 @@ def train_denoiser(
             )
         predicted = model(
             noisy.to(model.device),
-            timestep=TIMES * time.to(model.device),
+            timestep=TIMESTEPS * time.to(model.device),
             class_labels=labels.masked_fill(withheld, NO_LABEL).to(model.device),
         ).sample
         loss = (predicted - velocity.to(model.device)).square().mean()
@@ -130,7 +132,7 @@ def train_denoiser(
 
 
 def flow_scheduler() -> Any:
-    """The sampler that belongs to this training, for any pipeline that takes one."""
+    """The sampler for models of this training, for any pipeline that takes a scheduler."""
     return DPMSolverMultistepScheduler(  # type: ignore[no-untyped-call]
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0
     )
@@ -138,7 +140,12 @@ def flow_scheduler() -> Any:
 
 @torch.no_grad()
 def sample_latents(model: Any, noise: Tensor, labels: Tensor, steps: int) -> Tensor:
-    """noise: (B, c, s, s).   labels: (B,).   steps: network evaluations.   Returns scaled latents, unguided."""
+    """Scaled latents (B, c, s, s), sampled without guidance.
+
+    noise: (B, c, s, s).
+    labels: (B,).
+    steps: evaluations of the network.
+    """
     latents, labels = noise.to(model.device), labels.to(model.device)
     scheduler = flow_scheduler()
     scheduler.set_timesteps(steps, device=model.device)

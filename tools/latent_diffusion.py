@@ -1,4 +1,4 @@
-"""Worked example: a small class-conditional DiT trained on stored latents, saved as a DiTPipeline and sampled.
+"""Worked example: trains a small class-conditional DiT on stored latents, saves it as a DiTPipeline, and samples it.
 
     python -m tools.latent_diffusion runs/demo/export runs/demo/latents/train runs/demo/diffusion --classes picture
 
@@ -34,14 +34,14 @@ from tools.denoiser import (
     DenoiserConfig,
     Depth,
     LearningRate,
-    Steps,
+    StepCount,
     Width,
     build_denoiser,
     flow_scheduler,
     train_denoiser,
 )
 
-SHOWN = 8  # classes on the sheet
+CLASSES_ON_SHEET = 8  # at most
 
 
 def latent_diffusion(
@@ -51,16 +51,18 @@ def latent_diffusion(
     classes: Annotated[
         Literal["cls", "picture", "none"], typer.Option(help="The label stored with a sample, its key, or no class.")
     ] = "cls",
-    side: Annotated[int, typer.Option(min=1, help="Of the crops of latents to train on; f times as many pixels.")] = 24,
+    side: Annotated[
+        int, typer.Option(min=1, help="Side of the crops of latents to train on; a crop shows f times as many pixels.")
+    ] = 24,
     tokens: Annotated[int, typer.Option(min=1, help="Patches along the side.")] = 12,
     width: Width = 128,
     depth: Depth = 6,
-    steps: Steps = 800,
+    steps: StepCount = 800,
     batch: Annotated[int, typer.Option(min=1, help="Crops per step.")] = 16,
     lr: LearningRate = 1.0e-3,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 1.5,
     per_class: Annotated[int, typer.Option(min=1, help="Samples of each class on the sheet.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random choices.")] = 0,
 ) -> None:
     """Train a small latent diffusion model on stored latents and sample it through diffusers' DiTPipeline."""
     options = dict(width=width, depth=depth, tokens=tokens, steps=steps, batch=batch, lr=lr, seed=seed)
@@ -68,7 +70,7 @@ def latent_diffusion(
     codec = LatentCodec.load(model, device="cpu")
     if codec.source.kind != "diffusers" or codec.scale is None:
         raise UserError(f"{model} is no diffusers folder", "write one: `ldm-vae export RUN FOLDER --target dit`")
-    # The pipeline multiplies by the codec's scaling_factor and knows nothing else, so that is what the latents get.
+    # The pipeline only knows the codec's scaling_factor, so the latents are scaled by that alone.
     scale = fit_scale("dit", codec.scale, codec.model.config)
     dataset = LatentDataset(latents, codec=codec, scale=scale, seed=seed)
     labels, names = read_classes(dataset, classes)
@@ -82,7 +84,7 @@ def latent_diffusion(
     pipe.register_to_config(id2label=dict(enumerate(names)))
     with atomic_folder(out / "pipeline") as stage:
         pipe.save_pretrained(stage)
-    shown = list(range(min(len(names), SHOWN))) or [NO_LABEL]
+    shown = list(range(min(len(names), CLASSES_ON_SHEET))) or [NO_LABEL]
     with atomic_file(out / "samples.png") as stage:
         sheet(out / "pipeline", codec, dataset, labels, shown, per_class, guidance, seed).save(stage)
     with atomic_file(out / "losses.json") as stage:
@@ -93,17 +95,17 @@ def latent_diffusion(
 
 
 def read_classes(dataset: LatentDataset, classes: str) -> tuple[list[int], list[str]]:
-    """The label of each sample, and the name of each class."""
+    """Labels of all samples, and names of all classes."""
     if classes == "none":
         return [NO_LABEL] * len(dataset), []
     if classes == "picture":
         labels, names = list(range(len(dataset))), [dataset.key(i) for i in range(len(dataset))]
     else:
-        found = [dataset.fields(i).get("cls") for i in range(len(dataset))]
-        if None in found:
-            what = f"sample {dataset.key(found.index(None))} has no cls"
+        stored = [dataset.fields(i).get("cls") for i in range(len(dataset))]
+        if None in stored:
+            what = f"sample {dataset.key(stored.index(None))} has no cls"
             raise UserError(what, "give --classes picture, or --classes none")
-        labels = [int(label or 0) for label in found]
+        labels = [int(label or 0) for label in stored]
         names = [str(label) for label in range(max(labels) + 1)]
     if min(labels) < 0 or max(labels) >= NO_LABEL:
         raise UserError(f"classes {min(labels)} to {max(labels)}", f"DiTPipeline knows 0 to {NO_LABEL - 1}")
@@ -113,9 +115,9 @@ def read_classes(dataset: LatentDataset, classes: str) -> tuple[list[int], list[
 def crops(
     dataset: LatentDataset, labels: Sequence[int], side: int, batch: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches without end: (B, c, side, side) from random places of random samples, and their labels."""
+    """Endless batches: (B, c, side, side) from random places of random samples, and their labels."""
     for step in itertools.count():
-        dataset.set_epoch(step)  # another draw from each posterior, another mirror
+        dataset.set_epoch(step)  # another sample of each posterior, another choice of mirroring
         generator = rng(seed, "crops", step)
         items = generator.integers(len(dataset), size=batch).tolist()
         yield (
@@ -125,7 +127,10 @@ def crops(
 
 
 def crop(dataset: LatentDataset, item: int, side: int, down: float, right: float) -> Tensor:
-    """(c, side, side).   down, right: where, in [0, 1)."""
+    """A crop (c, side, side) of the latent of a sample.
+
+    down, right: its place, in [0, 1).
+    """
     latent: Tensor = dataset[item]["latent"]
     rows, columns = latent.shape[1] - side + 1, latent.shape[2] - side + 1
     if min(rows, columns) < 1:
@@ -145,7 +150,7 @@ def sheet(
     guidance: float,
     seed: int,
 ) -> Any:
-    """A row a class: one crop of its data, decoded, then samples of the pipeline read back from disk."""
+    """A sheet with a row for each class: one decoded crop of its data, then samples of the pipeline, read from disk."""
     dit: Any = DiTPipeline
     pipe = dit.from_pretrained(pipeline)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""How one codec reconstructs pictures, and how well a small diffusion transformer learns its latents of them."""
+"""Measures how one codec reconstructs pictures, and how well a small diffusion transformer learns its latents."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ from ldm_vae.metrics.pair import PairNetwork
 from ldm_vae.noise import rng
 from tools.denoiser import NO_LABEL, DenoiserConfig, build_denoiser, sample_latents, train_denoiser
 
-AT_ONCE = 64  # pictures through a network at a time
+AT_ONCE = 64  # pictures in a forward pass
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Means over the pictures, and what the training needs.   moments: (N, 2c, h, w).   real: their features (N, d)."""
+    """What one codec makes of the pictures.
+
+    psnr, lpips_vgg: means over the pictures.
+    frechet_vgg16: distance of the reconstructions to the pictures.
+    moments: (N, 2c, h, w), moments of the posteriors.
+    real: (N, d), features of the pictures.
+    """
 
     psnr: float
     lpips_vgg: float
@@ -37,7 +43,10 @@ class Reconstruction:
 
 
 def reconstruct(codec: LatentCodec, pictures: Tensor, network: PairNetwork) -> Reconstruction:
-    """pictures: (N, 3, H, W), uint8. From the posterior's mode, rounded to 8 bits."""
+    """Reconstructs from the posterior's mode, rounded to 8 bits.
+
+    pictures: (N, 3, H, W), uint8.
+    """
     decibels, distances, moments, features = [], [], [], []
     for image in torch.split(pictures, AT_ONCE):
         moments.append(codec.moments(from_numpy(image.permute(0, 2, 3, 1).numpy())).cpu())
@@ -46,9 +55,9 @@ def reconstruct(codec: LatentCodec, pictures: Tensor, network: PairNetwork) -> R
         errors = (reconstruction.int() - image.int()).square().flatten(1).sum(dim=1)
         decibels.append(psnr(errors, image[0].numel()))
         with torch.no_grad():
-            seen = network(reconstruction, image)
-        distances.append(seen.distance.double())
-        features.append(seen.features.cpu())
+            pair = network(reconstruction, image)
+        distances.append(pair.distance.double())
+        features.append(pair.features.cpu())
     both = torch.cat(features)
     return Reconstruction(
         torch.cat(decibels).mean().item(),
@@ -61,20 +70,22 @@ def reconstruct(codec: LatentCodec, pictures: Tensor, network: PairNetwork) -> R
 
 def learn(
     codec: LatentCodec,
-    found: Reconstruction,
+    reconstruction: Reconstruction,
     network: PairNetwork,
     config: DenoiserConfig,
     *,
     sampling_steps: int,
     done: Callable[[float], object],
 ) -> dict[str, Any]:
-    """Trains on all latents, draws as many samples.   done(loss): called after each step.
+    """Trains a transformer on all latents, draws as many samples as there are latents, and measures them.
 
-    frechet_vgg16 is None where the samples are not finite; `missing` then says why.
+    done(loss): called after each step.
+
+    `frechet_vgg16` is None where the samples are not finite; `missing` then says why.
     """
-    model = build_denoiser(config, codec.latent_channels, found.moments.shape[-1]).to(codec.device)
-    scale = standardise(codec, found.moments)
-    losses = train_denoiser(model, batches(codec, found.moments, scale, config), config, done)
+    model = build_denoiser(config, codec.latent_channels, reconstruction.moments.shape[-1]).to(codec.device)
+    scale = standardise(codec, reconstruction.moments)
+    losses = train_denoiser(model, batches(codec, reconstruction.moments, scale, config), config, done)
     tail = losses[-max(1, config.steps // 10) :]
     result: dict[str, Any] = {
         "seed": config.seed,
@@ -82,14 +93,16 @@ def learn(
         "loss": math.fsum(tail) / len(tail),
     }
     try:
-        samples = sample(codec, model, scale, len(found.moments), sampling_steps, config.seed)
+        samples = sample(codec, model, scale, len(reconstruction.moments), sampling_steps, config.seed)
     except NonFiniteError:
         return result | {"frechet_vgg16": None, "missing": "the samples are not finite: the training diverged"}
-    return result | {"frechet_vgg16": frechet_distance(look(network, samples).numpy(), found.real.numpy())}
+    return result | {
+        "frechet_vgg16": frechet_distance(picture_features(network, samples).numpy(), reconstruction.real.numpy())
+    }
 
 
 def standardise(codec: LatentCodec, moments: Tensor) -> LatentScale:
-    """Zero mean and unit variance of draws from these posteriors, channel by channel."""
+    """The scale that gives samples of these posteriors zero mean and unit variance in each channel."""
     statistics = LatentMoments(codec.latent_channels)
     statistics.update(codec.draw(moments, sample=True, generator=torch.Generator().manual_seed(0)))
     if not statistics.std.all():
@@ -100,7 +113,7 @@ def standardise(codec: LatentCodec, moments: Tensor) -> LatentScale:
 def batches(
     codec: LatentCodec, moments: Tensor, scale: LatentScale, config: DenoiserConfig
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Without end: scaled draws from the posteriors of random pictures, and no labels."""
+    """Endless batches: scaled samples of the posteriors of random pictures, and labels for no class."""
     noise = torch.Generator().manual_seed(config.seed)
     for step in itertools.count():
         items = rng(config.seed, "learnability", step).integers(len(moments), size=config.batch)
@@ -116,14 +129,14 @@ def sample(codec: LatentCodec, model: Any, scale: LatentScale, count: int, steps
 
 
 @torch.no_grad()
-def look(network: PairNetwork, parts: Sequence[Tensor]) -> Tensor:
-    """Features (N, d) of pictures. The network looks at pairs, so the halves of a batch go beside each other."""
-    found = []
+def picture_features(network: PairNetwork, parts: Sequence[Tensor]) -> Tensor:
+    """Features (N, d) of pictures. The network takes pairs, so the first half of a batch is paired with the second."""
+    features = []
     for part in parts:
         half = (len(part) + 1) // 2
-        seen = network(part[:half], part[-half:]).features.cpu()
-        found += [seen[:, 0], seen[2 * half - len(part) :, 1]]  # of an odd number the middle one was in both
-    return torch.cat(found)
+        pairs = network(part[:half], part[-half:]).features.cpu()
+        features += [pairs[:, 0], pairs[2 * half - len(part) :, 1]]  # in an odd batch the middle picture is in both
+    return torch.cat(features)
 
 
 def _no_labels(count: int) -> Tensor:

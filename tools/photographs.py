@@ -1,8 +1,8 @@
 """The demo's data: the colour photographs that scikit-image and scikit-learn install, by name.
 
-Each has its side of the split and its size fixed here, so that everyone's demo sees the same pixels. Photographs larger
-than the others (a fundus, a deep field) are reduced to their size, or random crops of them would be nearly flat.
-The two halves of the stereo pair show one scene and stand on one side.
+The split and the size of each photograph are fixed here, so that every demo sees the same pixels. The fundus and the
+deep field are larger than the others and are reduced to their size; else random crops of them would be nearly flat. The
+two halves of the stereo pair show one scene, so they belong to one split.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from PIL import Image
 
 from ldm_vae.errors import UserError
 
-SIDES = ("train", "validation")
+SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
 class Photograph:
+    """Where a photograph is installed, and how it is used."""
+
     package: Literal["skimage", "sklearn"]
     file: str  # path inside the package
     size: tuple[int, int]  # width and height in pixels, as kept
-    side: Literal["train", "validation"]
+    split: Literal["train", "validation"]
 
 
 PHOTOGRAPHS = {
@@ -43,12 +45,12 @@ PHOTOGRAPHS = {
 
 
 def write_photographs(folder: Path) -> None:
-    """Every photograph as folder/SIDE/NAME.png. Raises UserError where a package is not installed."""
+    """Writes every photograph as folder/SPLIT/NAME.png. Raises UserError where a package is not installed."""
     for name, photograph in PHOTOGRAPHS.items():
         spec = find_spec(photograph.package)
         if spec is None or spec.origin is None:
             raise UserError(f"package {photograph.package} not found", 'install the extra: pip install -e ".[demo]"')
-        target = folder / photograph.side / f"{name}.png"
+        target = folder / photograph.split / f"{name}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(Path(spec.origin).parent / photograph.file) as image:
             picture = image.convert("RGB")

@@ -1,12 +1,11 @@
-"""Learnability probe: reconstruction beside generation, one row a codec, under the same small budget.
+"""Learnability probe: reconstruction and generation under the same small budget, one row for each codec.
 
     python -m tools.probe runs/a runs/b SHARDS --size 64 --images 800 --steps 600 --json probe.json
 
-How well a codec reconstructs does not tell how well a diffusion model learns its latents (Yao et al. 2025,
-arXiv:2501.01423), so both stand in one table: PSNR, LPIPS and the Fréchet distance of reconstructions, and the Fréchet
+A codec that reconstructs well does not always have latents that a diffusion model learns well (Yao et al. 2025,
+arXiv:2501.01423). So one table shows both: PSNR, LPIPS and the Fréchet distance of reconstructions, and the Fréchet
 distance of samples, all against the same images. Every codec gets the same transformer, patches per image, steps and
-seeds. Its latents are drawn from the posterior and standardised channel by channel, so that none loses by a scale that
-can be mended.
+seeds. Latents are samples of the posterior, standardised channel by channel, so that no codec is worse for its scale.
 """
 
 from __future__ import annotations
@@ -33,23 +32,25 @@ from ldm_vae.errors import UserError
 from ldm_vae.metrics.pair import PairNetwork
 from ldm_vae.recipe import validate
 from tools.command import run_command
-from tools.denoiser import DenoiserConfig, Depth, LearningRate, Steps, Width, build_denoiser
+from tools.denoiser import DenoiserConfig, Depth, LearningRate, StepCount, Width, build_denoiser
 from tools.learnability import AT_ONCE, learn, reconstruct
 
-DIGITS = {"psnr": 2, "lpips_vgg": 3, "frechet_vgg16": 1}  # behind the point, in the table
+DIGITS = {"psnr": 2, "lpips_vgg": 3, "frechet_vgg16": 1}  # decimal places in the table
 
 
 def probe(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Runs, diffusers folders or Hub ids.")],
     shards: Annotated[str, typer.Argument(metavar="SHARDS", help="Image shards; their first images are used.")],
     size: Annotated[
-        int, typer.Option(min=1, help="Pixels: short side resized to it, square cut from the middle.")
+        int, typer.Option(min=1, help="Pixels: the short side is resized to it, and a square is cut from the middle.")
     ] = 64,
-    images: Annotated[int, typer.Option(min=2, help="To train on and compare with; as many are sampled.")] = 800,
+    images: Annotated[
+        int, typer.Option(min=2, help="Images to train on and to compare with; as many are sampled.")
+    ] = 800,
     tokens: Annotated[int, typer.Option(min=1, help="Patches along the side of a latent, for every codec.")] = 8,
     width: Width = 128,
     depth: Depth = 4,
-    steps: Steps = 600,
+    steps: StepCount = 600,
     batch: Annotated[int, typer.Option(min=1, help="Latents per step.")] = 32,
     lr: LearningRate = 1.0e-3,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each codec.")] = 2,
@@ -60,19 +61,26 @@ def probe(
     options = dict(width=width, depth=depth, tokens=tokens, steps=steps, batch=batch, lr=lr, label_dropout=0.0)
     configs = [validate(DenoiserConfig, options | {"seed": seed}, "options") for seed in range(seeds)]
     codecs = {name: LatentCodec.load(name) for name in models}
-    for name, codec in codecs.items():  # bad input is told before the minutes of work
-        check(name, codec, size, configs[0])
+    for name, codec in codecs.items():  # before the minutes of work
+        check_codec(name, codec, size, configs[0])
     pictures = read_images(shards, size, images)
     network = PairNetwork("vgg", next(iter(codecs.values())).device)
     rows = []
     for name, codec in codecs.items():
-        found = reconstruct(codec, pictures, network)
+        reconstruction = reconstruct(codec, pictures, network)
         with tqdm(total=seeds * steps, unit="step", desc=name, disable=not sys.stderr.isatty(), leave=False) as bar:
             trainings = [
-                learn(codec, found, network, config, sampling_steps=sampling_steps, done=lambda loss: bar.update())
+                learn(
+                    codec,
+                    reconstruction,
+                    network,
+                    config,
+                    sampling_steps=sampling_steps,
+                    done=lambda loss: bar.update(),
+                )
                 for config in configs
             ]
-        numbers = {"psnr": found.psnr, "lpips_vgg": found.lpips_vgg, "frechet_vgg16": found.frechet_vgg16}
+        numbers = {key: getattr(reconstruction, key) for key in DIGITS}
         about = {"factor": codec.factor, "latent_channels": codec.latent_channels, "weights": codec.weights_hash}
         rows.append({"name": name, **about, "metrics": numbers, "samples": trainings})
     protocol = {
@@ -86,13 +94,13 @@ def probe(
         "feature_weights": network.weights,
         "torch": torch.__version__,
     }
-    show(rows, protocol)
+    print_table(rows, protocol)
     if json is not None:
         with atomic_file(json) as stage:
             stage.write_text(json_format.dumps({"protocol": protocol, "codecs": rows}, indent=1) + "\n")
 
 
-def check(name: str, codec: LatentCodec, size: int, config: DenoiserConfig) -> None:
+def check_codec(name: str, codec: LatentCodec, size: int, config: DenoiserConfig) -> None:
     """Raises UserError for a codec that cannot be probed at this size."""
     if codec.model.config.in_channels != 3 or codec.model.config.out_channels != 3:
         raise UserError(f"{name} is for images of {codec.model.config.in_channels} channels", "the features need 3")
@@ -106,17 +114,19 @@ def read_images(shards: str, size: int, count: int) -> Tensor:
     index = load_index(shards)
     image = ImageConfig(resize=size, crop=size, crop_mode="center")
     stream = measured_batches(index, shards, image, batch=AT_ONCE, device=torch.device("cpu"), rank=0, world=1)
-    found: list[Tensor] = []
+    images: list[Tensor] = []
     for pictures in stream:
-        found += to_uint8(pictures.image)
-        if len(found) >= count:
-            return torch.stack(found[:count])
+        images += to_uint8(pictures.image)
+        if len(images) >= count:
+            return torch.stack(images[:count])
     broken = f" and {len(stream.faults)} broken ones" if stream.faults else ""
-    raise UserError(f"{shards} holds {len(found)} images{broken}, not {count}", "give more shards, or a lower --images")
+    raise UserError(
+        f"{shards} holds {len(images)} images{broken}, not {count}", "give more shards, or a lower --images"
+    )
 
 
-def show(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> None:
-    """The table and its protocol, for people."""
+def print_table(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> None:
+    """Prints the table and its protocol."""
     table = Table("codec", "f, c", "PSNR, dB", "LPIPS VGG", "Fréchet, reconstructions", "Fréchet, samples", "loss")
     for row in rows:
         numbers = [f"{row['metrics'][key]:.{places}f}" for key, places in DIGITS.items()]
@@ -131,7 +141,7 @@ def show(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> None:
         )
     console = Console(width=120)
     console.print(table)
-    print("samples and loss: a number a seed; white noise has a loss of pi / 2")
+    print("samples and loss: one number for each seed; white noise has a loss of pi / 2")
     for name, value in protocol.items():
         print(f"{name}: {value}")
     for row in rows:

@@ -1,6 +1,8 @@
-"""docs/reliability.md: what was done to the software, how often, and what was lost; and how soon a run is back.
+"""Writes docs/reliability.md: which faults were injected, how often, what was lost, and how soon a run is back.
 
-python -m tools.reliability            runs the tests that inject faults, slow ones too, then measures
+    python -m tools.reliability
+
+runs the tests that inject faults, slow ones too, and then measures.
 """
 
 from __future__ import annotations
@@ -28,32 +30,33 @@ TESTS = (
 )
 SHARDS, SAMPLES, SIDE, BATCH = 40, 500, 64, 32  # tars, pictures in each, pixels, pictures per step
 
-HEAD = """# Reliability
-Made by `python -m tools.reliability`; each row is a test that injects the fault and compares what comes out with an
+PAGE_START = """# Reliability
+`python -m tools.reliability` writes this page. Each row is a test that injects a fault and compares the outcome with an
 undisturbed run: bit for bit on one process, to float64 rounding on several.
 
 | fault | injected | lost | test |
 |---|---|---|---|
 """
-TAIL = """
+PAGE_END = """
 ## How soon a run is back
 {samples:,} pictures of {side}x{side} in {shards} local shards with an index, no workers, batches of {batch}, on 2 CPU
-cores that had other work: only the ratio of the two rows says something.
+cores that had other work, too: only the ratio of the two rows means something.
 
 | from | seconds to the first batch | samples read for it |
 |---|---|---|
 {rows}
-Position is a number: what was consumed before is not read again. Over HTTP a resume reads at most one window of 64
-samples per lane (`tests/data/stream/test_remote.py`).
+The position in the data is a number, so a resumed run does not read again what it has used. Over HTTP it reads at most
+one window of 64 samples per lane (`tests/data/stream/test_remote.py`).
 
 ## What ends a run, and with which code
-A worker that has saved after SIGTERM, SIGUSR1 or Ctrl-C ends with 85, one that met bad input with 2; launchers turn
-both into 1, so `status.json` says `preempted` or `failed` and why. `configs/accelerate/slurm_requeue.sh` goes by it.
+A worker that saved after SIGTERM, SIGUSR1 or Ctrl-C ends with exit code 85; a worker that met bad input ends with 2.
+Launchers turn both into 1. So `status.json` says `preempted` or `failed`, and why;
+`configs/accelerate/slurm_requeue.sh` uses it.
 
-Elastic torchrun may hang after a restart (seen with PyTorch 2.15): workers meet through a store that still holds the
-addresses of dead ones ([pytorch#135712](https://github.com/pytorch/pytorch/issues/135712)).
-`configs/accelerate/torchrun_elastic.sh` sets `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` against it; so should launch files
-of your own.
+Elastic torchrun may hang after a restart (seen with PyTorch 2.15), because workers meet through a store that still
+holds the addresses of dead workers ([pytorch#135712](https://github.com/pytorch/pytorch/issues/135712)).
+`configs/accelerate/torchrun_elastic.sh` prevents this with `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`; your own launch
+files should set it, too.
 """
 
 
@@ -63,14 +66,14 @@ def main() -> int:
         code = pytest.main(["-q", "-k", "not test_recipes", f"--junitxml={report}", *TESTS])
         faults = "".join(fault_rows(report))
         times = "".join(time_rows(Path(folder) / "shards"))
-    tail = TAIL.format(samples=SHARDS * SAMPLES, side=SIDE, shards=SHARDS, batch=BATCH, rows=times)
+    tail = PAGE_END.format(samples=SHARDS * SAMPLES, side=SIDE, shards=SHARDS, batch=BATCH, rows=times)
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(HEAD + faults + tail)
+    PAGE.write_text(PAGE_START + faults + tail)
     return int(code)
 
 
 def fault_rows(report: Path) -> list[str]:
-    """A row for each test that says what it injected."""
+    """A row of the table for each test that injects a fault."""
     rows = []
     for case in ElementTree.parse(report).iter("testcase"):
         noted = {entry.get("name"): entry.get("value") for entry in case.iter("property")}
@@ -82,7 +85,7 @@ def fault_rows(report: Path) -> list[str]:
 
 
 def time_rows(folder: Path) -> list[str]:
-    """Seconds to the first batch from the start and from nine tenths of an epoch."""
+    """Rows of the table of times: to the first batch, from the start and from nine tenths of an epoch."""
     write_shards(folder)
     config = DataConfig.model_validate_json(
         f'{{"train": "{folder}", "batch": {BATCH}, "workers": 0, "image": {{"crop": {SIDE}}}}}'

@@ -1,6 +1,8 @@
-"""The top of a report as a picture for the README: python -m tools.screenshot runs/demo/report.html docs/report.png
+"""Takes a picture of the top of a report, for the README.
 
-Needs Chromium, chromedriver and selenium. Written as a PNG of 256 colours, which keeps it small.
+    python -m tools.screenshot runs/demo/report.html docs/report.png
+
+Needs Chromium, chromedriver and selenium. The picture is a PNG of 256 colours, which keeps it small.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from ldm_vae.atomic import atomic_file
 from ldm_vae.errors import UserError
 from tools.command import run_command
 
-LARGEST = 300_000  # bytes
+LARGEST_FILE = 300_000  # bytes of the picture
 
 
 def screenshot(
@@ -35,7 +37,7 @@ def screenshot(
     file = io.BytesIO()
     few = screen.quantize(palette=screen.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
     few.save(file, "PNG", optimize=True)
-    if len(file.getvalue()) > LARGEST:
+    if len(file.getvalue()) > LARGEST_FILE:
         raise UserError(f"the picture has {len(file.getvalue()):,} bytes", "give a smaller --width or --height")
     with atomic_file(picture) as stage:
         stage.write_bytes(file.getvalue())
@@ -43,7 +45,7 @@ def screenshot(
 
 
 def photograph(report: Path, width: int, height: int) -> bytes:
-    """PNG of what a screen of that many pixels shows first, in light mode."""
+    """A PNG of what a screen of that size shows first, in light mode."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         raise UserError("chromium and chromedriver not found", "install them (Debian: chromium, chromium-driver)")

@@ -22,7 +22,7 @@ from ldm_vae.data.stream.reader import train_batches
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.networks.network import Network
-from ldm_vae.ranks import first_to_say
+from ldm_vae.ranks import is_first_to_report
 from ldm_vae.recipe import load_recipe
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
 from train.dry_run import describe_recipe
@@ -80,7 +80,7 @@ def train_command(
 
 def tell(message: str) -> None:
     """Prints how a run ended: once, although several ranks may say it."""
-    if first_to_say(message):
+    if is_first_to_report(message):
         print(f"train: {message}", file=sys.stderr)
 
 

@@ -31,7 +31,7 @@ class Ema:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.average: list[Tensor] = list(self.model.parameters())
         self.source: list[Tensor] = list(model.parameters())
-        self.buffers: list[tuple[Tensor, Tensor]] = list(zip(self.model.buffers(), model.buffers(), strict=True))
+        self.trained = model
 
     def decay(self, step: int) -> float:
         return min(self.config.decay, (1 + step) / (10 + step)) if self.config.warmup else self.config.decay
@@ -45,5 +45,6 @@ class Ema:
         difference = torch._foreach_sub(self.source, self.average)
         torch._foreach_mul_(difference, finite * (1.0 - self.decay(step)))
         torch._foreach_add_(self.average, difference)
-        for copied, buffer in self.buffers:
+        # Asked for anew each time: `module.to(device)`, which accelerate calls, puts other tensors in their place.
+        for copied, buffer in zip(self.model.buffers(), self.trained.buffers(), strict=True):
             copied.copy_(buffer)

@@ -35,7 +35,7 @@ INTRODUCTION = """# Recipes
 This page is made by `python -m train.fields > docs/recipe.md`; `python -m train --fields [SECTION]` prints the same.
 
 A recipe is a YAML file that says what a run is. It holds what differs from the defaults below, or from the recipe that
-its line `base: other.yaml` names, by a path relative to the file; [configs](../configs) has examples. On the command
+its line `base: other.yaml` names, by a path relative to the file; the folder `configs/` has examples. On the command
 line, `a.b=value` overrides a field:
 
 ```

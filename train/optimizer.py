@@ -70,7 +70,7 @@ class Update:
         self.clip = clip
 
     def gradient_norm(self) -> Tensor:
-        """Global L2 norm of the accumulated gradient, a scalar. It is equal on all ranks, since they share gradients."""
+        """Global L2 norm of the accumulated gradient, a scalar. All ranks have the same, since they share gradients."""
         return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def apply(self, norm: Tensor, finite: Tensor, step: int) -> None:

@@ -13,7 +13,7 @@ from ldm_vae.losses.adversarial import DiscriminatorConfig
 from ldm_vae.losses.adversary import AdversaryConfig
 from ldm_vae.losses.objective import LossConfig
 from ldm_vae.losses.perceptual import SMALLEST_SIDE
-from ldm_vae.metrics.facts import fact
+from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.networks.network import NetworkConfig
 from ldm_vae.parts import ADVERSARIES, NETWORKS
 from ldm_vae.recipe import Config
@@ -158,7 +158,7 @@ class Recipe(Config):
         if best not in known or self.data.validation is None:
             given = "there is no data.validation" if self.data.validation is None else f"known are {', '.join(known)}"
             raise ValueError(f"checkpoint.best {best!r} is not measured: {given}")
-        mode = "max" if fact(best.removeprefix("validation/")).better == "higher" else "min"
+        mode = "max" if describe_metric(best.removeprefix("validation/")).better == "higher" else "min"
         if self.checkpoint.mode != mode:
             raise ValueError(f"checkpoint.mode {self.checkpoint.mode} would keep the worst {best}: write {mode}")
         saved, validated = self.checkpoint.every, self.validation.every

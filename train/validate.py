@@ -15,19 +15,16 @@ from torch import Tensor
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.bottlenecks.base import Latent
+from ldm_vae.bottlenecks.gaussian import ACTIVE_VARIANCE
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import LatentCodec, NonFiniteError, to_pil
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import Index, load_index
 from ldm_vae.data.stream.reader import DataConfig, ValidationBatches, validation_batches
-from ldm_vae.evaluation.evaluate import measure
-from ldm_vae.metrics.image import ImageMetrics, MetricName, Row
+from ldm_vae.evaluation.evaluate import measure_batches
+from ldm_vae.metrics.image import ImageMetrics, MeasuredImage, MetricName
 from ldm_vae.networks.network import Network
 from ldm_vae.recipe import Config
-
-# A latent channel counts as active where the variance of its posterior mean over the data is above this
-# (Burda et al. 2015, arXiv:1509.00519).
-ACTIVE_VARIANCE = 1.0e-2
 
 
 class ValidationConfig(Config):
@@ -138,7 +135,7 @@ class Validation:
         codec = ObservedCodec(LatentCodec(model, LatentScale()))
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.batches(self.config.batch, rank, world)
-        rows = measure(codec, batches, self.metrics)
+        rows = measure_batches(codec, batches, self.metrics)
         left_out = torch.tensor(len(batches.faults), device=self.accelerator.device)
         row = self._means(rows) | codec.summary(self.accelerator)
         row["left_out"] = int(self.accelerator.reduce(left_out, "sum"))  # broken images
@@ -146,7 +143,7 @@ class Validation:
             self._draw(codec.codec, taken)
         return {f"validation/{name}": value for name, value in row.items()}
 
-    def _means(self, rows: Sequence[Row]) -> dict[str, float]:
+    def _means(self, rows: Sequence[MeasuredImage]) -> dict[str, float]:
         """Means over the images that have a value; a metric that no image has is left out."""
         names = self.config.metrics
         local = [

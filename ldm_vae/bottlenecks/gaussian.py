@@ -12,6 +12,10 @@ from ldm_vae.bottlenecks.base import Bottleneck, BottleneckConfig, Latent
 from ldm_vae.noise import Noise
 from ldm_vae.precision import at_least_float32
 
+# A channel is active where its posterior mean varies over the data by more than this variance.
+# Source: Burda et al. 2016, arXiv:1509.00519, section 5.2.
+ACTIVE_VARIANCE = 1e-2
+
 
 class GaussianConfig(BottleneckConfig):
     """A posterior that is a diagonal Gaussian: the encoder gives its mean and log-variance."""

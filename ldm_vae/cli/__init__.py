@@ -1,18 +1,16 @@
-"""The `ldm-vae` command, a file a subcommand.
+"""The `ldm-vae` command: one file for each subcommand.
 
-app.py                The ldm-vae command: which subcommands there are, and how errors reach the person
-options.py            Options that several commands share, and how they are read
-shards.py             A folder of images -> shards with index
-check.py              Shards -> a table of what is wrong with them, and their index
-evaluate.py           Codecs, baselines and shards -> the table of metrics, its protocol, and what is gain or
-                      noise
-inspect.py            What is wrong with a latent space, before anybody trains on it
-evaluation_table.py   Results of codecs as tables on the terminal: a column a codec, what is missing and why,
-                      where protocols differ
-report.py             A run, or several, as one HTML file that people look at
-stats.py              The numbers that make latents fit for diffusion models
-export.py             From here into diffusers
-encode.py             A data set of images into one of latents
-decode.py             Latents back into pictures
-roundtrip.py          What is lost on the way into storage and back
+app.py                The command itself: its list of subcommands, and how errors are shown
+options.py            Options that several subcommands share, and the progress display
+shards.py             `ldm-vae shards`: packs a folder of images into shards with an index
+check.py              `ldm-vae check`: finds what is wrong with shards, and indexes them
+evaluate.py           `ldm-vae evaluate`: measures codecs and baselines on shards, and compares them
+evaluation_table.py   Prints the results of codecs as tables
+inspect.py            `ldm-vae inspect`: finds what is wrong with a latent space
+report.py             `ldm-vae report`: writes a run, or several, as one HTML file
+stats.py              `ldm-vae stats`: measures mean and standard deviation of latents
+export.py             `ldm-vae export`: writes a codec as a folder that diffusers loads
+encode.py             `ldm-vae encode`: turns image shards into latent shards
+decode.py             `ldm-vae decode`: turns latent shards back into pictures
+roundtrip.py          `ldm-vae roundtrip`: measures what storing latents costs
 """

@@ -1,4 +1,4 @@
-"""The `ldm-vae` command: which subcommands there are, and how errors reach the person."""
+"""The `ldm-vae` command: its list of subcommands, and how errors are shown."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ COMMANDS = {
 
 
 def build_app(asked: str | None) -> typer.Typer:
-    """The app with the command `asked` for; every other is only a line of the help page.
+    """The app with the subcommand `asked`. Every other subcommand is only a line on the help page.
 
-    So `ldm-vae --help` is instant: the modules of commands import torch, and only the one asked for is imported.
+    So `ldm-vae --help` answers at once: the modules of subcommands import torch, and only the one in use is imported.
     """
     app = typer.Typer(name="ldm-vae", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-    app.callback()(_describe)
+    app.callback()(_help_page)
     for name, summary in COMMANDS.items():
         if name == asked:
             app.command(name)(getattr(import_module(f"ldm_vae.cli.{name}"), name))
@@ -47,14 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"ldm-vae: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:  # while importing, before typer takes care of it
+    except KeyboardInterrupt:  # during imports; later typer handles it
         sys.exit(130)
 
 
-def _describe() -> None:
-    """Measure, export and use latent codecs. MODEL is a run, a checkpoint or a diffusers folder; SHARDS a folder,
-    glob, brace pattern or URL."""
+def _help_page() -> None:
+    """Measure, export and use latent codecs. MODEL is a run, a checkpoint or a diffusers folder; SHARDS is a folder,
+    a glob, a brace pattern or a URL."""
 
 
 def _not_asked() -> None:
-    raise AssertionError("build_app registers the real function of the command that is run")
+    raise AssertionError("build_app registers the real function of the subcommand that is run")

@@ -1,4 +1,4 @@
-"""ldm-vae check: shards -> a table of what is wrong with them, and their index."""
+"""`ldm-vae check`: finds what is wrong with shards, and indexes them."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from rich.table import Table
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.cli.options import Json, Shards
-from ldm_vae.data.shards.check import Problem, Report, index_folders, inspect_shards
+from ldm_vae.data.shards.check import Problem, Report, check_shards, index_folders
 from ldm_vae.data.shards.index import save_index
-from ldm_vae.data.shards.shard import NAME
+from ldm_vae.data.shards.shard import INDEX_FILE
 
-ROWS = 5  # reasons shown per shard; --json has all
+REASONS_SHOWN = 5  # for each shard; --json has all
 
 
 def check(
     shards: Shards,
     decode: Annotated[bool, typer.Option("--decode", help="Read and decode every picture, label and text.")] = False,
-    channels: Annotated[int, typer.Option(min=1, help="Of the images, for --decode.")] = 3,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of the images, for --decode.")] = 3,
     write_index: Annotated[
-        bool, typer.Option("--write-index", help="Write index.json, without the samples that cannot be used.")
+        bool, typer.Option("--write-index", help="Write index.json without the samples that cannot be used.")
     ] = False,
     json: Json = None,
 ) -> None:
     """Find what is wrong with shards, and index them.
 
-    Exit code 1 if anything is: truncated or damaged tars, keys that repeat or interleave, names that webdataset reads
-    otherwise, samples without a picture, links, devices and paths that leave the folder, disagreement with index.json.
+    Finds truncated or damaged tars, keys that repeat or interleave, names that webdataset reads differently, samples
+    without a picture, links, devices and paths that leave the folder, and disagreement with index.json. The exit code
+    is 1 if anything is wrong.
     """
     folders = index_folders(shards) if write_index else []
-    reports = list(inspect_shards(shards, decode=decode, channels=channels))
+    reports = list(check_shards(shards, decode=decode, channels=channels))
     _print(reports)
     if json is not None:
         with atomic_file(json) as stage:
             stage.write_text(json_format.dumps(_to_json(reports), indent=2) + "\n")
     for folder in folders:
-        found = [report.shard for report in reports if report.shard is not None]
-        path = save_index([shard for shard in found if Path(shard.url).parent == folder], folder / NAME)
+        readable = [report.shard for report in reports if report.shard is not None]
+        path = save_index([shard for shard in readable if Path(shard.url).parent == folder], folder / INDEX_FILE)
         typer.echo(f"wrote {path}")
     if any(report.problems for report in reports):
         raise typer.Exit(1)
@@ -69,18 +70,18 @@ def _print(reports: Sequence[Report]) -> None:
 
 
 def _by_reason(problems: Sequence[Problem]) -> Iterator[tuple[str, int, str]]:
-    """(reason, how often, the first member), at most ROWS, the rest summed."""
+    """Reason, count and first member, for at most REASONS_SHOWN reasons; the others are summed up in one row."""
     counts = Counter(problem.reason for problem in problems)
     first = {problem.reason: problem.member for problem in reversed(problems)}
-    for reason in list(counts)[:ROWS]:
+    for reason in list(counts)[:REASONS_SHOWN]:
         yield reason, counts[reason], _printable(first[reason])
-    rest = list(counts)[ROWS:]
+    rest = list(counts)[REASONS_SHOWN:]
     if rest:
         yield f"{len(rest)} more reasons: see --json", sum(counts[reason] for reason in rest), ""
 
 
 def _printable(text: str) -> str:
-    """Names in hostile shards may hold escape sequences of terminals."""
+    """The text without control characters: names in hostile shards may hold escape sequences of terminals."""
     shown = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)[:200]
 

@@ -1,4 +1,4 @@
-"""`ldm-vae decode`: latents back into pictures."""
+"""`ldm-vae decode`: turns latent shards back into pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.cli.options import Model, Progress
+from ldm_vae.cli.options import Model, ProgressMeter
 from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.images.decode import encode_image
 from ldm_vae.errors import UserError
@@ -20,19 +20,19 @@ def decode(
     model: Model,
     out: Annotated[Path, typer.Argument(metavar="LATENTS", help="Folder that `ldm-vae encode` wrote.")],
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder for the pictures.")],
-    count: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Decode only the first COUNT latents.")] = None,
 ) -> None:
     """Turn latent shards back into images.
 
-    From the mean (or what else was stored), cropped to the size of the original; png, or npy where png cannot hold the
-    channels. Latents of another codec are refused.
+    Decodes the mean, or what was stored instead, and crops it to the size of the original. Writes png, or npy where png
+    cannot hold the channels. Refuses latents of another codec.
     """
     codec = LatentCodec.load(model, device=local_device())
     latents = LatentDataset(out, codec=codec)
     extension = "png" if codec.model.config.out_channels in (1, 3, 4) else "npy"
     total = min(len(latents), count or len(latents))
     broken: list[str] = []
-    with Progress("image") as progress:
+    with ProgressMeter("image") as progress:
         for item in range(total):
             try:
                 picture = codec.decode_raw(latents.raw(item)[None], size=latents.size(item))[0].cpu().numpy()
@@ -43,7 +43,7 @@ def decode(
                     stage.write_bytes(encode_image(picture, extension))
             progress.advance(1, total)
     if broken:
-        what = f"{len(broken)} of {total} latents decode to values that are not finite, such as {broken[0]}"
+        what = f"{len(broken)} of {total} latents, such as {broken[0]}, decode to values that are not finite"
         raise UserError(what, f"the pictures of all others are in {images}")
     print(f"{images}: {total} pictures")
 
@@ -51,5 +51,5 @@ def decode(
 def _path(folder: Path, key: str, extension: str) -> Path:
     parts = PurePosixPath(key).parts
     if not parts or ".." in parts or PurePosixPath(key).is_absolute():
-        raise UserError(f"key {key!r}", "it would leave the folder; pack the shards again with `ldm-vae shards`")
+        raise UserError(f"key {key!r} leads out of the folder", "pack the shards again with `ldm-vae shards`")
     return folder.joinpath(*parts[:-1], f"{parts[-1]}.{extension}")

@@ -1,4 +1,4 @@
-"""`ldm-vae encode`: a data set of images into one of latents."""
+"""`ldm-vae encode`: turns image shards into latent shards."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 import typer
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Progress, Resize, Shards, image_config
+from ldm_vae.cli.options import BatchSize, Crop, Json, Model, ProgressMeter, Resize, Shards, image_config
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.latents.encode import encode_shards, latent_job
-from ldm_vae.latents.format import NAME, Kind, read_latents_file
+from ldm_vae.latents.format import LATENTS_FILE, LatentKind, read_latents_file
 from ldm_vae.ranks import local_device, rank_and_world
 
 
@@ -23,28 +23,29 @@ def encode(
     shards: Shards,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the latent shards and latents.json.")],
     latents: Annotated[
-        Kind, typer.Option(help="What to store: mean and log-variance, the mean, or a draw.")
+        LatentKind, typer.Option(help="What to store: mean and log-variance, the mean, or a sample.")
     ] = "moments",
-    mirrored: Annotated[bool, typer.Option("--mirrored", help="Also of the mirrored image.")] = False,
+    mirrored: Annotated[bool, typer.Option("--mirrored", help="Store the latent of the mirrored image, too.")] = False,
     resize: Resize = None,
     crop: Crop = None,
     multiple: Annotated[
-        int | None, typer.Option(min=1, help="Pad to a multiple of this many pixels; f without it.")
+        int | None, typer.Option(min=1, help="Pad to a multiple of so many pixels; default: f.")
     ] = None,
     batch: BatchSize = 8,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that decode pictures, per process.")] = 4,
+    workers: Annotated[int, typer.Option(min=1, help="Threads in each process that decode pictures.")] = 4,
     dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="In which the network runs; latents are stored as float16.")
+        Literal["float32", "bfloat16"],
+        typer.Option(help="The type in which the network runs; latents are stored as float16."),
     ] = "float32",
-    keep_image: Annotated[bool, typer.Option("--keep-image", help="Carry the images along, too.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of --latents sample.")] = 0,
+    keep_image: Annotated[bool, typer.Option("--keep-image", help="Store the images beside their latents.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for --latents sample.")] = 0,
     json: Json = None,
 ) -> None:
     """Turn image shards into latent shards.
 
-    One tar for each, of the same name, with all fields but the image; latents.json says what they are. A rerun does
-    what is missing. Under `accelerate launch` or torchrun the shards are shared out to the processes. A CPU encodes a
-    batch in each of its threads (OMP_NUM_THREADS).
+    Writes one latent tar for each image tar, with the same name and with all fields except the image; latents.json
+    describes them. A second run encodes what is missing. Under `accelerate launch` or torchrun the processes share the
+    shards. A CPU encodes a batch in each of its threads (OMP_NUM_THREADS).
     """
     codec = LatentCodec.load(model, device=local_device(), dtype=getattr(torch, dtype))
     image = image_config(codec.model.config.in_channels, resize, crop)
@@ -61,7 +62,7 @@ def encode(
     )
     rank, world = rank_and_world()
     index = load_index(shards)
-    with Progress("image") as progress:
+    with ProgressMeter("image") as progress:
         encode_shards(codec, index, out, job, workers=workers, rank=rank, world=world, done=progress.advance)
     content = read_latents_file(out)
     if not content.complete:
@@ -74,5 +75,5 @@ def encode(
             )
             stage.write_text(json_format.dumps(summary, indent=1) + "\n")
     left_out = sum(map(len, content.quarantined.values()))
-    which = f" (which and why: quarantined in {NAME})" if left_out else ""
+    which = f' (see "quarantined" in {LATENTS_FILE} for the reasons)' if left_out else ""
     print(f"{out}: {content.samples} latents in {len(content.shards)} shards, {left_out} images left out{which}")

@@ -1,4 +1,4 @@
-"""ldm-vae evaluate: codecs, baselines and shards -> the table of metrics, its protocol, and what is gain or noise."""
+"""`ldm-vae evaluate`: measures codecs and baselines on shards, and compares them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import typer
 from ldm_vae.atomic import atomic_file
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli.evaluation_table import print_comparisons, print_metrics, print_protocol
-from ldm_vae.cli.options import BatchSize, Crop, Json, Progress, Resize, Shards, image_config
+from ldm_vae.cli.options import BatchSize, Crop, Json, ProgressMeter, Resize, Shards, image_config
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.baselines import choose_baseline
-from ldm_vae.evaluation.compare import Difference, compare, to_json
+from ldm_vae.evaluation.compare import PairedDifference, compare, differences_to_json
 from ldm_vae.evaluation.evaluate import Metrics, describe_codec, evaluate_shards
 from ldm_vae.evaluation.results import EvaluationProtocol, Results
-from ldm_vae.metrics.image import METRICS
+from ldm_vae.metrics.image import IMAGE_METRICS
 from ldm_vae.metrics.sets import SET_METRICS
 from ldm_vae.ranks import local_device, rank_and_world
 
@@ -29,7 +29,7 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Entry:
-    """A column of the table."""
+    """A codec or baseline with its results: a column of the table."""
 
     name: str
     kind: Literal["model", "baseline"]
@@ -44,7 +44,8 @@ def evaluate(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...", help="Runs, checkpoints, diffusers folders or Hub ids; all on the same images."
+            metavar="MODEL...",
+            help="Runs, checkpoints, diffusers folders or Hub ids; all are measured on the same images.",
         ),
     ],
     shards: Shards,
@@ -52,21 +53,23 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="pca|pca=SHARDS|jpeg|webp",
-            help="Measure this, too, at the first model's rate: PCA of patches, fitted on SHARDS or on what the model "
-            "was trained on; JPEG or WebP of as many bytes as the latent at 16 bit. May be given several times.",
+            help="Measure a baseline of the first model's rate, too: PCA of patches, fitted on SHARDS or on what the "
+            "model was trained on; JPEG or WebP of as many bytes as the latent at 16 bit. May be given several times.",
         ),
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help=f"Measure these alone: {', '.join((*METRICS, *SET_METRICS))}."),
+        typer.Option(metavar="NAME,...", help=f"Measure only these: {', '.join((*IMAGE_METRICS, *SET_METRICS))}."),
     ] = None,
     latent: Annotated[
-        Literal["mode", "sample"], typer.Option(help="What of the posterior is decoded; a sample's noise is the key's.")
+        Literal["mode", "sample"],
+        typer.Option(help="What of the posterior is decoded. The noise of a sample depends on seed and key."),
     ] = "mode",
-    seed: Annotated[int, typer.Option(min=0, help="Of posterior samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of posterior samples.")] = 0,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="The type the codecs compute in.")] = "fp32",
     inception: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Inception's weights for rfid and kid; fetched without it.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Inception's weights for rfid and kid; without it they are fetched."),
     ] = None,
     resize: Resize = None,
     crop: Crop = None,
@@ -75,8 +78,9 @@ def evaluate(
 ) -> None:
     """Measure how well codecs reconstruct the images of some shards.
 
-    Of the posterior's mode, at the images' own size, on 8-bit values; means over images. Of several codecs the first is
-    held against each other one, image by image. `accelerate launch` and torchrun share the images out to processes.
+    Decodes the posterior's mode at the size of each image, and measures 8-bit values; prints means over images. The
+    first of several codecs is compared with each other one, image by image. Under `accelerate launch` or torchrun the
+    processes share the images.
     """
     named = [*models, *(name.partition("=")[0] for name in baseline or ())]
     if repeated := sorted({name for name in named if named.count(name) > 1}):
@@ -91,18 +95,18 @@ def evaluate(
 
     entries = []
     for codec in codecs:
-        codec.scale = codec.scale or LatentScale()  # none is needed to reconstruct
-        with Progress("image") as progress:
-            found = evaluate_shards(codec, shards, protocol, batch=batch, metrics=measures, done=progress.advance)
-        found = replace(found, protocol=describe_codec(codec) | found.protocol)
-        entries.append(Entry(codec.source.name, "model", found))
+        codec.scale = codec.scale or LatentScale()  # reconstruction needs no scale
+        with ProgressMeter("image") as progress:
+            results = evaluate_shards(codec, shards, protocol, batch=batch, metrics=measures, done=progress.advance)
+        results = replace(results, protocol=describe_codec(codec) | results.protocol)
+        entries.append(Entry(codec.source.name, "model", results))
     plain = protocol.model_copy(update={"latent": "mode"})  # a baseline has no posterior
     for wanted, other in baselines.items():
         name = wanted.partition("=")[0]
-        with Progress("image") as progress:
-            found = evaluate_shards(other, shards, plain, batch=batch, metrics=measures, done=progress.advance)
-        found = replace(found, protocol={"model": wanted} | found.protocol | other.describe())
-        entries.append(Entry(name, "baseline", found))
+        with ProgressMeter("image") as progress:
+            results = evaluate_shards(other, shards, plain, batch=batch, metrics=measures, done=progress.advance)
+        results = replace(results, protocol={"model": wanted} | results.protocol | other.describe())
+        entries.append(Entry(name, "baseline", results))
 
     if rank_and_world()[0] != 0:
         return
@@ -119,26 +123,26 @@ def evaluate(
 
 
 def _channels(codecs: list[LatentCodec]) -> int:
-    """Of the images of all codecs."""
+    """The number of image channels, which all codecs must share."""
     channels = {codec.model.config.in_channels: codec.source.name for codec in codecs}
     if len(channels) > 1:
         which = ", ".join(f"{count} ({name})" for count, name in channels.items())
-        raise UserError(f"codecs for images of different channels: {which}", "evaluate them one at a time")
+        raise UserError(f"the codecs are for images of different channels: {which}", "evaluate them one at a time")
     return next(iter(channels))
 
 
 def _metrics(names: str | None) -> tuple[Any, ...]:
-    known = (*METRICS, *SET_METRICS)
+    known = (*IMAGE_METRICS, *SET_METRICS)
     chosen = known if names is None else tuple(name.strip() for name in names.split(","))
     if unknown := [name for name in chosen if name not in known]:
-        raise UserError(f"--metrics {names}: there is no {unknown[0]!r}", f"choose among {', '.join(known)}")
+        raise UserError(f"--metrics {names}: there is no {unknown[0]!r}", f"choose from {', '.join(known)}")
     return chosen
 
 
-def _to_json(entries: list[Entry], comparisons: list[tuple[str, dict[str, Difference]]]) -> dict[str, Any]:
-    """The first codec's results, and the others' beside them."""
+def _to_json(entries: list[Entry], comparisons: list[tuple[str, dict[str, PairedDifference]]]) -> dict[str, Any]:
+    """The results of the first codec, with those of the others and the comparisons under keys of their own."""
     content = entries[0].to_json()
     if len(entries) > 1:
         content["others"] = [{"name": e.name, "kind": e.kind, **e.to_json()} for e in entries[1:]]
-        content["comparisons"] = [{"name": name, "metrics": to_json(found)} for name, found in comparisons]
+        content["comparisons"] = [{"name": name, "metrics": differences_to_json(one)} for name, one in comparisons]
     return content

@@ -1,4 +1,4 @@
-"""`ldm-vae export`: from here into diffusers."""
+"""`ldm-vae export`: writes a codec as a folder that diffusers loads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ldm_vae.bottlenecks.scale import ScaleKind
-from ldm_vae.cli.options import BatchSize, Crop, Model, Progress, Resize, command_line, image_config
+from ldm_vae.cli.options import BatchSize, Crop, Model, ProgressMeter, Resize, command_line, image_config
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
@@ -24,11 +24,12 @@ from ldm_vae.ranks import local_device, rank_and_world
 def export(
     context: typer.Context,
     model: Model,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an earlier export there is replaced.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it replaces an earlier export.")],
     stats: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Statistics of `ldm-vae stats`, instead of those in the run.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Statistics that `ldm-vae stats` wrote, instead of those in the run."),
     ] = None,
-    shards: Annotated[str | None, typer.Option(metavar="SHARDS", help="Measure them now, on these.")] = None,
+    shards: Annotated[str | None, typer.Option(metavar="SHARDS", help="Measure the statistics now, on SHARDS.")] = None,
     resize: Resize = None,
     crop: Crop = None,
     batch: BatchSize = 8,
@@ -36,18 +37,18 @@ def export(
         ScaleKind | None,
         typer.Option(help="factor: unit variance (SD, DiT). shift: also zero mean (SD3, FLUX). channel: each (SDXL)."),
     ] = None,
-    target: Annotated[Target | None, typer.Option(help="Pipeline of diffusers that it must serve.")] = None,
+    target: Annotated[Target | None, typer.Option(help="Pipeline of diffusers that the codec must fit.")] = None,
     licence: Annotated[str | None, typer.Option(metavar="SPDX", help="Licence of the weights, for the card.")] = None,
     push: Annotated[
         str | None, typer.Option(metavar="NAME/MODEL", help="Also upload it to the Hugging Face Hub, with its card.")
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="A new model there is seen by its owners alone.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Only the owners see a new model there.")] = False,
 ) -> None:
     """Write a codec as a folder that diffusers loads.
 
-    Latents are scaled by measured statistics: those that `ldm-vae stats --write` left in a run, or those given here.
-    A diffusers model keeps the scale it has where none are given. The token for the Hub is HF_TOKEN, or
-    that of `hf auth login`.
+    Measured statistics give the scale of latents: those that `ldm-vae stats --write` left in a run, or those given
+    here. Without statistics a diffusers model keeps its scale. The token for the Hub is HF_TOKEN, or that of
+    `hf auth login`.
     """
     if stats is not None and shards is not None:
         raise UserError("--stats and --shards", "give one of them: numbers from a file, or a measurement now")
@@ -75,5 +76,5 @@ def export(
 def _measure(model: str, shards: str, resize: str | None, crop: str | None, batch: int) -> LatentStatistics:
     codec = LatentCodec.load(model, device=local_device())
     image = image_config(codec.model.config.in_channels, resize, crop)
-    with Progress("image") as progress:
+    with ProgressMeter("image") as progress:
         return measure_statistics(codec, shards, image, batch=batch, done=progress.advance)

@@ -1,4 +1,4 @@
-"""`ldm-vae inspect`: what is wrong with a latent space, before anybody trains on it."""
+"""`ldm-vae inspect`: finds what is wrong with a latent space, before anybody trains on it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ldm_vae.cli.options import BatchSize, Crop, Model, Progress, Resize, Shards, image_config
+from ldm_vae.cli.options import BatchSize, Crop, Model, ProgressMeter, Resize, Shards, image_config
 from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.findings import FOLDER, Inspection
-from ldm_vae.diagnostics.inspect import IMAGES, InspectionJob, inspect_shards
+from ldm_vae.diagnostics.findings import INSPECTION_FOLDER, Inspection
+from ldm_vae.diagnostics.inspect import IMAGES_INSPECTED, InspectionJob, inspect_codec
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import describe_codec
 from ldm_vae.ranks import local_device, rank_and_world
 
-LEVELS = {"bad": "red", "warning": "yellow", "unknown": "cyan", "good": "green"}  # the worst first
+LEVEL_COLOURS = {"bad": "red", "warning": "yellow", "unknown": "cyan", "good": "green"}  # the worst first
 
 
 def inspect(
@@ -27,47 +27,53 @@ def inspect(
     output: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Where to write; RUN/inspection for a run. An older inspection is replaced."
+            metavar="FOLDER", help="Where to write; default for a run: RUN/inspection. Replaces an older inspection."
         ),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="How many to look at, chosen at random by the seed.")] = IMAGES,
+    images: Annotated[
+        int, typer.Option(min=1, help="How many images to inspect; the seed chooses them at random.")
+    ] = IMAGES_INSPECTED,
     against: Annotated[
-        str | None, typer.Option(metavar="SHARDS", help="A second set, which the anomaly scores are to tell apart.")
+        str | None,
+        typer.Option(
+            metavar="SHARDS", help="A second set of images; the anomaly scores should tell it from the first."
+        ),
     ] = None,
     resize: Resize = None,
     crop: Crop = None,
     batch: BatchSize = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
 ) -> None:
     """Find out what is wrong with a latent space, and what to try.
 
-    Rate, active channels, spectrum, blur, equivariance, smoothness, robustness, float16, pictures, anomaly scores. Of
-    the posterior's mode, at the images' own size; costly parts look at the middle of a few of them.
+    Measures rate, active channels, spectrum, blur, equivariance, smoothness, robustness, range of float16 and anomaly
+    scores, and writes pictures. Uses the posterior's mode at the size of each image; costly measurements use the middle
+    of a few images.
     """
     if rank_and_world()[1] != 1:
         raise UserError(
-            "ldm-vae inspect on several processes", "start it without a launcher: a few hundred images will do"
+            "ldm-vae inspect runs on one process", "start it without a launcher: a few hundred images are enough"
         )
     codec = LatentCodec.load(model, device=local_device())
     if output is None:
         if codec.source.kind != "run" or codec.source.folder is None:
-            raise UserError(f"{model} is no run, in which to write", "name a folder by --output")
-        output = codec.source.folder / FOLDER
+            raise UserError(f"{model} is no run to write into", "name a folder with --output")
+        output = codec.source.folder / INSPECTION_FOLDER
     image = image_config(codec.model.config.in_channels, resize, crop)
     job = InspectionJob(shards, image, images, against, batch, seed)
-    with Progress("image") as progress:
-        inspection = inspect_shards(codec, job, output, model=describe_codec(codec), done=progress.advance)
+    with ProgressMeter("image") as progress:
+        inspection = inspect_codec(codec, job, output, model=describe_codec(codec), done=progress.advance)
     _print(inspection, output)
 
 
 def _print(inspection: Inspection, folder: Path) -> None:
     console = Console(markup=False)  # keys and globs may hold square brackets
-    verdicts = Table("", "verdict", "what it rests on, and what to try", show_lines=True)
-    for level, colour in LEVELS.items():
+    verdicts = Table("", "verdict", "why, and what to try", show_lines=True)
+    for level, colour in LEVEL_COLOURS.items():
         for verdict in inspection.verdicts:
             if verdict.level == level:
-                said = verdict.statement + (f"\n→ {verdict.advice}" if verdict.advice else "")
-                verdicts.add_row(Text(level, style=colour), verdict.name.replace("_", " "), said)
+                text = verdict.statement + (f"\n→ {verdict.advice}" if verdict.advice else "")
+                verdicts.add_row(Text(level, style=colour), verdict.name.replace("_", " "), text)
     console.print(verdicts)
     numbers = Table("", "number", "value", "unit")
     for section in inspection.sections:
@@ -75,15 +81,15 @@ def _print(inspection: Inspection, folder: Path) -> None:
             shown = f"missing: {number.missing}" if number.value is None else f"{number.value:.4g}"
             numbers.add_row("" if i else section.title, number.title, shown, number.unit)
     console.print(numbers)
-    facts = Table(show_header=False, title="protocol", title_justify="left")
-    for name, fact in inspection.protocol.items():
-        facts.add_row(name, _words(fact))
-    console.print(facts)
+    protocol = Table(show_header=False, title="protocol", title_justify="left")
+    for name, value in inspection.protocol.items():
+        protocol.add_row(name, _words(value))
+    console.print(protocol)
     print(folder)
 
 
-def _words(fact: Any) -> str:
-    """A value of the protocol as one reads it: the scale is a dictionary."""
-    if isinstance(fact, dict):
-        return ", ".join(f"{name} {value}" for name, value in fact.items() if value is not None) or "none"
-    return "none" if fact is None else str(fact)
+def _words(value: Any) -> str:
+    """A value of the protocol in words; the scale is a dictionary."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {part}" for name, part in value.items() if part is not None) or "none"
+    return "none" if value is None else str(value)

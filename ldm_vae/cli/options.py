@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they are read."""
+"""Options that several subcommands share, and the progress display."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.errors import UserError
 from ldm_vae.ranks import rank_and_world
 
-LINE_EVERY = 30.0  # seconds between lines of progress where no terminal shows a bar
+LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run, checkpoint, diffusers folder or Hub id.")]
 Shards = Annotated[str, typer.Argument(metavar="SHARDS", help="Folder, glob, brace pattern or URL of image shards.")]
 Resize = Annotated[
-    str | None, typer.Option(metavar="short:N", help="Resize the short side to N pixels; as they are without it.")
+    str | None,
+    typer.Option(metavar="short:N", help="Resize the short side to N pixels; without it the images keep their size."),
 ]
 Crop = Annotated[str | None, typer.Option(metavar="center:N", help="Cut a square of N pixels from the middle.")]
 BatchSize = Annotated[
-    int, typer.Option(min=1, help="Images at a time, per process; only those of one size go together.")
+    int, typer.Option(min=1, help="Images in a batch of each process; images in a batch have one size.")
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the numbers to FILE.")]
 
 
 def command_line(context: typer.Context) -> str:
-    """The command that is run, as the person typed it, for cards and reports."""
+    """The command as the person typed it, for cards and reports."""
     return shlex.join(["ldm-vae", *context.obj])
 
 
 def image_config(channels: int, resize: str | None, crop: str | None) -> ImageConfig:
-    """The protocol of `--resize` and `--crop`. Raises UserError for any other wording."""
+    """How images are prepared, as --resize and --crop say. Raises UserError for any other wording."""
     short, side = _pixels(resize, "--resize", "short"), _pixels(crop, "--crop", "center")
     if short is not None and side is not None and side > short:
-        raise UserError(f"--crop {crop} is larger than --resize {resize}", "crop what the resize leaves, or less")
+        raise UserError(f"--crop {crop} is larger than --resize {resize}", "crop at most what the resize leaves")
     return ImageConfig(channels=channels, resize=short, crop=side, crop_mode="center")
 
 
@@ -51,26 +52,28 @@ def _pixels(text: str | None, option: str, word: str) -> int | None:
     return int(number)
 
 
-class Progress:
-    """Rate and time left on stderr, of the first process: a bar on a terminal, and in a log a line now and then."""
+class ProgressMeter:
+    """Shows the progress of the first process on stderr: a bar on a terminal, a line now and then in a log."""
 
     def __init__(self, unit: str) -> None:
         self._unit, self._done, self._start = unit, 0, time.monotonic()
         first, terminal = rank_and_world()[0] == 0, sys.stderr.isatty()
-        self._said = self._start if first and not terminal else float("inf")
+        self._last_line = self._start if first and not terminal else float("inf")
         self._bar = tqdm(unit=unit, disable=not (first and terminal), total=0, leave=False)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressMeter:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
 
     def advance(self, count: int, total: int) -> None:
-        """count: done since the last call.   total: of the whole work of this process."""
+        """count: items done since the last call.
+        total: items of this process altogether.
+        """
         self._bar.total = total
         self._bar.update(count)
         self._done += count
-        if (now := time.monotonic()) >= self._said + LINE_EVERY:
-            self._said = now
+        if (now := time.monotonic()) >= self._last_line + LINE_EVERY:
+            self._last_line = now
             print(tqdm.format_meter(self._done, total, now - self._start, unit=self._unit), file=sys.stderr, flush=True)

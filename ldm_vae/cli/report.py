@@ -1,4 +1,4 @@
-"""`ldm-vae report`: a run, or several, as one HTML file that people look at."""
+"""`ldm-vae report`: writes a run, or several, as one HTML file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from ldm_vae.cli.options import command_line
 from ldm_vae.errors import UserError
 
-EXTRA = ("jinja2", "markupsafe", "matplotlib")
+EXTRA = ("jinja2", "markupsafe", "matplotlib")  # packages of the extra `report`
 
 
 def report(
@@ -18,7 +18,7 @@ def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders that training wrote.")],
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", dir_okay=False, help="Where to write; report.html in the first run without it."),
+        typer.Option(metavar="FILE", dir_okay=False, help="Where to write; default: report.html in the first run."),
     ] = None,
     shards: Annotated[
         str | None, typer.Option(metavar="SHARDS", help="Held-out images, instead of the recipe's validation shards.")
@@ -26,9 +26,9 @@ def report(
 ) -> None:
     """Show a run in one HTML file, or several side by side.
 
-    Curves, held-out images with their reconstructions, metrics, latents, diagnostics and the recipe; of several runs
-    the curves, metrics and recipes are compared, and the rest is of the first. What is missing stands there with the
-    command that makes it.
+    Shows curves, held-out images with their reconstructions, metrics, latents, diagnostics and the recipe. For several
+    runs it compares curves, metrics and recipes, and shows the rest of the first run. Where something is missing, the
+    file names the command that makes it.
     """
     try:
         from ldm_vae.report.page import write_report

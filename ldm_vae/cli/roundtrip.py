@@ -1,4 +1,4 @@
-"""`ldm-vae roundtrip`: what is lost on the way into storage and back."""
+"""`ldm-vae roundtrip`: measures what storing latents costs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.cli.options import Json, Model, Progress, Shards
+from ldm_vae.cli.options import Json, Model, ProgressMeter, Shards
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.latents.dataset import LatentDataset
@@ -28,21 +28,21 @@ def roundtrip(
 ) -> None:
     """Measure stored latents against the images they were made of.
 
-    Decoded as they are stored (float16), as they are encoded now (float32), and after rounding to 8 bits.
+    Decodes the latents as they are stored (float16), as the codec encodes them now (float32), and rounded to 8 bits.
     """
     codec = LatentCodec.load(model, device=local_device())
-    with Progress("image") as progress:
-        found = measure(codec, LatentDataset(latents, codec=codec), load_index(shards), done=progress.advance)
+    with ProgressMeter("image") as progress:
+        storages = measure(codec, LatentDataset(latents, codec=codec), load_index(shards), done=progress.advance)
     if json is not None:
         with atomic_file(json) as stage:
             stage.write_text(
-                json_format.dumps({name: _to_json(storage) for name, storage in found.items()}, indent=1) + "\n"
+                json_format.dumps({name: _to_json(storage) for name, storage in storages.items()}, indent=1) + "\n"
             )
-    table = Table("", *found)
-    first = next(iter(found.values())).results
-    table.add_row("bytes per image", *(f"{storage.bytes:,.0f}" for storage in found.values()))
+    table = Table("", *storages)
+    first = next(iter(storages.values())).results
+    table.add_row("bytes per image", *(f"{storage.bytes:,.0f}" for storage in storages.values()))
     for name in first.metrics:
-        values = [storage.results.metrics[name] for storage in found.values()]
+        values = [storage.results.metrics[name] for storage in storages.values()]
         table.add_row(name, *("missing" if value is None else f"{value:.4f}" for value in values))
     console = Console()
     console.print(table)

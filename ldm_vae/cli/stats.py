@@ -1,4 +1,4 @@
-"""`ldm-vae stats`: the numbers that make latents fit for diffusion models."""
+"""`ldm-vae stats`: measures mean and standard deviation of latents, which scale them for diffusion models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Progress, Resize, Shards, image_config
+from ldm_vae.cli.options import BatchSize, Crop, Json, Model, ProgressMeter, Resize, Shards, image_config
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.interop.export import save_statistics
@@ -23,19 +23,19 @@ def stats(
     batch: BatchSize = 8,
     json: Json = None,
     write: Annotated[
-        bool, typer.Option("--write", help="Keep them beside the model, whose latents are scaled by them from then on.")
+        bool, typer.Option("--write", help="Store them beside the model; from then on they scale its latents.")
     ] = False,
 ) -> None:
     """Measure the mean and standard deviation of a codec's latents.
 
-    Of the posterior's mode, over all images and positions, in float64; with them the largest activation, which tells
-    whether float16 would overflow. Images keep their size; sides are padded to a multiple of f.
+    Measures the posterior's mode over all images and positions, in float64. Also measures the largest activation, which
+    shows whether float16 would overflow. Images keep their size; sides are padded to a multiple of f.
     """
     codec = LatentCodec.load(model, device=local_device())
     if write and codec.source.folder is None:
-        raise UserError(f"--write: {model} is no folder to keep statistics in", "use --json FILE")
+        raise UserError(f"--write: {model} is no folder to store statistics in", "use --json FILE")
     image = image_config(codec.model.config.in_channels, resize, crop)
-    with Progress("image") as progress:
+    with ProgressMeter("image") as progress:
         statistics = measure_statistics(codec, shards, image, batch=batch, done=progress.advance)
     if rank_and_world()[0] != 0:
         return

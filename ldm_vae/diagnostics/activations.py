@@ -1,4 +1,4 @@
-"""The largest value that each layer gives, and whether float16 could hold it."""
+"""The largest value that each layer outputs, and whether float16 can hold it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, Verdict, counted, gaps
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, counted, gaps
 from ldm_vae.diagnostics.probes import BATCH, Probes
 from ldm_vae.interop.export import FLOAT16_SAFE
 from ldm_vae.latents.measure import largest_outputs
@@ -18,7 +18,7 @@ FLOAT16_LARGEST = torch.finfo(torch.float16).max  # 65504
 _BLOCK = re.compile(
     r".*?(?:(?:resnets|attentions|downsamplers|upsamplers)\.\d+|(?:conv_in|conv_norm_out|conv_out|quant_conv))(?=\.|$)"
 )
-SOURCE = "IEEE 754 binary16: largest finite value 65504"
+BINARY16 = "IEEE 754 binary16: largest finite value 65504"
 
 
 def inspect_activations(codec: LatentCodec, probes: Probes) -> Section:
@@ -28,29 +28,30 @@ def inspect_activations(codec: LatentCodec, probes: Probes) -> Section:
     largest = {name: float(value) for name, value in outputs.items()}
     blocks: dict[str, float] = {}
     for name, value in largest.items():
-        if (found := _BLOCK.match(name)) is not None:
-            blocks[found[0]] = max(blocks.get(found[0], 0.0), value)
+        if (block := _BLOCK.match(name)) is not None:
+            blocks[block[0]] = max(blocks.get(block[0], 0.0), value)
     layer, value = max(largest.items(), key=lambda pair: pair[1])
     finite = math.isfinite(value)
     dtype = str(codec.dtype).removeprefix("torch.")
     over = f"over {counted(len(probes.image), 'probe')}, encoder and decoder, in {dtype}"
     numbers = (
-        Number(
+        Quantity(
             name="largest_activation", title="Largest activation", value=value if finite else None,
             missing="" if finite else f"{layer} gives infinity in {dtype}",
-            definition=f"Largest |output| of any module {over}; here of {layer}.",
+            definition=f"Largest absolute output of any module, {over}; here that of {layer}.",
         ),
-        Number(
-            name="float16_margin", title="Room below float16's limit", unit="times", source=SOURCE,
+        Quantity(
+            name="float16_margin", title="Room below float16's limit", unit="times", source=BINARY16,
             value=FLOAT16_LARGEST / value if value and finite else None,
             missing="" if value and finite else "the largest activation is zero or infinite",
-            definition=f"{FLOAT16_LARGEST:.0f} over the largest activation.",
+            definition=f"{FLOAT16_LARGEST:.0f} divided by the largest activation.",
         ),
     )  # fmt: skip
     values = np.array(list(blocks.values()))
     chart = Chart(
-        name="largest_by_block", title="Largest activation of each block", source=SOURCE, kind="bar",
-        definition=f"Largest |output| of any module of the block {over}; float16 ends at {FLOAT16_LARGEST:.0f}.",
+        name="largest_by_block", title="Largest activation of each block", source=BINARY16, kind="bar",
+        definition=f"Largest absolute output of any module of the block, {over}; float16 ends at "
+        f"{FLOAT16_LARGEST:.0f}.",
         x=Axis(title="block"), y=Axis(title="largest |output|", scale="log" if values.min() > 0 else "linear"),
         lines=(Line(label="", x=tuple(blocks), y=gaps(values)),),
     )  # fmt: skip
@@ -67,7 +68,8 @@ def _verdict(layer: str, value: float) -> Verdict:
     return Verdict(
         name="fp16_overflow",
         level="bad" if value > FLOAT16_LARGEST else "warning",
-        statement=f"{statement} Beyond {FLOAT16_SAFE:.0f} other images, and sums inside of kernels, may pass it.",
-        advice="Run the codec in float32 or bfloat16; `ldm-vae export` writes force_upcast, so that diffusers does. "
-        "To mend the weights, finetune (model.init_from) with optimizer.kind: adamw and optimizer.weight_decay.",
+        statement=f"{statement} Above {FLOAT16_SAFE:.0f}, other images and sums inside of kernels may exceed that.",
+        advice="Run the codec in float32 or bfloat16. `ldm-vae export` writes force_upcast, so that diffusers runs it "
+        "in float32. To mend the weights, finetune (model.init_from) with optimizer.kind: adamw and "
+        "optimizer.weight_decay.",
     )

@@ -1,9 +1,9 @@
-"""How unusual each image is to the codec: its reconstruction error and its evidence bound, and how well they tell two
-sets of images apart.
+"""How unusual each image is to the codec: two scores, and how well they tell two sets of images apart.
 
-The likelihood of pixels is a Gaussian around the reconstruction whose variance is the mean squared error over the first
-set, the best one number (sigma-VAE: Rybkin et al. 2021, arXiv:2006.13202). A simple image scores as normal whatever it
-shows, since it is easy to code (Serra et al. 2020, arXiv:1909.11480).
+The scores are the reconstruction error and the negative evidence bound. For the bound the likelihood of a pixel is a
+Gaussian around the reconstruction. Its variance is the mean squared error over the first set, the most likely single
+value (sigma-VAE: Rybkin et al. 2021, arXiv:2006.13202). A simple image counts as usual whatever it shows, because it is
+easy to code (Serra et al. 2020, arXiv:1909.11480).
 """
 
 from __future__ import annotations
@@ -15,64 +15,76 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.stats import rankdata
 from torchmetrics.functional.classification import binary_auroc, binary_roc
 
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Number, Section, counted
+from ldm_vae.diagnostics.findings import Axis, Chart, FloatArray, Line, Quantity, Section, counted
 
-FILE = "scores.csv"
-POINTS = 101  # of a ROC curve, at most
-BARS = 20  # of a histogram
+SCORES_FILE = "scores.csv"
+ROC_POINTS = 101  # points of a ROC curve at most
+BARS = 20  # bars of a histogram
 RYBKIN = "Rybkin et al. 2021, arXiv:2006.13202"
 FAWCETT = "Fawcett 2006, doi:10.1016/j.patrec.2005.10.010"
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Score:
-    """Of one image.   squared_error: mean over its values, range [-1, 1], at the posterior's mode.
-    kl: nats per image.   values: how many, channels times pixels."""
+    """The scores of one image.
+
+    squared_error: mean over the values of the image, range [-1, 1], decoded from the posterior's mode.
+    kl: nats per image; None for a codec whose posterior has no variance, and which has no evidence bound.
+    values: number of values of the image, channels times pixels.
+    """
 
     key: str
     squared_error: float
-    kl: float
+    kl: float | None
     values: int
 
 
-def negative_elbo(scores: Sequence[Score], variance: float) -> Array:
-    """(N,), nats per value: squared error / (2 variance) + ln(2 pi variance) / 2 + KL / values."""
+def negative_elbo(scores: Sequence[Score], variance: float) -> FloatArray:
+    """(N,), nats per value: squared error / (2 variance) + ln(2 pi variance) / 2 + KL / values; NaN without a KL."""
     constant = 0.5 * math.log(2 * math.pi * variance)
-    return np.array([0.5 * s.squared_error / variance + constant + s.kl / s.values for s in scores])
+    kl = [math.nan if s.kl is None else s.kl for s in scores]
+    return np.array(
+        [0.5 * s.squared_error / variance + constant + nats / s.values for s, nats in zip(scores, kl, strict=True)]
+    )
 
 
-def auc(usual: Array, unusual: Array) -> float:
+def auc(usual: FloatArray, unusual: FloatArray) -> float:
     """Probability that an image of the second set scores higher than one of the first; ties count half."""
     return float(binary_auroc(*_ranked(usual, unusual)))
 
 
-def roc(usual: Array, unusual: Array) -> tuple[Array, Array]:
-    """False and true positive rate, at most POINTS of them."""
+def roc(usual: FloatArray, unusual: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """False and true positive rates, at most ROC_POINTS of each."""
     false, true, _ = binary_roc(*_ranked(usual, unusual))
-    chosen = np.unique(np.linspace(0, len(false) - 1, POINTS).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(false) - 1, ROC_POINTS).round().astype(int))
     return false.numpy()[chosen], true.numpy()[chosen]
 
 
 def write_scores(path: Path, sets: Sequence[tuple[str, Sequence[Score]]]) -> None:
-    """A row an image, the highest error of each set first.   sets: name and scores; the first gives the variance."""
+    """Writes a CSV with one row for each image; within a set the highest error comes first.
+
+    sets: name and scores of each set; the first set gives the variance.
+    """
     variance = _variance(sets[0][1])
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["set", "key", "squared_error", "kl_nats", "negative_elbo_nats_per_value"])
         for name, scores in sets:
-            bounds = negative_elbo(scores, variance) if variance > 0 else [""] * len(scores)
+            bounded = variance > 0 and _have_bounds(scores)
+            bounds = negative_elbo(scores, variance) if bounded else [""] * len(scores)
             rows = sorted(zip(scores, bounds, strict=True), key=lambda row: (-row[0].squared_error, row[0].key))
             writer.writerows([name, s.key, s.squared_error, s.kl, bound] for s, bound in rows)
 
 
 def inspect_anomaly(scores: Sequence[Score], others: Sequence[Score] | None, against: str | None) -> Section:
-    """others: of the second set, None where there is none.   against: its name."""
+    """scores: scores of the first set.
+    others: scores of the second set; None where there is no second set.
+    against: name of the second set.
+    """
     title = "Anomaly scores"
     variance = _variance(scores)
     if not scores or not variance > 0:
@@ -82,16 +94,20 @@ def inspect_anomaly(scores: Sequence[Score], others: Sequence[Score] | None, aga
         "error": (_errors(scores), None if not others else _errors(others)),
         "elbo": (negative_elbo(scores, variance), None if not others else negative_elbo(others, variance)),
     }
+    if not _have_bounds(scores):
+        del kinds["elbo"]
     missing = (
-        "give a second set by --against SHARDS" if others is None else "no image of the second set was reconstructed"
+        "give a second set with --against SHARDS" if others is None else "no image of the second set was reconstructed"
     )
     numbers = [
-        Number(
-            name="negative_elbo", title="Negative evidence bound", value=float(kinds["elbo"][0].mean()),
+        Quantity(
+            name="negative_elbo", title="Negative evidence bound",
+            value=float(kinds["elbo"][0].mean()) if "elbo" in kinds else None,
+            missing="" if "elbo" in kinds else "the posterior of this codec has no variance",
             unit="nats per value", source=RYBKIN,
             definition=f"Squared error / (2 v) + ln(2 pi v) / 2 + KL / values, mean over "
-            f"{counted(len(scores), 'image')}; v = {variance:.3g} is their mean squared error in the range "
-            "[-1, 1], at the posterior's mode.",
+            f"{counted(len(scores), 'image')}. v = {variance:.3g} is the mean squared error of these images, range "
+            "[-1, 1], decoded from the posterior's mode.",
         )
     ]  # fmt: skip
     charts = []
@@ -104,7 +120,8 @@ def inspect_anomaly(scores: Sequence[Score], others: Sequence[Score] | None, aga
         charts.append(
             Chart(
                 name="roc", title="Telling the sets apart", kind="line", source=FAWCETT,
-                definition=f"ROC: share of {against} (up) and of these images (right) above each threshold.",
+                definition=f"ROC curve: the shares of {against} (upwards) and of these images (to the right) above "
+                "each threshold.",
                 x=Axis(title="these images called unusual"), y=Axis(title="the others called unusual"),
                 lines=tuple(
                     Line(label=_TITLES[name], x=tuple(x.tolist()), y=tuple(y.tolist()))
@@ -115,6 +132,10 @@ def inspect_anomaly(scores: Sequence[Score], others: Sequence[Score] | None, aga
     return Section(name="anomaly", title=title, numbers=tuple(numbers), charts=tuple(charts))
 
 
+def _have_bounds(scores: Sequence[Score]) -> bool:
+    return all(score.kl is not None for score in scores)
+
+
 _TITLES = {"error": "reconstruction error", "elbo": "negative evidence bound"}
 
 
@@ -122,34 +143,37 @@ def _variance(scores: Sequence[Score]) -> float:
     return math.fsum(score.squared_error for score in scores) / len(scores) if scores else 0.0
 
 
-def _errors(scores: Sequence[Score]) -> Array:
+def _errors(scores: Sequence[Score]) -> FloatArray:
     return np.array([score.squared_error for score in scores])
 
 
-def _ranked(usual: Array, unusual: Array) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores and classes as torchmetrics takes them: ranks in (0, 1], because it squashes larger scores in float32."""
+def _ranked(usual: FloatArray, unusual: FloatArray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and classes as torchmetrics takes them.
+
+    Scores become ranks in (0, 1]: torchmetrics squashes larger scores by a sigmoid in float32, and some become equal.
+    """
     ranks = rankdata(np.concatenate([usual, unusual])) / (len(usual) + len(unusual))
     classes = torch.tensor([0] * len(usual) + [1] * len(unusual))
     return torch.from_numpy(ranks), classes
 
 
-def _auc(name: str, value: float | None, missing: str) -> Number:
-    return Number(
+def _auc(name: str, value: float | None, missing: str) -> Quantity:
+    return Quantity(
         name=f"auc_{name}", title=f"Area under the ROC curve of the {_TITLES[name]}", value=value, missing=missing,
         source=FAWCETT,
-        definition="Probability that an image of the second set scores higher than one of the first; 0.5 is chance, "
-        "and what two halves of one set should have.",
+        definition="Probability that an image of the second set scores higher than one of the first. 0.5 is chance; "
+        "two halves of one set should have it.",
     )  # fmt: skip
 
 
-def _histogram(name: str, sets: dict[str, Array]) -> Chart:
+def _histogram(name: str, sets: dict[str, FloatArray]) -> Chart:
     low, high = (float(f(np.concatenate(list(sets.values())))) for f in (np.min, np.max))
     edges = np.linspace(low, high if high > low else low + 1e-9, BARS + 1)
     middles = tuple(((edges[1:] + edges[:-1]) / 2).tolist())
     unit = "nats per value" if name == "elbo" else ""
     return Chart(
         name=f"{name}_histogram", title=f"Images by {_TITLES[name]}", kind="bar",
-        definition=f"Share of the images of each set per score; every image's score is in {FILE}.",
+        definition=f"Share of the images of each set by score. {SCORES_FILE} has the score of every image.",
         x=Axis(title=_TITLES[name], unit=unit), y=Axis(title="images", unit="%"),
         lines=tuple(
             Line(label=label, x=middles, y=tuple((100 * np.histogram(values, edges)[0] / len(values)).tolist()))

@@ -1,6 +1,6 @@
-"""What `ldm-vae inspect` finds: numbers, curves, pictures and verdicts, each with what it means; and the file of them.
+"""The types of what `ldm-vae inspect` finds: numbers, charts, matrices, pictures and verdicts; and their file.
 
-One shape for every diagnostic, so that the report shows a new one without knowing it.
+All diagnostics use these types, so the report shows a new diagnostic without a change.
 """
 
 from __future__ import annotations
@@ -11,26 +11,30 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from ldm_vae.atomic import atomic_file
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config, validate
 
-FILE = "inspection.json"
-FOLDER = "inspection"  # of a run, where its inspection lies
+FloatArray = npt.NDArray[np.float64]  # what the diagnostics compute with
+INSPECTION_FILE = "inspection.json"
+INSPECTION_FOLDER = "inspection"  # the folder in a run that holds its inspection
 
 
 def counted(number: int, noun: str) -> str:
-    """1 image, 2 images."""
+    """The number with its noun: "1 image", "2 images"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def gaps(values: Iterable[float]) -> tuple[float | None, ...]:
-    """The y of a line: None where a value is not finite."""
+    """The values as the y of a line: None, which is a gap, where a value is not finite."""
     return tuple(float(value) if math.isfinite(value) else None for value in values)
 
 
 class Finding(Config):
-    """What any diagnostic says of itself."""
+    """What a number, a chart, a matrix and a picture have in common."""
 
     name: str
     """Identifier, unique in its section: `kl_per_channel`."""
@@ -45,9 +49,11 @@ class Finding(Config):
     """Paper or equation; empty where the definition is all there is."""
 
 
-class Number(Finding):
+class Quantity(Finding):
+    """A number with its unit, or the reason why there is none."""
+
     value: float | None
-    """None where it can't be had."""
+    """None where it cannot be measured."""
 
     unit: str = ""
 
@@ -62,15 +68,15 @@ class Axis(Config):
 
 
 class Line(Config):
-    """One line, set of bars or cloud of points. x and y are equally long."""
+    """One line, one set of bars or one cloud of points. x and y have the same length."""
 
     label: str
 
     x: tuple[float | str, ...]
-    """Numbers, or words, which are categories."""
+    """Numbers, or the names of categories."""
 
     y: tuple[float | None, ...]
-    """None is a gap."""
+    """The values; None leaves a gap."""
 
 
 class Chart(Finding):
@@ -89,16 +95,16 @@ class Matrix(Finding):
     unit: str = ""
 
 
-class Picture(Finding):
+class PictureFile(Finding):
     file: str
-    """PNG, relative to the folder of the inspection."""
+    """Path of the PNG, relative to the folder of the inspection."""
 
     description: str
     """What it shows, for people who cannot see it."""
 
 
 class Verdict(Config):
-    """What the numbers mean, and what to try."""
+    """What the numbers of a section mean, and what to try."""
 
     name: str
     """Identifier: `fp16_overflow`."""
@@ -106,19 +112,35 @@ class Verdict(Config):
     level: Literal["good", "warning", "bad", "unknown"]
 
     statement: str
-    """One sentence, with the number it rests on."""
+    """One sentence with the number that decides."""
 
     advice: str = ""
-    """What to try; empty where all is good."""
+    """What to try; empty where nothing is wrong."""
+
+
+def graded_verdict(name: str, value: float, good: float, warning: float, statement: str, advice: str) -> Verdict:
+    """The verdict on a value that should be small: good up to `good`, a warning up to `warning`, bad above it.
+
+    A good verdict gives no advice.
+    """
+    if value <= good:
+        return Verdict(name=name, level="good", statement=statement)
+    return Verdict(name=name, level="warning" if value <= warning else "bad", statement=statement, advice=advice)
 
 
 class Section(Config):
+    """Everything that one diagnostic found.
+
+    name: identifier, such as `channels`.
+    title: heading for people.
+    """
+
     name: str
     title: str
-    numbers: tuple[Number, ...] = ()
+    numbers: tuple[Quantity, ...] = ()
     charts: tuple[Chart, ...] = ()
     matrices: tuple[Matrix, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[PictureFile, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
 
 
@@ -139,17 +161,17 @@ class Inspection(Config):
         return tuple(verdict for section in self.sections for verdict in section.verdicts)
 
     def write(self, folder: Path) -> None:
-        with atomic_file(folder / FILE) as stage:
+        with atomic_file(folder / INSPECTION_FILE) as stage:
             stage.write_text(json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
 
     @staticmethod
     def read(folder: Path) -> Inspection:
-        """Raises UserError where the file is missing or is no such file."""
+        """Raises UserError where the file is missing, or is no inspection."""
         remedy = "make it with `ldm-vae inspect MODEL SHARDS`"
         try:
-            content = json.loads((folder / FILE).read_bytes())
+            content = json.loads((folder / INSPECTION_FILE).read_bytes())
         except (OSError, ValueError):
-            raise UserError(f"{folder / FILE} is missing or no inspection", remedy) from None
+            raise UserError(f"{folder / INSPECTION_FILE} is missing or cannot be read", remedy) from None
         if not isinstance(content, dict):
-            raise UserError(f"{folder / FILE} is no inspection", remedy)
-        return validate(Inspection, content, str(folder / FILE))
+            raise UserError(f"{folder / INSPECTION_FILE} is no inspection", remedy)
+        return validate(Inspection, content, str(folder / INSPECTION_FILE))

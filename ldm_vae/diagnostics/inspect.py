@@ -1,4 +1,4 @@
-"""A codec and shards -> all diagnostics, in a folder of inspection.json, PNGs and scores.csv."""
+"""Runs all diagnostics of a codec on shards, and writes a folder of inspection.json, PNGs and scores.csv."""
 
 from __future__ import annotations
 
@@ -20,40 +20,46 @@ from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.data.stream.worker import Fault
 from ldm_vae.diagnostics.activations import inspect_activations
 from ldm_vae.diagnostics.aggregate import inspect_aggregate
-from ldm_vae.diagnostics.anomaly import FILE as SCORES
-from ldm_vae.diagnostics.anomaly import inspect_anomaly, write_scores
+from ldm_vae.diagnostics.anomaly import SCORES_FILE, inspect_anomaly, write_scores
 from ldm_vae.diagnostics.blur import inspect_blur
 from ldm_vae.diagnostics.channels import inspect_channels
 from ldm_vae.diagnostics.classes import class_names, scatter
 from ldm_vae.diagnostics.equivariance import inspect_equivariance
 from ldm_vae.diagnostics.explore import explore
-from ldm_vae.diagnostics.findings import FILE, Inspection, Number, Section, Verdict, counted
+from ldm_vae.diagnostics.findings import INSPECTION_FILE, Inspection, Quantity, Section, Verdict, counted
 from ldm_vae.diagnostics.probes import Probes, make_probes
 from ldm_vae.diagnostics.robustness import inspect_robustness
 from ldm_vae.diagnostics.smoothness import inspect_smoothness
 from ldm_vae.diagnostics.spectrum import inspect_spectrum
-from ldm_vae.diagnostics.survey import Survey, survey
+from ldm_vae.diagnostics.survey import Survey, survey_images
 from ldm_vae.errors import UserError
 from ldm_vae.noise import rng
 
 logger = logging.getLogger(__name__)
-IMAGES = 256  # looked at, unless more are asked for
+IMAGES_INSPECTED = 256  # unless another number is asked for
 
 
 @dataclass(frozen=True)
 class InspectionJob:
-    """images: at most so many, chosen at random by the seed.   against: a second set, for the anomaly scores.
-    batch: images at once, where equal in size."""
+    """What to inspect.
+
+    shards: the images.
+    image: how they are resized and cropped.
+    images: how many at most; the seed chooses them at random.
+    against: shards of a second set of images, for the anomaly scores.
+    batch: images of one size that are encoded at a time.
+    seed: seed of every random choice.
+    """
 
     shards: str
     image: ImageConfig
-    images: int = IMAGES
+    images: int = IMAGES_INSPECTED
     against: str | None = None
     batch: int = 8
     seed: int = 0
 
 
-def inspect_shards(
+def inspect_codec(
     codec: LatentCodec,
     job: InspectionJob,
     folder: Path,
@@ -63,52 +69,53 @@ def inspect_shards(
 ) -> Inspection:
     """Writes `folder`, whole or not at all.
 
-    model: what the protocol says of the codec.   done(images, total): called for every batch.
+    model: what the protocol says of the codec.
+    done(images, total): called after every batch.
+
     Raises UserError where no image can be encoded, and where `folder` holds something else than an inspection.
     """
     config = codec.model.config
     if config.in_channels != config.out_channels:
         what = f"a codec from {config.in_channels} to {config.out_channels} channels"
-        raise UserError(what, "only one that gives back its own image can be inspected")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / FILE).is_file():
-        raise UserError(f"{folder} holds something else than an inspection", "choose another folder by --output")
+        raise UserError(what, "only a codec that gives back its own image can be inspected")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / INSPECTION_FILE).is_file():
+        raise UserError(f"{folder} holds something else than an inspection", "choose another folder with --output")
     indices = [_choose(load_index(shards), job) for shards in (job.shards, job.against) if shards is not None]
     total = sum(index.samples for index in indices)
 
     def advance(count: int) -> None:
         done(count, total)
 
-    found, faults = _survey(codec, indices[0], job, advance)
-    if not found.channels.images:
-        broken = [f"{fault.key} ({fault.reason})" for fault in faults] + found.broken_posteriors
+    images, faults = _survey_shards(codec, indices[0], job, advance)
+    if not images.channels.images:
+        broken = [f"{fault.key} ({fault.reason})" for fault in faults] + images.broken_posteriors
         what = f"no image of {job.shards} could be encoded"
         raise UserError(what, f"{len(broken)} are broken or give no finite latent, such as {broken[0]}")
-    others = None if job.against is None else _survey(codec, indices[1], job, advance)[0]
+    others = None if job.against is None else _survey_shards(codec, indices[1], job, advance)[0]
     probes, views = (
-        make_probes(codec, [] if sample.rows is None else list(sample.rows), found.channels.std)
-        for sample in (found.probes, found.views)
+        make_probes(codec, [] if sample.rows is None else list(sample.rows), images.channels.std)
+        for sample in (images.probes, images.views)
     )
-    protocol = model | _protocol(codec, job, found, others, probes, len(faults))
+    protocol = model | _protocol(codec, job, images, others, probes, len(faults))
     with atomic_folder(folder) as stage:
         sections = (
-            _images(found, faults),
-            inspect_channels(found.channels),
-            inspect_aggregate(found.channels, found.positions.rows, codec.scale, job.seed),
-            inspect_spectrum(found.spectrum),
-            inspect_blur(found.blur),
-            *_probed(codec, job, found, probes, views, stage),
-            inspect_anomaly(found.scores, None if others is None else others.scores, job.against),
+            _images(images, faults),
+            *_of_posteriors(codec, images, job.seed),
+            inspect_spectrum(images.spectrum),
+            inspect_blur(images.blur),
+            *_probed(codec, job, images, probes, views, stage),
+            inspect_anomaly(images.scores, None if others is None else others.scores, job.against),
         )
-        if found.scores:
+        if images.scores:
             second = [] if others is None else [(str(job.against), others.scores)]
-            write_scores(stage / SCORES, [(job.shards, found.scores), *second])
+            write_scores(stage / SCORES_FILE, [(job.shards, images.scores), *second])
         inspection = Inspection(protocol=protocol, sections=sections)
         inspection.write(stage)
     return inspection
 
 
 def _choose(index: Index, job: InspectionJob) -> Index:
-    """At most job.images samples, each as likely as any other."""
+    """At most `job.images` samples of the index; every sample is equally likely."""
     if index.samples <= job.images:
         return index
     chosen = np.zeros(index.samples, dtype=bool)
@@ -119,110 +126,126 @@ def _choose(index: Index, job: InspectionJob) -> Index:
     return replace(index, shards=kept, parts=tuple(replace(part, first=0, stop=len(kept)) for part in index.parts))
 
 
-def _survey(
+def _survey_shards(
     codec: LatentCodec, index: Index, job: InspectionJob, done: Callable[[int], None]
 ) -> tuple[Survey, list[Fault]]:
     stream = measured_batches(index, job.shards, job.image, batch=job.batch, device=codec.device, rank=0, world=1)
 
-    def counted() -> Iterator[Batch]:
+    def batches() -> Iterator[Batch]:
         for batch in stream:
             yield batch
             done(len(batch.key))
 
-    return survey(codec, counted(), job.seed), stream.faults
+    return survey_images(codec, batches(), job.seed), stream.faults
 
 
 def _probed(
-    codec: LatentCodec, job: InspectionJob, found: Survey, probes: Probes | None, views: Probes | None, stage: Path
+    codec: LatentCodec, job: InspectionJob, images: Survey, probes: Probes | None, views: Probes | None, stage: Path
 ) -> list[Section]:
-    """What is measured on probes, each section by itself."""
+    """The sections that are measured on probes. Where one cannot be measured, a verdict in its place says why."""
     makers: dict[str, tuple[str, Callable[[Probes], Section]]] = {
         "equivariance": ("Equivariance", partial(inspect_equivariance, codec)),
         "smoothness": ("Smoothness", lambda p: inspect_smoothness(codec, p, job.seed)),
         "robustness": ("Noise and storage", lambda p: inspect_robustness(codec, p, job.seed)),
         "activations": ("Range of activations", partial(inspect_activations, codec)),
-        "explore": ("A look around", lambda p: explore(codec, views or p, p, found.channels, stage, job.seed)),
+        "explore": ("A look around", lambda p: explore(codec, views or p, p, images.channels, stage, job.seed)),
     }
     sections = []
     for name, (title, make) in makers.items():
         if probes is None:
-            reason = "No image is large enough (4 f pixels a side) and reconstructed, to measure it on."
+            reason = "It cannot be measured: no image that was reconstructed is large enough (4 f pixels a side)."
             sections.append(_unmeasured(name, title, "unknown", reason))
             continue
         try:
             sections.append(make(probes))
         except NonFiniteError as error:
-            sections.append(_unmeasured(name, title, "bad", f"It can't be measured: {error.what} on the way."))
-    sections[-1] = sections[-1].model_copy(update=_labelled(found, job))
+            sections.append(_unmeasured(name, title, "bad", f"It cannot be measured: {error.what} on the way."))
+    sections[-1] = sections[-1].model_copy(update=_labelled(images, job))
     return sections
 
 
+def _of_posteriors(codec: LatentCodec, images: Survey, seed: int) -> list[Section]:
+    """What is measured on Gaussian posteriors; where the codec has none, the sections say so."""
+    if not codec.model.bottleneck.gaussian:
+        kind = codec.model.config.bottleneck.kind
+        reason = f"Not measured, because a bottleneck of kind {kind} has no Gaussian posterior."
+        titles = {"channels": "Channels", "aggregate": "Aggregate posterior"}
+        return [_unmeasured(name, title, "unknown", reason) for name, title in titles.items()]
+    aggregate = inspect_aggregate(images.channels, images.positions.rows, codec.scale, seed)
+    return [inspect_channels(images.channels), aggregate]
+
+
 def _unmeasured(name: str, title: str, level: Literal["bad", "unknown"], reason: str) -> Section:
-    advice = "See the range of activations, and the images that are not finite." if level == "bad" else ""
+    advice = (
+        "See the range of activations, and the images without a finite latent or reconstruction."
+        if level == "bad"
+        else ""
+    )
     verdict = Verdict(name=name, level=level, statement=reason, advice=advice)
     return Section(name=name, title=title, verdicts=(verdict,))
 
 
-def _labelled(found: Survey, job: InspectionJob) -> dict[str, Any]:
-    """What the images with a class add to the last section."""
-    rows = found.labelled.rows
-    number = Number(
-        name="labelled", title="Images with a class", value=float(len(found.labelled)), unit="images",
-        definition="Those with a number in the field cls, a random choice of them where there are many; from three on, "
-        "their mean latents are shown by class.",
+def _labelled(images: Survey, job: InspectionJob) -> dict[str, Any]:
+    """What the images with a class add to the section of pictures."""
+    rows = images.labelled.rows
+    number = Quantity(
+        name="labelled", title="Images with a class", value=float(len(images.labelled)), unit="images",
+        definition="Images with a number in the field cls; where there are many, a random choice of them. From three "
+        "images on, a chart shows their mean latents by class.",
     )  # fmt: skip
     chart = None if rows is None else scatter(rows[:, 1:], rows[:, 0].astype(np.int64), class_names(job.shards))
     return {"numbers": (number,), "charts": () if chart is None else (chart,)}
 
 
-def _images(found: Survey, faults: list[Fault]) -> Section:
+def _images(images: Survey, faults: list[Fault]) -> Section:
     counts = {
-        "images": ("Images", found.images, "Read from the shards and encoded."),
-        "unreadable": ("Unreadable files", len(faults), "Left out, because their files can't be decoded or cropped."),
+        "images": ("Images", images.images, "Images that were read from the shards and encoded."),
+        "unreadable": ("Unreadable files", len(faults), "Left out, because their files cannot be decoded or cropped."),
         "broken_posteriors": (
-            "Images without a finite latent", len(found.broken_posteriors), "Left out of everything.",
+            "Images without a finite latent", len(images.broken_posteriors), "Left out of every measurement.",
         ),
         "broken_reconstructions": (
-            "Images without a finite reconstruction", len(found.broken_reconstructions),
-            "Left out of everything about reconstructions.",
+            "Images without a finite reconstruction", len(images.broken_reconstructions),
+            "Left out of every measurement of reconstructions.",
         ),
     }  # fmt: skip
     numbers = tuple(
-        Number(name=name, title=title, value=float(value), unit="images", definition=definition)
+        Quantity(name=name, title=title, value=float(value), unit="images", definition=definition)
         for name, (title, value, definition) in counts.items()
     )
-    broken = found.broken_posteriors + found.broken_reconstructions
+    broken = images.broken_posteriors + images.broken_reconstructions
     verdict = Verdict(
-        name="finite", level="good", statement=f"Finite reconstructions: {found.images} of {found.images}."
+        name="finite", level="good", statement=f"{images.images} of {images.images} reconstructions are finite."
     )
     if broken:
         verdict = Verdict(
             name="finite",
             level="bad",
-            statement=f"{len(broken)} of {found.images} give NaN or infinity, such as {broken[0]}, and are left out.",
-            advice="Look at these images (`ldm-vae check --decode`) and at the range of activations; run the codec in "
-            "float32. Weights that hold NaN come from a run that broke: take an older checkpoint.",
+            statement=f"{len(broken)} of {images.images} images, such as {broken[0]}, give NaN or infinity. They are "
+            "left out.",
+            advice="Look at these images (`ldm-vae check --decode`) and at the range of activations. Run the codec in "
+            "float32. Weights that contain NaN come from a run that broke: take an older checkpoint.",
         )
     return Section(name="images", title="Images", numbers=numbers, verdicts=(verdict,))
 
 
 def _protocol(
-    codec: LatentCodec, job: InspectionJob, found: Survey, others: Survey | None, probes: Probes | None, faults: int
+    codec: LatentCodec, job: InspectionJob, images: Survey, others: Survey | None, probes: Probes | None, faults: int
 ) -> dict[str, Any]:
     probed = "none"
     if probes is not None:
         probed = (
-            f"{counted(len(probes.image), 'image')}, the middle {probes.image.shape[2]} px, "
-            "for all that is decoded repeatedly"
+            f"the middle {probes.image.shape[2]} px of {counted(len(probes.image), 'image')}, for everything that is "
+            "decoded repeatedly"
         )
     image = job.image
     return {
         "shards": job.shards,
         "against": job.against,
-        "images": found.images,
+        "images": images.images,
         "against_images": None if others is None else len(others.scores),
         "chosen": f"all, or {job.images} at random, seed {job.seed}",
-        "left_out": faults + len(found.broken_posteriors) + len(found.broken_reconstructions),
+        "left_out": faults + len(images.broken_posteriors) + len(images.broken_reconstructions),
         "resize": "none" if image.resize is None else f"short side {image.resize}, {image.resize_filter}, antialias",
         "crop": "none" if image.crop is None else f"center {image.crop}",
         "padding": "to a multiple of f, cropped back",

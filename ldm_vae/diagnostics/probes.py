@@ -1,4 +1,4 @@
-"""A few images that the costly diagnostics look at again and again, with their latents and reconstructions."""
+"""Probes: a few images on which the costly diagnostics are measured, with their latents and reconstructions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ from ldm_vae.metrics.image import psnr
 from ldm_vae.noise import rng
 
 PROBES = 16  # images
-SIDE = 128  # px; the middle of each, unless f is so large that too few positions would be left
-POSITIONS = 8  # latent positions a side that a probe has at least, where its image allows
-QUARTER = 4  # sides are a multiple of 4 f, so that a quarter of the picture still has whole latent positions
-VIEWS = 2  # images that people are shown
+PROBE_SIDE = 128  # px, side of the square that is cut from the middle; larger where f is so large that it needs to be
+PROBE_POSITIONS = 8  # latent positions that a probe has along a side at least, where its image is large enough
+QUARTER = 4  # sides are a multiple of 4 f, so that a picture scaled to a quarter still has whole latent positions
+VIEWS = 2  # images that are shown to people
 BATCH = 8  # probes at a time
-BLANK = "The codec reconstructs nothing: a flat square of each image's mean colour is as close, so nothing can be lost."
+BLANK = "The codec reconstructs nothing: the mean colour of each image is as close to it, so there is nothing to lose."
 
 
 @dataclass(frozen=True)
 class Probes:
-    """image, reconstruction: (N, C, S, S).   z: (N, c, S/f, S/f), the posterior's mode, raw.
-    std: of all raw latents of the survey, one number for all channels, the unit of latent noise."""
+    """The probes of a codec.
+
+    image, reconstruction: (N, C, S, S).
+    z: (N, c, S/f, S/f), raw mode of the posterior.
+    std: standard deviation of all raw latents of the survey, one number for all channels; the unit of latent noise.
+    """
 
     image: Tensor
     z: Tensor
@@ -49,13 +53,13 @@ class Probes:
 
 
 def probe_side(factor: int) -> int:
-    """px, of the largest probe."""
+    """Side of the largest probe, in pixels."""
     step = QUARTER * factor
-    return max(SIDE // step * step, -(-POSITIONS * factor // step) * step)
+    return max(PROBE_SIDE // step * step, -(-PROBE_POSITIONS * factor // step) * step)
 
 
 def cut_probe(image: Tensor, factor: int) -> Tensor | None:
-    """(C, H, W) -> its middle square, of a side that is a multiple of 4 f; None where it is too small for that."""
+    """(C, H, W) -> its middle square, with a side that is a multiple of 4 f; None where the image is too small."""
     height, width = image.shape[1:]
     step = QUARTER * factor
     side = min(probe_side(factor), height // step * step, width // step * step)
@@ -66,7 +70,7 @@ def cut_probe(image: Tensor, factor: int) -> Tensor | None:
 
 
 def cut_view(image: Tensor, factor: int) -> Tensor | None:
-    """(C, H, W) -> its middle square, made smaller to the side of a probe, so that people see what it shows."""
+    """(C, H, W) -> its largest middle square, scaled to the side of a probe, so that people see the whole picture."""
     short, step = min(image.shape[1:]), QUARTER * factor
     side = min(probe_side(factor), short // step * step)
     if side == 0:
@@ -77,8 +81,14 @@ def cut_view(image: Tensor, factor: int) -> Tensor | None:
 
 
 def make_probes(codec: LatentCodec, cuts: Sequence[Tensor], std: float) -> Probes | None:
-    """cuts: of `cut_probe` or `cut_view`, brought to one side: the largest that at least half of them have, so that one
-    tiny image among large ones does not make all tiny; smaller ones are left out. None where none reconstructs."""
+    """Probes of one size, with their latents and reconstructions; None where no image has a finite reconstruction.
+
+    The side is the largest that at least half of the cuts have, so that one tiny image does not make all probes tiny.
+    Smaller cuts are left out.
+
+    cuts: squares that `cut_probe` or `cut_view` gave.
+    std: as in `Probes`.
+    """
     if not cuts:
         return None
     side = sorted(cut.shape[1] for cut in cuts)[(len(cuts) - 1) // 2]
@@ -97,7 +107,7 @@ def make_probes(codec: LatentCodec, cuts: Sequence[Tensor], std: float) -> Probe
 
 
 def decode_whole(codec: LatentCodec, z: Tensor, size: tuple[int, int] | None = None) -> tuple[list[int], Tensor]:
-    """Raw latents -> the places of those that decode to finite images, and these images."""
+    """Raw latents -> the indices of those that decode to finite images, and these images."""
     places = list(range(len(z)))
     while places:
         try:
@@ -115,23 +125,23 @@ def decode_in_batches(codec: LatentCodec, z: Tensor) -> Tensor:
 
 
 def encode_in_batches(codec: LatentCodec, images: Tensor) -> Tensor:
-    """Images -> the posterior's mode, raw. Raises NonFiniteError."""
+    """Images -> raw modes of the posterior. Raises NonFiniteError."""
     return torch.cat([codec.draw(codec.moments(part)) for part in torch.split(images, BATCH)])
 
 
 def mean_psnr(a: Tensor, b: Tensor) -> float:
-    """(B, C, H, W) each -> dB on 8-bit values, mean over images; infinite where two are equal."""
+    """PSNR in dB of two batches (B, C, H, W) on 8-bit values, mean over images; infinite where two images are equal."""
     error = (to_uint8(a).int() - to_uint8(b).int()).square().sum(dim=(1, 2, 3), dtype=torch.int64)
     return float(psnr(error, a[0].numel()).mean())
 
 
 def noise_like(z: Tensor, seed: int, purpose: str) -> Tensor:
-    """Standard normal, of the shape of z, drawn on the CPU, so that it is the same on every device."""
+    """Standard normal noise in the shape of z. It is drawn on the CPU, so that it is the same on every device."""
     values = rng(seed, purpose).standard_normal(tuple(z.shape), dtype="float32")
     return torch.from_numpy(values).to(z)
 
 
 def pairs(probes: Probes, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Latents of neighbouring probes, at most `most` pairs; none where there is one probe."""
+    """Latents of each probe and the next, at most `most` pairs; no pair where there is one probe."""
     for i in range(min(most, len(probes.z) - 1)):
         yield probes.z[i], probes.z[i + 1]

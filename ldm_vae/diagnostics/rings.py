@@ -1,4 +1,4 @@
-"""Power spectra of pictures of any size, gathered over rings of equal spatial frequency.
+"""Power spectra of pictures of any size, averaged over rings of equal spatial frequency.
 
 The spectral density of a picture x under a window w is |FFT(w (x - mean))|^2 / sum(w^2): white noise of variance v has
 density v at every frequency. The Hann window keeps the jump between opposite edges from leaking into high frequencies.
@@ -11,21 +11,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-RINGS = 32  # between frequency 0 and Nyquist, half a cycle per sample
-SMALLEST = 8  # samples along a side; shorter ones have too few frequencies to fill an octave
-Array = npt.NDArray[np.float64]
+from ldm_vae.diagnostics.findings import FloatArray
+
+RINGS = 32  # rings between frequency 0 and Nyquist, half a cycle per sample
+SHORTEST_SIDE = 8  # samples; a shorter side has too few frequencies to fill an octave
 
 
-def ring_frequencies() -> Array:
-    """(RINGS,), cycles per sample in the middle of each ring."""
+def ring_frequencies() -> FloatArray:
+    """(RINGS,), frequency in the middle of each ring, in cycles per sample."""
     return (np.arange(RINGS) + 0.5) * 0.5 / RINGS
 
 
 class RingPower:
-    """Mean spectral density of two pictures a and b of equal size, and of what they share, ring by ring.
+    """Mean spectral densities and cross-spectrum of pairs of pictures a and b of equal size, ring by ring.
 
-    Every frequency of every picture counts the same. Corners beyond Nyquist along an axis are left out, because they
-    exist in diagonal directions alone.
+    Every frequency of every picture has the same weight. Frequencies beyond Nyquist are left out: only diagonals have
+    them.
     """
 
     def __init__(self, channels: int) -> None:
@@ -34,9 +35,9 @@ class RingPower:
         self._sums = np.zeros((3, channels, RINGS))  # |A|^2, |B|^2, Re(A conj B)
 
     def update(self, a: Tensor, b: Tensor) -> None:
-        """a, b: (B, channels, h, w), finite. Sides shorter than SMALLEST are passed over."""
+        """a, b: (B, channels, h, w), finite. Pictures with a side shorter than SHORTEST_SIDE are left out."""
         height, width = a.shape[2:]
-        if min(height, width) < SMALLEST:
+        if min(height, width) < SHORTEST_SIDE:
             return
         first, second = _transform(a), _transform(b)
         parts = torch.stack([first.abs().square(), second.abs().square(), (first * second.conj()).real])
@@ -49,17 +50,17 @@ class RingPower:
         self.pictures += len(a)
 
     @property
-    def density(self) -> Array:
-        """(3, channels, RINGS): of a, of b, and their cross-spectrum; NaN in rings without a frequency."""
+    def density(self) -> FloatArray:
+        """(3, channels, RINGS): density of a, density of b, their cross-spectrum; NaN in rings without a frequency."""
         with np.errstate(invalid="ignore"):
-            result: Array = self._sums / np.where(self._count > 0, self._count, np.nan)
+            result: FloatArray = self._sums / np.where(self._count > 0, self._count, np.nan)
         return result
 
 
-def high_share(density: Array) -> float:
-    """(RINGS,) -> the share of power above half of Nyquist, a quarter of a cycle per sample; white noise has 3/4.
+def high_share(density: FloatArray) -> float:
+    """(RINGS,) -> share of the power above half of Nyquist, a quarter of a cycle per sample.
 
-    NaN where there is no power.
+    White noise has 3/4. The share is NaN where there is no power.
     """
     known = np.isfinite(density)
     if not known.any() or not density[known].sum() > 0:
@@ -78,8 +79,8 @@ def _transform(x: Tensor) -> Tensor:
     return torch.fft.rfft2((x - mean) * window) / window.square().sum().sqrt()
 
 
-def _rings(height: int, width: int) -> tuple[npt.NDArray[np.int64], Array]:
-    """Of each frequency that rfft2 gives, flat: its ring (RINGS for none), and how often the full plane has it."""
+def _rings(height: int, width: int) -> tuple[npt.NDArray[np.int64], FloatArray]:
+    """For each frequency that rfft2 gives, flat: its ring (RINGS for none), and how often the full plane has it."""
     vertical, horizontal = np.fft.fftfreq(height), np.fft.rfftfreq(width)
     radius = np.hypot(vertical[:, None], horizontal[None])
     ring = np.minimum(np.floor(radius * 2 * RINGS), RINGS).astype(np.int64)

@@ -1,4 +1,4 @@
-"""A bounded sample of a stream: every row is as likely to be in it as any other, however long the stream is."""
+"""A random sample of bounded size from a stream of any length; every row is equally likely to be in it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ Rows = npt.NDArray[Any]
 
 
 class BoundedSample:
-    """The rows with the smallest of independent random numbers, in the order of the stream.
+    """Every row draws a random number; the rows with the smallest numbers are kept, in the order of the stream.
 
-    Which rows those are depends on the seed and on the stream alone, not on how it was cut into batches.
+    Which rows are kept depends on the seed and on the stream alone, not on how the stream is cut into batches.
     """
 
     def __init__(self, limit: int, seed: int, purpose: str) -> None:
-        """limit: rows kept at most.   purpose: keeps samples of one seed apart."""
+        """limit: number of rows that are kept at most.
+        purpose: a name that gives each sample with the same seed its own random numbers.
+        """
         self.limit = limit
         self.rows: Rows | None = None  # None until the first row
         self._generator = rng(seed, purpose)
         self._priorities: npt.NDArray[np.float64] = np.empty(0)
 
     def offer(self, rows: Rows) -> None:
-        """rows: (N, ...), the next of the stream."""
+        """rows: (N, ...), the next rows of the stream."""
         priorities = np.concatenate([self._priorities, self._generator.random(len(rows))])
         rows = rows if self.rows is None else np.concatenate([self.rows, rows])
         if len(rows) > self.limit:

@@ -1,5 +1,7 @@
-"""One pass over images: everything that is gathered from all of them, in memory that does not grow with their number
-(but for one line of scores an image)."""
+"""One pass over all images, which collects what the diagnostics need from every image.
+
+Memory does not grow with the number of images, except for the scores of each image.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_vae.bottlenecks.gaussian import gaussian_kl
 from ldm_vae.codec import LatentCodec, pad_to_multiple
 from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.data.stream.batch import Batch
@@ -21,15 +22,20 @@ from ldm_vae.diagnostics.rings import RingPower
 from ldm_vae.diagnostics.sample import BoundedSample, Rows
 from ldm_vae.diagnostics.spectrum import LatentSpectrum
 
-POSITIONS = 2**14  # latent positions in the sample of the aggregate posterior
-LABELLED = 1000  # images in the scatter by class
+POSITIONS_SAMPLED = 2**14  # latent positions in the sample of the aggregate posterior
+LABELLED_IMAGES = 1000  # images in the chart of classes
 
 
 class Survey:
-    """channels, spectrum: of all images with a finite posterior.   blur, scores: of those with a finite reconstruction.
-    positions: (N, 2c), posterior means and log-variances.   labelled: (N, 1 + c), class and mean latent of images.
-    probes, views: images, cut by `cut_probe` and `cut_view`.
-    broken_posteriors, broken_reconstructions: keys of images left out."""
+    """What the pass has collected so far.
+
+    channels, spectrum: sums over all images with a finite posterior.
+    blur, scores: from all images with a finite reconstruction.
+    positions: sample of latent positions, (N, 2c), posterior means and log-variances.
+    labelled: sample of images with a class, (N, 1 + c), class and mean latent.
+    probes, views: samples of images, cut by `cut_probe` and `cut_view`.
+    broken_posteriors, broken_reconstructions: keys of the images that are left out.
+    """
 
     def __init__(self, codec: LatentCodec, seed: int) -> None:
         config = codec.model.config
@@ -38,16 +44,18 @@ class Survey:
         self.spectrum = LatentSpectrum(config.latent_channels, config.in_channels, codec.factor)
         self.blur = RingPower(config.out_channels)
         self.scores: list[Score] = []
-        self.positions = BoundedSample(POSITIONS, seed, "positions")
-        self.labelled = BoundedSample(LABELLED, seed, "labelled")
+        self.positions = BoundedSample(POSITIONS_SAMPLED, seed, "positions")
+        self.labelled = BoundedSample(LABELLED_IMAGES, seed, "labelled")
         self.probes = BoundedSample(PROBES, seed, "probes")
-        self.views = BoundedSample(VIEWS, seed, "probes")  # the first of the same choice
+        self.views = BoundedSample(
+            VIEWS, seed, "probes"
+        )  # same purpose, same random numbers: the views are among the probes
         self.broken_posteriors: list[str] = []
         self.broken_reconstructions: list[str] = []
 
     @property
     def images(self) -> int:
-        """Looked at, broken or not."""
+        """Number of images that were encoded, broken or not."""
         return self.channels.images + len(self.broken_posteriors)
 
     def update(self, batch: Batch) -> None:
@@ -58,21 +66,24 @@ class Survey:
         if not whole:
             return
         image, keys = batch.image[whole].to(self.codec.device), [batch.key[i] for i in whole]
-        stats = self.codec.model.bottleneck(moments[whole]).stats
-        mean, logvar = stats["mean"], stats["logvar"]
+        bottleneck = self.codec.model.bottleneck
+        posterior = bottleneck(moments[whole])
+        mean, logvar = posterior.z, posterior.stats["logvar"] if bottleneck.gaussian else None
         height, width = image.shape[2:]
         self.channels.update(mean, logvar, height * width)
         self.spectrum.update(mean, pad_to_multiple(image, self.codec.factor))
-        both = torch.cat([mean, logvar], dim=1)
-        self.positions.offer(both.permute(0, 2, 3, 1).flatten(0, 2).cpu().numpy())
+        if logvar is not None:
+            both = torch.cat([mean, logvar], dim=1)
+            self.positions.offer(both.permute(0, 2, 3, 1).flatten(0, 2).cpu().numpy())
         if batch.label is not None and batch.label.ndim == 1 and len(batch.label) == len(batch.key):
             classes = batch.label[whole].double()[:, None].cpu()
             self.labelled.offer(torch.cat([classes, mean.double().mean(dim=(2, 3)).cpu()], dim=1).numpy())
         for sample, cut in ((self.probes, cut_probe), (self.views, cut_view)):
             sample.offer(_cuts(image, partial(cut, factor=self.codec.factor)))
-        self._reconstruct(image, keys, mean, gaussian_kl(mean, logvar).double().sum(dim=(1, 2, 3)))
+        kl = posterior.nats.double().flatten(1).sum(dim=1) if bottleneck.gaussian else None
+        self._reconstruct(image, keys, mean, kl)
 
-    def _reconstruct(self, image: Tensor, keys: list[str], mean: Tensor, kl: Tensor) -> None:
+    def _reconstruct(self, image: Tensor, keys: list[str], mean: Tensor, kl: Tensor | None) -> None:
         places, reconstruction = decode_whole(self.codec, mean, (image.shape[2], image.shape[3]))
         self.broken_reconstructions += [key for i, key in enumerate(keys) if i not in places]
         if not places:
@@ -81,22 +92,22 @@ class Survey:
         self.blur.update(original, coded)
         errors = (coded - original).square().mean(dim=(1, 2, 3)).tolist()
         values = original[0].numel()
+        nats = [None] * len(places) if kl is None else kl[places].tolist()
         self.scores += [
-            Score(keys[place], error, nats, values)
-            for place, error, nats in zip(places, errors, kl[places].tolist(), strict=True)
+            Score(keys[place], error, one, values) for place, error, one in zip(places, errors, nats, strict=True)
         ]
 
 
 def _cuts(images: Tensor, cut: Callable[[Tensor], Tensor | None]) -> Rows:
-    """Those that are large enough, as an array of tensors, which may differ in size."""
-    found = [part.cpu().clone() for image in images if (part := cut(image)) is not None]
-    rows = np.empty(len(found), dtype=object)
-    for i, part in enumerate(found):
+    """The cuts of those images that are large enough: an array of tensors, which may differ in size."""
+    parts = [part.cpu().clone() for image in images if (part := cut(image)) is not None]
+    rows = np.empty(len(parts), dtype=object)
+    for i, part in enumerate(parts):
         rows[i] = part
     return rows
 
 
-def survey(codec: LatentCodec, batches: Iterable[Batch], seed: int) -> Survey:
+def survey_images(codec: LatentCodec, batches: Iterable[Batch], seed: int) -> Survey:
     """batches: images in [-1, 1], of one size within a batch."""
     result = Survey(codec, seed)
     for batch in batches:

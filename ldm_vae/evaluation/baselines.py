@@ -1,4 +1,4 @@
-"""A baseline's name on the command line -> a codec of the rate of the one it is held against."""
+"""Makes a baseline from its name on the command line: a codec of the same rate as the one it is compared with."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import SourceConfig, load_index
 from ldm_vae.data.stream.reader import DataConfig, validation_batches
 from ldm_vae.errors import UserError
-from ldm_vae.evaluation.lossy import Format, LossyCodec
+from ldm_vae.evaluation.lossy import LossyCodec, LossyFormat
 from ldm_vae.evaluation.pca import PatchPCA, fit_pca
 from ldm_vae.interop.load import ModelSource
 from ldm_vae.recipe import validate
 
-FIT_IMAGES = 1000  # images that PCA is fitted on, at least, where there are as many: millions of patches
+FIT_IMAGES = 1000  # PCA is fitted on at least so many images, where there are so many: millions of patches
 Baseline = PatchPCA | LossyCodec
 
 
 def choose_baseline(wanted: str, codec: LatentCodec, image: ImageConfig) -> Baseline:
-    """wanted: jpeg, webp, pca (fitted on the shards that the codec's run was trained on) or pca=SHARDS.
-    image: how the images are prepared on which codecs are compared.
+    """The baseline with the rate of `codec`.
 
-    Raises UserError for another name, and where PCA has nothing to be fitted on.
+    wanted: jpeg, webp, pca or pca=SHARDS; pca alone is fitted on the shards that the codec was trained on.
+    image: how the images are prepared on which the codecs are compared.
+
+    Raises UserError for another name, and where there are no images to fit PCA on.
     """
     name, _, shards = wanted.partition("=")
-    for kind in get_args(Format):
+    for kind in get_args(LossyFormat):
         if wanted == kind:
             return LossyCodec(
                 kind,
@@ -35,7 +37,7 @@ def choose_baseline(wanted: str, codec: LatentCodec, image: ImageConfig) -> Base
                 device=codec.device,
             )
     if name != "pca":
-        raise UserError(f"baseline {wanted!r}", "choose among pca, pca=SHARDS, jpeg and webp")
+        raise UserError(f"baseline {wanted!r}", "choose pca, pca=SHARDS, jpeg or webp")
     sources = (SourceConfig(shards=shards),) if shards else _trained_on(codec.source)
     return _fit(sources, codec, image).to(codec.device)
 
@@ -43,12 +45,12 @@ def choose_baseline(wanted: str, codec: LatentCodec, image: ImageConfig) -> Base
 def _trained_on(source: ModelSource) -> tuple[SourceConfig, ...]:
     sources = source.training_sources
     if not sources:
-        raise UserError(f"no recipe tells what {source.name} was trained on", "name shards: --baseline pca=SHARDS")
-    return tuple(validate(SourceConfig, found, f"data.train of {source.name}") for found in sources)
+        raise UserError(f"no recipe says what {source.name} was trained on", "name shards: --baseline pca=SHARDS")
+    return tuple(validate(SourceConfig, part, f"data.train of {source.name}") for part in sources)
 
 
 def _fit(sources: tuple[SourceConfig, ...], codec: LatentCodec, image: ImageConfig) -> PatchPCA:
-    """On images evenly taken from the shards, prepared as those of the comparison."""
+    """PCA of images taken at even distances from the shards, and prepared as those of the comparison."""
     try:
         index = load_index(sources)
     except UserError as error:

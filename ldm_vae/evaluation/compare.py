@@ -1,8 +1,8 @@
-"""Two codecs on the same images: differences image by image, with an interval that tells a gain from noise.
+"""Compares two codecs on the same images, image by image, with an interval that separates a gain from noise.
 
-Images differ far more than codecs do, so two means say little; the differences of pairs do. The interval is a paired
-bootstrap's: images are drawn again with replacement, each with both of its values, and the mean difference is taken
-(Efron 1979), 95 % of them by percentiles.
+Images differ far more than codecs do. So the two means say little, and the differences image by image say more. The
+interval is that of a paired bootstrap (Efron 1979): images are drawn with replacement, each with both of its values,
+and their mean difference is taken. The interval holds the middle 95 % of the mean differences.
 Check: tests/evaluation/test_compare.py, against Student's t and by coverage.
 """
 
@@ -16,18 +16,25 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from ldm_vae.errors import UserError
-from ldm_vae.metrics.facts import fact
-from ldm_vae.metrics.image import METRICS, Row
+from ldm_vae.metrics.descriptions import describe_metric
+from ldm_vae.metrics.image import IMAGE_METRICS, MeasuredImage
 
-LEVEL = 0.95
-FEW = 20  # images; of fewer, the interval holds the truth less often than it says: of 10 in 89 %, of 3 in 74 %
-RESAMPLES = 4000
-BLOCK = 2**22  # resampled values in memory at a time
+CONFIDENCE = 0.95
+FEWEST_IMAGES = (
+    20  # images; of fewer, the interval holds the truth less often than it says: of 10 in 89 %, of 3 in 74 %
+)
+RESAMPLES = 4000  # of the bootstrap
+VALUES_AT_ONCE = 2**22  # resampled values that are in memory at a time
 
 
 @dataclass(frozen=True)
-class Difference:
-    """difference: mean over images of first minus other.   low, high: its interval; None for one image.   images: n."""
+class PairedDifference:
+    """The difference of two codecs in one metric.
+
+    difference: mean over images of the first codec's value minus the other's.
+    low, high: ends of its interval; None for one image.
+    images: number of images that have a value from both.
+    """
 
     difference: float
     low: float | None
@@ -35,41 +42,48 @@ class Difference:
     images: int
 
     def verdict(self, metric: str) -> str:
-        """What it says of the first codec: gain, loss, or noise where the interval holds 0."""
-        if self.low is None or self.high is None or self.images < FEW:
+        """What the interval says of the first codec: gain, loss, or noise where it contains 0."""
+        if self.low is None or self.high is None or self.images < FEWEST_IMAGES:
             return "too few images"
         if self.low <= 0 <= self.high:
             return "noise"
-        return "gain" if (self.difference > 0) == (fact(metric).better == "higher") else "loss"
+        return "gain" if (self.difference > 0) == (describe_metric(metric).better == "higher") else "loss"
 
 
-def compare(first: Sequence[Row], other: Sequence[Row], *, seed: int = 0) -> dict[str, Difference]:
-    """By metric, over the images that have it from both codecs; a metric that no image has is left out.
+def compare(
+    first: Sequence[MeasuredImage], other: Sequence[MeasuredImage], *, seed: int = 0
+) -> dict[str, PairedDifference]:
+    """The difference in each metric, over the images that have a value from both codecs.
 
-    first, other: ordered by key.   seed: of the images drawn.   Raises UserError where these are not the same images.
+    A metric without such an image is left out.
+
+    first, other: what was measured on each image, ordered by key.
+    seed: seed of the bootstrap.
+
+    Raises UserError where these are not the same images.
     """
     images, others = ([(row.key, row.shape) for row in rows] for rows in (first, other))
     if images != others:
         odd = next(iter(set(images) ^ set(others)), images[0])[0]
         raise UserError("the codecs were measured on different images", f"compare on the same ones ({odd} differs)")
-    found: dict[str, Difference] = {}
-    for metric in METRICS:
+    differences: dict[str, PairedDifference] = {}
+    for metric in IMAGE_METRICS:
         pairs = [(a.values[metric], b.values[metric]) for a, b in zip(first, other, strict=True) if _both(a, b, metric)]
         if pairs:
-            found[metric] = _difference(np.array([ours - theirs for ours, theirs in pairs]), seed)
-    return found
+            differences[metric] = _difference(np.array([ours - theirs for ours, theirs in pairs]), seed)
+    return differences
 
 
-def to_json(differences: Mapping[str, Difference]) -> dict[str, Any]:
-    """With the verdict, so that whoever reads it need not know what it takes."""
-    return {metric: {**asdict(found), "verdict": found.verdict(metric)} for metric, found in differences.items()}
+def differences_to_json(differences: Mapping[str, PairedDifference]) -> dict[str, Any]:
+    """The differences with their verdicts, so that readers of the JSON need not know how a verdict is found."""
+    return {metric: {**asdict(one), "verdict": one.verdict(metric)} for metric, one in differences.items()}
 
 
-def _both(first: Row, other: Row, metric: str) -> bool:
+def _both(first: MeasuredImage, other: MeasuredImage, metric: str) -> bool:
     return metric in first.values and metric in other.values
 
 
-def _difference(differences: np.ndarray[Any, np.dtype[np.float64]], seed: int) -> Difference:
+def _difference(differences: np.ndarray[Any, np.dtype[np.float64]], seed: int) -> PairedDifference:
     n = len(differences)
     low: float | None = None
     high: float | None = None
@@ -77,11 +91,11 @@ def _difference(differences: np.ndarray[Any, np.dtype[np.float64]], seed: int) -
         interval = bootstrap(
             (differences,),
             np.mean,
-            confidence_level=LEVEL,
+            confidence_level=CONFIDENCE,
             n_resamples=RESAMPLES,
-            batch=max(1, BLOCK // n),
+            batch=max(1, VALUES_AT_ONCE // n),
             method="percentile",
             rng=np.random.default_rng(seed),
         ).confidence_interval
         low, high = float(interval.low), float(interval.high)
-    return Difference(float(differences.mean()), low, high, n)
+    return PairedDifference(float(differences.mean()), low, high, n)

@@ -1,10 +1,10 @@
-"""A codec and images -> numbers, with the protocol they were taken under.
+"""Measures a codec on images, and records the protocol.
 
 Published numbers for one autoencoder differ by 2 dB, because resize, crop, rounding and sampling differ. So the
-protocol is part of the result: reconstruction from the posterior's mode, or a sample where asked for, clamped and
-rounded to 8 bits like the original, at the original size, means over images.
+protocol is part of the result. Here an image is reconstructed at its own size from the posterior's mode (or from a
+sample, where asked for), clamped and rounded to 8 bits like the original; results are means over images.
 
-On several processes each measures its own images, and rows and features are gathered; the same images give the same
+Each of several processes measures its own images, and the measurements are then gathered. The same images give the same
 numbers in any order.
 """
 
@@ -28,33 +28,36 @@ from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import BROKEN, EvaluationProtocol, NoImageError, Results, summarize
-from ldm_vae.metrics.image import ImageMetrics, Row
+from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.sets import FeatureSets, SetMetrics
-from ldm_vae.ranks import gather, rank_and_world
+from ldm_vae.ranks import all_gather, rank_and_world
 
 logger = logging.getLogger(__name__)
 
 
-class Codec(Protocol):
-    """What can be evaluated: `LatentCodec`, or any other way from images to fewer numbers and back."""
+class ImageCodec(Protocol):
+    """What can be evaluated: a `LatentCodec`, or any other way to encode images as fewer numbers and decode them."""
 
     @property
     def device(self) -> torch.device: ...
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1], any size -> latents, nothing in them drawn at random."""
+        """(B, C, H, W) in [-1, 1], any size -> latents, without a random draw."""
 
     def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
-        """Latents -> (B, C, H, W), unclamped.   size: (H, W) of the images."""
+        """Latents -> (B, C, H, W), unclamped.
+
+        size: (H, W) of the images.
+        """
 
 
 class Metrics:
-    """Every metric of a protocol with its networks, ready for codec after codec. All processes must make one."""
+    """The metrics of a protocol with their networks, to be used for several codecs. All processes must make one."""
 
     def __init__(
         self, protocol: EvaluationProtocol, device: torch.device | str, *, inception_file: Path | None = None
     ) -> None:
-        """inception_file: the weights of FID's network; None: looked for as ldm_vae.pretrained.inception says."""
+        """inception_file: weights of Inception; without it they are looked for as pretrained/inception.py says."""
         self.image = ImageMetrics(protocol.image_metrics, device)
         lpips = self.image.metrics.get("lpips_vgg")
         self.sets = SetMetrics(
@@ -62,32 +65,33 @@ class Metrics:
         )
 
 
-def evaluate(
-    codec: Codec,
+def evaluate_batches(
+    codec: ImageCodec,
     batches: Iterable[Batch],
     protocol: EvaluationProtocol | None = None,
     *,
     metrics: Metrics | None = None,
 ) -> Results:
-    """Encode, decode and measure every image. Memory is that of one batch.
+    """Encodes, decodes and measures every image. Only one batch is in memory at a time.
 
-    batches: this process's share of the images, as `protocol` wants them, of one size within a batch.
-    metrics: those of `protocol`, if made already.
-    Returns what was measured on all processes, all of which must call this. Raises NoImageError where there is none.
+    batches: this process's share of the images, prepared as `protocol` says; the images of a batch have one size.
+    metrics: the metrics of `protocol`, if they were made already.
+
+    Returns what all processes measured; all of them must call this. Raises NoImageError where there is no image.
     """
     protocol = protocol or EvaluationProtocol()
     metrics = metrics or Metrics(protocol, codec.device)
     if protocol.latent == "sample" and not isinstance(codec, LatentCodec):
-        raise UserError("this codec has no posterior to sample", "evaluate it with the latent `mode`")
+        raise UserError("this codec has no posterior to sample from", "evaluate it with the latent `mode`")
     features = FeatureSets(metrics.sets)
     sample = protocol.seed if protocol.latent == "sample" else None
-    mine = measure(codec, batches, metrics.image, features, sample=sample)
-    rows = [row for part in gather(mine) for row in part]
+    mine = measure_batches(codec, batches, metrics.image, features, sample=sample)
+    rows = [row for part in all_gather(mine) for row in part]
     return summarize(rows, protocol, metrics.image, features)
 
 
 def evaluate_shards(
-    codec: Codec,
+    codec: ImageCodec,
     shards: str,
     protocol: EvaluationProtocol | None = None,
     *,
@@ -95,27 +99,29 @@ def evaluate_shards(
     metrics: Metrics | None = None,
     done: Callable[[int, int], None] = lambda images, total: None,
 ) -> Results:
-    """`evaluate` on every image of some shards, shared out to the processes; the same results on each.
+    """`evaluate_batches` on every image of some shards, which the processes share; returns the same results on each.
 
-    shards: folder, glob, brace pattern or URL.   batch: images at once on each process, where equal in size.
-    done(images, total): called for every batch with what this process has done of its share.
-    Broken images are left out, with a warning that counts them; the protocol counts them, too.
+    Broken images are left out: a warning and the protocol say how many.
+
+    shards: folder, glob, brace pattern or URL.
+    batch: images of one size that each process encodes at a time.
+    done(images, total): called after every batch; `total` is the number of images of this process.
     """
     protocol = protocol or EvaluationProtocol()
     index = load_index(shards)
     rank, world = rank_and_world()
     stream = measured_batches(index, shards, protocol.image, batch=batch, device=codec.device, rank=rank, world=world)
 
-    def counted() -> Iterator[Batch]:
-        for found in stream:
-            yield found
-            done(len(found.key), len(range(rank, index.samples, world)))
+    def batches() -> Iterator[Batch]:
+        for images in stream:
+            yield images
+            done(len(images.key), len(range(rank, index.samples, world)))
 
     try:
-        results: Results | None = evaluate(codec, counted(), protocol, metrics=metrics)
+        results: Results | None = evaluate_batches(codec, batches(), protocol, metrics=metrics)
     except NoImageError:
         results = None
-    faults = [fault for found in gather(stream.faults) for fault in found]
+    faults = [fault for found in all_gather(stream.faults) for fault in found]
     broken = (
         f"{len(faults)} of {index.samples} images, the first {faults[0].key} ({faults[0].reason})" if faults else ""
     )
@@ -126,17 +132,17 @@ def evaluate_shards(
     return replace(results, protocol={"shards": shards, "left_out": len(faults), **results.protocol})
 
 
-def measure(
-    codec: Codec,
+def measure_batches(
+    codec: ImageCodec,
     batches: Iterable[Batch],
     metrics: ImageMetrics,
     features: FeatureSets | None = None,
     *,
     sample: int | None = None,
-) -> list[Row]:
-    """The rows of this process's images; their features go into `features`.
+) -> list[MeasuredImage]:
+    """Measures the images of this process, one row for each; adds their features to `features`.
 
-    sample: the seed of posterior samples to decode, of a LatentCodec; None: the mode.
+    sample: seed of the posterior samples that a LatentCodec decodes; None: the mode is decoded.
     """
     rows = []
     for batch in batches:
@@ -156,8 +162,8 @@ def measure(
     return rows
 
 
-def _reconstruct(codec: Codec, image: Tensor, keys: Sequence[str], sample: int | None) -> tuple[list[int], Tensor]:
-    """The places in the batch of the images that have a finite reconstruction, and those reconstructions."""
+def _reconstruct(codec: ImageCodec, image: Tensor, keys: Sequence[str], sample: int | None) -> tuple[list[int], Tensor]:
+    """The indices of the images that have a finite reconstruction, and these reconstructions."""
     places = list(range(len(image)))
     size = (image.shape[2], image.shape[3])
     while places:
@@ -171,17 +177,19 @@ def _reconstruct(codec: Codec, image: Tensor, keys: Sequence[str], sample: int |
         except NonFiniteError as error:
             places = [place for i, place in enumerate(places) if i not in error.samples]
             continue
-        if reconstruction.shape[1] != image.shape[1]:  # torch would stretch one to the other, without a word
+        if reconstruction.shape[1] != image.shape[1]:  # torch would broadcast one to the other without an error
             what = f"a codec from {image.shape[1]} to {reconstruction.shape[1]} channels"
-            raise UserError(what, "only one that gives back its own image can be measured")
+            raise UserError(what, "only a codec that gives back its own image can be measured")
         finite = reconstruction.isfinite().flatten(1).all(dim=1).tolist()
         return list(compress(places, finite)), reconstruction[finite]
     return [], image[:0]
 
 
 def _draw(codec: LatentCodec, images: Tensor, keys: Sequence[str], seed: int) -> Tensor:
-    """(B, C, H, W) -> (B, c, h, w), raw samples of the posterior; the noise of an image depends on seed and key alone,
-    so neither batches nor processes change it."""
+    """(B, C, H, W) -> (B, c, h, w), raw samples of the posterior.
+
+    The noise of an image depends on the seed and the image's key alone, so it is the same in any batch and process.
+    """
     moments = codec.moments(images)
     drawn = []
     for i, key in enumerate(keys):

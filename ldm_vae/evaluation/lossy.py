@@ -1,8 +1,8 @@
-"""JPEG and WebP at the bytes that a latent of 16 bits takes.
+"""Baseline: JPEG and WebP files of as many bytes as a latent of 16 bits per number.
 
-A latent has c numbers for f x f pixels, so an image of H x W pixels may take 2 c ceil(H / f) ceil(W / f) bytes; the
-quality is chosen for each image, so that its file comes nearest to that. Pillow writes the files, with its defaults:
-chroma of JPEG at half resolution.
+A latent has c numbers for f x f pixels, so the file of an image of H x W pixels may take 2 c ceil(H / f) ceil(W / f)
+bytes. For each image the quality is chosen whose file comes nearest to that. Pillow writes the files with its defaults;
+JPEG then has its chroma at half resolution.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from torch import Tensor
 
 from ldm_vae.codec import from_pil, to_pil
 from ldm_vae.errors import UserError
-from ldm_vae.ranks import gather
+from ldm_vae.ranks import all_gather
 
-Format = Literal["jpeg", "webp"]
-QUALITIES: dict[Format, tuple[int, int]] = {"jpeg": (1, 100), "webp": (0, 100)}  # Pillow's, lowest and highest
-LATENT_BYTES = 2  # of a number
+LossyFormat = Literal["jpeg", "webp"]
+QUALITIES: dict[LossyFormat, tuple[int, int]] = {"jpeg": (1, 100), "webp": (0, 100)}  # lowest and highest of Pillow
+LATENT_BYTES = 2  # bytes of a number
 
 
 @dataclass(frozen=True)
 class _File:
+    """What one image became. `budget` is the number of bytes that its latent would take."""
+
     quality: int
     bytes: int
     budget: int
@@ -36,12 +38,14 @@ class _File:
 
 
 class LossyCodec:
-    """Codec with the face that `ldm_vae.evaluation.evaluate` asks for; its latents are the bytes of files."""
+    """An `ImageCodec` (see evaluate.py) whose latents are the bytes of files."""
 
-    def __init__(self, kind: Format, *, factor: int, numbers: int, channels: int, device: torch.device) -> None:
-        """factor, numbers: f and c of the latent whose bytes it may take.   channels: of the images."""
+    def __init__(self, kind: LossyFormat, *, factor: int, numbers: int, channels: int, device: torch.device) -> None:
+        """factor, numbers: f and c of the latent that gives the number of bytes.
+        channels: channels of the images.
+        """
         if channels not in (1, 3):
-            raise UserError(f"{kind} of images with {channels} channels", "it holds 1 or 3; leave this baseline out")
+            raise UserError(f"{kind} of images with {channels} channels", "it can hold 1 or 3; leave this baseline out")
         self.kind, self.factor, self.numbers, self.channels, self.device = kind, factor, numbers, channels, device
         self._files: list[_File] = []
 
@@ -63,15 +67,15 @@ class LossyCodec:
         return images.to(self.device)
 
     def describe(self) -> dict[str, str]:
-        """What the protocol says of it, after the images of all processes were encoded; all must call this."""
-        files = [file for found in gather(self._files) for file in found]
+        """What the protocol says of the files of all processes. All must call it after encoding their images."""
+        files = [file for part in all_gather(self._files) for file in part]
         pixels = sum(file.pixels for file in files)
         taken, budget = (sum(getattr(file, name) for file in files) / pixels for name in ("bytes", "budget"))
         low, high = QUALITIES[self.kind]
         qualities = sorted(file.quality for file in files)
         facts = {
             "codec": f"{self.kind.upper()} by Pillow {version('Pillow')}, defaults, quality by image",
-            "latent": f"a file of {taken:.4f} bytes per pixel; a latent of 16 bits has {budget:.4f}",
+            "latent": f"a file of {taken:.4f} bytes per pixel; a latent of 16 bits per number takes {budget:.4f}",
             "padding": "none",
             "quality": f"{qualities[0]} to {qualities[-1]}, median {int(np.median(qualities))}",
         }
@@ -84,7 +88,7 @@ class LossyCodec:
         return facts
 
     def _nearest(self, picture: Image.Image) -> bytes:
-        """The file whose size comes nearest to the budget, the better one of two."""
+        """The file whose size is nearest to the budget; of two that are as near, the one of higher quality."""
         width, height = picture.size
         budget = LATENT_BYTES * self.numbers * -(-height // self.factor) * -(-width // self.factor)
         written: dict[int, bytes] = {}
@@ -102,7 +106,7 @@ class LossyCodec:
 
 
 def _first_at_least(budget: int, size: Callable[[int], int], low: int, high: int) -> int:
-    """The lowest quality whose file takes the budget, by bisection, as sizes grow with quality; `high` if none does."""
+    """The lowest quality whose file has at least the budget; `high` where no file has. Sizes grow with quality."""
     while low < high:
         middle = (low + high) // 2
         if size(middle) >= budget:
@@ -112,11 +116,11 @@ def _first_at_least(budget: int, size: Callable[[int], int], low: int, high: int
     return low
 
 
-def _write(picture: Image.Image, kind: Format, quality: int) -> bytes:
+def _write(picture: Image.Image, kind: LossyFormat, quality: int) -> bytes:
     file = io.BytesIO()
     try:
         picture.save(file, kind, quality=quality)
     except (OSError, ValueError) as error:  # WebP ends at 16383 pixels, JPEG at 65535
-        what = f"{kind} can't hold an image of {picture.width} x {picture.height} ({error})"
+        what = f"{kind} cannot hold an image of {picture.width} x {picture.height} ({error})"
         raise UserError(what, "resize the images, or leave this baseline out") from error
     return file.getvalue()

@@ -1,7 +1,7 @@
-"""The linear codec that a trained one is held against: PCA of f x f patches, as many numbers per image as a latent has.
+"""Baseline: the best linear codec, PCA of f x f patches with as many numbers per image as a latent has.
 
-Of all linear codecs of that shape PCA has the least squared error on the images it was fitted on (Eckart & Young 1936).
-It looks at each patch alone and knows nothing of perception.
+Among linear codecs of that shape, PCA has the least squared error on the images it was fitted on (Eckart & Young 1936).
+It codes each patch alone and knows nothing of perception.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from ldm_vae.errors import UserError
 
 
 class PatchPCA:
-    """Codec with the face that `ldm_vae.evaluation.evaluate` asks for."""
+    """An `ImageCodec` (see evaluate.py) of linear patches."""
 
     def __init__(self, mean: Tensor, components: Tensor, factor: int, images: int) -> None:
-        """mean: (C * f * f,).   components: (c, C * f * f), orthonormal rows.   images: that it was fitted on."""
+        """mean: (C * f * f,).
+        components: (c, C * f * f), orthonormal rows.
+        factor: f, side of a patch in pixels.
+        images: number of images that it was fitted on.
+        """
         self.mean, self.components, self.factor, self.images = mean, components, factor, images
 
     @property
@@ -31,7 +35,7 @@ class PatchPCA:
         return PatchPCA(self.mean.to(device), self.components.to(device), self.factor, self.images)
 
     def describe(self) -> dict[str, str]:
-        """What the protocol says of it."""
+        """What the protocol says of this codec."""
         numbers, f = len(self.components), self.factor
         return {
             "codec": f"PCA of {f} x {f} patches, {numbers} numbers each, fitted on {self.images:,} images",
@@ -40,35 +44,38 @@ class PatchPCA:
         }
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1], any size -> (B, c, H/f, W/f), sides rounded up."""
+        """(B, C, H, W) in [-1, 1], any size -> (B, c, H/f, W/f), with sides rounded up."""
         return torch.einsum("bphw,cp->bchw", _patches(images, self.factor) - self.mean[:, None, None], self.components)
 
     def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
-        """(B, c, h, w) -> (B, C, H, W), unclamped; h*f x w*f where no size is given."""
+        """(B, c, h, w) -> (B, C, H, W), unclamped. Without a size the images have h*f x w*f pixels."""
         patches = torch.einsum("bchw,cp->bphw", latents, self.components) + self.mean[:, None, None]
         images = rearrange(patches, "b (c p q) h w -> b c (h p) (w q)", p=self.factor, q=self.factor)
         return images if size is None else images[..., : size[0], : size[1]]
 
 
 def fit_pca(images: Iterable[Tensor], factor: int, components: int) -> PatchPCA:
-    """images: (B, C, H, W) batches of any sizes, read once; mean and covariance are summed in float64.
+    """PCA of the patches of all images. Mean and covariance are summed in float64.
 
-    Raises UserError where there is none.
+    images: batches (B, C, H, W) of any sizes; they are read once.
+    components: how many numbers code a patch.
+
+    Raises UserError where there is no image.
     """
-    seen, count, total, products = 0, 0, torch.zeros(()), torch.zeros(())
+    image_count, count, total, products = 0, 0, torch.zeros(()), torch.zeros(())
     for batch in images:
-        seen += len(batch)
+        image_count += len(batch)
         patches = rearrange(_patches(batch.double(), factor), "b p h w -> (b h w) p")
         count, total, products = count + len(patches), total + patches.sum(dim=0), products + patches.T @ patches
     if not count:
-        raise UserError("PCA has no image to be fitted on", "name shards that hold some: --baseline pca=SHARDS")
+        raise UserError("PCA has no image to be fitted on", "name shards with images: --baseline pca=SHARDS")
     mean = total / count
     _, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
-    return PatchPCA(mean.float(), vectors[:, -components:].T.float(), factor, seen)
+    return PatchPCA(mean.float(), vectors[:, -components:].T.float(), factor, image_count)
 
 
 def _patches(images: Tensor, factor: int) -> Tensor:
-    """(B, C, H, W) -> (B, C * f * f, H/f, W/f), the last row and column repeated up to whole patches."""
+    """(B, C, H, W) -> (B, C * f * f, H/f, W/f). The last row and column are repeated up to whole patches."""
     height, width = images.shape[2:]
     images = F.pad(images, (0, -width % factor, 0, -height % factor), mode="replicate")
     return rearrange(images, "b c (h p) (w q) -> b (c p q) h w", p=factor, q=factor)

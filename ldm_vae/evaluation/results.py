@@ -1,4 +1,4 @@
-"""What was measured on images -> an evaluation's results: means, distances, what is missing, and the protocol."""
+"""The results of an evaluation: means over images, distances of sets, what is missing and why, and the protocol."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pydantic import Field
 
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.errors import UserError
-from ldm_vae.metrics.image import METRICS, ImageMetrics, MetricName, Row, psnr
-from ldm_vae.metrics.sets import SET_METRICS, FeatureSets, SetMetricName, SetResults, describe
+from ldm_vae.metrics.image import IMAGE_METRICS, ImageMetrics, MeasuredImage, MetricName, psnr
+from ldm_vae.metrics.sets import SET_METRICS, FeatureSets, SetMetricName, SetResults, describe_set_metrics
 from ldm_vae.recipe import Config
 
 BROKEN = "the reconstruction holds NaN or infinity"
 
 
 class NoImageError(UserError):
-    """Nothing to evaluate."""
+    """There is no image to evaluate."""
 
     def __init__(self) -> None:
         super().__init__("no image to evaluate", "give shards that hold images")
@@ -32,7 +32,7 @@ class EvaluationProtocol(Config):
     image: ImageConfig = ImageConfig()
     """Channels, resize and crop of the images; crops are taken from the middle."""
 
-    metrics: tuple[MetricName | SetMetricName, ...] = (*METRICS, *SET_METRICS)
+    metrics: tuple[MetricName | SetMetricName, ...] = (*IMAGE_METRICS, *SET_METRICS)
     """What is measured; psnr_pooled comes with psnr."""
 
     latent: Literal["mode", "sample"] = "mode"
@@ -43,7 +43,7 @@ class EvaluationProtocol(Config):
 
     @property
     def image_metrics(self) -> tuple[MetricName, ...]:
-        return tuple(name for name in METRICS if name in self.metrics)
+        return tuple(name for name in IMAGE_METRICS if name in self.metrics)
 
     @property
     def set_metrics(self) -> tuple[SetMetricName, ...]:
@@ -52,14 +52,19 @@ class EvaluationProtocol(Config):
 
 @dataclass(frozen=True)
 class Results:
-    """metrics: name -> mean over images, or the distance of the two sets; None where it can't be had.
-    missing: for those, the reason.   notes: what to know about a number.   protocol: what one must know to compare.
-    per_image: a row an image, ordered by key."""
+    """What an evaluation measured.
+
+    metrics: by name, the mean over images or the distance of the two sets; None where there is none.
+    missing: by name of such a metric, the reason.
+    protocol: what one must know to compare the numbers.
+    per_image: what was measured on each image, ordered by key.
+    notes: by name of a metric, what one should know about its number.
+    """
 
     metrics: dict[str, float | None]
     missing: dict[str, str]
     protocol: dict[str, Any]
-    per_image: list[Row]
+    per_image: list[MeasuredImage]
     notes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -68,11 +73,16 @@ class Results:
 
 
 def summarize(
-    rows: Sequence[Row], protocol: EvaluationProtocol, metrics: ImageMetrics, features: FeatureSets | None = None
+    rows: Sequence[MeasuredImage],
+    protocol: EvaluationProtocol,
+    metrics: ImageMetrics,
+    features: FeatureSets | None = None,
 ) -> Results:
-    """The rows of all processes -> their means. One image without a metric leaves it missing, with the reason.
+    """Results from the rows of all processes. A metric that one image lacks is missing, with the reason.
 
-    features: of the set metrics, if the protocol has any; all processes must then call this. Raises NoImageError.
+    features: features for the set metrics; if there are any, all processes must call this.
+
+    Raises NoImageError where there are no rows.
     """
     if not rows:
         raise NoImageError
@@ -84,7 +94,7 @@ def summarize(
         values[name] = None
         if lacking := [row for row in rows if name in row.missing]:
             missing[name] = _reason(lacking[0].missing[name], lacking, rows)
-        elif name in METRICS:
+        elif name in IMAGE_METRICS:
             values[name] = math.fsum(row.values[name] for row in rows) / len(rows)
         if name == "psnr":
             values["psnr_pooled"] = _pooled_psnr(rows, missing)
@@ -94,23 +104,23 @@ def summarize(
     return Results(values, missing, facts, rows, sets.notes)
 
 
-def _pooled_psnr(rows: Sequence[Row], missing: dict[str, str]) -> float | None:
-    """PSNR of the mean squared error over all values of all images; large images weigh more."""
+def _pooled_psnr(rows: Sequence[MeasuredImage], missing: dict[str, str]) -> float | None:
+    """PSNR of the mean squared error over all values of all images; large images have more weight."""
     errors = [row.squared_error for row in rows if row.squared_error is not None]
     if lacking := [row for row in rows if row.squared_error is None]:
         missing["psnr_pooled"] = _reason(BROKEN, lacking, rows)
     elif sum(errors) == 0:
-        missing["psnr_pooled"] = "is infinite, because every reconstruction equals its image"
+        missing["psnr_pooled"] = "it is infinite, because every reconstruction equals its image"
     else:
         return float(psnr(sum(errors), sum(row.elements for row in rows)))
     return None
 
 
-def _reason(reason: str, lacking: Sequence[Row], rows: Sequence[Row]) -> str:
+def _reason(reason: str, lacking: Sequence[MeasuredImage], rows: Sequence[MeasuredImage]) -> str:
     return f"{reason} ({len(lacking)} of {len(rows)} images, the first {lacking[0].key})"
 
 
-def _describe(rows: Sequence[Row], protocol: EvaluationProtocol) -> dict[str, Any]:
+def _describe(rows: Sequence[MeasuredImage], protocol: EvaluationProtocol) -> dict[str, Any]:
     image = protocol.image
     resize = f"short side {image.resize}, {image.resize_filter}, antialias"
     return {
@@ -121,7 +131,7 @@ def _describe(rows: Sequence[Row], protocol: EvaluationProtocol) -> dict[str, An
         "latent": "mode" if protocol.latent == "mode" else f"sample, noise from seed {protocol.seed} and key",
         "rounding": "clamped to [-1, 1] and rounded to 8 bits, reconstruction and original alike",
         "average": "mean over images; psnr_pooled: over all values",
-        **describe(protocol.set_metrics, len(rows)),
+        **describe_set_metrics(protocol.set_metrics, len(rows)),
         "torch": version("torch"),
         "torchmetrics": version("torchmetrics"),
         "torch-fidelity": version("torch-fidelity"),
@@ -129,7 +139,7 @@ def _describe(rows: Sequence[Row], protocol: EvaluationProtocol) -> dict[str, An
 
 
 def _networks(metrics: ImageMetrics, features: FeatureSets | None) -> dict[str, dict[str, str]]:
-    """sha256 of the weights behind each metric that has any."""
+    """The sha256 of the weights of each metric that uses a network."""
     weights = {} if features is None else features.metrics.weights
     for name, metric in metrics.metrics.items():
         if metric.network is not None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from ldm_vae.errors import UserError
-from ldm_vae.pretrained.backbones import fingerprint
+from ldm_vae.pretrained.backbones import weights_sha256
 from ldm_vae.recipe import Config
 
 
@@ -27,7 +27,7 @@ def pin(config: FrozenT, network: nn.Module, section: str) -> FrozenT:
 
     section: of the recipe, for errors. Raises UserError where the hash there is another one.
     """
-    found = fingerprint(network.state_dict())
+    found = weights_sha256(network.state_dict())
     if config.weights_sha256 not in (None, found):
         raise UserError(
             f"{section}: the frozen network's weights are {found[:12]}, and the recipe names {config.weights_sha256}",

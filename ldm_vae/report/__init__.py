@@ -1,25 +1,16 @@
 """A run as one HTML file; `templates/` holds the page, its style and its script.
 
-run.py           A run folder -> what it says of itself (recipe, status, log, results, diagnostics), and what it
-                 lacks
-results.py       Results.json -> typed numbers: metrics of the codec and of what it is held against, image by
-                 image
-numbers.py       How numbers, sentences and foreign names are written on the page
-curves.py        Rows of metrics.jsonl, of one run or several -> charts: what belongs together, on which scale,
-                 in which unit
-charts.py        A chart of findings -> SVG that takes its colours and font from the page, its legend, and its
-                 numbers as a table
-svg.py           Matplotlib's SVG -> an element of the page: its colours and font, names of its own, an
-                 alternative text
-pictures.py      Arrays -> pictures inside a page: lossless WebP as data URIs, and colour maps for what has no
-                 colours of its own
-gallery.py       A codec and held-out shards -> a few images, their reconstructions and latents: the worst, the
-                 median, the best
-album.py         Images of the gallery -> what the page embeds of them, within a number of bytes
-diagnosis.py     An inspection -> what the page shows of it: verdicts first, then numbers, charts, matrices,
-                 pictures
-tables.py        Results of one run or several -> the tables of the page
-environment.py   Where the report was made: versions and machine. What the run knows of its own machine stands
-                 in its status
-page.py          Runs -> one HTML file that holds all it shows, and asks nothing of any network
+run.py           Reads a run folder (recipe, status, log, results, diagnostics), and lists what it lacks
+results.py       The types of results.json: metrics of the codec, of baselines and of each image
+numbers.py       Writes numbers, sentences and names for the page
+curves.py        Makes charts from the logs of one run or several
+charts.py        Draws a chart as SVG, with its legend, a table of its numbers and a text alternative
+svg.py           Fits matplotlib's SVG into the page: colours, font, unique names
+pictures.py      Turns arrays into embedded pictures, with colour maps where they have no colours
+gallery.py       Reconstructs a few held-out images: the worst, the median and the best
+album.py         Embeds the images of the gallery, within a number of bytes
+diagnosis.py     Prepares an inspection for the page: verdicts, numbers, charts, matrices, pictures
+tables.py        Prepares the tables of metrics, images and differences
+environment.py   Versions and machine with which the report is made
+page.py          Collects everything and writes the HTML file
 """

@@ -1,4 +1,4 @@
-"""A chart of findings -> SVG that takes its colours and font from the page, its legend, and its numbers as a table."""
+"""Draws a chart as SVG in the colours and font of the page, with a legend, a table and a text alternative."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ldm_vae.diagnostics.findings import Axis, Chart, Line
 from ldm_vae.report.numbers import printable, short
 from ldm_vae.report.svg import COLOURS, GRID, INK, inline
 
-POINTS = 400  # of a line; longer ones are averaged over stretches of equal length
-DOTS = 1500  # of a cloud; of larger ones every n-th is drawn
-ROWS = 40  # of the table of numbers; of longer ones every n-th is shown
-DASHES = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))  # points; with the colour, so that none need be told by colour alone
+LINE_POINTS = 400  # points of a line at most; longer lines are averaged over stretches of equal length
+SCATTER_POINTS = 1500  # points of a cloud at most; of a larger cloud every n-th point is drawn
+TABLE_ROWS = 40  # rows of the table of numbers at most; of a longer table every n-th row is shown
+DASHES = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))  # points; lines differ by dashes as well as by colour
 SHAPES = {
     "o": "M12 1a3 3 0 1 0 .01 0z",
     "s": "M9 1h6v6h-6z",
@@ -50,8 +50,14 @@ STYLE: Any = {
 
 
 @dataclass(frozen=True)
-class Key:
-    """An entry of the legend.   colour: number of the series.   dash, dot: as in SVG.   shape: line, bar or dot."""
+class LegendEntry:
+    """An entry of the legend.
+
+    colour: number of the series, from 1.
+    dash: dashes of its line, as SVG writes them.
+    dot: path of its marker, as SVG writes it.
+    shape: line, bar or dot.
+    """
 
     label: str
     colour: int
@@ -62,18 +68,26 @@ class Key:
 
 @dataclass(frozen=True)
 class Drawing:
-    """legend: empty for a single line that the title names.   table: heads and rows.   notes: what was changed."""
+    """A chart as the page shows it.
+
+    legend: its entries; empty where the title names the only line.
+    heads, rows: the table of its numbers.
+    notes: how the chart differs from the data, such as fewer points.
+    """
 
     chart: Chart
     svg: Markup
-    legend: list[Key]
+    legend: list[LegendEntry]
     heads: list[str]
     rows: list[list[str]]
     notes: list[str]
 
 
 def draw(chart: Chart, identifier: str) -> Drawing | None:
-    """identifier: unique in the page.   None where there is nothing to draw."""
+    """The chart as SVG; None where there is nothing to draw.
+
+    identifier: a name that is unique in the page.
+    """
     lines = [line for line in chart.lines if any(_finite(line.y))]
     if not lines:
         return None
@@ -95,7 +109,7 @@ def draw(chart: Chart, identifier: str) -> Drawing | None:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     named = len(lines) > 1 or (lines[0].label and lines[0].label != chart.title)
     legend = [_key(i, line.label, chart.kind) for i, line in enumerate(lines)] if named else []
-    svg = inline(file.getvalue(), identifier, chart.title, _describe(chart, lines))
+    svg = inline(file.getvalue(), identifier, chart.title, _text_alternative(chart, lines))
     return Drawing(chart, svg, legend, *_table(chart, lines, notes), list(dict.fromkeys(notes)))
 
 
@@ -128,7 +142,7 @@ def _plot(axes: Axes, chart: Chart, lines: Sequence[Line], categories: list[str]
 def _axis(
     axes: Axes, which: str, axis: Axis, chart: Chart, lines: Sequence[Line], notes: list[str], categories: bool
 ) -> None:
-    same = axis.title == chart.title  # the heading above says it already, with the unit
+    same = axis.title == chart.title  # the heading above the chart already has title and unit
     title = f"{axis.title} ({axis.unit})" if axis.unit else axis.title
     if not same:
         (axes.set_xlabel if which == "x" else axes.set_ylabel)(printable(title))
@@ -143,7 +157,7 @@ def _axis(
     if log:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
         narrow = max(values) / min(values) < 50
-        if chart.kind == "bar":  # from a power of ten, so that no bar starts close to its end
+        if chart.kind == "bar":  # the axis starts at a power of ten, so that no bar is too short to see
             (axes.set_xlim if which == "x" else axes.set_ylim)(10.0 ** math.floor(math.log10(min(values) * 0.9)))
         part.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=6))
         part.set_minor_formatter(NullFormatter())
@@ -157,11 +171,11 @@ def _finite(values: Sequence[float | str | None]) -> list[float]:
 
 
 def _thin(line: Line, kind: str, notes: list[str]) -> Line:
-    """At most as many points as a chart can show."""
+    """The line with at most as many points as a chart can show."""
     label = printable(line.label)
     if any(isinstance(x, str) for x in line.x):
         return Line(label=label, x=tuple(printable(str(x)) for x in line.x), y=line.y)
-    limit = DOTS if kind == "scatter" else POINTS
+    limit = SCATTER_POINTS if kind == "scatter" else LINE_POINTS
     if len(line.x) <= limit:
         return Line(label=label, x=line.x, y=line.y)
     every = math.ceil(len(line.x) / limit)
@@ -177,14 +191,16 @@ def _thin(line: Line, kind: str, notes: list[str]) -> Line:
     return Line(label=label, x=tuple(x), y=tuple(y))
 
 
-def _key(number: int, label: str, kind: str) -> Key:
+def _key(number: int, label: str, kind: str) -> LegendEntry:
     dash = " ".join(map(str, DASHES[number % len(DASHES)])) if kind == "line" else ""
     dot = list(SHAPES.values())[number % len(SHAPES)]
-    return Key(label, number % len(COLOURS) + 1, dash, dot, {"line": "line", "bar": "bar", "scatter": "dot"}[kind])
+    return LegendEntry(
+        label, number % len(COLOURS) + 1, dash, dot, {"line": "line", "bar": "bar", "scatter": "dot"}[kind]
+    )
 
 
-def _describe(chart: Chart, lines: Sequence[Line]) -> str:
-    """The alternative text: what the eye would take from the curves."""
+def _text_alternative(chart: Chart, lines: Sequence[Line]) -> str:
+    """What the chart shows, in words, for people who cannot see it."""
     parts = []
     for line in lines[:8]:
         y, name = _finite(line.y), printable(line.label) or "the values"
@@ -202,14 +218,14 @@ def _describe(chart: Chart, lines: Sequence[Line]) -> str:
 
 
 def _table(chart: Chart, lines: Sequence[Line], notes: list[str]) -> tuple[list[str], list[list[str]]]:
-    """x and each line's y, for as many places as fit; clouds of points have no table."""
+    """Heads and rows: x and the y of each line, at most TABLE_ROWS rows. Clouds of points have no table."""
     if chart.kind == "scatter":
         return [], []
     values = [dict(zip(line.x, line.y, strict=True)) for line in lines]
     places = list(dict.fromkeys(x for line in lines for x in line.x))
     if not any(isinstance(place, str) for place in places):
         places.sort(key=float)
-    every = math.ceil(len(places) / ROWS)
+    every = math.ceil(len(places) / TABLE_ROWS)
     if every > 1:
         notes.append(f"The table shows one row in {every}.")
     shown = [place for i, place in enumerate(places) if (len(places) - 1 - i) % every == 0]

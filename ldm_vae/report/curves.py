@@ -1,4 +1,4 @@
-"""Rows of metrics.jsonl, of one run or several -> charts: what belongs together, on which scale, in which unit."""
+"""Makes charts from the rows of metrics.jsonl of one run or several."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from typing import Literal
 from ldm_vae.diagnostics.findings import Axis, Chart, Line
 from ldm_vae.report.run import RunFolder
 
-# Counters that are fine at zero: told in a sentence when they are not, and no chart of their own.
+# Counters that should be zero. They have no chart; a sentence tells where they are not zero.
 COUNTERS = {
     "skipped_steps": "optimizer steps were skipped, because a gradient was not finite",
     "time/broken_samples": "broken training samples were replaced since the trainer was last started",
     "validation/left_out": "broken validation images were left out",
 }
-PLACES = ("step", "epoch", "validation/images", *COUNTERS)  # not drawn
+NOT_DRAWN = ("step", "epoch", "validation/images", *COUNTERS)
 
 
 @dataclass(frozen=True)
 class Group:
-    """A chart.   names: regular expression of the metrics in it, the whole name."""
+    """A chart and the metrics that it shows.
 
-    part: str  # of the section
+    part: heading in the section of training under which the chart stands.
+    names: regular expression that the whole name of a metric matches.
+    """
+
+    part: str
     name: str
     title: str
     names: str
@@ -32,7 +36,7 @@ class Group:
     scale: Literal["linear", "log"] = "linear"
 
 
-# The order of the page. What no group knows gets a chart of its own in the last part.
+# In the order of the page. A metric that matches no group has a chart of its own in the last part.
 GROUPS = (
     Group("Losses", "total", "Total loss", "total", "What the autoencoder minimises: the weighted sum of all terms."),
     Group(
@@ -40,7 +44,7 @@ GROUPS = (
         "reconstruction",
         "Reconstruction terms",
         "pixel|perceptual",
-        "Distance of pixels, as loss.pixel.kind says, and LPIPS distance, on training crops; before weights.",
+        "Pixel loss (its kind is loss.pixel.kind) and LPIPS distance on training crops, before weighting.",
         scale="log",
     ),
     Group(
@@ -56,7 +60,7 @@ GROUPS = (
         "validation_psnr",
         "PSNR",
         r"validation/psnr",
-        "Of reconstructions by the averaged weights, mean over the validation images.",
+        "PSNR of reconstructions by the averaged weights, mean over the validation images.",
         "dB",
     ),
     Group(
@@ -71,7 +75,7 @@ GROUPS = (
         "validation_ssim",
         "Structural similarity",
         r"validation/(ms_)?ssim",
-        "Of reconstructions by the averaged weights; 1 is equal.",
+        "SSIM and MS-SSIM of reconstructions by the averaged weights; 1 means equal to the image.",
     ),
     Group(
         "Validation",
@@ -93,30 +97,37 @@ GROUPS = (
         "validation_spread",
         "Spread of reconstructions",
         r"validation/reconstruction_spread",
-        "Standard deviation over images of a reconstruction's mean colour; near 0 the decoder ignores the latent.",
+        "Standard deviation of the mean colour of reconstructions over images; near 0 the decoder ignores the latent.",
     ),
     Group(
         "Discriminator",
         "adversarial",
         "Adversarial losses",
         "generator|discriminator",
-        "Of the generator (before its adaptive weight) and of the discriminator.",
+        "Loss of the generator (before its adaptive weight) and loss of the discriminator.",
     ),
     Group(
         "Discriminator",
         "generator_weight",
         "Adaptive weight of the generator's loss",
         "generator_weight",
-        "Makes its gradient at the decoder's last layer as long as the reconstruction's (Esser et al. 2021).",
+        "At the decoder's last layer it makes the gradient of this loss as long as that of the reconstruction loss "
+        "(Esser et al. 2021).",
         scale="log",
     ),
-    Group("Discriminator", "logits", "Logits", r"logits_\w+", "Mean over patches; they should stay near each other."),
+    Group(
+        "Discriminator",
+        "logits",
+        "Logits",
+        r"logits_\w+",
+        "Means over patches, for real and reconstructed images; they should stay close.",
+    ),
     Group(
         "Discriminator",
         "accuracy",
         "Accuracy of the discriminator",
         "discriminator_accuracy",
-        "Share of patches that it tells apart; near 1 it has won and teaches little.",
+        "Share of patches that the discriminator classifies correctly; near 1 it has won and teaches little.",
     ),
     Group(
         "Optimisation",
@@ -127,7 +138,11 @@ GROUPS = (
         scale="log",
     ),
     Group(
-        "Optimisation", "learning_rate", "Learning rates", r"learning_rate/.*", "Of the step that the row ends with."
+        "Optimisation",
+        "learning_rate",
+        "Learning rates",
+        r"learning_rate/.*",
+        "Learning rate of the last step of each row.",
     ),
     Group(
         "Machine",
@@ -137,14 +152,21 @@ GROUPS = (
         "Training images per second, over all processes.",
         "images/s",
     ),
-    Group("Machine", "memory", "Peak memory", r"time/peak_gigabytes", "Of the device, by PyTorch's allocator.", "GiB"),
+    Group(
+        "Machine",
+        "memory",
+        "Peak memory",
+        r"time/peak_gigabytes",
+        "Peak memory of the device that PyTorch's allocator counted.",
+        "GiB",
+    ),
 )
 OTHERS = "Other values"
 
 
 def charts(runs: Sequence[RunFolder]) -> dict[str, list[Chart]]:
-    """Part of the section -> its charts. Several runs lie over each other."""
-    names = list(dict.fromkeys(name for run in runs for row in run.rows for name in row if name not in PLACES))
+    """Charts by part of the section. Each chart shows all runs."""
+    names = list(dict.fromkeys(name for run in runs for row in run.rows for name in row if name not in NOT_DRAWN))
     parts: dict[str, list[Chart]] = {}
     for group in GROUPS:
         members = [name for name in names if re.fullmatch(group.names, name)]
@@ -153,13 +175,13 @@ def charts(runs: Sequence[RunFolder]) -> dict[str, list[Chart]]:
             parts.setdefault(group.part, []).append(_chart(group, lines))
     for name in names:
         if not any(re.fullmatch(group.names, name) for group in GROUPS) and (lines := _lines(runs, name, alone=True)):
-            group = Group(OTHERS, name, name, "", "As logged under this name.")
+            group = Group(OTHERS, name, name, "", "Values that were logged under this name.")
             parts.setdefault(OTHERS, []).append(_chart(group, lines))
     return parts
 
 
-def counted(run: RunFolder) -> list[str]:
-    """A sentence for every counter that is not at zero."""
+def counter_sentences(run: RunFolder) -> list[str]:
+    """A sentence for each counter that is not zero."""
     last = {name: run.last(name) for name in COUNTERS}
     return [f"{int(value)} {COUNTERS[name]}." for name, value in last.items() if value]
 
@@ -177,7 +199,7 @@ def _chart(group: Group, lines: list[Line]) -> Chart:
 
 
 def _lines(runs: Sequence[RunFolder], name: str, *, alone: bool) -> list[Line]:
-    """alone: the chart's title says already what it is."""
+    """alone: whether this is the only metric of its chart, so that the title is label enough."""
     lines = []
     for run in runs:
         points = [(row["step"], row[name]) for row in run.rows if name in row]

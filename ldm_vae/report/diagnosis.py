@@ -1,4 +1,4 @@
-"""An inspection -> what the page shows of it: verdicts first, then numbers, charts, matrices, pictures."""
+"""Prepares an inspection for the page: verdicts first, then numbers, charts, matrices and pictures."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ldm_vae.diagnostics.findings import Inspection, Matrix, Number, Picture, Section, Verdict
+from ldm_vae.diagnostics.findings import Inspection, Matrix, PictureFile, Quantity, Section, Verdict
 from ldm_vae.report.charts import Drawing, draw
 from ldm_vae.report.numbers import short
 from ldm_vae.report.pictures import data_uri, diverging_map
 
-LEVELS = {"bad": ("✕", "Bad"), "warning": ("!", "Warning"), "unknown": ("?", "Unknown"), "good": ("✓", "Good")}
-CELLS = 12  # rows or columns up to which a matrix is a table of numbers; larger ones are pictures
-BYTES = 2_500_000  # of all pictures of the inspection, as they stand in the page
-SMALLEST = 64  # px, of a picture that is made smaller to fit
-LARGEST = 2**26  # pixels of a picture; more is taken for a bomb
+LEVEL_SIGNS = {"bad": ("✕", "Bad"), "warning": ("!", "Warning"), "unknown": ("?", "Unknown"), "good": ("✓", "Good")}
+CELLS = 12  # rows or columns; a matrix with more is shown as a picture, not as a table of numbers
+DIAGNOSIS_BYTES = 2_500_000  # bytes that all pictures of the inspection have in the page at most
+SMALLEST_SIDE = 64  # px, of a picture that is made smaller to fit
+LARGEST_PICTURE = 2**26  # pixels; a larger picture is taken for a decompression bomb
 
 
 @dataclass(frozen=True)
 class ShownVerdict:
-    """place: of its section among the others."""
+    """A verdict as the page shows it.
+
+    place: index of its section.
+    """
 
     verdict: Verdict
     icon: str
@@ -35,7 +38,13 @@ class ShownVerdict:
 
 @dataclass(frozen=True)
 class ShownMatrix:
-    """cells: rows of text and background colour.   uri: instead of cells, where there are too many."""
+    """A matrix as the page shows it.
+
+    cells: rows of cells, each a text and a background colour.
+    uri: a picture instead of the cells, where there are too many.
+    low, high: smallest and largest value.
+    limit: absolute value that has the full colour.
+    """
 
     matrix: Matrix
     cells: list[list[tuple[str, str]]]
@@ -47,9 +56,12 @@ class ShownMatrix:
 
 @dataclass(frozen=True)
 class ShownPicture:
-    """uri: empty where the picture can't be shown, for the reason in `note`."""
+    """A picture as the page shows it.
 
-    picture: Picture
+    uri: empty where the picture cannot be shown; `note` then says why.
+    """
+
+    picture: PictureFile
     uri: str
     width: int
     height: int
@@ -58,33 +70,35 @@ class ShownPicture:
 
 @dataclass(frozen=True)
 class ShownSection:
+    """A section as the page shows it; each number has its text."""
+
     section: Section
-    numbers: list[tuple[Number, str]]
+    numbers: list[tuple[Quantity, str]]
     charts: list[Drawing]
     matrices: list[ShownMatrix]
     pictures: list[ShownPicture]
 
 
 def verdicts(inspection: Inspection) -> list[ShownVerdict]:
-    """The worst first."""
-    order = list(LEVELS)
-    found = [
-        ShownVerdict(verdict, *LEVELS[verdict.level], section, place)
+    """All verdicts, the worst first."""
+    order = list(LEVEL_SIGNS)
+    shown = [
+        ShownVerdict(verdict, *LEVEL_SIGNS[verdict.level], section, place)
         for place, section in enumerate(inspection.sections)
         for verdict in section.verdicts
     ]
-    return sorted(found, key=lambda shown: order.index(shown.verdict.level))
+    return sorted(shown, key=lambda one: order.index(one.verdict.level))
 
 
 def count_verdicts(shown: Iterable[ShownVerdict]) -> list[tuple[str, str, str, int]]:
-    """Level, icon, word and how many, the worst first; levels that nothing has are left out."""
+    """Level, icon, word and number of verdicts, the worst level first; levels without verdicts are left out."""
     counts = Counter(item.verdict.level for item in shown)
-    return [(level, *LEVELS[level], counts[level]) for level in LEVELS if counts[level]]  # type: ignore[index]
+    return [(level, *LEVEL_SIGNS[level], counts[level]) for level in LEVEL_SIGNS if counts[level]]  # type: ignore[index]
 
 
 def sections(inspection: Inspection, folder: Path) -> list[ShownSection]:
-    """folder: where the pictures lie."""
-    left = BYTES
+    """folder: the folder that holds the pictures."""
+    left = DIAGNOSIS_BYTES
     shown = []
     for place, section in enumerate(inspection.sections):
         drawings = [draw(chart, f"diagnosis-{place}-{i}") for i, chart in enumerate(section.charts)]
@@ -112,24 +126,24 @@ def _matrix(matrix: Matrix) -> ShownMatrix:
     cells, uri = [], ""
     if max(values.shape) <= CELLS:
         cells = [[(short(value, 3), _tint(value, limit)) for value in row] for row in matrix.values]
-    elif values.size <= LARGEST:
+    elif values.size <= LARGEST_PICTURE:
         uri = data_uri(diverging_map(np.nan_to_num(values), limit))
     return ShownMatrix(matrix, cells, uri, short(low, 3), short(high, 3), short(limit, 3))
 
 
 def _tint(value: float, limit: float) -> str:
-    """Red above zero, blue below, weak enough that the number over it can be read."""
+    """A background colour: red above zero, blue below, pale enough to read the number on it."""
     share = abs(value) / limit if limit and np.isfinite(value) else 0.0
     return f"rgb({'200 60 40' if value > 0 else '40 90 200'} / {0.32 * share:.3f})"
 
 
-def _picture(picture: Picture, folder: Path, left: int) -> ShownPicture:
+def _picture(picture: PictureFile, folder: Path, left: int) -> ShownPicture:
     path = (folder / picture.file).resolve()
     if not path.is_relative_to(folder.resolve()):
-        return ShownPicture(picture, "", 0, 0, f"{picture.file} lies outside of the inspection's folder")
+        return ShownPicture(picture, "", 0, 0, f"{picture.file} lies outside the folder of the inspection")
     try:
         with Image.open(path, formats=("PNG",)) as opened:
-            if opened.width * opened.height > LARGEST:
+            if opened.width * opened.height > LARGEST_PICTURE:
                 return ShownPicture(picture, "", 0, 0, f"{picture.file} is too large")
             image = opened.convert("RGBA" if opened.has_transparency_data else "RGB")
     except (OSError, ValueError, SyntaxError) as error:
@@ -138,7 +152,7 @@ def _picture(picture: Picture, folder: Path, left: int) -> ShownPicture:
     shrink = 1
     while len(uri := data_uri(image)) > left:
         shrink *= 2
-        if min(image.size) // 2 < SMALLEST:
+        if min(image.size) // 2 < SMALLEST_SIDE:
             return ShownPicture(picture, "", 0, 0, f"{picture.file} is left out, so that the file stays small")
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     note = "" if shrink == 1 else f"at 1/{shrink} of its size, so that the file stays small"

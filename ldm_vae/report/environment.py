@@ -1,4 +1,4 @@
-"""Where the report was made: versions and machine. What the run knows of its own machine stands in its status."""
+"""Versions and machine with which the report is made. The machine of the run is in its status."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = (
 )
 
 
-def describe() -> dict[str, str]:
+def describe_environment() -> dict[str, str]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "host": platform.node() or "unknown",

@@ -1,4 +1,4 @@
-"""A codec and held-out shards -> a few images, their reconstructions and latents: the worst, the median, the best."""
+"""Reconstructs a few held-out images with a codec: the worst, the median and the best."""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ from ldm_vae.data.shards.storage import Unreachable
 from ldm_vae.data.stream.fetch import Fetcher
 from ldm_vae.data.stream.order import SampleRef
 from ldm_vae.errors import UserError
-from ldm_vae.metrics.facts import fact
+from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.report.pictures import Pixels
 from ldm_vae.report.results import ImageRow
 
-WORST, MEDIAN, BEST = 3, 2, 3  # images of each kind
-COUNT = WORST + MEDIAN + BEST
-LARGEST = 768  # px; of a longer side the middle is coded and shown
-RANKED_BY = ("lpips_vgg", "lpips_alex", "psnr")  # the first that is there
+WORST, MEDIAN, BEST = 3, 2, 3  # how many images of each kind
+GALLERY_IMAGES = WORST + MEDIAN + BEST
+LONGEST_SIDE = 768  # px; of a larger image only the middle is coded and shown
+RANKED_BY = ("lpips_vgg", "lpips_alex", "psnr")  # the first metric that was measured
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An image to show.   why: its place among the others.   row: what was measured on it."""
+    """An image to show.
+
+    why: its rank among the others, in words.
+    row: what was measured on it; None where nothing was.
+    """
 
     key: str
     why: str
@@ -40,9 +44,14 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Held:
-    """original, reconstruction: (C, h, w).   size: (H, W) of the whole image.   latent: (c, h', w'), raw, the mode.
-    psnr: dB, of what is shown, where nothing was measured before; None also where that is infinite."""
+class GalleryImage:
+    """An image of the gallery with its reconstruction.
+
+    original, reconstruction: (C, h, w), the part that is shown.
+    size: (H, W) of the whole image.
+    latent: (c, h', w'), raw mode of the posterior.
+    psnr: PSNR of the part that is shown, in dB; None where it is infinite, or where the image was measured before.
+    """
 
     choice: Choice
     original: Pixels
@@ -54,30 +63,35 @@ class Held:
 
 @dataclass(frozen=True)
 class Gallery:
-    """weights_hash: of the codec that reconstructed.   notes: what a person should know about the choice."""
+    """Images with their reconstructions by a codec.
 
-    held: list[Held]
+    weights_hash: hash of the weights of the codec.
+    facts: what the network is, in words.
+    notes: what a person should know about the choice of images.
+    """
+
+    images: list[GalleryImage]
     weights_hash: str
     facts: dict[str, str]
     notes: list[str] = field(default_factory=list)
 
 
 def worst_first(rows: Sequence[ImageRow]) -> tuple[str | None, list[ImageRow]]:
-    """The metric that ranks the images, and the rows that have it, in its order."""
+    """The metric that ranks the images, and the rows that have it, from worst to best."""
     for name in RANKED_BY:
         if having := [row for row in rows if row.values.get(name) is not None]:
-            sign = 1 if fact(name).better == "higher" else -1
+            sign = 1 if describe_metric(name).better == "higher" else -1
             return name, sorted(having, key=lambda row: (sign * (row.values[name] or 0.0), row.key))
     return None, []
 
 
 def choose(rows: Sequence[ImageRow], title: str) -> list[Choice]:
-    """Worst, median and best of rows that are sorted worst first; all where there are few."""
+    """The worst, median and best of the rows, which are sorted worst first; all rows where there are few."""
     count = len(rows)
     middle = range(count // 2 - MEDIAN // 2, count // 2 - MEDIAN // 2 + MEDIAN)
-    chosen = [*range(WORST), *middle, *range(count - BEST, count)] if count > COUNT else list(range(count))
+    chosen = [*range(WORST), *middle, *range(count - BEST, count)] if count > GALLERY_IMAGES else list(range(count))
     places = {0: "worst", count // 2: "median", count - 1: "best"} if count > 2 else {0: "worst", count - 1: "best"}
-    if count > COUNT:
+    if count > GALLERY_IMAGES:
         places |= dict.fromkeys(range(1, WORST), "among the worst") | dict.fromkeys(middle, "median")
         places |= dict.fromkeys(range(count - BEST, count - 1), "among the best")
     if count == 1:
@@ -91,7 +105,9 @@ def choose(rows: Sequence[ImageRow], title: str) -> list[Choice]:
 
 
 def make_gallery(codec: LatentCodec, shards: str, choices: Sequence[Choice]) -> Gallery:
-    """choices: by key; where the shards hold none of them, the first images are taken.
+    """The chosen images of the shards, which are found by their keys.
+
+    Where the shards hold none of the chosen images, their first images are taken.
 
     Raises UserError where the shards cannot be read.
     """
@@ -99,43 +115,45 @@ def make_gallery(codec: LatentCodec, shards: str, choices: Sequence[Choice]) -> 
     notes: list[str] = []
     refs = _find(index, choices)
     if choices and not refs:
-        notes.append(f"None of the images in results.json is in {shards}: these are the first ones there.")
+        notes.append(f"None of the images in results.json is in {shards}. Shown are the first images there.")
     elif len(refs) < len(choices):
         notes.append(f"{len(choices) - len(refs)} of the images chosen from results.json are not in {shards}.")
     if not refs:
-        first = [SampleRef(*index.locate(number), 0) for number in range(min(COUNT, index.samples))]
+        first = [SampleRef(*index.locate(number), 0) for number in range(min(GALLERY_IMAGES, index.samples))]
         refs = [(_first(index, ref), ref) for ref in first]
-    held = []
+    images = []
     fetcher = Fetcher(index)
     for choice, ref in refs:
         try:
-            held.append(_reconstruct(codec, choice, _read(fetcher, ref, codec.model.config.in_channels)))
+            images.append(_reconstruct(codec, choice, _read(fetcher, ref, codec.model.config.in_channels)))
         except (BrokenSample, BrokenImage) as error:
             notes.append(f"{choice.key} cannot be shown: {error.reason}.")
         except UserError as error:
             notes.append(f"{choice.key} cannot be shown: {error.what}.")
         except Unreachable as error:
             raise UserError(f"{shards} cannot be read", str(error)) from error
-    if any(h.choice.row is not None and not _measured_whole(h.choice.row, h.size) for h in held):
-        notes.append("The numbers were taken on resized or cropped images; pictures are shown as the shards hold them.")
-    return Gallery(held, codec.weights_hash, _describe(codec), notes)
+    if any(one.choice.row is not None and not _measured_whole(one.choice.row, one.size) for one in images):
+        notes.append(
+            "The numbers were measured on resized or cropped images; the pictures are shown as they are in the shards."
+        )
+    return Gallery(images, codec.weights_hash, _network_facts(codec), notes)
 
 
 def _measured_whole(row: ImageRow, size: tuple[int, int]) -> bool:
-    """Whether the numbers are about the image of that size; where the file does not say, they are taken to be."""
+    """Whether the numbers belong to the image at that size; also true where the file does not give a size."""
     return None in (row.height, row.width) or (row.height, row.width) == size
 
 
 def _find(index: Index, choices: Sequence[Choice]) -> list[tuple[Choice, SampleRef]]:
-    """Those that the shards hold, in the order of the choices."""
+    """The choices that the shards hold, in their order, with their places."""
     wanted = {choice.key: choice for choice in choices}
-    found: dict[str, SampleRef] = {}
+    places: dict[str, SampleRef] = {}
     for number, shard in enumerate(index.shards if wanted else ()):
         for ordinal in range(shard.samples):
             key = shard.key(ordinal)
-            if key in wanted and key not in found:
-                found[key] = SampleRef(number, ordinal, 0)
-    return [(choice, found[choice.key]) for choice in choices if choice.key in found]
+            if key in wanted and key not in places:
+                places[key] = SampleRef(number, ordinal, 0)
+    return [(choice, places[choice.key]) for choice in choices if choice.key in places]
 
 
 def _first(index: Index, ref: SampleRef) -> Choice:
@@ -149,30 +167,30 @@ def _read(fetcher: Fetcher, ref: SampleRef, channels: int) -> NDArray[np.float32
     return decode_image(data, extension, channels)
 
 
-def _reconstruct(codec: LatentCodec, choice: Choice, whole: NDArray[np.float32]) -> Held:
-    """As `ldm-vae evaluate` does by default: no resize, mode of the posterior, rounded to 8 bits."""
+def _reconstruct(codec: LatentCodec, choice: Choice, whole: NDArray[np.float32]) -> GalleryImage:
+    """Reconstructs as `ldm-vae evaluate` does by default: without a resize, from the mode, rounded to 8 bits."""
     height, width = whole.shape[1:]
-    top, left = max(0, height - LARGEST) // 2, max(0, width - LARGEST) // 2
-    part = np.ascontiguousarray(whole[:, top : top + LARGEST, left : left + LARGEST])
+    top, left = max(0, height - LONGEST_SIDE) // 2, max(0, width - LONGEST_SIDE) // 2
+    part = np.ascontiguousarray(whole[:, top : top + LONGEST_SIDE, left : left + LONGEST_SIDE])
     image = torch.from_numpy(part)[None]
     z = codec.draw(codec.moments(image))
     decoded = codec.decode_raw(z, size=(image.shape[2], image.shape[3]))
     original, reconstruction = to_uint8(image[0]), to_uint8(decoded[0]).cpu()
     latent = z[0].float().cpu().numpy()
     value = _psnr(original, reconstruction) if choice.row is None else None
-    return Held(choice, original.numpy(), reconstruction.numpy(), (height, width), latent, value)
+    return GalleryImage(choice, original.numpy(), reconstruction.numpy(), (height, width), latent, value)
 
 
 def _psnr(original: Tensor, reconstruction: Tensor) -> float | None:
-    """dB, of what is shown; None where it is infinite."""
-    from ldm_vae.metrics.image import psnr, squared_error  # with torchmetrics, which takes seconds to import
+    """PSNR in dB; None where it is infinite."""
+    from ldm_vae.metrics.image import psnr, squared_error  # it imports torchmetrics, which takes seconds
 
     error = int(squared_error(reconstruction[None], original[None]))
     return float(psnr(error, original.numel())) if error else None
 
 
-def _describe(codec: LatentCodec) -> dict[str, str]:
-    """What the network is, for people."""
+def _network_facts(codec: LatentCodec) -> dict[str, str]:
+    """What the network is, in words."""
     config: Any = codec.model.config
     values = codec.factor**2 * config.in_channels / codec.latent_channels
     parameters = sum(parameter.numel() for parameter in codec.model.parameters())

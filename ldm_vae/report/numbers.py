@@ -1,4 +1,4 @@
-"""How numbers, sentences and foreign names are written on the page."""
+"""Writes numbers, sentences and names for the page."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 
 from markupsafe import Markup, escape
 
-THIN = "\u202f"  # narrow space that breaks no line, between thousands
+THIN = "\u202f"  # narrow no-break space, between thousands
 
 
 def short(value: float, digits: int = 4) -> str:
-    """Few significant digits, with a minus sign; thousands apart: 0.05128, 294 130, 8e−05."""
+    """The number in few significant digits, with a minus sign and spaced thousands: 0.05128, 294 130, 8e−05."""
     if not math.isfinite(value):
         return "–"
     if value == round(value) and abs(value) < 1e7:
@@ -24,16 +24,16 @@ def short(value: float, digits: int = 4) -> str:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """`short` with a sign always."""
+    """Like `short`, and positive numbers have a plus sign."""
     return short(value, digits) if value < 0 else f"+{short(value, digits)}"
 
 
 def printable(text: str) -> str:
-    """Names in hostile data may hold control characters and halves of surrogate pairs, which no XML may hold."""
+    """The text without what XML forbids: names in hostile data may hold control characters and lone surrogates."""
     whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(c if c.isprintable() else THIN if c == THIN else " " if c.isspace() else "\ufffd" for c in whole)
 
 
 def prose(text: str) -> Markup:
-    """A sentence in which `backticks` mark code, as HTML."""
+    """A sentence as HTML; `backticks` in it mark code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(printable(text)))))

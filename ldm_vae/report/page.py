@@ -1,4 +1,4 @@
-"""Runs -> one HTML file that holds all it shows, and asks nothing of any network."""
+"""Writes runs as one HTML file, which contains everything it shows and loads nothing from a network."""
 
 from __future__ import annotations
 
@@ -19,32 +19,41 @@ from markupsafe import Markup
 from ldm_vae.atomic import atomic_file
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
-from ldm_vae.metrics.facts import fact
+from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.report import curves, diagnosis, environment, tables
 from ldm_vae.report.album import Album, make_album
 from ldm_vae.report.charts import Drawing, draw
 from ldm_vae.report.gallery import Gallery, choose, make_gallery, worst_first
 from ldm_vae.report.numbers import printable, prose, short
-from ldm_vae.report.pictures import DIVERGING, FORMAT, SEQUENTIAL, gradient
+from ldm_vae.report.pictures import DIVERGING, PICTURE_FORMAT, SEQUENTIAL, gradient
 from ldm_vae.report.run import Gap, RunFolder, leaves, read_run
 
 logger = logging.getLogger(__name__)
-LARGEST = 10_000_000  # bytes of the file
+REPORT_BYTES = 10_000_000  # bytes of the file at most
 TEMPLATES = "templates"
-HEADLINES = ("psnr", "lpips_vgg", "lpips_alex", "rfid", "ssim")  # of the summary, the first four that are there
+HEADLINES = ("psnr", "lpips_vgg", "lpips_alex", "rfid", "ssim")  # the summary shows the first four that were measured
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What the page shows; the templates know the fields by name. Of several runs all but curves and comparison is of
-    the first.   gaps: what is missing, by section."""
+    """What the page shows. The templates use the fields by name.
+
+    Of several runs, all but curves and comparisons shows the first.
+
+    command: the command that makes the report, as the person typed it.
+    made: when the report is made.
+    facts: what the network is, in words.
+    weights_hash: hash of the weights that reconstructed the images; empty where no codec could be loaded.
+    drawings: charts of the logs, by part of the section.
+    gaps: what is missing.
+    """
 
     runs: list[RunFolder]
     command: str
     made: datetime
     album: Album | None
-    facts: dict[str, str]  # of the network
-    weights_hash: str  # of the codec that reconstructed; empty where none could be loaded
+    facts: dict[str, str]
+    weights_hash: str
     drawings: dict[str, list[Drawing]]
     sections: list[diagnosis.ShownSection]
     verdicts: list[diagnosis.ShownVerdict]
@@ -56,36 +65,43 @@ class Contents:
 
     @property
     def shown(self) -> dict[str, str]:
-        """Key of an image -> its place in the gallery."""
-        return {item.key: item.identifier for item in self.album.items} if self.album else {}
+        """The identifier in the page of each image that the gallery shows, by key."""
+        return {image.key: image.identifier for image in self.album.images} if self.album else {}
 
     @property
     def headlines(self) -> list[tuple[Any, str, str]]:
-        """Metric, value, and where it was taken: of the evaluation, else of the newest validation while training."""
+        """Metric, value and source: from the evaluation, or else from the last validation while training."""
         results = self.run.results
         source = "held-out images" if results else "last validation while training"
         values = {n: results.metrics.get(n) if results else self.run.last(f"validation/{n}") for n in HEADLINES}
-        return [(fact(n), short(v), source) for n, v in values.items() if v is not None][:4]
+        return [(describe_metric(n), short(v), source) for n, v in values.items() if v is not None][:4]
 
     @property
     def stale(self) -> list[str]:
-        """Files of the run that are about other weights than those it holds now."""
+        """Files of the run that were made with other weights than the run has now."""
         results, inspection, statistics = self.run.results, self.run.inspection, self.run.statistics
-        found = {
+        digests = {
             "results.json": results.protocol.get("weights_sha256") if results else None,
             "latent_statistics.json": statistics.codec if statistics else None,
             "inspection.json": inspection.protocol.get("weights_sha256") if inspection else None,
         }
-        return [name for name, digest in found.items() if digest and self.weights_hash not in ("", digest)]
+        return [name for name, digest in digests.items() if digest and self.weights_hash not in ("", digest)]
 
 
 def write_report(names: Sequence[str], output: Path | None, shards: str | None, command: str) -> Path:
-    """names: run folders.   output: None is report.html in the first.   shards: instead of the recipe's held-out ones.
-    command: as the person typed it.   Returns the file.   Raises UserError for what is no run."""
-    contents = gather(names, shards, command)
+    """Writes the report and returns its path.
+
+    names: run folders.
+    output: the file; None: report.html in the first run.
+    shards: held-out images instead of the recipe's.
+    command: the command as the person typed it.
+
+    Raises UserError where a folder is no run, or the file would be too large.
+    """
+    contents = collect_contents(names, shards, command)
     page = render(contents).encode("utf-8", "replace")
-    if len(page) > LARGEST:
-        what = f"the report would have {len(page) / 1e6:.1f} MB, more than {LARGEST / 1e6:.0f}"
+    if len(page) > REPORT_BYTES:
+        what = f"the report would have {len(page) / 1e6:.1f} MB, more than {REPORT_BYTES / 1e6:.0f}"
         raise UserError(what, "give fewer runs at a time")
     path = output or Path(names[0]) / "report.html"
     with atomic_file(path) as stage:
@@ -93,7 +109,7 @@ def write_report(names: Sequence[str], output: Path | None, shards: str | None, 
     return path
 
 
-def gather(names: Sequence[str], shards: str | None, command: str) -> Contents:
+def collect_contents(names: Sequence[str], shards: str | None, command: str) -> Contents:
     runs = [read_run(name, shards) for name in names]
     first = runs[0]
     gaps = list(first.gaps)
@@ -140,9 +156,9 @@ def render(contents: Contents) -> str:
         curves=curves,
         diagnosis=diagnosis,
         leaves=leaves,
-        environment=environment.describe(),
+        environment=environment.describe_environment(),
         bars={"difference": gradient(SEQUENTIAL), "latent": gradient(DIVERGING)},
-        picture_format=FORMAT,
+        picture_format=PICTURE_FORMAT,
         style=Markup(_asset("style.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -150,7 +166,7 @@ def render(contents: Contents) -> str:
 
 
 def _gallery(run: RunFolder, shards: str | None, gaps: list[Gap]) -> Gallery | None:
-    """None, with a gap, where there is no codec or no image."""
+    """The images of the run; None, with a gap that says why, where there is no codec or no image."""
     source = shards or run.validation_shards
     if source is None:
         sentence = "The recipe names no held-out shards, so there are no pictures."
@@ -159,12 +175,12 @@ def _gallery(run: RunFolder, shards: str | None, gaps: list[Gap]) -> Gallery | N
     try:
         codec = LatentCodec.load(run.path)
     except UserError as error:
-        sentence = f"Held-out images cannot be shown, for want of a codec: {error}."
+        sentence = f"Held-out images cannot be shown, because there is no codec: {error}."
         gaps.append(Gap("images", sentence, f"python -m train {shlex.quote(run.name)}/recipe.yaml"))
         return None
     metric, rows = worst_first(run.results.per_image if run.results else [])
     try:
-        return make_gallery(codec, source, choose(rows, fact(metric).title if metric else ""))
+        return make_gallery(codec, source, choose(rows, describe_metric(metric).title if metric else ""))
     except UserError as error:
         sentence = f"Held-out images cannot be shown: {error}."
         gaps.append(Gap("images", sentence, f"ldm-vae report {shlex.quote(run.name)} --shards SHARDS"))
@@ -172,7 +188,7 @@ def _gallery(run: RunFolder, shards: str | None, gaps: list[Gap]) -> Gallery | N
 
 
 def _evaluation(contents: Contents) -> dict[str, Any]:
-    """The tables of results.json; empty where there is none."""
+    """The tables of results.json; empty where there is no such file."""
     results = contents.run.results
     if results is None:
         return {}

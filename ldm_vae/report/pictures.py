@@ -1,4 +1,4 @@
-"""Arrays -> pictures inside a page: lossless WebP as data URIs, and colour maps for what has no colours of its own."""
+"""Turns arrays into pictures embedded in the page, with colour maps for arrays without colours."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from PIL import Image
 
 Pixels = NDArray[np.uint8]
 SEQUENTIAL, DIVERGING = "inferno", "RdBu_r"
-FORMAT = "lossless WebP"
+PICTURE_FORMAT = "lossless WebP"
 
 
 def to_picture(pixels: Pixels) -> Image.Image:
-    """(C, H, W) uint8 -> grey, colour, or colour with alpha; of other numbers of channels the first, as grey."""
+    """(C, H, W), uint8 -> a picture: colour for 3 channels, colour with alpha for 4, else the first channel as grey."""
     if pixels.shape[0] in (3, 4):
         return Image.fromarray(pixels.transpose(1, 2, 0))
     return Image.fromarray(np.ascontiguousarray(pixels[0]))
 
 
 def data_uri(picture: Image.Image) -> str:
-    """The same pixels to the bit, also of those that are transparent."""
+    """The picture as lossless WebP in a data URI. Pixels are the same to the bit, transparent ones, too."""
     file = io.BytesIO()
     picture.save(file, "WEBP", lossless=True, exact=True, method=3)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def difference(original: Pixels, reconstruction: Pixels) -> Pixels:
-    """(C, H, W) twice -> (H, W): the absolute difference of 8-bit values, of the channel where it is largest."""
+    """(C, H, W) twice -> (H, W): the absolute difference of 8-bit values in the channel where it is largest."""
     distance: Pixels = np.abs(original.astype(np.int16) - reconstruction).max(axis=0).astype(np.uint8)
     return distance
 
 
 def choose_gain(differences: list[Pixels]) -> int:
-    """The power of two, up to 32, that brings 95 % of the differences of all pictures just below full scale."""
+    """The largest power of two, at most 32, that keeps 95 % of the differences of all pictures below full scale."""
     if not differences:
         return 1
     high = max(1.0, float(np.percentile(np.concatenate([d.ravel() for d in differences]), 95)))
@@ -45,12 +45,12 @@ def choose_gain(differences: list[Pixels]) -> int:
 
 
 def difference_map(distance: Pixels, gain: int) -> Image.Image:
-    """(H, W) -> dark where equal, bright where `gain` times the difference reaches 255."""
+    """(H, W) -> a picture: dark where there is no difference, bright where `gain` times the difference reaches 255."""
     return _mapped(np.minimum(distance.astype(np.float64) * gain / 255, 1.0), SEQUENTIAL)
 
 
 def diverging_map(values: NDArray[Any], limit: float) -> Image.Image:
-    """(H, W) -> blue below zero, white at zero, red above; full colour at -limit and limit."""
+    """(H, W) -> a picture: blue below zero, white at zero, red above; full colour at -limit and limit."""
     return _mapped(np.clip(values / (2 * limit or 1.0) + 0.5, 0.0, 1.0), DIVERGING)
 
 
@@ -61,5 +61,5 @@ def gradient(name: str) -> str:
 
 
 def _mapped(unit: NDArray[Any], name: str) -> Image.Image:
-    """(H, W) in [0, 1] -> a picture of the map's colours."""
+    """(H, W) in [0, 1] -> a picture in the colours of the map."""
     return Image.fromarray(colormaps[name](unit, bytes=True)[..., :3])

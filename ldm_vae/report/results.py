@@ -1,6 +1,6 @@
-"""results.json -> typed numbers: metrics of the codec and of what it is held against, image by image.
+"""The types of results.json: metrics of the codec, of the others it is compared with, and of each image.
 
-What the file holds beyond that is left alone, so that the report reads files of other versions.
+Other keys of the file are ignored, so that the report can read files of other versions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ldm_vae.errors import UserError
 
 
 def _finite(value: Any) -> Any:
-    """JSON written by Python may hold NaN and infinity, which are no measurements."""
+    """None for NaN and infinity, which JSON written by Python may hold and which are no measurements."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -24,7 +24,7 @@ Value = Annotated[float | None, BeforeValidator(_finite)]
 
 
 class ImageRow(BaseModel):
-    """One image. A metric stands either in `values` or, with the reason, in `missing`."""
+    """The metrics of one image. A metric is either in `values` or, with the reason, in `missing`."""
 
     key: str
     height: int | None = None  # px
@@ -34,7 +34,10 @@ class ImageRow(BaseModel):
 
 
 class Measured(BaseModel):
-    """One codec or baseline.   notes: what to know of a metric, such as that it is unreliable."""
+    """The metrics of one codec or baseline.
+
+    notes: what one should know about a metric, such as that it is unreliable.
+    """
 
     name: str = ""
     kind: str = "model"  # or "baseline"
@@ -46,7 +49,7 @@ class Measured(BaseModel):
 
 
 class Interval(BaseModel):
-    """Mean over images of ours minus theirs, with its 95 % paired bootstrap interval.
+    """Mean over images of this codec's value minus the other's, with its 95 % paired bootstrap interval.
 
     verdict: gain, loss, noise or too few images; empty in older files.
     """
@@ -59,19 +62,21 @@ class Interval(BaseModel):
 
 
 class Comparison(BaseModel):
+    """The differences to one other codec or baseline, by metric."""
+
     name: str  # of the other
     metrics: dict[str, Interval] = {}
 
 
 class StoredResults(Measured):
-    """The first model of `ldm-vae evaluate`, and what it was compared with on the same images."""
+    """The first codec of `ldm-vae evaluate`, and the others that it was compared with on the same images."""
 
     others: list[Measured] = []
     comparisons: list[Comparison] = []
 
     @staticmethod
     def read(path: Path) -> StoredResults:
-        """Raises UserError where the file is no such thing; FileNotFoundError where there is none."""
+        """Raises UserError where the file is no results.json, and FileNotFoundError where there is no file."""
         try:
             return StoredResults.model_validate(json.loads(path.read_bytes()))
         except FileNotFoundError:

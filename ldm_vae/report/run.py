@@ -1,4 +1,4 @@
-"""A run folder -> what it says of itself (recipe, status, log, results, diagnostics), and what it lacks."""
+"""Reads a run folder (recipe, status, log, results, diagnostics), and lists what it lacks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm_vae.diagnostics.findings import FILE as INSPECTION
-from ldm_vae.diagnostics.findings import FOLDER, Inspection
+from ldm_vae.diagnostics.findings import INSPECTION_FILE, INSPECTION_FOLDER, Inspection
 from ldm_vae.errors import UserError
 from ldm_vae.interop.load import STATISTICS
 from ldm_vae.metrics.latent import LatentStatistics
@@ -20,12 +19,17 @@ from ldm_vae.recipe import read_yaml
 from ldm_vae.report.results import StoredResults
 
 TRACES = ("recipe.yaml", "metrics.jsonl", "status.json", "checkpoints")  # a folder with none of them is no run
-Row = dict[str, float | None]  # of the log; None where the value was not finite
+LogRow = dict[str, float | None]  # metric -> value; None where the value was not finite
 
 
 @dataclass(frozen=True)
 class Gap:
-    """What is missing.   section: of the page.   sentence: says why.   command: makes it; empty where none does."""
+    """Something that is missing.
+
+    section: section of the page that says so.
+    sentence: what is missing, and why.
+    command: the command that makes it; empty where there is none.
+    """
 
     section: str
     sentence: str
@@ -34,8 +38,15 @@ class Gap:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """name: as the person gave it.   recipe, status: empty where there is none.   rows: of metrics.jsonl, in order.
-    inspection_folder: where its pictures lie.   statistics: of the latents.   warnings: of the trainer, on its health.
+    """What a run folder holds.
+
+    name: the folder as the person gave it.
+    recipe, status: empty where there is no such file.
+    rows: rows of metrics.jsonl, in order.
+    inspection_folder: the folder that holds the pictures of the inspection.
+    statistics: statistics of the latents.
+    warnings: what the trainer warned of.
+    gaps: what is missing or damaged.
     """
 
     path: Path
@@ -43,7 +54,7 @@ class RunFolder:
     recipe: dict[str, Any]
     recipe_text: str
     status: dict[str, Any]
-    rows: list[Row]
+    rows: list[LogRow]
     results: StoredResults | None
     inspection: Inspection | None
     inspection_folder: Path
@@ -62,14 +73,16 @@ class RunFolder:
         return shards if isinstance(shards, str) else None
 
     def last(self, name: str) -> float | None:
-        """The newest value of a metric of the log."""
+        """The newest value of a metric in the log."""
         return next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
 
 
 def read_run(name: str, shards: str | None = None) -> RunFolder:
-    """shards: for the commands that make what is missing, instead of the recipe's.
+    """Reads the run in the folder `name`. What is missing or damaged becomes a gap.
 
-    Raises UserError where `name` is no run; whatever else is missing or damaged becomes a gap.
+    shards: shards in the commands that make what is missing; default: those of the recipe.
+
+    Raises UserError where `name` is no run.
     """
     path = Path(name)
     if not path.is_dir() or not any((path / trace).exists() for trace in TRACES):
@@ -82,7 +95,7 @@ def read_run(name: str, shards: str | None = None) -> RunFolder:
     run = shlex.quote(name)
     rows = _read_rows(path / "metrics.jsonl", gaps)
     results = _read_results(path / "results.json", gaps, f"ldm-vae evaluate {run} {quoted} --json {run}/results.json")
-    inspection = _read_inspection(path / FOLDER, gaps, f"ldm-vae inspect {run} {quoted}")
+    inspection = _read_inspection(path / INSPECTION_FOLDER, gaps, f"ldm-vae inspect {run} {quoted}")
     train = section(recipe, "data").get("train")
     stats = f"ldm-vae stats {run} {shlex.quote(train) if isinstance(train, str) else 'SHARDS'} --write"
     statistics = _read_statistics(path / STATISTICS, gaps, stats)
@@ -97,7 +110,7 @@ def read_run(name: str, shards: str | None = None) -> RunFolder:
         rows=rows,
         results=results,
         inspection=inspection,
-        inspection_folder=path / FOLDER,
+        inspection_folder=path / INSPECTION_FOLDER,
         statistics=statistics,
         warnings=warnings,
         gaps=gaps,
@@ -105,13 +118,13 @@ def read_run(name: str, shards: str | None = None) -> RunFolder:
 
 
 def section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """values[name] where that is a mapping, else {}."""
-    found = values.get(name)
-    return found if isinstance(found, dict) else {}
+    """values[name] where it is a mapping, else {}."""
+    part = values.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A tree of settings -> ("a.b", value)."""
+    """The leaves of a tree of settings, as pairs of "a.b" and value."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{name}.")
@@ -129,12 +142,12 @@ def _read_recipe(path: Path, gaps: list[Gap]) -> tuple[dict[str, Any], str]:
         return {}, ""
 
 
-def _read_rows(path: Path, gaps: list[Gap]) -> list[Row]:
-    """The whole lines; a run that is killed while writing leaves half of one."""
+def _read_rows(path: Path, gaps: list[Gap]) -> list[LogRow]:
+    """The rows of the log. Damaged lines are left out: a run that is killed while writing leaves half a line."""
     if not path.is_file():
         gaps.append(Gap("training", "There is no metrics.jsonl, so there are no curves.", "python -m train RECIPE"))
         return []
-    rows: list[Row] = []
+    rows: list[LogRow] = []
     damaged = 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -153,21 +166,21 @@ def _read_rows(path: Path, gaps: list[Gap]) -> list[Row]:
 
 
 def _read_warnings(path: Path) -> list[str]:
-    """What the trainer warned of, the last time of each kind, with how often it did."""
-    found: dict[str, list[tuple[int, str]]] = {}
+    """The last warning of each kind, with how often it was given."""
+    by_kind: dict[str, list[tuple[int, str]]] = {}
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # a run without any has no such file
+    except OSError:  # a run without warnings has no such file
         return []
     for line in lines:
         with suppress(ValueError, TypeError, KeyError, RecursionError):
             content = json.loads(line)
             step, text = int(content["step"]), str(content["warning"])
-            kind = "".join(c for c in text if not c.isdigit())  # the same but for its numbers
-            found.setdefault(kind, []).append((step, text))
+            kind = "".join(c for c in text if not c.isdigit())  # warnings of one kind differ only in their numbers
+            by_kind.setdefault(kind, []).append((step, text))
     return [
         f"Step {same[-1][0]}: {same[-1][1]}" + (f" (and {len(same) - 1} times before)" if len(same) > 1 else "")
-        for same in found.values()
+        for same in by_kind.values()
     ]
 
 
@@ -192,7 +205,7 @@ def _read_results(path: Path, gaps: list[Gap], command: str) -> StoredResults | 
     try:
         results = StoredResults.read(path)
     except FileNotFoundError:
-        gaps.append(Gap("evaluation", "Nobody has evaluated this codec: there is no results.json.", command))
+        gaps.append(Gap("evaluation", "This codec has not been evaluated: there is no results.json.", command))
         return None
     except UserError as error:
         gaps.append(Gap("evaluation", f"The evaluation cannot be shown: {error}.", command))
@@ -204,7 +217,7 @@ def _read_results(path: Path, gaps: list[Gap], command: str) -> StoredResults | 
 
 def _read_statistics(path: Path, gaps: list[Gap], command: str) -> LatentStatistics | None:
     if not path.is_file():
-        gaps.append(Gap("latents", "Nobody has measured the latents, so that their scale is unknown.", command))
+        gaps.append(Gap("latents", "The latents have not been measured, so their scale is unknown.", command))
         return None
     try:
         return LatentStatistics.read(path)
@@ -217,9 +230,9 @@ def _read_inspection(folder: Path, gaps: list[Gap], command: str) -> Inspection 
     try:
         return Inspection.read(folder)
     except UserError as error:
-        there = (folder / INSPECTION).exists()
+        there = (folder / INSPECTION_FILE).exists()
         sentence = (
-            f"The diagnostics cannot be shown: {error.what}." if there else "Nobody has inspected this latent space."
+            f"The diagnostics cannot be shown: {error.what}." if there else "This latent space has not been inspected."
         )
         gaps.append(Gap("diagnostics", sentence, command))
         return None

@@ -1,4 +1,4 @@
-"""matplotlib's SVG -> an element of the page: its colours and font, names of its own, an alternative text."""
+"""Fits matplotlib's SVG into the page: its colours and font, unique names, and a text alternative."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from markupsafe import Markup
 
 from ldm_vae.report.numbers import printable
 
-COLOURS = tuple(f"#c0000{i}" for i in range(1, 9))  # stand-ins for var(--series-1) and so on
-INK, GRID = "#0a0b0c", "#0a0b0d"  # for currentColor and var(--grid)
+# Matplotlib draws with these colours; `inline` replaces them by those of the page.
+COLOURS = tuple(f"#c0000{i}" for i in range(1, 9))  # var(--series-1) and so on
+INK, GRID = "#0a0b0c", "#0a0b0d"  # currentColor and var(--grid)
 SVG = "http://www.w3.org/2000/svg"
 
 
 def inline(text: str, identifier: str, title: str, description: str) -> Markup:
-    """text: what matplotlib wrote, with COLOURS, INK and GRID where the page has its own.
-    identifier: unique in the page.   title, description: the alternative text."""
+    """The SVG as an element of the page.
+
+    text: what matplotlib wrote, with COLOURS, INK and GRID where the page has its own colours.
+    identifier: a name that is unique in the page.
+    title, description: the text alternative.
+    """
     root = ElementTree.fromstring(text)
     for parent in list(root.iter()):
         for child in list(parent):

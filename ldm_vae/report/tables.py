@@ -1,4 +1,4 @@
-"""Results of one run or several -> the tables of the page."""
+"""Prepares the tables of the page: metrics, differences, images, and comparisons of runs."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ldm_vae.metrics.facts import FACTS, Fact, fact
+from ldm_vae.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription, describe_metric
 from ldm_vae.report.diagnosis import count_verdicts, verdicts
 from ldm_vae.report.gallery import worst_first
 from ldm_vae.report.numbers import short, signed
 from ldm_vae.report.results import ImageRow, Interval, Measured, StoredResults
 from ldm_vae.report.run import RunFolder, leaves
 
-IMAGES = 500  # rows of the table of images, the worst
-REASONS = 20  # notes under it
-WHERE = ("output",)  # settings in which two runs always differ
-WORDS = {"gain": "better", "loss": "worse", "noise": "within chance"}  # verdicts on this codec
+IMAGE_ROWS = 500  # rows of the table of images at most, the worst images
+IMAGE_NOTES = 20  # notes under that table at most
+ALWAYS_DIFFERENT = ("output",)  # settings that are different in any two runs
+VERDICT_WORDS = {"gain": "better", "loss": "worse", "noise": "within chance"}  # of evaluation/compare.py, for people
 
 
 @dataclass(frozen=True)
 class Cell:
-    """best: of its row."""
+    """A text of a table.
+
+    best: whether it is the best value of its row.
+    """
 
     text: str
     best: bool = False
@@ -30,13 +33,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class MetricRow:
-    fact: Fact
+    metric: MetricDescription
     cells: list[Cell]
 
 
 @dataclass(frozen=True)
 class MetricTable:
-    """notes: why values are missing, and what to know of others."""
+    """Metrics in rows, codecs in columns.
+
+    notes: why values are missing, and what one should know about others.
+    """
 
     columns: list[str]
     rows: list[MetricRow]
@@ -44,8 +50,11 @@ class MetricTable:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Ours minus theirs.   word: whether that is a gain, beyond what chance would do; as evaluation/compare.py says."""
+class DifferenceCell:
+    """This codec minus another, in one metric.
+
+    word: the verdict of evaluation/compare.py: whether that is more than chance.
+    """
 
     difference: str
     interval: str
@@ -54,10 +63,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class DifferenceRow:
-    """cells: one for each of the others.   images: that both have a value for."""
+    """The differences in one metric.
 
-    fact: Fact
-    cells: list[Difference]
+    cells: one for each of the others.
+    images: number of images that have a value from both.
+    """
+
+    metric: MetricDescription
+    cells: list[DifferenceCell]
     images: str
 
 
@@ -69,10 +82,16 @@ class DifferenceTable:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """columns: of the metrics.   rows: the image, its texts and the numbers to sort by; None sorts last.
-    metric: which the order follows.   left_out: rows.   notes: why values are missing, and of how many images."""
+    """Images in rows, metrics in columns.
 
-    columns: list[Fact]
+    columns: the metrics.
+    rows: the image, the texts of its cells, and the numbers to sort by; None sorts last.
+    metric: title of the metric that gives the order.
+    left_out: number of rows that are left out.
+    notes: why values are missing, and for how many images.
+    """
+
+    columns: list[MetricDescription]
     rows: list[tuple[ImageRow, list[Cell], list[float | None]]]
     metric: str
     left_out: int
@@ -80,35 +99,35 @@ class ImageTable:
 
 
 @dataclass(frozen=True)
-class Side:
-    """A line of a comparison of runs."""
+class ComparisonRow:
+    """A row in a comparison of runs: a name and a value for each run."""
 
     name: str
     values: list[str]
 
 
 def metric_table(columns: Sequence[tuple[str, Measured]]) -> MetricTable:
-    """One column a codec or baseline, the best of each row marked."""
+    """A table with a column for each codec or baseline; the best value of each row is marked."""
     names = {name for _, measured in columns for name in (*measured.metrics, *measured.missing)}
     rows = []
-    for name in [*(name for name in FACTS if name in names), *sorted(names - FACTS.keys())]:
+    for name in [*(name for name in METRIC_DESCRIPTIONS if name in names), *sorted(names - METRIC_DESCRIPTIONS.keys())]:
         values = [measured.metrics.get(name) for _, measured in columns]
         known = [value for value in values if value is not None]
-        better = {"higher": max, "lower": min}.get(fact(name).better)
+        better = {"higher": max, "lower": min}.get(describe_metric(name).better)
         best = better(known) if better and len(set(known)) > 1 else None
         cells = [Cell("–") if value is None else Cell(short(value), best=value == best) for value in values]
-        rows.append(MetricRow(fact(name), cells))
+        rows.append(MetricRow(describe_metric(name), cells))
     return MetricTable([name for name, _ in columns], rows, _notes(columns))
 
 
 def _notes(columns: Sequence[tuple[str, Measured]]) -> list[str]:
-    """Why values are missing, and what to know of others; said once where it holds for several."""
+    """Why values are missing, and what one should know about others. A reason that several share is given once."""
     about: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}  # -> metrics, columns
     for column, measured in columns:
-        said = [(" missing", measured.missing), ("", measured.notes)]
-        for kind, name, text in ((kind, name, text) for kind, texts in said for name, text in texts.items()):
+        kinds = [(" missing", measured.missing), ("", measured.notes)]
+        for kind, name, text in ((kind, name, text) for kind, texts in kinds for name, text in texts.items()):
             metrics, names = about.setdefault((kind, text), ({}, {}))
-            metrics[fact(name).title], names[column] = None, None
+            metrics[describe_metric(name).title], names[column] = None, None
     sentences = []
     for (kind, text), (metrics, names) in about.items():
         whose = f" for {', '.join(names)}" if len(names) < len(columns) else ""
@@ -117,89 +136,98 @@ def _notes(columns: Sequence[tuple[str, Measured]]) -> list[str]:
 
 
 def evaluation_columns(results: StoredResults) -> list[tuple[str, Measured]]:
-    """This codec first."""
+    """The columns of an evaluation, this codec first."""
     return [("this codec", results), *((other.name or other.kind, other) for other in results.others)]
 
 
 def columns_of(runs: Sequence[RunFolder]) -> list[tuple[str, Measured]]:
-    """One a run that has results."""
+    """A column for each run that has results."""
     return [(run.name, run.results) for run in runs if run.results is not None]
 
 
 def difference_table(results: StoredResults) -> DifferenceTable:
-    """What the bootstrap says of each metric, against each of the others."""
+    """The paired differences in each metric to each of the others."""
     comparisons = results.comparisons
     rows = []
     for name in dict.fromkeys(name for comparison in comparisons for name in comparison.metrics):
-        found = [comparison.metrics.get(name, Interval()) for comparison in comparisons]
-        images = dict.fromkeys(str(interval.images) for interval in found if interval.images is not None)
-        rows.append(DifferenceRow(fact(name), [_difference(one) for one in found], ", ".join(images)))
+        intervals = [comparison.metrics.get(name, Interval()) for comparison in comparisons]
+        images = dict.fromkeys(str(interval.images) for interval in intervals if interval.images is not None)
+        rows.append(DifferenceRow(describe_metric(name), [_difference(one) for one in intervals], ", ".join(images)))
     return DifferenceTable([comparison.name for comparison in comparisons], rows)
 
 
-def _difference(found: Interval) -> Difference:
-    if found.difference is None:
-        return Difference("–", "", "")
-    interval = "" if found.low is None or found.high is None else f"{signed(found.low)} to {signed(found.high)}"
-    return Difference(signed(found.difference), interval, WORDS.get(found.verdict, found.verdict))
+def _difference(one: Interval) -> DifferenceCell:
+    if one.difference is None:
+        return DifferenceCell("–", "", "")
+    interval = "" if one.low is None or one.high is None else f"{signed(one.low)} to {signed(one.high)}"
+    return DifferenceCell(signed(one.difference), interval, VERDICT_WORDS.get(one.verdict, one.verdict))
 
 
 def image_table(rows: Sequence[ImageRow]) -> ImageTable:
-    """The worst first, those without the metric that ranks at the end."""
+    """A table of images, the worst first; images without the ranking metric come last."""
     metric, ranked = worst_first(rows)
     shown_keys = {id(row) for row in ranked}
     ordered = [*ranked, *(row for row in rows if id(row) not in shown_keys)]
     names = {name for row in rows for name in (*row.values, *row.missing)}
-    columns = [*(name for name in FACTS if name in names), *sorted(names - FACTS.keys())]
+    columns = [*(name for name in METRIC_DESCRIPTIONS if name in names), *sorted(names - METRIC_DESCRIPTIONS.keys())]
     shown = []
-    for row in ordered[:IMAGES]:
+    for row in ordered[:IMAGE_ROWS]:
         numbers = [row.values.get(name) for name in columns]
         cells = [Cell("–" if value is None else short(value)) for value in numbers]
         shown.append((row, cells, numbers))
-    title = fact(metric).title if metric else ""
+    title = describe_metric(metric).title if metric else ""
     reasons = Counter((name, reason) for row in rows for name, reason in row.missing.items())
     notes = [
-        f"{fact(name).title} is missing for {_images(count)}: {reason}." for (name, reason), count in reasons.items()
+        f"{describe_metric(name).title} is missing for {_images(count)}: {reason}."
+        for (name, reason), count in reasons.items()
     ]
-    return ImageTable([fact(name) for name in columns], shown, title, max(0, len(ordered) - IMAGES), notes[:REASONS])
+    return ImageTable(
+        [describe_metric(name) for name in columns],
+        shown,
+        title,
+        max(0, len(ordered) - IMAGE_ROWS),
+        notes[:IMAGE_NOTES],
+    )
 
 
 def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{short(count)} images"
 
 
-def recipe_differences(runs: Sequence[RunFolder]) -> list[Side]:
-    """Settings in which the runs differ, but for where they write."""
+def recipe_differences(runs: Sequence[RunFolder]) -> list[ComparisonRow]:
+    """The settings in which the runs differ, except where they write."""
     settings = [dict(leaves(run.recipe)) for run in runs]
     names = dict.fromkeys(name for one in settings for name in one)
     return [
-        Side(name, [setting(one.get(name, "–")) for one in settings])
+        ComparisonRow(name, [setting(one.get(name, "–")) for one in settings])
         for name in names
-        if name not in WHERE and len({repr(one.get(name, "–")) for one in settings}) > 1
+        if name not in ALWAYS_DIFFERENT and len({repr(one.get(name, "–")) for one in settings}) > 1
     ]
 
 
-def protocol_differences(runs: Sequence[RunFolder]) -> list[Side]:
-    """What the metrics of the runs were taken under differently, so that they cannot be compared."""
-    ours = ("model", "step", "weights", "weights_sha256")  # is what is compared
+def protocol_differences(runs: Sequence[RunFolder]) -> list[ComparisonRow]:
+    """The entries of the protocol in which the runs differ, so that their metrics cannot be compared."""
+    ours = ("model", "step", "weights", "weights_sha256")  # these differ in any comparison of runs
     protocols = [dict(leaves(run.results.protocol)) for run in runs if run.results is not None]
     if len(protocols) < 2:
         return []
     names = dict.fromkeys(name for one in protocols for name in one if name not in ours)
-    sides = [Side(name, [setting(one.get(name, "–")) for one in protocols]) for name in names]
-    return [side for side in sides if len(set(side.values)) > 1]
+    rows = [ComparisonRow(name, [setting(one.get(name, "–")) for one in protocols]) for name in names]
+    return [row for row in rows if len(set(row.values)) > 1]
 
 
-def training_table(runs: Sequence[RunFolder]) -> list[Side]:
-    """The newest values of validation, and how far each run came."""
+def training_table(runs: Sequence[RunFolder]) -> list[ComparisonRow]:
+    """How far each run came, and its newest validation values."""
     names = dict.fromkeys(name for run in runs for row in run.rows for name in row if name.startswith("validation/"))
-    rows = [Side("last step logged", ["–" if run.steps is None else short(run.steps) for run in runs])]
-    rows.append(Side("status", [str(run.status.get("status", "unknown")) for run in runs]))
+    rows = [ComparisonRow("last step logged", ["–" if run.steps is None else short(run.steps) for run in runs])]
+    rows.append(ComparisonRow("status", [str(run.status.get("status", "unknown")) for run in runs]))
     if any(run.inspection for run in runs):
-        rows.append(Side("verdicts", [_verdicts(run) for run in runs]))
+        rows.append(ComparisonRow("verdicts", [_verdicts(run) for run in runs]))
     for name in names:
         values = [run.last(name) for run in runs]
-        rows.append(Side(name.replace("validation/", "validation: "), ["–" if v is None else short(v) for v in values]))
+        rows.append(
+            ComparisonRow(name.replace("validation/", "validation: "), ["–" if v is None else short(v) for v in values])
+        )
     return rows
 
 
@@ -211,7 +239,7 @@ def _verdicts(run: RunFolder) -> str:
 
 
 def setting(value: Any) -> str:
-    """A value of a recipe or protocol as one reads it."""
+    """A value of a recipe or protocol in words."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, float):

@@ -6,6 +6,8 @@ from torch.distributions import Normal, kl_divergence
 from ldm_vae.bottlenecks.gaussian import DiagonalGaussian, GaussianConfig, gaussian_kl
 from ldm_vae.noise import GivenNoise
 
+pytestmark = pytest.mark.numerical
+
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(0))

@@ -166,7 +166,7 @@ def test_bad_input_is_one_line(run: Path, shards: Path, tmp_path: Path, capsys: 
         ((run, run, shards), "is named twice"),
         ((tmp_path / "lossy", shards, *PSNR), "a codec from 3 to 1 channels"),
         ((run, shards, "--metrics", "psnr,fid"), "there is no 'fid'"),
-        ((run, shards, "--baseline", "png"), "choose among pca"),
+        ((run, shards, "--baseline", "png"), "choose pca"),
         ((run, shards, "--inception", weights), f"Inception weights {weights}"),
         ((run, tmp_path / "nowhere"), "nowhere"),
         ((run, broken, *PSNR), "has no image for this codec and protocol"),

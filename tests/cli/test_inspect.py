@@ -62,7 +62,7 @@ def test_other_models_need_a_folder(run: Path, shards: Path, tmp_path: Path, cap
     with pytest.raises(SystemExit):
         main(["export", str(run), str(tmp_path / "codec")])
     assert command(tmp_path / "codec", shards) == 2
-    assert "is no run, in which to write: name a folder by --output" in capfd.readouterr().err
+    assert "is no run to write into: name a folder with --output" in capfd.readouterr().err
     for model in (tmp_path / "codec", checkpoint):
         assert command(model, shards, "--output", tmp_path / "out", "--images", 2) == 0
         assert Inspection.read(tmp_path / "out").protocol["model"] == str(model)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ldm_vae.cli import options
-from ldm_vae.cli.options import Progress
+from ldm_vae.cli.options import ProgressMeter
 from tests.cli.test_encode_decode import command
 
 
@@ -42,7 +42,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
 
 
 def draw() -> None:
-    with Progress("image") as progress:
+    with ProgressMeter("image") as progress:
         progress.advance(0, 8)
         for _ in range(4):
             time.sleep(0.15)  # tqdm draws ten times a second at most

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal
 
-from ldm_vae.diagnostics.anomaly import POINTS, Score, auc, inspect_anomaly, negative_elbo, roc, write_scores
+from ldm_vae.diagnostics.anomaly import ROC_POINTS, Score, auc, inspect_anomaly, negative_elbo, roc, write_scores
 from tests.diagnostics.test_channels import value
 
 SCORES = [Score("a", 0.01, 50.0, 300), Score("b", 0.03, 80.0, 300), Score("c", 0.02, 20.0, 100)]
@@ -32,7 +32,7 @@ def test_the_curve_has_the_area_below_it() -> None:
     generator = np.random.default_rng(0)
     usual, unusual = generator.normal(size=2000), generator.normal(1.0, size=1500)
     false, true = roc(usual, unusual)
-    assert len(false) <= POINTS
+    assert len(false) <= ROC_POINTS
     assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
     assert np.trapezoid(true, false) == pytest.approx(auc(usual, unusual), abs=2e-3)  # a hundred points of 3500
     assert auc(usual, unusual) == pytest.approx(0.5 * math.erfc(-0.5), abs=0.02)  # of two Gaussians: Phi(1 / sqrt 2)
@@ -59,7 +59,7 @@ def test_one_set_has_no_area_and_no_images_have_nothing() -> None:
     alone = inspect_anomaly(SCORES, None, None)
     assert value(alone, "negative_elbo") is not None
     missing = {number.name: number.missing for number in alone.numbers if number.value is None}
-    assert missing == dict.fromkeys(("auc_error", "auc_elbo"), "give a second set by --against SHARDS")
+    assert missing == dict.fromkeys(("auc_error", "auc_elbo"), "give a second set with --against SHARDS")
     for scores in ([], [Score("a", 0.0, 1.0, 3)]):
         section = inspect_anomaly(scores, OTHERS, "others")
         assert all(number.value is None and number.missing for number in section.numbers)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from ldm_vae.diagnostics.classes import CLASSES, class_names, scatter
+from ldm_vae.diagnostics.classes import CLASSES_SHOWN, class_names, scatter
 
 
 def test_classes_stand_where_their_means_are() -> None:
@@ -40,7 +40,7 @@ def test_the_most_frequent_classes_are_shown() -> None:
     chart = scatter(np.random.default_rng(0).normal(size=(70, 1)), classes, [])
     assert chart is not None
     assert [line.label for line in chart.lines] == [f"class {n}" for n in range(20, 30)]
-    assert len(chart.lines) == CLASSES
+    assert len(chart.lines) == CLASSES_SHOWN
     assert "of 30 classes" in chart.definition
 
 

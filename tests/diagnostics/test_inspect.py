@@ -15,8 +15,8 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.diagnostics.findings import Inspection, Section
-from ldm_vae.diagnostics.inspect import InspectionJob, inspect_shards
-from ldm_vae.diagnostics.survey import POSITIONS, Survey
+from ldm_vae.diagnostics.inspect import InspectionJob, inspect_codec
+from ldm_vae.diagnostics.survey import POSITIONS_SAMPLED, Survey
 from ldm_vae.errors import UserError
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.conftest import picture, write_shards
@@ -57,7 +57,7 @@ def missing(inspection: Inspection) -> dict[str, str]:
 def test_everything_is_found_written_and_read_again(shards: Path, tmp_path: Path) -> None:
     job = InspectionJob(str(shards / "train"), IMAGE, images=12, against=str(shards / "validation"), batch=4)
     done: list[tuple[int, int]] = []
-    inspection = inspect_shards(network(), job, tmp_path / "out", model={"model": "m"}, done=lambda *d: done.append(d))
+    inspection = inspect_codec(network(), job, tmp_path / "out", model={"model": "m"}, done=lambda *d: done.append(d))
     assert Inspection.read(tmp_path / "out") == inspection
     assert list(sections(inspection)) == SECTIONS
     assert missing(inspection) == {}
@@ -80,7 +80,7 @@ def test_the_seed_decides_all_and_batches_decide_nothing(shards: Path, tmp_path:
     found = []
     for name, batch, seed in (("a", 4, 0), ("b", 4, 0), ("c", 3, 0), ("d", 4, 1)):
         job = InspectionJob(str(shards / "train"), IMAGE, images=9, batch=batch, seed=seed)
-        found.append(inspect_shards(network(), job, tmp_path / name, model={}))
+        found.append(inspect_codec(network(), job, tmp_path / name, model={}))
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
     numbers = [{n.name: n.value for section in one.sections for n in section.numbers} for one in found]
@@ -95,18 +95,18 @@ def test_the_seed_decides_all_and_batches_decide_nothing(shards: Path, tmp_path:
 def test_other_channels(tmp_path: Path, channels: int, mode: str) -> None:
     shards = folder_of(tmp_path / "in", [(40, 40), (52, 36), (40, 64)], mode)
     image = ImageConfig(channels=channels)
-    inspection = inspect_shards(network(channels), InspectionJob(shards, image), tmp_path / "out", model={})
+    inspection = inspect_codec(network(channels), InspectionJob(shards, image), tmp_path / "out", model={})
     assert value(sections(inspection)["images"], "images") == 3
     assert bool(sections(inspection)["explore"].pictures) == (channels == 1)
     refused = InspectionJob(folder_of(tmp_path / "rgb", [(40, 40)]), ImageConfig(channels=4))
     with pytest.raises(UserError, match=r"no image of .* could be encoded: 1 are broken"):
-        inspect_shards(network(4), refused, tmp_path / "refused", model={})
+        inspect_codec(network(4), refused, tmp_path / "refused", model={})
     assert not (tmp_path / "refused").exists()
 
 
 def test_one_small_image(tmp_path: Path) -> None:
     job = InspectionJob(folder_of(tmp_path / "in", [(7, 6)]), IMAGE)
-    inspection = inspect_shards(network(), job, tmp_path / "out", model={})
+    inspection = inspect_codec(network(), job, tmp_path / "out", model={})
     assert "1 images" not in inspection.model_dump_json()
     reasons = missing(inspection)
     assert {"kolmogorov_smirnov_raw", "heat", "resolution_loss", "auc_error"} <= set(reasons)
@@ -131,7 +131,7 @@ def test_broken_images_are_counted_and_left_out(tmp_path: Path) -> None:
     (Path(shards) / "torn.png").write_bytes(b"no picture")
     codec = network()
     spoil_white(codec)
-    inspection = inspect_shards(codec, InspectionJob(shards, IMAGE), tmp_path / "out", model={})
+    inspection = inspect_codec(codec, InspectionJob(shards, IMAGE), tmp_path / "out", model={})
     images = sections(inspection)["images"]
     counts = {name: value(images, name) for name in ("images", "unreadable", "broken_posteriors")}
     assert counts == {"images": 5, "unreadable": 1, "broken_posteriors": 1}
@@ -146,7 +146,7 @@ def test_a_decoder_of_nan_leaves_the_latents(tmp_path: Path) -> None:
     codec = network()
     codec.model.decoder.conv_out.bias.fill_(torch.nan)
     shards = folder_of(tmp_path / "in", [(40, 40)] * 3)
-    inspection = inspect_shards(codec, InspectionJob(shards, IMAGE), tmp_path / "out", model={})
+    inspection = inspect_codec(codec, InspectionJob(shards, IMAGE), tmp_path / "out", model={})
     assert value(sections(inspection)["images"], "broken_reconstructions") == 3
     assert value(sections(inspection)["channels"], "kl") is not None
     assert {"resolution_loss", "auc_error"} <= set(missing(inspection))
@@ -154,13 +154,13 @@ def test_a_decoder_of_nan_leaves_the_latents(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "scores.csv").exists()
     codec.model.encoder.conv_in.bias.fill_(torch.nan)
     with pytest.raises(UserError, match=r"no image of .* could be encoded: 3 are broken or give no finite latent"):
-        inspect_shards(codec, InspectionJob(shards, IMAGE), tmp_path / "out", model={})
+        inspect_codec(codec, InspectionJob(shards, IMAGE), tmp_path / "out", model={})
     assert Inspection.read(tmp_path / "out") == inspection  # the older one stays
 
 
 def test_a_collapsed_codec_is_called_so(tmp_path: Path) -> None:
     job = InspectionJob(folder_of(tmp_path / "in", [(64, 64)] * 3), IMAGE)
-    inspection = inspect_shards(averaging(gains=[1.0, 0.0, 1.0]), job, tmp_path / "out", model={})
+    inspection = inspect_codec(averaging(gains=[1.0, 0.0, 1.0]), job, tmp_path / "out", model={})
     levels = {verdict.name: verdict.level for verdict in inspection.verdicts}
     assert levels["collapsed_channels"] == "warning"
     assert levels["equivariance_turns"] == "good"
@@ -173,22 +173,22 @@ def test_refusals(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     job = InspectionJob(str(shards / "validation"), IMAGE)
     with pytest.raises(UserError, match="something else than an inspection"):
-        inspect_shards(network(), job, tmp_path / "mine", model={})
+        inspect_codec(network(), job, tmp_path / "mine", model={})
     assert (tmp_path / "mine" / "thesis.txt").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no shards and no images"):
-        inspect_shards(network(), InspectionJob(str(tmp_path / "empty"), IMAGE), tmp_path / "out", model={})
+        inspect_codec(network(), InspectionJob(str(tmp_path / "empty"), IMAGE), tmp_path / "out", model={})
     config = AutoencoderConfig(in_channels=1, out_channels=3, block_out_channels=(8, 8), norm_groups=4)
     uneven = LatentCodec(Autoencoder(config).eval())
     with pytest.raises(UserError, match="from 1 to 3 channels"):
-        inspect_shards(uneven, job, tmp_path / "out", model={})
+        inspect_codec(uneven, job, tmp_path / "out", model={})
     assert not (tmp_path / "out").exists()
 
 
 def test_an_older_inspection_is_replaced(shards: Path, tmp_path: Path) -> None:
     job = InspectionJob(str(shards / "validation"), IMAGE)
-    inspect_shards(network(), job, tmp_path / "out", model={"model": "first"})
-    inspect_shards(network(), job, tmp_path / "out", model={"model": "second"})
+    inspect_codec(network(), job, tmp_path / "out", model={"model": "first"})
+    inspect_codec(network(), job, tmp_path / "out", model={"model": "second"})
     assert json.loads((tmp_path / "out" / "inspection.json").read_text())["protocol"]["model"] == "second"
 
 
@@ -201,6 +201,7 @@ def test_what_is_kept_does_not_grow_with_the_images(tmp_path: Path) -> None:
     kept = Survey(network(), seed=0)
     for batch in validation_batches(config, load_index(str(tmp_path / "many")), batch=4, rank=0, world=1):
         kept.update(batch)
-    assert (len(kept.positions), len(kept.probes), len(kept.views), len(kept.labelled)) == (POSITIONS, 16, 2, 60)
+    kept_rows = (len(kept.positions), len(kept.probes), len(kept.views), len(kept.labelled))
+    assert kept_rows == (POSITIONS_SAMPLED, 16, 2, 60)
     assert kept.positions.rows is not None
-    assert len(np.unique(kept.positions.rows, axis=0)) > 0.99 * POSITIONS  # not one image over and over
+    assert len(np.unique(kept.positions.rows, axis=0)) > 0.99 * POSITIONS_SAMPLED  # not one image over and over

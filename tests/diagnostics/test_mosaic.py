@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm_vae.diagnostics.mosaic import GAP, TILE, write_mosaic
+from ldm_vae.diagnostics.mosaic import TILE, TILE_GAP, write_mosaic
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -19,8 +19,8 @@ def test_tiles_stand_row_by_row(tmp_path: Path, channels: int, side: int) -> Non
     write_mosaic(tmp_path / "plain.png", tiles, ["", ""], ["", "", ""])
     sheet = np.asarray(Image.open(tmp_path / "plain.png"))
     shown = min(side, TILE)
-    assert sheet.shape == (2 * shown + GAP, 3 * (shown + GAP) - GAP, 3)
-    middles = sheet[shown // 2 :: shown + GAP, shown // 2 :: shown + GAP, 0]
+    assert sheet.shape == (2 * shown + TILE_GAP, 3 * (shown + TILE_GAP) - TILE_GAP, 3)
+    middles = sheet[shown // 2 :: shown + TILE_GAP, shown // 2 :: shown + TILE_GAP, 0]
     assert middles.ravel().tolist() == [0, 51, 102, 153, 204, 255]
     write_mosaic(tmp_path / "labelled.png", tiles, ["first", "second"], ["a", "b", "c"])
     labelled = np.asarray(Image.open(tmp_path / "labelled.png"))

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.probes import Probes
-from ldm_vae.diagnostics.smoothness import STEPS, inspect_smoothness, line_steps
+from ldm_vae.diagnostics.smoothness import STEPS_PER_LINE, inspect_smoothness, line_steps
 from tests.diagnostics.conftest import Averaging, averaging, pictures
 from tests.diagnostics.test_channels import level, value
+
+pytestmark = pytest.mark.numerical
 
 Make = Callable[[LatentCodec, Tensor], Probes]
 
@@ -30,7 +32,7 @@ def test_a_linear_decoder(probes_of: Make, gain: float) -> None:
     assert value(section, "gain") == pytest.approx(float(expected), rel=0.03)
     assert level(section, "smoothness") == "good"
     assert value(section, "detour") == pytest.approx(1.0, abs=1e-5)
-    np.testing.assert_allclose(line_steps(codec, probes.z[0], probes.z[1]), 1 / STEPS, rtol=1e-4)
+    np.testing.assert_allclose(line_steps(codec, probes.z[0], probes.z[1]), 1 / STEPS_PER_LINE, rtol=1e-4)
     np.testing.assert_allclose(section.charts[0].lines[0].y, 1.0, rtol=1e-4)  # of an even share, at every step
 
 

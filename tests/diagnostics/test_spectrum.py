@@ -12,6 +12,8 @@ from ldm_vae.diagnostics.spectrum import LatentSpectrum, inspect_spectrum
 from tests.diagnostics.conftest import FACTOR, pictures
 from tests.diagnostics.test_channels import level, value
 
+pytestmark = pytest.mark.numerical
+
 
 def inspected(z: Tensor, images: Tensor) -> Section:
     spectrum = LatentSpectrum(z.shape[1], images.shape[1], FACTOR)
@@ -47,7 +49,7 @@ def test_noise_on_top_is_hot() -> None:
     assert value(section, "high_share_latents") == pytest.approx(75, abs=5)
     assert level(section, "hot_spectrum") == "bad"
     assert "arXiv:2502.14831" in next(v.advice for v in section.verdicts)
-    assert "white noise has 75 %" in section.verdicts[0].statement
+    assert "White noise has 75 %" in section.verdicts[0].statement
     one = inspected(torch.cat([clean[:, :2], noise[:, :1]], dim=1), images)
     shares = next(chart for chart in one.charts if chart.name == "high_share_per_channel").lines[0].y
     assert shares[2] > 10 * max(shares[:2])

@@ -58,12 +58,12 @@ def test_of_many_images_some_are_taken(shards: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="choose among pca"):
+    with pytest.raises(UserError, match="choose pca"):
         choose_baseline("png", codec(), ImageConfig())
-    with pytest.raises(UserError, match=r"no recipe tells what a run was trained on.*--baseline pca=SHARDS"):
+    with pytest.raises(UserError, match=r"no recipe says what a run was trained on.*--baseline pca=SHARDS"):
         choose_baseline("pca", codec(), ImageConfig())
     (tmp_path / "recipe.yaml").write_text("steps: 3\n")
-    with pytest.raises(UserError, match=r"no recipe tells what.*--baseline pca=SHARDS"):
+    with pytest.raises(UserError, match=r"no recipe says what.*--baseline pca=SHARDS"):
         choose_baseline("pca", codec(tmp_path), ImageConfig())
     (tmp_path / "recipe.yaml").write_text(f"data: {{train: {tmp_path}/gone, batch: 4}}\n")
     with pytest.raises(UserError, match=r"gone.*--baseline pca=SHARDS"):

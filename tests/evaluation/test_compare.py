@@ -8,14 +8,17 @@ import scipy.stats
 
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation import compare as module
-from ldm_vae.evaluation.compare import compare, to_json
-from ldm_vae.metrics.image import Row
+from ldm_vae.evaluation.compare import compare, differences_to_json
+from ldm_vae.metrics.image import MeasuredImage
 
 
-def rows(values: dict[str, list[float]] | list[float], *, first: int = 0) -> list[Row]:
+def rows(values: dict[str, list[float]] | list[float], *, first: int = 0) -> list[MeasuredImage]:
     by_name = values if isinstance(values, dict) else {"psnr": values}
     count = len(next(iter(by_name.values())))
-    return [Row(f"{i + first:04d}", (3, 8, 9), 0, {name: v[i] for name, v in by_name.items()}) for i in range(count)]
+    return [
+        MeasuredImage(f"{i + first:04d}", (3, 8, 9), 0, {name: v[i] for name, v in by_name.items()})
+        for i in range(count)
+    ]
 
 
 def test_interval_is_that_of_the_differences() -> None:
@@ -53,8 +56,8 @@ def test_verdicts_know_which_way_is_better() -> None:
     }
     assert compare(rows(worse), rows(better))["psnr"].verdict("psnr") == "loss"
     assert compare(rows(better)[:19], rows(worse)[:19])["psnr"].verdict("psnr") == "too few images"
-    assert to_json(found)["psnr"].keys() == {"difference", "low", "high", "images", "verdict"}
-    assert to_json(found)["ssim"]["verdict"] == "noise"
+    assert differences_to_json(found)["psnr"].keys() == {"difference", "low", "high", "images", "verdict"}
+    assert differences_to_json(found)["ssim"]["verdict"] == "noise"
 
 
 def test_one_image_has_no_interval_and_equal_codecs_none_of_any_width() -> None:

@@ -23,13 +23,16 @@ from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.errors import UserError
-from ldm_vae.evaluation.evaluate import evaluate, evaluate_shards, measure
+from ldm_vae.evaluation.evaluate import evaluate_batches, evaluate_shards, measure_batches
 from ldm_vae.evaluation.results import BROKEN, EvaluationProtocol, Results, summarize
 from ldm_vae.metrics import sets
 from ldm_vae.metrics.image import ImageMetrics
 from ldm_vae.metrics.sets import SET_METRICS
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.pretrained import inception
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.numerical
 
 TESTS = Path(__file__).parent
 PSNR_SSIM = EvaluationProtocol(metrics=("psnr", "ssim"))
@@ -69,7 +72,7 @@ def batches() -> Iterator[Batch]:
 
 
 def test_means_are_over_images_and_pooling_over_values() -> None:
-    results = evaluate(Quantizer(), batches(), PSNR_SSIM)
+    results = evaluate_batches(Quantizer(), batches(), PSNR_SSIM)
     errors, sizes = [], []
     for batch in batches():
         reconstruction = Quantizer().decode(Quantizer().encode(batch.image), size=tuple(batch.image.shape[2:]))
@@ -88,19 +91,19 @@ def test_means_are_over_images_and_pooling_over_values() -> None:
 def test_any_division_into_processes_and_batches_gives_the_same_numbers() -> None:
     """Bitwise: each row is measured by itself, and means are exact sums (fsum) in no matter which order."""
     metrics = ImageMetrics(PSNR_SSIM.metrics)
-    whole = evaluate(Quantizer(), batches(), PSNR_SSIM)
+    whole = evaluate_batches(Quantizer(), batches(), PSNR_SSIM)
     alone = [
         Batch(batch.image[i : i + 1], None, [key], batch.slot[:1])
         for batch in batches()
         for i, key in enumerate(batch.key)
     ]
-    parts = [measure(Quantizer(), part, metrics) for part in (alone[2:], alone[:2], [])]
+    parts = [measure_batches(Quantizer(), part, metrics) for part in (alone[2:], alone[:2], [])]
     merged = summarize([row for part in parts for row in part], PSNR_SSIM, metrics)
     assert merged == whole
 
 
 def test_nan_in_a_reconstruction_is_named() -> None:
-    results = evaluate(Quantizer(spoiled=1), batches(), PSNR_SSIM)
+    results = evaluate_batches(Quantizer(spoiled=1), batches(), PSNR_SSIM)
     reason = f"{BROKEN} (1 of 4 images, the first other)"
     assert results.metrics == {"psnr": None, "psnr_pooled": None, "ssim": None}
     assert set(results.missing.values()) == {reason}
@@ -118,13 +121,13 @@ def test_overflow_inside_the_codec_is_named() -> None:
 
     inside.register_forward_hook(overflow)
     white = torch.cat([photograph(32, 32, 200)[None], torch.ones(1, 3, 32, 32), photograph(32, 32, 260)[None]])
-    results = evaluate(codec, [Batch(white, None, ["a", "white", "b"], torch.zeros(3))], PSNR_SSIM)
+    results = evaluate_batches(codec, [Batch(white, None, ["a", "white", "b"], torch.zeros(3))], PSNR_SSIM)
     assert results.missing["psnr"] == f"{BROKEN} (1 of 3 images, the first white)"
     assert [row.key for row in results.per_image if row.values] == ["a", "b"]
 
 
 def test_one_image_too_small_makes_the_mean_missing() -> None:
-    results = evaluate(Quantizer(), batches(), EvaluationProtocol(metrics=("psnr", "ms_ssim")))
+    results = evaluate_batches(Quantizer(), batches(), EvaluationProtocol(metrics=("psnr", "ms_ssim")))
     assert results.metrics["ms_ssim"] is None
     assert "161 pixels" in results.missing["ms_ssim"]
     assert "4 of 4 images" in results.missing["ms_ssim"]
@@ -134,7 +137,7 @@ def test_one_image_too_small_makes_the_mean_missing() -> None:
 
 def test_no_image_is_an_error() -> None:
     with pytest.raises(UserError, match="no image to evaluate"):
-        evaluate(Quantizer(), [], PSNR_SSIM)
+        evaluate_batches(Quantizer(), [], PSNR_SSIM)
 
 
 def test_broken_images_are_left_out_and_counted(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -182,29 +185,29 @@ class Colours(torch.nn.Module):
 def test_sets_are_the_same_in_any_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """VGG sums in another order in batches: 1e-4."""
     monkeypatch.setattr(sets, "inception", lambda file: Colours())
-    whole = evaluate(Quantizer(), batches(), ALL_SETS)
+    whole = evaluate_batches(Quantizer(), batches(), ALL_SETS)
     alone = [
         Batch(batch.image[i : i + 1], None, [key], batch.slot[:1])
         for batch in batches()
         for i, key in enumerate(batch.key)
     ]
-    parts = evaluate(Quantizer(), alone[::-1], ALL_SETS)
+    parts = evaluate_batches(Quantizer(), alone[::-1], ALL_SETS)
     assert whole.metrics["rfid"] is not None and whole.metrics["rfid"] > 0
     assert parts.metrics == pytest.approx(whole.metrics, rel=1e-4)
     assert set(whole.notes) == set(SET_METRICS)
-    assert whole.protocol["metric_weights"]["rfid"] == inception.SHA256
+    assert whole.protocol["metric_weights"]["rfid"] == inception.WEIGHTS_SHA256
 
 
 def test_an_image_without_reconstruction_leaves_no_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sets, "inception", lambda file: Colours())
-    results = evaluate(Quantizer(spoiled=1), batches(), ALL_SETS)
+    results = evaluate_batches(Quantizer(spoiled=1), batches(), ALL_SETS)
     assert set(results.missing.values()) == {f"{BROKEN} (1 of 4 images, the first other)"}
     assert set(results.missing) == {"psnr", "psnr_pooled", *SET_METRICS}
 
 
 def test_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sets, "inception", lambda file: Colours())
-    results = evaluate(Quantizer(), list(batches())[:1], ALL_SETS)
+    results = evaluate_batches(Quantizer(), list(batches())[:1], ALL_SETS)
     assert results.metrics["psnr"] is not None
     assert results.missing == dict.fromkeys(SET_METRICS, "needs at least 2 images, not 1")
 
@@ -219,20 +222,22 @@ def test_a_sample_depends_on_seed_and_key_alone() -> None:
         for latent, seed in (("mode", 0), ("sample", 0), ("sample", 1))
     )
     squares = list(batches())[1]
-    together = evaluate(codec, [squares], sample)
-    alone = evaluate(
+    together = evaluate_batches(codec, [squares], sample)
+    alone = evaluate_batches(
         codec, [Batch(squares.image[i : i + 1], None, [squares.key[i]], squares.slot[:1]) for i in (1, 0)], sample
     )
     for ours, theirs in zip(together.per_image, alone.per_image, strict=True):
         assert ours.values == pytest.approx(theirs.values, abs=1e-3)
     assert "seed 0" in together.protocol["latent"]
     for protocol in (mode, other):
-        assert evaluate(codec, [squares], protocol).metrics["psnr"] != pytest.approx(together.metrics["psnr"], abs=1e-2)
+        assert evaluate_batches(codec, [squares], protocol).metrics["psnr"] != pytest.approx(
+            together.metrics["psnr"], abs=1e-2
+        )
     same = Batch(squares.image[:1].repeat(2, 1, 1, 1), None, ["a", "b"], squares.slot)
-    first, second = evaluate(codec, [same], sample).per_image
+    first, second = evaluate_batches(codec, [same], sample).per_image
     assert first.values["psnr"] != pytest.approx(second.values["psnr"], abs=1e-4)
     with pytest.raises(UserError, match="no posterior"):
-        evaluate(Quantizer(), [squares], sample)
+        evaluate_batches(Quantizer(), [squares], sample)
 
 
 PROGRAM = """
@@ -255,7 +260,7 @@ def test_two_processes_equal_one(shards: Path, tmp_path: Path, monkeypatch: pyte
     bit, but for VGG, which sums in another order in other batches: 1e-4."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    path = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
+    path = os.pathsep.join(map(str, (TESTS, ROOT)))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     subprocess.run([*command, str(program), str(shards / "train"), str(tmp_path)], check=True, env=environment)
@@ -275,5 +280,5 @@ def test_two_processes_equal_one(shards: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_results_are_ordered_by_key() -> None:
-    results: Results = evaluate(Quantizer(), reversed(list(batches())), PSNR_SSIM)
+    results: Results = evaluate_batches(Quantizer(), reversed(list(batches())), PSNR_SSIM)
     assert [row.key for row in results.per_image] == sorted(SIZES)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.errors import UserError
-from ldm_vae.evaluation.lossy import QUALITIES, Format, LossyCodec
+from ldm_vae.evaluation.lossy import QUALITIES, LossyCodec, LossyFormat
 
 
 @pytest.fixture(scope="module")
@@ -24,19 +24,19 @@ def photograph() -> Tensor:
     return pixels.permute(2, 0, 1)[None] / 127.5 - 1.0
 
 
-def codec(kind: Format, numbers: int = 3, channels: int = 3) -> LossyCodec:
+def codec(kind: LossyFormat, numbers: int = 3, channels: int = 3) -> LossyCodec:
     return LossyCodec(kind, factor=4, numbers=numbers, channels=channels, device=torch.device("cpu"))
 
 
-def file(image: Tensor, kind: Format, quality: int) -> bytes:
+def file(image: Tensor, kind: LossyFormat, quality: int) -> bytes:
     written = io.BytesIO()
     Image.fromarray(to_uint8(image)[0].permute(1, 2, 0).numpy()).save(written, kind, quality=quality)
     return written.getvalue()
 
 
-@pytest.mark.parametrize("kind", get_args(Format))
+@pytest.mark.parametrize("kind", get_args(LossyFormat))
 @pytest.mark.parametrize("numbers", [2, 3, 5])
-def test_nearest_of_all_qualities(photograph: Tensor, kind: Format, numbers: int) -> None:
+def test_nearest_of_all_qualities(photograph: Tensor, kind: LossyFormat, numbers: int) -> None:
     """Found by trying all. Sizes grow with quality but for single bytes here and there: one quality beside is allowed,
     if its file is as near to 2 %."""
     budget = 2 * numbers * 15 * 21
@@ -47,8 +47,8 @@ def test_nearest_of_all_qualities(photograph: Tensor, kind: Format, numbers: int
     assert low < min(distances, key=lambda quality: distances[quality]) < high  # there was a choice
 
 
-@pytest.mark.parametrize("kind", get_args(Format))
-def test_decodes_what_pillow_wrote(photograph: Tensor, kind: Format) -> None:
+@pytest.mark.parametrize("kind", get_args(LossyFormat))
+def test_decodes_what_pillow_wrote(photograph: Tensor, kind: LossyFormat) -> None:
     """In a batch, where files are padded to the longest."""
     images = torch.cat([photograph, photograph.flip(3), torch.zeros_like(photograph)])
     pair = codec(kind)
@@ -68,7 +68,10 @@ def test_protocol_tells_the_bytes(photograph: Tensor) -> None:
     taken = pair.encode(photograph).shape[1]
     facts = pair.describe()
     per_pixel = [f"{count / (58 * 83):.4f}" for count in (taken, 2 * 3 * 15 * 21)]
-    assert facts["latent"] == f"a file of {per_pixel[0]} bytes per pixel; a latent of 16 bits has {per_pixel[1]}"
+    assert (
+        facts["latent"]
+        == f"a file of {per_pixel[0]} bytes per pixel; a latent of 16 bits per number takes {per_pixel[1]}"
+    )
     assert "over_budget" not in facts and "under_budget" not in facts
 
 
@@ -81,8 +84,8 @@ def test_budgets_out_of_reach_are_said(photograph: Tensor) -> None:
     assert large.describe()["under_budget"] == "1 of 1 images take less even at quality 100"
 
 
-@pytest.mark.parametrize("kind", get_args(Format))
-def test_grey(photograph: Tensor, kind: Format) -> None:
+@pytest.mark.parametrize("kind", get_args(LossyFormat))
+def test_grey(photograph: Tensor, kind: LossyFormat) -> None:
     grey = photograph[:, :1]
     pair = codec(kind, numbers=2, channels=1)
     decoded = pair.decode(pair.encode(grey), size=(58, 83))
@@ -93,5 +96,5 @@ def test_grey(photograph: Tensor, kind: Format) -> None:
 
 
 def test_image_that_the_format_cannot_hold() -> None:
-    with pytest.raises(UserError, match="webp can't hold an image of 16384 x 1"):
+    with pytest.raises(UserError, match="webp cannot hold an image of 16384 x 1"):
         codec("webp").encode(torch.zeros(1, 3, 1, 16384))

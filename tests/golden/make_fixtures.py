@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from make_inputs import write_pictures  # beside this file
+from make_inputs import write_pictures  # type: ignore[import-not-found]  # beside this file
 from safetensors.torch import save_file
 
 from tools.golden import GOLDEN, ONE_THREAD, ROOT, read_rows, rounded

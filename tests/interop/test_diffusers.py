@@ -19,6 +19,8 @@ from ldm_vae.interop.load import load_model
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.tolerance import assert_as_exact, double
 
+pytestmark = pytest.mark.numerical
+
 PICTURE = torch.linspace(-1, 1, 3 * 16 * 24).reshape(1, 3, 16, 24)
 CONFIGS = [
     AutoencoderConfig(block_out_channels=(8, 8, 16), norm_groups=4),

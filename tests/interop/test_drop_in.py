@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,12 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ldm_vae import LatentCodec, UserError
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import NonFiniteError
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.tolerance import assert_as_exact, double
+
+pytestmark = pytest.mark.numerical
 
 
 def inputs(height: int = 16, width: int = 24) -> tuple[Tensor, Tensor]:
@@ -153,3 +158,20 @@ def test_codec_without_a_scale_is_refused(vae: AutoencoderKL) -> None:
     codec.scale = None
     with pytest.raises(UserError, match="no scale"):
         codec.as_diffusers()
+
+
+@pytest.mark.parametrize("way", ["pickle", "torch.save"])
+def test_it_can_be_pickled(way: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = AutoencoderConfig(block_out_channels=(8, 16), norm_groups=4, layers_per_block=1)
+    codec = LatentCodec(Autoencoder(config).eval().requires_grad_(False), LatentScale(0.5))
+    vae = codec.as_diffusers(max_memory=2**20)
+    vae.decode(torch.zeros(1, 4, 4, 4))  # with a codec inside, which is not pickled along
+    if way == "pickle":
+        again = pickle.loads(pickle.dumps(vae))
+    else:
+        torch.save(vae, tmp_path / "vae.pt")
+        again = torch.load(tmp_path / "vae.pt", weights_only=False)
+    image = torch.rand(1, 3, 17, 24) * 2 - 1
+    assert again.max_memory == 2**20 and again.config == vae.config
+    assert torch.equal(again.encode(image).latent_dist.mode(), vae.encode(image).latent_dist.mode())

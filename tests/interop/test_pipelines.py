@@ -21,6 +21,8 @@ from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.tolerance import assert_as_exact, double
 
+pytestmark = pytest.mark.numerical
+
 CHANNELS: dict[Target, int] = {"sd": 4, "sdxl": 4, "sd3": 16, "flux": 16, "dit": 4}
 
 

@@ -12,6 +12,8 @@ from ldm_vae.losses.pixel import pixel_distance
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.nn.discriminators.patch import PatchDiscriminator
 
+pytestmark = pytest.mark.numerical
+
 CONFIG = AutoencoderConfig(block_out_channels=(16, 32), layers_per_block=1, norm_groups=8, mid_attention=False)
 
 

@@ -9,6 +9,8 @@ from ldm_vae.errors import UserError
 from ldm_vae.losses.adversarial import DiscriminatorConfig, adversarial_factor, discriminator_loss, generator_loss
 from ldm_vae.recipe import validate
 
+pytestmark = pytest.mark.numerical
+
 KINDS = ["hinge", "vanilla", "non_saturating"]
 
 

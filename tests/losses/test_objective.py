@@ -8,14 +8,16 @@ from torch import Tensor
 
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.losses.adversarial import DiscriminatorConfig, PatchAdversary
-from ldm_vae.losses.objective import LossConfig, Objective, build_heads, build_objective
+from ldm_vae.losses.objective import LossConfig, Objective, WeightedTerm, build_heads, build_objective
 from ldm_vae.losses.perceptual import LPIPS, PerceptualConfig
 from ldm_vae.losses.pixel import LOG_VARIANCE_HEAD, PixelConfig
 from ldm_vae.losses.rate import RateConfig
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.networks.network import Output
 from ldm_vae.nn.discriminators.patch import PatchDiscriminator
-from ldm_vae.noise import GivenNoise
+from ldm_vae.noise import GivenNoise, SlotNoise
+
+pytestmark = pytest.mark.numerical
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_groups=4, latent_channels=2)
 
@@ -145,3 +147,84 @@ def test_the_perceptual_term_has_a_gradient() -> None:
     losses = objective(_forward(model, batch), batch, {}, step=0)
     assert losses.values.keys() == {"perceptual", "total"}
     assert losses.gradients[0].abs().sum() > 0
+
+
+class ToAnImage:
+    """A stand-in for alignment: half the square of what the encoder's last layer gives, and so a loss of the latent."""
+
+    def __call__(self, output: Output, batch: Batch, step: int) -> Tensor:
+        return 0.5 * (output.posterior.stats["mean"] - 1.0).square().flatten(1).sum(dim=1)
+
+
+def test_a_term_of_the_latent_is_balanced_at_the_encoders_last_layer() -> None:
+    """Against the formulation of VA-VAE (LightningDiT): norms of two `autograd.grad` at `encoder.conv_out.weight`."""
+    model, _, lpips = _networks()
+    loss = LossConfig(perceptual=PerceptualConfig(network="alex"), rate=RateConfig(weight=0.01))
+    objective = _objective(model, lpips, loss, None)
+    objective.regularizers = [
+        *objective.regularizers,
+        WeightedTerm("aligned", ToAnImage(), lambda step: 0.3, "encoder"),
+    ]
+    batch = _batch()
+    losses = objective(_forward(model, batch), batch, {}, 0)
+    torch.autograd.backward(losses.roots, losses.gradients)
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    model.zero_grad()
+    output = _forward(model, batch)
+    last = model.encoder.conv_out.weight
+    aligned = ToAnImage()(output, batch, 0).mean()
+    total = _direct(model, lpips, None, batch, loss, 0.0)
+    elements = batch.image[0].numel()
+    nll = (output.reconstruction - batch.image).abs().sum() / len(batch.image)
+    nll = nll + lpips(output.reconstruction, batch.image).mean() * elements
+    norms = [torch.autograd.grad(value, last, retain_graph=True)[0].norm() for value in (nll, aligned)]
+    weight = (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4)
+    (total + 0.3 * weight * aligned).backward()
+    assert weight > 0 and weight != 1e4
+    for name, parameter in model.named_parameters():
+        assert ours[name] is not None and parameter.grad is not None
+        torch.testing.assert_close(
+            ours[name], parameter.grad, rtol=1e-9, atol=1e-9 * parameter.grad.abs().max().item() + 1e-12
+        )
+
+
+class ImportanceWeighted:
+    """IWAE: the log of the mean likelihood over K samples (Burda et al. 2015), by its gradient's weights."""
+
+    samples = 3
+
+    def __call__(self, values: Tensor, total: Tensor) -> Tensor:
+        weights = torch.softmax(-total.view(-1, self.samples), dim=1)
+        return (weights * values.view(-1, self.samples)).sum(dim=1).mean()
+
+
+def test_a_bound_of_several_samples_is_a_reduction() -> None:
+    model, _, _ = _networks()
+    loss = LossConfig(pixel=PixelConfig(kind="l2", weight=0.01), rate=RateConfig(weight=1.0))
+    objective = _objective(model, None, loss, None)
+    objective.reduction = ImportanceWeighted()
+    batch = _batch()
+    noise = SlotNoise(0, 0, batch.slot)
+    output = model(batch.image, noise=noise, samples=objective.samples)
+    losses = objective(output, batch, {}, 0)
+    torch.autograd.backward(losses.roots, losses.gradients)
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    model.zero_grad()
+    output = model(batch.image, noise=noise, samples=3)
+    cost = 0.01 * (output.reconstruction - output.target).square().flatten(1).sum(dim=1) + output.posterior.rate
+    (-torch.logsumexp(-cost.view(-1, 3), dim=1)).mean().backward()
+    for name, parameter in model.named_parameters():
+        assert ours[name] is not None and parameter.grad is not None
+        torch.testing.assert_close(
+            ours[name], parameter.grad, rtol=1e-9, atol=1e-9 * parameter.grad.abs().max().item() + 1e-12
+        )
+
+
+def test_free_bits_are_a_term_of_the_rates() -> None:
+    """Groups of the rate come from the bottleneck, so that a term needs nothing else."""
+    model, _, _ = _networks()
+    output = _forward(model, _batch())
+    assert output.posterior.rates.shape == (2, CONFIG.latent_channels)
+    torch.testing.assert_close(output.posterior.rates.sum(dim=1), output.posterior.rate, rtol=1e-12, atol=0)

@@ -22,6 +22,8 @@ from ldm_vae.losses.perceptual import (
 from ldm_vae.pretrained.backbones import backbone_weights
 from ldm_vae.recipe import validate
 
+pytestmark = pytest.mark.numerical
+
 Pair = tuple[LPIPS, lpips.LPIPS]
 
 

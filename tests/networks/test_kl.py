@@ -14,6 +14,8 @@ from ldm_vae.noise import GivenNoise
 from tests.architectures import WIDTHS, name, small_config
 from tests.tolerance import assert_as_exact, roundings
 
+pytestmark = pytest.mark.numerical
+
 
 def architectures() -> Iterator[AutoencoderConfig]:
     """Every f with every number of image channels, each with all eight of the on/off choices."""

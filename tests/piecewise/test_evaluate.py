@@ -18,6 +18,8 @@ from ldm_vae.piecewise.chains.kl import decoder_steps
 from ldm_vae.piecewise.evaluate import run_plan
 from tests.tolerance import assert_as_exact, double
 
+pytestmark = pytest.mark.numerical
+
 Network = Callable[..., Autoencoder]
 Run = Callable[..., tuple[Tensor, Plan]]  # decode_pieces or encode_pieces
 

@@ -8,6 +8,8 @@ from ldm_vae.networks.kl import Autoencoder
 from ldm_vae.piecewise.chains.kl import decoder_steps, encoder_steps
 from ldm_vae.piecewise.steps import AttentionStep, ChainStep, DownsampleStep, ResidualStep, UpsampleStep
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize(("height", "width"), [(7, 5), (4, 11), (1, 1)])
 @pytest.mark.parametrize("decode", [True, False])

@@ -13,8 +13,8 @@ from PIL import Image
 
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.findings import Axis, Chart, Inspection, Line, Matrix, Number, Picture, Section, Verdict
-from ldm_vae.evaluation.compare import Difference, to_json
+from ldm_vae.diagnostics.findings import Axis, Chart, Inspection, Line, Matrix, PictureFile, Quantity, Section, Verdict
+from ldm_vae.evaluation.compare import PairedDifference, differences_to_json
 from ldm_vae.evaluation.evaluate import EvaluationProtocol, describe_codec, evaluate_shards
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.interop.load import STATISTICS
@@ -116,7 +116,7 @@ def write_results(run: Path, shards: Path) -> None:
                 "per_image": [],
             }
         ],
-        "comparisons": [{"name": "PCA", "metrics": to_json({"psnr": Difference(1.0, 0.5, 1.5, 60)})}],
+        "comparisons": [{"name": "PCA", "metrics": differences_to_json({"psnr": PairedDifference(1.0, 0.5, 1.5, 60)})}],
     }
     (run / "results.json").write_text(json.dumps(content))
 
@@ -136,8 +136,8 @@ def write_inspection(run: Path) -> None:
         name="rate",
         title=f"Rate {ATTACK}",
         numbers=(
-            Number(name="kl", title="KL", definition="`gaussian_kl`.", source="Kingma 2013", value=12.5, unit="nats"),
-            Number(name="mmd", title="MMD", definition="Distance.", value=None, missing="needs 100 images"),
+            Quantity(name="kl", title="KL", definition="`gaussian_kl`.", source="Kingma 2013", value=12.5, unit="nats"),
+            Quantity(name="mmd", title="MMD", definition="Distance.", value=None, missing="needs 100 images"),
         ),
         charts=(
             Chart(name="bars", title="KL per channel", definition="Mean.", kind="bar", x=Axis(title="channel"),
@@ -153,7 +153,9 @@ def write_inspection(run: Path) -> None:
             Matrix(name="large", title="Correlation", definition="Of places.", rows=tuple("x" * 20),
                    columns=tuple("y" * 20), values=tuple(tuple(float(i - j) for j in range(20)) for i in range(20))),
         ),
-        pictures=(Picture(name="draws", title="Samples", definition="Draws.", file="samples.png", description="N"),),
+        pictures=(
+            PictureFile(name="draws", title="Samples", definition="Draws.", file="samples.png", description="N"),
+        ),
         verdicts=(
             Verdict(name="channels", level="good", statement="Both channels carry information."),
             Verdict(name="blur", level="bad", statement="12 % of the power is left.", advice="Raise `weight`."),

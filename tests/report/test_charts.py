@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from ldm_vae.diagnostics.findings import Axis, Chart, Line
-from ldm_vae.report.charts import DOTS, POINTS, ROWS, Drawing, draw
+from ldm_vae.report.charts import LINE_POINTS, SCATTER_POINTS, TABLE_ROWS, Drawing, draw
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -81,19 +81,19 @@ def test_gaps_stay_gaps_and_nothing_is_no_chart() -> None:
 
 
 def test_long_lines_are_averaged_and_long_tables_thinned() -> None:
-    found = drawn(line(*[float(i % 2) for i in range(4 * POINTS)]))
+    found = drawn(line(*[float(i % 2) for i in range(4 * LINE_POINTS)]))
     assert found.notes[0] == "Every point is a mean over 4 values."
-    assert len(found.rows) <= ROWS and found.rows[-1][0] == str(4 * POINTS - 1)  # the last is always there
+    assert len(found.rows) <= TABLE_ROWS and found.rows[-1][0] == str(4 * LINE_POINTS - 1)  # the last is always there
     (path,) = re.findall(r'<path d="([^"]+)"[^>]*stroke: var\(--series-1\)', str(found.svg))
     heights = {float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", path)}
     assert len(heights) == 1  # a mean of 0, 1, 0, 1 is a half everywhere
 
 
 def test_large_clouds_are_thinned() -> None:
-    count = 3 * DOTS
+    count = 3 * SCATTER_POINTS
     found = drawn(line(*[float(i) for i in range(count)]), kind="scatter")
     assert found.notes == ["One point in 3 is drawn."]
-    assert str(found.svg).count("<use") < DOTS + 50
+    assert str(found.svg).count("<use") < SCATTER_POINTS + 50
     assert found.rows == []
 
 

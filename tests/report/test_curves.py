@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ldm_vae.report.curves import OTHERS, PLACES, charts, counted
+from ldm_vae.report.curves import NOT_DRAWN, OTHERS, charts, counter_sentences
 from ldm_vae.report.run import read_run
 
 
 def test_every_logged_value_is_drawn_once(whole_run: Path) -> None:
     run = read_run(str(whole_run))
-    logged = {name for row in run.rows for name in row} - set(PLACES)
+    logged = {name for row in run.rows for name in row} - set(NOT_DRAWN)
     lines = [line for part in charts([run]).values() for chart in part for line in chart.lines]
     assert len(lines) == len(logged) == 10
     drawn = sorted(tuple(value for value in line.y) for line in lines)
@@ -35,6 +35,6 @@ def test_unknown_values_get_charts_of_their_own(whole_run: Path) -> None:
 
 def test_counters_are_told_where_they_are_not_zero(whole_run: Path) -> None:
     run = read_run(str(whole_run))
-    assert counted(run) == []
+    assert counter_sentences(run) == []
     run = replace(run, rows=[*run.rows, {"step": 300.0, "skipped_steps": 4.0}])
-    assert counted(run) == ["4 optimizer steps were skipped, because a gradient was not finite."]
+    assert counter_sentences(run) == ["4 optimizer steps were skipped, because a gradient was not finite."]

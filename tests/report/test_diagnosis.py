@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_vae.diagnostics.findings import Inspection, Matrix, Picture, Section
+from ldm_vae.diagnostics.findings import Inspection, Matrix, PictureFile, Section
 from ldm_vae.report import diagnosis
 from ldm_vae.report.diagnosis import CELLS, count_verdicts, sections, verdicts
 
 
-def shown(folder: Path, *pictures: Picture, matrices: tuple[Matrix, ...] = ()) -> diagnosis.ShownSection:
+def shown(folder: Path, *pictures: PictureFile, matrices: tuple[Matrix, ...] = ()) -> diagnosis.ShownSection:
     section = Section(name="a", title="A", pictures=pictures, matrices=matrices)
     return sections(Inspection(protocol={}, sections=(section,)), folder)[0]
 
 
-def picture(file: str) -> Picture:
-    return Picture(name="p", title="P", definition="d", file=file, description="what it shows")
+def picture(file: str) -> PictureFile:
+    return PictureFile(name="p", title="P", definition="d", file=file, description="what it shows")
 
 
 def square(side: int) -> Matrix:
@@ -61,7 +61,7 @@ def test_pictures_that_cannot_be_read_are_told(tmp_path: Path, content: bytes | 
 
 
 def test_pictures_stay_within_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosis, "BYTES", 150_000)
+    monkeypatch.setattr(diagnosis, "DIAGNOSIS_BYTES", 150_000)
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     found = shown(tmp_path, *[picture("a.png")] * 9).pictures

@@ -12,8 +12,16 @@ from PIL import Image
 
 from ldm_vae.codec import LatentCodec, from_pil, to_numpy
 from ldm_vae.errors import UserError
-from ldm_vae.report.album import BYTES, make_album
-from ldm_vae.report.gallery import COUNT, LARGEST, Gallery, Held, choose, make_gallery, worst_first
+from ldm_vae.report.album import ALBUM_BYTES, make_album
+from ldm_vae.report.gallery import (
+    GALLERY_IMAGES,
+    LONGEST_SIDE,
+    Gallery,
+    GalleryImage,
+    choose,
+    make_gallery,
+    worst_first,
+)
 from ldm_vae.report.results import ImageRow, StoredResults
 from ldm_vae.report.run import read_run
 from tests.conftest import encoded, picture, write_tar
@@ -43,7 +51,7 @@ def test_choice_is_bounded_and_holds_worst_median_and_best(count: int) -> None:
     rows = [ImageRow(key=str(i)) for i in range(count)]
     chosen = choose(rows, "PSNR")
     keys = [choice.key for choice in chosen]
-    assert len(keys) == len(set(keys)) == min(count, COUNT)
+    assert len(keys) == len(set(keys)) == min(count, GALLERY_IMAGES)
     assert {"0", str(count // 2), str(count - 1)} <= set(keys)
     if count > 1:
         assert all(f"{int(c.key) + 1} of {count} by PSNR, worst first" in c.why for c in chosen)
@@ -55,27 +63,27 @@ def test_choice_is_bounded_and_holds_worst_median_and_best(count: int) -> None:
 
 def test_reconstructions_are_those_of_the_codec(whole_run: Path) -> None:
     gallery = make_gallery(LatentCodec.load(whole_run), shards_of(whole_run), [])
-    assert [held.choice.key for held in gallery.held] == list(KEYS)
+    assert [one.choice.key for one in gallery.images] == list(KEYS)
     codec = LatentCodec.load(whole_run, device="cpu")
-    for seed, held in enumerate(gallery.held):
-        original = picture(seed, SIZES.get(held.choice.key, (96, 72)))
-        assert np.array_equal(held.original.transpose(1, 2, 0), np.asarray(original))
+    for seed, one in enumerate(gallery.images):
+        original = picture(seed, SIZES.get(one.choice.key, (96, 72)))
+        assert np.array_equal(one.original.transpose(1, 2, 0), np.asarray(original))
         expected = to_numpy(codec.reconstruct(from_pil(original)))[0]
-        difference = held.reconstruction.transpose(1, 2, 0).astype(int) - expected
+        difference = one.reconstruction.transpose(1, 2, 0).astype(int) - expected
         assert np.abs(difference).max() <= 1  # order of summation may tip a rounding
         error = ((expected.astype(float) - np.asarray(original)) ** 2).mean()
-        assert held.psnr == pytest.approx(10 * np.log10(255**2 / error), abs=0.01)
-        assert held.latent.shape == (2, -(-original.height // 2), -(-original.width // 2))
+        assert one.psnr == pytest.approx(10 * np.log10(255**2 / error), abs=0.01)
+        assert one.latent.shape == (2, -(-original.height // 2), -(-original.width // 2))
     assert gallery.weights_hash == codec.weights_hash
 
 
 def test_images_are_found_by_key_and_strangers_are_told(whole_run: Path) -> None:
     rows = [ImageRow(key="dog"), ImageRow(key="gone"), ImageRow(key="cat")]
     gallery = make_gallery(LatentCodec.load(whole_run), shards_of(whole_run), choose(rows, "PSNR"))
-    assert [held.choice.key for held in gallery.held] == ["dog", "cat"]
+    assert [one.choice.key for one in gallery.images] == ["dog", "cat"]
     assert gallery.notes[0].startswith("1 of the images chosen from results.json")
     gallery = make_gallery(LatentCodec.load(whole_run), shards_of(whole_run), choose(rows[1:2], "PSNR"))
-    assert len(gallery.held) == len(KEYS) and "None of the images" in gallery.notes[0]
+    assert len(gallery.images) == len(KEYS) and "None of the images" in gallery.notes[0]
 
 
 def test_numbers_of_resized_images_are_told(whole_run: Path) -> None:
@@ -90,16 +98,16 @@ def test_numbers_of_resized_images_are_told(whole_run: Path) -> None:
 def test_a_broken_image_is_told_and_the_others_shown(whole_run: Path, tmp_path: Path) -> None:
     write_tar(tmp_path / "000000.tar", {"bad.png": b"no picture", "good.png": encoded(picture(1))})
     gallery = make_gallery(LatentCodec.load(whole_run), str(tmp_path), [])
-    assert [held.choice.key for held in gallery.held] == ["good"]
+    assert [one.choice.key for one in gallery.images] == ["good"]
     assert gallery.notes[0].startswith("bad cannot be shown: ")
 
 
 def test_of_a_large_picture_the_middle_is_shown(whole_run: Path, tmp_path: Path) -> None:
-    wide = picture(3, (LARGEST + 40, 50))
+    wide = picture(3, (LONGEST_SIDE + 40, 50))
     wide.save(tmp_path / "wide.png")
-    (held,) = make_gallery(LatentCodec.load(whole_run), str(tmp_path), []).held
-    assert held.size == (50, LARGEST + 40)
-    assert np.array_equal(held.original.transpose(1, 2, 0), np.asarray(wide)[:, 20:-20])
+    (one,) = make_gallery(LatentCodec.load(whole_run), str(tmp_path), []).images
+    assert one.size == (50, LONGEST_SIDE + 40)
+    assert np.array_equal(one.original.transpose(1, 2, 0), np.asarray(wide)[:, 20:-20])
 
 
 def test_shards_that_cannot_be_read_are_an_error_with_a_name(whole_run: Path, tmp_path: Path) -> None:
@@ -109,18 +117,18 @@ def test_shards_that_cannot_be_read_are_an_error_with_a_name(whole_run: Path, tm
 
 def test_pictures_that_nothing_compresses_stay_within_their_bytes() -> None:
     """Noise of the largest size: shown smaller, all of them, each with its measured values."""
-    noise = np.random.default_rng(0).integers(0, 256, (3, LARGEST, LARGEST), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (3, LONGEST_SIDE, LONGEST_SIDE), dtype=np.uint8)
     row = ImageRow(key="a", values={"psnr": 5.0}, missing={"kid": "of a set"})
     latent = np.random.default_rng(0).standard_normal((20, 8, 8)).astype(np.float32)
     (choice,) = choose([row], "PSNR")
-    held = [Held(choice, noise, noise[::-1].copy(), noise.shape[1:], latent, None)] * COUNT
-    album = make_album(Gallery(held, "", {}))
-    assert len(album.items) == COUNT
-    total = sum(len(uri) for item in album.items for uri in (item.original, item.reconstruction, item.difference))
-    assert BYTES / 4 < total <= BYTES
-    assert album.items[0].width < LARGEST and "of which the middle" in album.items[0].size
-    back = Image.open(io.BytesIO(base64.b64decode(album.items[0].original.partition(",")[2])))
-    start = (LARGEST - album.items[0].width) // 2
+    one = [GalleryImage(choice, noise, noise[::-1].copy(), noise.shape[1:], latent, None)] * GALLERY_IMAGES
+    album = make_album(Gallery(one, "", {}))
+    assert len(album.images) == GALLERY_IMAGES
+    total = sum(len(uri) for item in album.images for uri in (item.original, item.reconstruction, item.difference))
+    assert ALBUM_BYTES / 4 < total <= ALBUM_BYTES
+    assert album.images[0].width < LONGEST_SIDE and "of which the middle" in album.images[0].size
+    back = Image.open(io.BytesIO(base64.b64decode(album.images[0].original.partition(",")[2])))
+    start = (LONGEST_SIDE - album.images[0].width) // 2
     assert np.array_equal(np.asarray(back)[0, 0], noise[:, start, start])  # cut, not resized
-    assert album.items[0].values == [("PSNR", "5 dB")] and album.items[0].missing == [("KID", "of a set")]
+    assert album.images[0].values == [("PSNR", "5 dB")] and album.images[0].missing == [("KID", "of a set")]
     assert len(album.latents[0].channels) == 16 and "Of 20 latent channels the first 16" in album.notes[-1]

@@ -15,7 +15,7 @@ import pytest
 from ldm_vae.diagnostics.findings import Inspection, Verdict
 from ldm_vae.errors import UserError
 from ldm_vae.report import page as module
-from ldm_vae.report.page import LARGEST, write_report
+from ldm_vae.report.page import REPORT_BYTES, write_report
 from tests.report.conftest import ATTACK, make_run
 
 VOID = {"meta", "link", "img", "input", "br"}
@@ -62,7 +62,7 @@ def parsed(page: Path) -> Page:
 
 
 def test_it_is_small_and_whole(page: Path, parsed: Page) -> None:
-    assert page.stat().st_size < LARGEST
+    assert page.stat().st_size < REPORT_BYTES
     assert parsed.open == []  # every element is closed, in order
     ids = Counter(attributes["id"] for _, attributes in parsed.tags if "id" in attributes)
     assert [name for name, count in ids.items() if count > 1] == []
@@ -200,7 +200,7 @@ def test_a_page_that_grows_too_large_is_refused_and_the_old_one_stays(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run / "report.html").write_text("old")
-    monkeypatch.setattr(module, "LARGEST", 10_000)
+    monkeypatch.setattr(module, "REPORT_BYTES", 10_000)
     with pytest.raises(UserError, match="more than 0"):
         report(run)
     assert (run / "report.html").read_text() == "old"

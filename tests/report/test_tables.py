@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ldm_vae.evaluation.compare import Difference, to_json
+from ldm_vae.evaluation.compare import PairedDifference, differences_to_json
 from ldm_vae.report.results import Comparison, ImageRow, Interval, Measured, StoredResults
 from ldm_vae.report.run import read_run
 from ldm_vae.report.tables import (
-    IMAGES,
+    IMAGE_ROWS,
     difference_table,
     image_table,
     metric_table,
@@ -25,7 +25,7 @@ def test_the_best_of_each_row_is_marked() -> None:
     ours = Measured(metrics={"lpips_vgg": 0.1, "psnr": 20.0, "odd": 1.0, "ssim": 0.5}, missing={"rfid": "no weights"})
     theirs = Measured(metrics={"psnr": 30.0, "lpips_vgg": 0.2, "rfid": 3.0, "odd": 2.0, "ssim": 0.5})
     table = metric_table([("ours", ours), ("theirs", theirs)])
-    marked = {row.fact.title: [cell.best for cell in row.cells] for row in table.rows}
+    marked = {row.metric.title: [cell.best for cell in row.cells] for row in table.rows}
     assert marked == {
         "PSNR": [False, True],
         "LPIPS (VGG)": [True, False],
@@ -62,7 +62,7 @@ def test_an_interval_says_what_the_evaluation_said(
     metric: str, low: float | None, high: float | None, images: int, word: str
 ) -> None:
     middle = 0.5 if low is None or high is None else (low + high) / 2
-    written = to_json({metric: Difference(middle, low, high, images)})
+    written = differences_to_json({metric: PairedDifference(middle, low, high, images)})
     results = StoredResults.model_validate({"comparisons": [{"name": "PCA", "metrics": written}]})
     table = difference_table(results)
     assert (table.others, table.rows[0].cells[0].word, table.rows[0].images) == (["PCA"], word, str(images))
@@ -76,11 +76,13 @@ def test_an_interval_of_an_older_file_has_no_verdict() -> None:
 
 
 def test_many_images_are_cut_to_the_worst_and_reasons_are_counted() -> None:
-    rows = [ImageRow(key=str(i), values={"psnr": float(i)}, missing={"ssim": "too small"}) for i in range(IMAGES + 7)]
+    rows = [
+        ImageRow(key=str(i), values={"psnr": float(i)}, missing={"ssim": "too small"}) for i in range(IMAGE_ROWS + 7)
+    ]
     table = image_table([*rows[::-1], ImageRow(key="none", missing={"psnr": "NaN", "ssim": "too small"})])
-    assert [row.key for row, *_ in table.rows[:2]] == ["0", "1"] and len(table.rows) == IMAGES
+    assert [row.key for row, *_ in table.rows[:2]] == ["0", "1"] and len(table.rows) == IMAGE_ROWS
     assert table.left_out == 8 and table.metric == "PSNR"
-    assert table.notes[0] == f"SSIM is missing for {IMAGES + 8} images: too small."
+    assert table.notes[0] == f"SSIM is missing for {IMAGE_ROWS + 8} images: too small."
     assert "PSNR is missing for 1 image: NaN." in table.notes
 
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ldm_vae.errors import UserError
-from tools.denoiser import NO_LABEL, TIMES, DenoiserConfig, build_denoiser, sample_latents, train_denoiser
+from tools.denoiser import NO_LABEL, TIMESTEPS, DenoiserConfig, build_denoiser, sample_latents, train_denoiser
+
+pytestmark = pytest.mark.numerical
 
 CHANNELS, SIDE = 2, 8
 
@@ -89,7 +91,7 @@ def test_sampling_is_the_flow_that_training_defines(deviation: float) -> None:
     """
 
     def velocity(noisy: Tensor, timestep: Tensor, class_labels: Tensor) -> Any:
-        t, variance = (timestep / TIMES).view(-1, 1, 1, 1), deviation**2
+        t, variance = (timestep / TIMESTEPS).view(-1, 1, 1, 1), deviation**2
         return SimpleNamespace(sample=noisy * (t - (1 - t) * variance) / ((1 - t) ** 2 * variance + t**2))
 
     class Exact:

@@ -18,7 +18,7 @@ def test_written_as_the_table_says(tmp_path: Path) -> None:
     found = {path.stem: path for path in tmp_path.rglob("*.png")}
     assert found.keys() == PHOTOGRAPHS.keys()
     for name, photograph in PHOTOGRAPHS.items():
-        assert found[name].parent.name == photograph.side
+        assert found[name].parent.name == photograph.split
         with Image.open(found[name]) as image:
             assert (image.size, image.mode) == (photograph.size, "RGB")
             red, green, blue = np.moveaxis(np.asarray(image).astype(int), 2, 0)
@@ -38,7 +38,7 @@ def test_only_large_originals_are_reduced(tmp_path: Path) -> None:
 
 
 def test_stereo_pair_is_on_one_side() -> None:
-    assert PHOTOGRAPHS["motorcycle_left"].side == PHOTOGRAPHS["motorcycle_right"].side
+    assert PHOTOGRAPHS["motorcycle_left"].split == PHOTOGRAPHS["motorcycle_right"].split
 
 
 def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

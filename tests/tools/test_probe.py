@@ -17,8 +17,10 @@ from tests.conftest import picture, write_shards
 from tests.tools.test_latent_diffusion import write_codec
 from tools import learnability
 from tools.command import run_command
-from tools.learnability import AT_ONCE, look, reconstruct, standardise
+from tools.learnability import AT_ONCE, picture_features, reconstruct, standardise
 from tools.probe import probe, read_images
+
+pytestmark = pytest.mark.numerical
 
 SIZE, IMAGES = 32, 23  # pixels, and how many the shards hold
 TINY = ["--size", str(SIZE), "--images", str(IMAGES), "--tokens", "4", "--width", "32", "--depth", "1"]
@@ -110,7 +112,9 @@ def test_latents_are_standardised_in_each_channel(codecs: list[Path]) -> None:
 def test_pictures_are_looked_at_in_order_and_once(count: int, network: PairNetwork) -> None:
     pictures = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
     one_by_one = torch.cat([network(picture[None], picture[None]).features[:, 0] for picture in pictures])
-    torch.testing.assert_close(look(network, [pictures]), one_by_one, rtol=1e-4, atol=1e-4)  # other batch sizes
+    torch.testing.assert_close(
+        picture_features(network, [pictures]), one_by_one, rtol=1e-4, atol=1e-4
+    )  # other batch sizes
 
 
 def test_a_training_that_diverged_has_no_distance(

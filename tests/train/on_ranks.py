@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import train.loop
-from ldm_vae.ranks import first_to_say
+from ldm_vae.ranks import is_first_to_report
 from ldm_vae.recipe import load_recipe
 from train.__main__ import run_training
 from train.agreement import RanksDiffer, check_ranks_agree
@@ -61,7 +61,7 @@ def drift(recipe: Recipe) -> None:
 def say(recipe: Recipe) -> None:
     """What both ranks have to say, and what each has to say alone."""
     for message in ("said by both", f"said by {os.environ['RANK']}"):
-        if first_to_say(message):
+        if is_first_to_report(message):
             print(message, file=sys.stderr)
 
 

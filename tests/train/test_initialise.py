@@ -10,6 +10,8 @@ from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.noise import GivenNoise
 from train.initialise import initialise_average
 
+pytestmark = pytest.mark.numerical
+
 CONFIG = AutoencoderConfig(
     block_out_channels=(32, 64, 64), layers_per_block=1, norm_groups=8, latent_channels=3, mid_attention=False
 )

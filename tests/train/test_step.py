@@ -10,6 +10,8 @@ from ldm_vae.losses.adaptive import adaptive_weight
 from tests.train.conftest import Build, batches_of, state_of
 from train.step import TRAIN_STEPS, autoencoder_gradients, train_step, train_step_compvis
 
+pytestmark = pytest.mark.numerical
+
 
 def _largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
     """Over all tensors, relative to each one's largest value where that is above 1 (second moments are large)."""

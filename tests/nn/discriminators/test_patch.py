@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from ldm_vae.errors import UserError
 from ldm_vae.nn.discriminators.patch import PatchDiscriminator
 
+pytestmark = pytest.mark.numerical
+
 
 class NLayerDiscriminator(nn.Module):
     """taming/modules/discriminator/model.py of CompVis/taming-transformers, without ActNorm."""
