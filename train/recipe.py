@@ -12,7 +12,7 @@ from ldm_vae.data.stream.reader import DataConfig
 from ldm_vae.losses.adversarial import DiscriminatorConfig
 from ldm_vae.losses.adversary import AdversaryConfig
 from ldm_vae.losses.objective import LossConfig
-from ldm_vae.losses.perceptual import SMALLEST_SIDE
+from ldm_vae.losses.perceptual import SMALLEST_IMAGE
 from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.networks.network import NetworkConfig
 from ldm_vae.parts import ADVERSARIES, NETWORKS
@@ -141,10 +141,10 @@ class Recipe(Config):
         side: pixels along the shorter side.
         """
         perceptual, discriminator = self.loss.perceptual, self.discriminator
-        if perceptual.weight > 0 and perceptual.channels != "off" and side < SMALLEST_SIDE[perceptual.network]:
+        if perceptual.weight > 0 and perceptual.channels != "off" and side < SMALLEST_IMAGE[perceptual.network]:
             raise ValueError(
                 f"images of {side} pixels are too small for LPIPS: "
-                f"use at least {SMALLEST_SIDE[perceptual.network]}, or loss.perceptual.channels: off"
+                f"use at least {SMALLEST_IMAGE[perceptual.network]}, or loss.perceptual.channels: off"
             )
         if discriminator is not None and side < discriminator.smallest_image:
             raise ValueError(

@@ -30,7 +30,7 @@ RGB: Channels = (0, 1, 2)
 EPSILON = 1.0e-4  # length below which a feature vector is not stretched to 1; photographs have them from 0.8 up
 BACKBONE: Mapping[LPIPSNetwork, BackboneName] = {"vgg": "vgg16", "alex": "alexnet"}
 # Pixels along each side of the smallest image for which the last layer has one position.
-SMALLEST_SIDE: Mapping[LPIPSNetwork, int] = {"vgg": 16, "alex": 31}
+SMALLEST_IMAGE: Mapping[LPIPSNetwork, int] = {"vgg": 16, "alex": 31}
 
 
 class PerceptualConfig(FrozenConfig):
@@ -106,7 +106,7 @@ class LPIPS(nn.Module):
 
         reconstruction, target: (B, C, H, W) in [-1, 1].
         """
-        smallest = SMALLEST_SIDE[self.network]
+        smallest = SMALLEST_IMAGE[self.network]
         if min(target.shape[2:]) < smallest:
             raise UserError(
                 f"images of {target.shape[2]}x{target.shape[3]} pixels are too small for LPIPS",
