@@ -1,6 +1,6 @@
-"""python -m train RECIPE [a.b=value ...]: trains a codec, or goes on with the training.
+"""python -m train RECIPE [a.b=value ...]: trains a codec, or continues the training.
 
-python -m train --fields [SECTION]: says what the fields of a recipe mean.
+python -m train --fields [SECTION]: explains the fields of a recipe.
 """
 
 from __future__ import annotations
@@ -79,13 +79,16 @@ def train_command(
 
 
 def tell(message: str) -> None:
-    """The last words of a run, once, whichever rank has them."""
+    """Prints how a run ended: once, although several ranks may say it."""
     if is_first_to_report(message):
         print(f"train: {message}", file=sys.stderr)
 
 
 def run_training(recipe: Recipe) -> None:
-    """From a recipe to its last step; how it ended stands in status.json. Raises Preempted after a signal."""
+    """Trains up to the last step of a recipe, and writes to status.json how the run ended.
+
+    Raises Preempted after a signal.
+    """
     recipe = resolve_precision(recipe)
     accelerator = build_accelerator(recipe)
     folder, main = Path(recipe.output), accelerator.is_main_process
@@ -93,9 +96,9 @@ def run_training(recipe: Recipe) -> None:
     autoencoder, recipe = build_autoencoder(recipe, checkpoint)
     frozen, recipe = build_frozen(recipe)
     check_same_experiment(folder, recipe)
-    with ExitStack() as held:
-        lock_run(held, folder, accelerator)
-        preemption = held.enter_context(Preemption(recipe.checkpoint.preempt_every))
+    with ExitStack() as stack:
+        lock_run(stack, folder, accelerator)
+        preemption = stack.enter_context(Preemption(recipe.checkpoint.preempt_every))
         write_status(folder, "running", main=main)
         try:
             train_under_lock(recipe, checkpoint, accelerator, autoencoder, frozen, preemption)
@@ -103,7 +106,7 @@ def run_training(recipe: Recipe) -> None:
             status: Status = "preempted" if isinstance(error, Preempted) else "failed"
             try:
                 write_status(folder, status, str(error) or type(error).__name__, main=main)
-            except UserError as second:  # the disk is full, say: what ended the run is what the person is to read
+            except UserError as second:  # such as a full disk; the user is to read what ended the run
                 logger.warning("%s", second)
             raise
         write_status(folder, "done", main=main)
@@ -112,19 +115,22 @@ def run_training(recipe: Recipe) -> None:
     accelerator.end_training()
 
 
-def lock_run(held: ExitStack, folder: Path, accelerator: Accelerator) -> None:
-    """Takes the lock for all ranks. Where the main process does not get it, raises UserError on all: no rank is left
-    waiting, and the status of the run that holds it stays as it is."""
+def lock_run(stack: ExitStack, folder: Path, accelerator: Accelerator) -> None:
+    """The main process locks the run folder until `stack` closes.
+
+    Raises UserError on all ranks where another trainer holds the lock, so that no rank waits. The status of that
+    trainer's run stays as it is.
+    """
     refusal = None
     try:
-        held.enter_context(RunLock(folder, main=accelerator.is_main_process))
+        stack.enter_context(RunLock(folder, main=accelerator.is_main_process))
     except UserError as error:
         refusal = error
     refused = accelerator.reduce(torch.tensor(int(refusal is not None), device=accelerator.device), "sum")
     if refusal is not None:
         raise refusal
     if int(refused):
-        raise UserError(f"{folder} is not to be had", "see what the main process says")
+        raise UserError(f"{folder} cannot be locked", "see the message of the main process")
 
 
 def train_under_lock(
@@ -135,7 +141,7 @@ def train_under_lock(
     frozen: Mapping[str, nn.Module],
     preemption: Preemption,
 ) -> None:
-    """Data, networks and checkpoint in place, then the loop."""
+    """Builds data and networks, restores the checkpoint, and runs the loop."""
     folder = Path(recipe.output)
     index = load_index(recipe.data.train, cache=folder / "index")
     run, meter, health = build_run(recipe, accelerator, autoencoder, frozen), Meter(), Health(accelerator)

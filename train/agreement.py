@@ -1,4 +1,4 @@
-"""Proof, at every save, that all ranks hold the same bits: replicas that drift apart do so in silence."""
+"""A check at every save that all ranks hold the same bits: without it, nobody notices replicas that drift apart."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-WORD_TYPES = {1: torch.uint8, 2: torch.int16}  # bytes of a value -> how its bits are read; larger ones as several words
+# Bytes of a value -> the integer type that its bits are read as. Larger values are read as several words of 4 bytes.
+WORD_TYPES = {1: torch.uint8, 2: torch.int16}
 
 
 class RanksDiffer(RuntimeError):
-    """Replicas have drifted apart: a fault of ours or of a device, and nothing that a user can mend."""
+    """Replicas have drifted apart. This is a bug or a fault of a device; a user cannot mend it."""
 
 
 def bit_sums(tensors: Iterable[Tensor]) -> Tensor:
-    """(2,) int64, sums over the bits of all values, plain and weighted by position (wrapping around)."""
+    """(2,) int64: the sum of the words of all values, and the sum weighted by position. Both wrap around."""
     total = torch.zeros(2, dtype=torch.int64)
     for tensor in tensors:
         bits = tensor.detach().contiguous().view(-1).view(WORD_TYPES.get(tensor.element_size(), torch.int32))

@@ -27,7 +27,7 @@ from train.optimizer import Update, build_update
 from train.recipe import MODELS, ModelConfig, Recipe, resolve_precision
 from train.state import Run
 
-REFUSED = {
+REFUSED_LAUNCHES = {  # environment variable that accelerate sets -> what was asked for
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
@@ -35,8 +35,11 @@ REFUSED = {
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
-    """One process or data parallelism, in the recipe's precision. Raises UserError for what cannot be right."""
-    for variable, name in REFUSED.items():
+    """An accelerator for one process or data parallelism, in the recipe's precision.
+
+    Raises UserError for a launch or a recipe that would train wrongly.
+    """
+    for variable, name in REFUSED_LAUNCHES.items():
         if os.environ.get(variable, "false").lower() == "true":
             raise UserError(
                 f"{name} is not supported",
@@ -67,7 +70,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 def build_autoencoder(recipe: Recipe, checkpoint: Checkpoint | None = None) -> tuple[Network, Recipe]:
     """The autoencoder with its first weights, and the recipe with the architecture of `init_from` filled in.
 
-    checkpoint: of the run that goes on; it holds all weights, and `init_from` may be gone by then.
+    checkpoint: the checkpoint of a run that continues. It holds all weights, so `init_from` need not exist any more.
     """
     torch.manual_seed(recipe.seed)
     heads = build_heads(recipe.loss)
@@ -89,7 +92,7 @@ def build_autoencoder(recipe: Recipe, checkpoint: Checkpoint | None = None) -> t
 
 
 def build_adversaries(recipe: Recipe) -> list[Adversary]:
-    """The second players of a recipe: its discriminator, or none."""
+    """The adversaries of a recipe: its discriminator, or none."""
     config = recipe.discriminator
     return [] if config is None else [ADVERSARIES.part_of(config)(config)]
 
@@ -97,7 +100,7 @@ def build_adversaries(recipe: Recipe) -> list[Adversary]:
 def build_run(recipe: Recipe, accelerator: Accelerator, autoencoder: Network, frozen: Mapping[str, nn.Module]) -> Run:
     """Networks, objective, updates and guard, on the accelerator's device.
 
-    frozen: of `build_frozen`.
+    frozen: the networks that `build_frozen` returned.
     """
     autoencoder = autoencoder.to(accelerator.device)
     torch.manual_seed(recipe.seed)
@@ -133,15 +136,15 @@ def build_run(recipe: Recipe, accelerator: Accelerator, autoencoder: Network, fr
         ema=ema,
         guard=guard,
         seed=recipe.seed,
-        learns=recipe.model.train == "all",  # else old latents would change
+        bottleneck_learns=recipe.model.train == "all",  # else old latents would change
     )
 
 
 def build_frozen(recipe: Recipe) -> tuple[dict[str, nn.Module], Recipe]:
-    """The networks that judge and are never trained, by the section that asks for them, and the recipe with the hashes
-    of their weights.
+    """The frozen networks by the name of their section, and the recipe with the hashes of their weights.
 
-    Their weights are fetched where not cached. Raises UserError where they are not those that the recipe names.
+    Frozen networks belong to losses and are never trained. Their weights are downloaded where they are not cached.
+    Raises UserError where they are not the weights that the recipe names.
     """
     config = recipe.loss.perceptual
     channels = perceptual_channels(config, recipe.model.out_channels) if config.weight > 0 else None
@@ -163,12 +166,12 @@ def _architecture(recipe: Recipe) -> NetworkConfig:
 
 
 def _architecture_of(checkpoint: Checkpoint | None) -> NetworkConfig:
-    assert checkpoint is not None  # else there was a source
+    assert checkpoint is not None  # without one, the model of `init_from` has been loaded
     return read_architecture(checkpoint.meta["model"], str(checkpoint.folder))
 
 
 def _take_architecture(recipe: Recipe, config: NetworkConfig) -> Recipe:
-    """The recipe with another model's architecture. Raises UserError where the recipe asks for a different one."""
+    """The recipe with the architecture of `init_from`. Raises UserError where the recipe asks for a different one."""
     model = recipe.model
     for name in model.model_fields_set & type(config).model_fields.keys() - {"gradient_checkpointing"}:
         if getattr(model, name) != getattr(config, name):

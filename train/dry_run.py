@@ -1,4 +1,4 @@
-"""What a recipe would do, without doing it: the resolved recipe, sizes, and a look at the data."""
+"""A description of what a recipe would train: the resolved recipe, sizes, and a look at the data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from train.validate import validation_data
 
 
 def describe_recipe(recipe: Recipe) -> None:
-    """Prints to stdout. Reads one batch of each kind of data. Raises UserError for what training would refuse."""
+    """Prints the description to stdout. Reads one batch of the training data and one image of the validation data.
+
+    Raises UserError for what training would refuse.
+    """
     autoencoder, recipe = build_autoencoder(resolve_precision(recipe))
     if recipe.loss.perceptual.weight > 0:
         perceptual_channels(recipe.loss.perceptual, recipe.model.out_channels)
@@ -53,7 +56,7 @@ def _first_image(recipe: Recipe, index: Index) -> torch.Tensor:
 
 
 def _parameters(module: nn.Module) -> str:
-    """ "83,653,863 parameters", and how many of them are trained where not all are."""
+    """The number of parameters, such as "83,653,863 parameters", and of the trained ones where not all are."""
     total = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     return f"{total:,} parameters" + ("" if trained == total else f", {trained:,} of them trained")

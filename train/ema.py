@@ -24,7 +24,7 @@ class EmaConfig(Config):
 
 
 class Ema:
-    """A second autoencoder, in at least float32, that follows the trained one; ready to be called."""
+    """A second autoencoder whose weights are the average, in at least float32; `model` is ready to be called."""
 
     def __init__(self, model: Network, config: EmaConfig) -> None:
         self.config = config
@@ -38,9 +38,9 @@ class Ema:
 
     @torch.no_grad()
     def update(self, finite: Tensor, step: int) -> None:
-        """average += (1 - decay) (weights - average); nothing where `finite` is false.
+        """average += (1 - decay) (weights - average); the average stays as it is where `finite` is false.
 
-        Buffers (codebooks, statistics of batch norm) are copied as they are: they follow averages of their own.
+        Buffers (codebooks, statistics of batch norm) are copied: they are averages already.
         """
         difference = torch._foreach_sub(self.source, self.average)
         torch._foreach_mul_(difference, finite * (1.0 - self.decay(step)))

@@ -1,7 +1,7 @@
-"""Recipe -> what each of its fields means, for people: `python -m train --fields` and docs/recipe.md.
+"""The meaning of each field of a recipe, as text: `python -m train --fields` and docs/recipe.md.
 
-Everything is read from the schema and from the docstrings under the fields: a new field needs no line here.
-The page is made by `python -m train.fields > docs/recipe.md`.
+The text comes from the schema and from the docstrings under the fields: a new field needs no line here.
+`python -m train.fields > docs/recipe.md` makes the page.
 """
 
 from __future__ import annotations
@@ -50,7 +50,14 @@ nearest one. `--dry-run` prints the recipe with every field resolved; a run keep
 
 @dataclass(frozen=True)
 class RecipeField:
-    """default: as YAML, or "required".   section: whether it holds fields that have a table of their own."""
+    """One field.
+
+    name: its name.
+    type: its type in words.
+    default: its default as YAML, or "required".
+    meaning: its docstring, in one line.
+    section: whether it holds further fields, which have a table of their own.
+    """
 
     name: str
     type: str
@@ -65,8 +72,14 @@ class RecipeField:
 
 @dataclass(frozen=True)
 class RecipeSection:
-    """path: dotted; empty for the recipe itself.   condition: `a.kind=x` where the section is only there with it.
-    summary: type and default of the section as a whole."""
+    """One section.
+
+    path: its dotted path; empty for the recipe itself.
+    condition: `a.kind=x` for a section that exists only with this kind; else empty.
+    summary: type and default of the section as a whole.
+    meaning: its docstring, in one line.
+    fields: its fields, in order.
+    """
 
     path: str
     condition: str
@@ -84,7 +97,7 @@ class RecipeSection:
 
 
 def recipe_sections(recipe: type[Config] = Recipe) -> list[RecipeSection]:
-    """The recipe itself, then each section followed by the sections in it; a section of several kinds, once a kind."""
+    """The recipe itself, then each section followed by the sections in it. A section with kinds comes once for each."""
     schema = with_all_kinds(recipe).model_json_schema()
     return list(_walk_sections("", "", "", schema, schema.get("$defs", {})))
 
@@ -136,7 +149,7 @@ def markdown(sections: Sequence[RecipeSection]) -> str:
 
 
 def _paragraph(text: str, width: int, indent: str = "") -> Text:
-    """Wrapped between words alone, so that names stay whole."""
+    """Text wrapped between words only, so that names stay whole."""
     wrapped = textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
     return Text(wrapped)
 
@@ -163,7 +176,7 @@ def _walk_sections(path: str, condition: str, summary: str, model: Schema, model
 
 
 def _references(schema: Any) -> list[str]:
-    """The models that a field may hold, by their names in the schema; several where there are several kinds."""
+    """The names in the schema of the models that a field may hold; several where there are several kinds."""
     if isinstance(schema, list):
         return [name for part in schema for name in _references(part)]
     if not isinstance(schema, Mapping):
@@ -175,13 +188,13 @@ def _references(schema: Any) -> list[str]:
 
 
 def _kind(name: str, models: Schema) -> str:
-    """`kind=x`, what picks this model among several."""
+    """The condition `kind=x` that picks this model among several."""
     kind = models[name]["properties"].get("kind", {})
     return f"kind={_either(kind['enum'] if 'enum' in kind else [kind.get('const', name)])}"
 
 
 def _type(schema: Schema, plural: bool = False) -> str:
-    """In words; `plural` after a number or after "list of"."""
+    """The type in words; plural after a number or after "list of"."""
     ending = "s" if plural else ""
     if "$ref" in schema:
         return f"section{ending}"
@@ -222,7 +235,7 @@ def _default(schema: Schema, models: Schema) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """In one line, with quotes only where a word would be read as something else."""
+    """YAML in one line, with quotes only where a word would be read as something else."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{name}: {_yaml(part)}" for name, part in value.items()) + "}"
     if isinstance(value, list):
@@ -232,7 +245,7 @@ def _yaml(value: Any) -> str:
 
 
 def _bound(value: float) -> str:
-    """2^63 rather than nineteen digits."""
+    """A bound as text: 2^63 is shorter than its nineteen digits."""
     if isinstance(value, int) and value > 2**31 and value.bit_count() == 1:
         return f"2^{value.bit_length() - 1}"
     return f"{value:g}" if isinstance(value, float) else str(value)

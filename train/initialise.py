@@ -1,12 +1,12 @@
-"""First weights of an autoencoder: PyTorch's, or those of a codec that already works, averaging f x f pixels.
+"""First weights of an autoencoder that make it a working codec: it averages f x f pixels.
 
-`average` starts a short training where a linear codec stands: each image channel is averaged down to a latent channel
-of its own and repeated back up; every residual branch adds nothing at first. Four known parts:
+With `average`, a short training starts from a linear codec: each image channel is averaged down to a latent channel of
+its own and repeated back up; every residual branch adds nothing at first. Four parts are known:
 zero last convolutions of residual branches (Goyal et al. 2017, arXiv:1706.02677, section 5.1; Zhang et al. 2019,
 arXiv:1901.09321), identity convolutions (Zagoruyko & Komodakis 2017, arXiv:1706.00388), a value beside its negative
 (Shang et al. 2016, arXiv:1603.05201), since SiLU(x) - SiLU(-x) = x, and low noise in the latent at the start.
-Ours: two constants +-CONSTANT in the GroupNorm group of each value, which keep the normalisation from dividing an
-image's own brightness and contrast away.
+Ours: two constants, CONSTANT and -CONSTANT, in the GroupNorm group of each value. They keep the normalisation from
+dividing an image's own brightness and contrast away.
 """
 
 from __future__ import annotations
@@ -67,8 +67,10 @@ def initialise_average(model: Network) -> None:
 
 
 def _enter(convolution: nn.Conv2d, groups: int, values: int) -> None:
-    """Input channel k -> the first channels (the lanes) of group k. The other channels of these groups get weights of
-    0, and all other groups keep the weights that they have."""
+    """Input channel k -> the lanes, the first channels of group k.
+
+    The other channels of these groups get weights of 0; all other groups keep the weights that they have.
+    """
     size = convolution.out_channels // groups
     _clear(convolution, values * size)
     for k in range(values):
@@ -79,7 +81,7 @@ def _enter(convolution: nn.Conv2d, groups: int, values: int) -> None:
 
 
 def _carry(convolution: nn.Conv2d, kernel: Tensor, groups: int, values: int) -> None:
-    """Lanes -> lanes through `kernel`, whose sum is 1, from groups of one size to groups of another."""
+    """Lanes -> lanes by `kernel`, whose sum is 1. The groups of input and output may have different sizes."""
     source, target = convolution.in_channels // groups, convolution.out_channels // groups
     _clear(convolution, values * target)
     for k in range(values):
@@ -90,7 +92,7 @@ def _carry(convolution: nn.Conv2d, kernel: Tensor, groups: int, values: int) -> 
 def _leave(norm: nn.GroupNorm, convolution: nn.Conv2d, groups: int, values: int) -> None:
     """Lanes of group k, after the norm and SiLU -> output channel k. Undoes what the norm divided the values by."""
     size = convolution.in_channels // groups
-    deviation = CONSTANT * (2 / size) ** 0.5  # of a group, in which the constants dominate
+    deviation = CONSTANT * (2 / size) ** 0.5  # standard deviation of a group, which the constants dominate
     convolution.weight *= OTHER_CHANNELS
     nn.init.zeros_(_bias(convolution))
     for k in range(values):

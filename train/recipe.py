@@ -1,4 +1,4 @@
-"""The whole recipe of a run: one section a part, each declared beside the code it configures."""
+"""The recipe of a run. It has a section for each part; a section is declared beside the code that it configures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ldm_vae.data.stream.reader import DataConfig
 from ldm_vae.losses.adversarial import DiscriminatorConfig
 from ldm_vae.losses.adversary import AdversaryConfig
 from ldm_vae.losses.objective import LossConfig
-from ldm_vae.losses.perceptual import SMALLEST_SIDE
+from ldm_vae.losses.perceptual import SMALLEST_IMAGE
 from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.networks.network import NetworkConfig
 from ldm_vae.parts import ADVERSARIES, NETWORKS
@@ -123,7 +123,7 @@ class Recipe(Config):
         perceptual = self.loss.perceptual
         if self.loss.pixel.weight == 0 and (perceptual.weight == 0 or perceptual.channels == "off"):
             raise ValueError("loss.pixel and loss.perceptual are both off, and nothing asks for a reconstruction")
-        if (side := image.crop or image.resize) is not None:  # else the images are met as they are
+        if (side := image.crop or image.resize) is not None:  # else images come in their own sizes
             self._large_enough(side)
         if self.optimizer.weight_decay and self.optimizer.kind == "adam":
             raise ValueError("optimizer.weight_decay is for kind: adamw")
@@ -136,12 +136,15 @@ class Recipe(Config):
         return self
 
     def _large_enough(self, side: int) -> None:
-        """The shorter side of the images, in pixels, leaves the networks that judge them a position."""
+        """Refuses images that are too small for LPIPS or the discriminator.
+
+        side: pixels along the shorter side.
+        """
         perceptual, discriminator = self.loss.perceptual, self.discriminator
-        if perceptual.weight > 0 and perceptual.channels != "off" and side < SMALLEST_SIDE[perceptual.network]:
+        if perceptual.weight > 0 and perceptual.channels != "off" and side < SMALLEST_IMAGE[perceptual.network]:
             raise ValueError(
                 f"images of {side} pixels are too small for LPIPS: "
-                f"use at least {SMALLEST_SIDE[perceptual.network]}, or loss.perceptual.channels: off"
+                f"use at least {SMALLEST_IMAGE[perceptual.network]}, or loss.perceptual.channels: off"
             )
         if discriminator is not None and side < discriminator.smallest_image:
             raise ValueError(
@@ -150,7 +153,7 @@ class Recipe(Config):
             )
 
     def _best_can_be_found(self, best: str) -> None:
-        """The metric is measured, at steps that are saved: a typing error would keep no checkpoint, in silence."""
+        """Refuses a metric that is never measured at a step that is saved: it would silently keep no checkpoint."""
         known = [f"validation/{name}" for name in (*self.validation.metrics, "rate")]
         if best not in known or self.data.validation is None:
             given = "there is no data.validation" if self.data.validation is None else f"known are {', '.join(known)}"
@@ -167,7 +170,7 @@ class Recipe(Config):
 
 
 def resolve_precision(recipe: Recipe) -> Recipe:
-    """The recipe with what `precision: auto` means on this machine."""
+    """The recipe with `precision: auto` replaced by the precision for this machine."""
     if recipe.precision != "auto":
         return recipe
     gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")

@@ -1,4 +1,4 @@
-"""What a training step works on: the prepared networks, the objective, the updates, and the draws of noise."""
+"""The parts of a run that a training step works on: networks, objective, updates and noise."""
 
 from __future__ import annotations
 
@@ -25,11 +25,16 @@ from train.optimizer import Update
 class Run:
     """Everything that a step reads or changes.
 
-    model: the autoencoder as prepared by accelerate; gradients pass through it, so that they are synchronised.
-    autoencoder: the same without its wrapper.
-    critics: the networks of the objective's adversaries, by name, as prepared by accelerate.
-    updates: of "model" and of each critic, by name.
-    learns: whether the bottleneck learns from the sums of a step.
+    accelerator: the processes and their precision.
+    autoencoder: the autoencoder without accelerate's wrapper.
+    model: the autoencoder as accelerate has prepared it; gradients pass through it, so that they are synchronised.
+    critics: the networks of the objective's adversaries by name, as accelerate has prepared them.
+    objective: what the autoencoder minimises.
+    updates: the optimizers of "model" and of each critic, by name.
+    ema: the averaged autoencoder.
+    guard: counts the steps that were not finite.
+    seed: seed of all noise.
+    bottleneck_learns: whether the bottleneck learns from the sums of a step.
     views: chooses the view of a step.
     """
 
@@ -42,7 +47,7 @@ class Run:
     ema: Ema
     guard: Guard
     seed: int
-    learns: bool = True
+    bottleneck_learns: bool = True
     views: Views = no_view
 
     @property
@@ -52,15 +57,15 @@ class Run:
 
     @property
     def adversaries(self) -> Sequence[Adversary]:
-        """In the order of their updates."""
+        """The adversaries, in the order of their updates."""
         return self.objective.adversaries
 
     def noise(self, batch: Batch, step: int) -> SlotNoise:
-        """A function of seed, step and slot: the same on any number of processes."""
+        """The noise of a step: a function of seed, step and slot, and so the same on any number of processes."""
         return SlotNoise(self.seed, step, batch.slot)
 
     def forward(self, batch: Batch, step: int) -> Output:
-        """The prepared model on a micro-batch, under the noise and the view of the step."""
+        """Runs the prepared model on a micro-batch, with the noise and the view of the step."""
         self.autoencoder.latent_shape(batch.image)  # refuses sizes that are no multiple of f
         noise = self.noise(batch, step)
         noise.seed_torch()
@@ -70,12 +75,12 @@ class Run:
         return output
 
     def synchronised(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Gradients are averaged over ranks with the last micro-batch only."""
+        """A context in which gradients are averaged over ranks with the last micro-batch only."""
         return nullcontext() if last else self.accelerator.no_sync(module)
 
     @contextmanager
     def frozen_critics(self) -> Iterator[Mapping[str, nn.Module]]:
-        """The critics without their wrappers and without gradients of their own, in the run's precision."""
+        """The critics without wrappers and with frozen parameters, in the run's precision."""
         critics = {name: self.accelerator.unwrap_model(critic) for name, critic in self.critics.items()}
         trained = [value for critic in critics.values() for value in critic.parameters() if value.requires_grad]
         for parameter in trained:
@@ -87,13 +92,13 @@ class Run:
 
     @torch.no_grad()
     def pairs(self, batch: Batch, step: int) -> dict[str, Pair]:
-        """What each adversary learns from, by the present weights, under the step's own noise and view."""
+        """What each adversary learns from: a forward pass with the present weights and the step's noise and view."""
         output = self.forward(batch, step)
         return {adversary.name: adversary.pair(output, self.noise(batch, step)) for adversary in self.adversaries}
 
-    def learn(self, sums: Sequence[Mapping[str, Tensor]], batch: Batch, step: int) -> None:
-        """Lets the bottleneck learn from what the micro-batches of all ranks have summed up."""
-        if not self.learns or not sums or not sums[0]:
+    def update_bottleneck(self, sums: Sequence[Mapping[str, Tensor]], batch: Batch, step: int) -> None:
+        """Lets the bottleneck learn from the sums of the micro-batches of all ranks."""
+        if not self.bottleneck_learns or not sums or not sums[0]:
             return
         total = {
             name: self.accelerator.reduce(torch.stack([each[name] for each in sums]).sum(dim=0), reduction="sum")

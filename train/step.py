@@ -15,10 +15,9 @@ Sums = Mapping[str, Tensor]  # what a bottleneck learns from besides gradients
 
 
 def train_step(run: Run, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
-    """An adversary learns from the very reconstructions that the autoencoder was judged by: one forward for both.
+    """Updates the autoencoder and the adversaries from one forward pass: all learn from the same reconstructions.
 
-    A step whose gradients are not finite in one of the networks changes none. Returns what the log takes, on the
-    device.
+    If the gradients of one network are not finite, no network changes. Returns scalars for the log, on the device.
     """
     values, pairs, sums = autoencoder_gradients(run, micro_batches, step)
     norms = {"model": run.updates["model"].gradient_norm()}
@@ -29,20 +28,23 @@ def train_step(run: Run, micro_batches: list[Batch], step: int) -> dict[str, Ten
     finite = run.guard.judge(norms.values())
     for name, norm in norms.items():
         run.updates[name].apply(norm, finite, step)
-    run.learn(sums, micro_batches[0], step)
+    run.update_bottleneck(sums, micro_batches[0], step)
     run.guard.conclude(finite, step, micro_batches)
     run.ema.update(finite, step)
     return values | {f"gradient_norm/{name}": norm for name, norm in norms.items()}
 
 
 def train_step_compvis(run: Run, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
-    """CompVis' order: an adversary learns from reconstructions of the updated autoencoder, at the price of a second
-    forward. Each network is then judged by itself, an adversary after the autoencoder has moved."""
+    """Updates in CompVis' order: the adversaries learn from reconstructions of the updated autoencoder.
+
+    This takes a second forward pass. If the autoencoder's gradient is not finite, no network changes; if an adversary's
+    is not, the autoencoder has changed already.
+    """
     values, _, sums = autoencoder_gradients(run, micro_batches, step)
     norms = {"model": run.updates["model"].gradient_norm()}
     finite = run.guard.judge(norms.values())
     run.updates["model"].apply(norms["model"], finite, step)
-    run.learn(sums, micro_batches[0], step)
+    run.update_bottleneck(sums, micro_batches[0], step)
     learning = [adversary for adversary in run.adversaries if adversary.learns(step)]
     pairs = [run.pairs(batch, step) for batch in micro_batches] if learning else []
     all_finite = finite
@@ -61,8 +63,8 @@ def autoencoder_gradients(
 ) -> tuple[dict[str, Tensor], list[dict[str, Pair]], list[Sums]]:
     """Accumulates the autoencoder's gradient, averaged over micro-batches and ranks.
 
-    Under accumulation the adaptive weight is each micro-batch's own, from gradients averaged over ranks.
-    Returns means for the log, and of each micro-batch what adversaries and bottleneck learn from.
+    With accumulation, each micro-batch has an adaptive weight of its own, from gradients averaged over ranks.
+    Returns means for the log, and for each micro-batch what the adversaries and the bottleneck learn from.
     """
     values: list[dict[str, Tensor]] = []
     pairs: list[dict[str, Pair]] = []

@@ -50,7 +50,10 @@ class ValidationConfig(Config):
 
 
 class ObservedCodec:
-    """A codec that notes, of all that it reconstructs, what tells whether its latents carry information."""
+    """A codec that also sums up the rates and statistics of all latents and reconstructions that pass through it.
+
+    Validation measures images by `measure`, as evaluation does. `measure` sees no latents, so the codec sums them up.
+    """
 
     def __init__(self, codec: LatentCodec) -> None:
         self.codec, self.device = codec, codec.device
@@ -71,8 +74,10 @@ class ObservedCodec:
         return self.latent.z.to(moments)
 
     def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
-        """latents: those of the last call of `encode`, whole; they are noted now, since a batch with a latent that
-        has no image is encoded again without it."""
+        """Decodes the latents of the last call of `encode`, all of them, and adds them to the sums.
+
+        They are added here and not in `encode`, because a batch that cannot be decoded is encoded again in part.
+        """
         images = self.codec.decode(latents, size=size)
         mode, nats = self.latent.z, self.latent.nats
         self.sums["rate"] += nats.sum(dim=[0, *range(2, nats.ndim)])
@@ -86,8 +91,12 @@ class ObservedCodec:
         return images
 
     def summary(self, accelerator: Accelerator) -> dict[str, float]:
-        """All ranks must call. rate: nats per image.   active_channels_share: of the latent channels.
-        reconstruction_spread: standard deviation over images of a reconstruction's mean colour, range [-1, 1]."""
+        """Values over the images of all ranks. All ranks must call.
+
+        rate: nats per image.
+        active_channels_share: share of the latent channels that carry information.
+        reconstruction_spread: standard deviation over images of a reconstruction's mean colour, range [-1, 1].
+        """
         sums: dict[str, Tensor] = {name: accelerator.reduce(value, "sum") for name, value in self.sums.items()}
         images, positions = sums["images"], sums["positions"]
         variance = sums["mean_square"] / positions - (sums["mean"] / positions).square()
@@ -103,7 +112,7 @@ class ObservedCodec:
 
 
 class Validation:
-    """Measures, and draws the first images, at any step."""
+    """Measures held-out images at a step, and writes a picture of the first ones."""
 
     def __init__(
         self,
@@ -112,7 +121,7 @@ class Validation:
         folder: Path,
         accelerator: Accelerator,
     ) -> None:
-        """batches: (images per batch, rank, ranks) -> that rank's part of the images, from the first on."""
+        """batches: (images per batch, rank, ranks) -> that rank's part of the images, beginning with the first."""
         self.config, self.batches, self.folder, self.accelerator = config, batches, folder, accelerator
         self.metrics = ImageMetrics(config.metrics, accelerator.device)
         self.fixed: list[Tensor] = []
@@ -122,7 +131,7 @@ class Validation:
             alone.close()
 
     def __call__(self, model: Network, taken: int) -> dict[str, float]:
-        """Means over the images of all ranks, by "validation/name". Ranks meet only to add up what they measured."""
+        """Means over the images of all ranks, by "validation/name". Ranks communicate only to add up their sums."""
         codec = ObservedCodec(LatentCodec(model, LatentScale()))
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.batches(self.config.batch, rank, world)
@@ -145,7 +154,7 @@ class Validation:
         return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
 
     def _draw(self, codec: LatentCodec, taken: int) -> None:
-        """samples/step_00001000.png: a row an image, the original on the left."""
+        """Writes samples/step_00001000.png: a row for each image, the original on the left."""
         pairs = [torch.cat([image, _reconstruction(codec, image)], dim=3) for image in self.fixed]
         if pairs[0].shape[1] not in (1, 3, 4):  # no colours: the first channel as grey
             pairs = [pair[:, :1] for pair in pairs]
@@ -158,7 +167,7 @@ class Validation:
 
 
 def _reconstruction(codec: LatentCodec, image: Tensor) -> Tensor:
-    """(1, C, H, W) -> the same shape, on the CPU; grey where the codec has none that is finite."""
+    """(1, C, H, W) -> its reconstruction on the CPU, or plain grey where the codec has none that is finite."""
     try:
         return codec.reconstruct(image).cpu()
     except NonFiniteError:
@@ -166,7 +175,7 @@ def _reconstruction(codec: LatentCodec, image: Tensor) -> Tensor:
 
 
 def validation_data(config: ValidationConfig, data: DataConfig, index: Index) -> DataConfig:
-    """How held-out images are read: whole or from the centre; a broken one is left out, and no rank stops alone."""
+    """How held-out images are read: whole, or cropped at the centre. A broken image is left out, on any rank."""
     image = ImageConfig(channels=data.image.channels, resize=config.resize, crop=config.crop, crop_mode="center")
     return data.model_copy(update={"image": image, "broken_budget": index.samples})
 
@@ -174,7 +183,7 @@ def validation_data(config: ValidationConfig, data: DataConfig, index: Index) ->
 def build_validation(
     config: ValidationConfig, data: DataConfig, folder: Path, accelerator: Accelerator
 ) -> Validation | None:
-    """None where the recipe names no validation shards."""
+    """The validation of a recipe; None where it names no validation shards."""
     shards = data.validation
     if shards is None:
         return None

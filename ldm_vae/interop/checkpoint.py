@@ -1,12 +1,12 @@
-"""The checkpoint folder: safetensors and JSON, nothing that is unpickled, whole or not there at all.
+"""The checkpoint folder: safetensors and JSON, nothing pickled; it appears whole or not at all.
 
     RUN/checkpoints/step_00001000/
         model.safetensors  ema.safetensors  ...   one file for each group of tensors
         meta.json       {"format": "ldm_vae.checkpoint", "version": 2, "step": 1000, "model": {...}, ...}
         manifest.json   {"files": [{"name", "bytes", "sha256"}, ...]} of the files above, written last
 
-A save stages, flushes and renames (`ldm_vae.atomic`). One process writes; any number read, meanwhile too.
-What a run keeps, and when it saves, is decided in `train/checkpoint.py`.
+A save writes a hidden folder, flushes it to the disk and renames it (`ldm_vae.atomic`). One process writes; any number
+of processes may read at the same time. `train/checkpoint.py` decides when a run saves and what it keeps.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ from ldm_vae.errors import UserError
 
 CHECKPOINT_FORMAT = "ldm_vae.checkpoint"
 CHECKPOINT_VERSION = 2
-RENAMED_SINCE_VERSION_1 = {
-    "log_variance": "heads.log_variance.value"
-}  # names of tensors in version 1 -> their names today
+RENAMED_SINCE_VERSION_1 = {"log_variance": "heads.log_variance.value"}  # names of tensors: then -> now
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 logger = logging.getLogger(__name__)
 
@@ -51,7 +49,11 @@ class _Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk; only `meta` is in memory."""
+    """A checkpoint on disk; only `meta` is in memory.
+
+    folder: the checkpoint's folder.
+    meta: content of meta.json.
+    """
 
     folder: Path
     meta: dict[str, Any]
@@ -63,15 +65,17 @@ class Checkpoint:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The names that `tensors` knows."""
+        """The names of the groups of tensors."""
         return tuple(sorted(path.stem for path in self.folder.glob("*.safetensors")))
 
     @staticmethod
     def write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> Checkpoint:
-        """Saves `tensors` ({group: {name: tensor}}) and `meta` (JSON, with "step" and "model") as `folder`.
+        """Saves a checkpoint as `folder`, and replaces an earlier folder of that name.
 
-        A folder of that name is replaced. Raises UserError where the disk is full; what was there before
-        stays. Tensors may be strided or share memory; those alone are copied, each comes back on its own.
+        tensors: {group: {name: tensor}}. Tensors may be strided or share memory; such tensors are copied first, and are
+        separate tensors when they are read.
+        meta: JSON with at least "step" and "model".
+        Raises UserError where the disk is full; the earlier folder then stays as it was.
         """
         if missing := {"step", "model"} - meta.keys():
             raise ValueError(f"meta lacks {sorted(missing)}")
@@ -89,7 +93,7 @@ class Checkpoint:
 
     @staticmethod
     def open(folder: Path) -> Checkpoint:
-        """Reads `meta` alone. Raises UserError where `folder` is no checkpoint, or one of a newer version."""
+        """Reads `meta` only. Raises UserError where `folder` is no checkpoint, or one of a newer version."""
         remedy = f"give a run or one of its checkpoints, such as {Path('RUN') / 'checkpoints' / 'step_00001000'}"
         try:
             meta = json.loads((folder / "meta.json").read_bytes())
@@ -100,16 +104,15 @@ class Checkpoint:
         if not isinstance(meta, dict) or meta.get("format") != CHECKPOINT_FORMAT:
             raise UserError(f"{folder} is no checkpoint (meta.json does not say {CHECKPOINT_FORMAT})", remedy)
         if not isinstance(version := meta.get("version"), int) or version > CHECKPOINT_VERSION:
-            raise UserError(
-                f"{folder} has format version {version!r}, newer than {CHECKPOINT_VERSION}", "update ldm_vae"
-            )
+            what = f"{folder} has format version {version!r}, newer than {CHECKPOINT_VERSION}"
+            raise UserError(what, "update ldm_vae")
         if not isinstance(meta.get("step"), int) or not isinstance(meta.get("model"), dict):
             raise UserError(f"{folder / 'meta.json'} is damaged (no step or model)", "use another checkpoint")
         return Checkpoint(folder, meta)
 
     @staticmethod
     def all(run: Path) -> list[Checkpoint]:
-        """Every checkpoint of `run` that opens, by ascending step, not verified. Warns about the others."""
+        """Every checkpoint of `run` that opens, by ascending step; they are not verified. Warns about the others."""
         found = []
         for folder in _folders(run):
             try:
@@ -120,13 +123,13 @@ class Checkpoint:
 
     @staticmethod
     def latest(run: Path) -> Checkpoint | None:
-        """The newest checkpoint of `run` that verifies, or None. Logs a one-line warning for each skipped.
+        """The newest checkpoint of `run` whose files are whole, or None. Warns about each one that is skipped.
 
-        Raises UserError for a whole checkpoint of a newer version: going back behind it would lose steps.
+        Raises UserError for a whole checkpoint of a newer version: an older checkpoint would lose its steps.
         """
-        seen: list[Path] = []
-        while seen != (seen := _folders(run)):  # a trainer at work may drop the old ones while they are looked at
-            for folder in reversed(seen):
+        folders: list[Path] = []
+        while folders != (folders := _folders(run)):  # a running trainer may delete old ones while they are read
+            for folder in reversed(folders):
                 if not (problems := _problems(folder)):
                     return Checkpoint.open(folder)
                 logger.warning("skipped checkpoint %s: %s", folder, "; ".join(problems))
@@ -134,18 +137,18 @@ class Checkpoint:
 
     @staticmethod
     def at(run: Path, step: int) -> Checkpoint:
-        """The checkpoint of `run` after `step` steps, not verified. Raises UserError where there is none."""
+        """The checkpoint of `run` after `step` steps; it is not verified. Raises UserError where there is none."""
         for checkpoint in Checkpoint.all(run):
             if checkpoint.step == step:
                 return checkpoint
         raise UserError(f"{run} has no checkpoint of step {step}", "give a step that its folder checkpoints/ holds")
 
     def verify(self) -> list[str]:
-        """What is wrong with the files, one line each, by reading all of them; empty when all is well."""
+        """Reads all files, and returns what is wrong with them, one line each; empty where nothing is."""
         return _problems(self.folder)
 
     def tensors(self, name: str, device: str = "cpu") -> dict[str, Tensor]:
-        """One group, checked against the manifest. Raises UserError where it is missing or damaged."""
+        """One group of tensors, checked against the manifest. Raises UserError where it is missing or damaged."""
         path = self.folder / f"{name}.safetensors"
         if name not in self.groups:
             raise UserError(f"{self.folder} holds no tensors {name!r}", f"it has {', '.join(self.groups)}")
@@ -156,13 +159,17 @@ class Checkpoint:
 
 
 def _renamed(key: str) -> str:
-    """The name that a tensor of version 1 has today; in optimizers a moment stands before it, such as `exp_avg/`."""
+    """The present name of a tensor of version 1. In an optimizer's group, a moment precedes it, such as `exp_avg/`."""
     moment, slash, name = key.rpartition("/")
     return f"{moment}{slash}{RENAMED_SINCE_VERSION_1.get(name, name)}"
 
 
 def _folders(run: Path) -> list[Path]:
-    """Checkpoint folders by ascending step; a replaced one only where a kill left nothing under its name."""
+    """Checkpoint folders by ascending step.
+
+    A save that replaces a folder first gives the old one a hidden name. If it was killed before it wrote the new one,
+    the hidden folder is the checkpoint of that step.
+    """
     steps: dict[int, Path] = {}
     for path in sorted((run / "checkpoints").glob("*")):  # hidden names come first
         if (match := _STEP_FOLDER.fullmatch(path.name.removeprefix(REPLACED))) and path.is_dir():
@@ -178,7 +185,7 @@ def _problems(folder: Path, only: str | None = None) -> list[str]:
     except ValidationError:
         return ["manifest.json is damaged"]
     listed = {file.name: file for file in manifest.files}
-    # The manifest lists itself nowhere: that it lists all the others shows a damaged name.
+    # A file that the manifest does not list shows that a name in the manifest is damaged.
     present = {path.name for path in folder.glob("*.safetensors")} | {"meta.json"}
     if only is not None:
         present, listed = {only}, {name: file for name, file in listed.items() if name == only}
@@ -220,7 +227,7 @@ def _write_tensors(path: Path, named: Mapping[str, Tensor]) -> Path:
             storages.add(tensor.untyped_storage().data_ptr())
     try:
         save_file(separate, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # names the cause in its text alone
+    except SafetensorError as error:  # the number of the system's error is only in its text
         if match := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
         raise

@@ -1,6 +1,6 @@
 """The folder format of diffusers' models: config.json and diffusion_pytorch_model.safetensors.
 
-What the configuration means is up to the layouts (`interop/layouts/`). Nothing here imports diffusers.
+The layouts (`interop/layouts/`) translate the configuration. Nothing here imports diffusers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The state dict of a diffusers folder under today's names. A .bin is read as tensors only, never run."""
+    """The state dict of a diffusers folder, under diffusers' present names. No code in a .bin is run."""
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if path is None:
         raise UserError(f"{folder} holds no weights", f"it needs a {' or a '.join(WEIGHT_FILES)}")
@@ -64,7 +64,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def modern_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict whose attention may go by the names of before diffusers 0.15."""
+    """The state dict with diffusers' present names: diffusers renamed the tensors of attention in 0.15."""
     return {_modern_name(name): value for name, value in state.items()}
 
 
@@ -76,13 +76,14 @@ def write_folder(
     *,
     weights: str = WEIGHTS,
 ) -> None:
-    """Writes what `from_pretrained(folder)` of diffusers' class loads.
+    """Writes a folder that `from_pretrained(folder)` of diffusers' class loads.
 
-    config: of a layout.
-    state: stored as float32.
+    The folder appears whole or not at all. It replaces an earlier export of that name, and refuses anything else.
+
+    config: content of config.json.
+    state: the weights; they are stored as float32.
     documents: further files, name -> text.
-    weights: the name of their file.
-    The folder appears whole or not at all; an earlier export of that name is replaced, anything else is refused.
+    weights: name of the file of weights.
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG).is_file())):
         raise UserError(f"{folder} exists and is no earlier export", "give the name of a new folder")

@@ -1,4 +1,4 @@
-"""A model and its measured statistics -> a diffusers folder that says the truth about itself."""
+"""A model and its measured statistics -> a folder that diffusers loads, with a model card."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ldm_vae.interop.pipelines import Target, fit_scale, natural_scale, remarks
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.networks.network import NetworkConfig
 
-# float16 overflows at 65504. Images that nobody measured may go further than those that were, and kernels form sums
-# on the way to an output: with a quarter of the range or less in use, they have room.
+# float16 overflows at 65504. Other images may reach larger activations than the measured ones, and kernels form sums on
+# the way to an output. A quarter of the range leaves room for both.
 FLOAT16_SAFE = torch.finfo(torch.float16).max / 4
-UNKNOWN_RESOLUTION = 512  # px, where nobody says what the model was trained at; too large only means fewer tiles
+UNKNOWN_RESOLUTION = 512  # pixels, where the training resolution is unknown; too large a value only means fewer tiles
 
 
 def export_model(
@@ -36,16 +36,21 @@ def export_model(
     licence: str | None = None,
     command: str,
 ) -> list[str]:
-    """Writes `folder` for `from_pretrained` of diffusers, with a model card; for a network that diffusers has no class
-    for, a folder of our own (`interop/native.py`).
+    """Writes a folder that `from_pretrained` of diffusers loads, with a model card.
 
-    statistics: of these weights; None for a diffusers model that nobody measured.
-    kind: how they become a scale; None keeps the one that the model has, save that a run gets the one that `target`
-    applies.   target: the pipeline that will use it.
-    licence: of the weights, an SPDX id.   command: what the person typed, for the card.
-    Returns what the person should know about card and target, a line each. Raises UserError where a run has no
-    statistics, or those of other weights, where its results.json is damaged, and for a scale that the target does not
-    apply.
+    Where diffusers has no class for the network, the folder is one of our own (`interop/native.py`).
+
+    loaded: the model.
+    folder: the folder to write.
+    statistics: statistics of these weights; None for a diffusers model that nobody has measured.
+    kind: the kind of scale to compute from the statistics. None keeps the scale that the model has; a run for a target
+    gets the kind that the target applies.
+    target: the pipeline that will use the model.
+    licence: licence of the weights, an SPDX id.
+    command: the command that the user typed, for the card.
+    Returns what the user should know about card and target, one line each.
+    Raises UserError where a run has no statistics, or statistics of other weights, where its results.json is damaged,
+    and for a scale that the target does not apply.
     """
     model, source = loaded.model, loaded.source
     digest = weights_hash(model)
@@ -67,7 +72,7 @@ def export_model(
     if target is not None:
         scale = fit_scale(target, scale, model.config)
     activation = None if statistics is None else statistics.activation
-    # Unmeasured: what the model said of itself, and else the safe side.
+    # Without a measurement, the model's own configuration decides; a run has none, and is upcast to be safe.
     force_upcast = source.force_upcast if activation is None else activation.largest > FLOAT16_SAFE
     sample_size = sample_size_of(source, model.config)
     results, notes = source.results, []
@@ -90,12 +95,15 @@ def export_model(
 
 
 def sample_size_of(source: ModelSource, config: NetworkConfig) -> int:
-    """px: what diffusers cuts its tiles to, the resolution of training rounded up to a multiple of f."""
+    """Side of diffusers' tiles in pixels: the training resolution, rounded up to a multiple of f."""
     return -(-(source.resolution or UNKNOWN_RESOLUTION) // config.factor) * config.factor
 
 
 def save_statistics(source: ModelSource, statistics: LatentStatistics) -> Path:
-    """Beside the model, for the codec and for export; a diffusers folder also gets them as its scale."""
+    """Writes the statistics beside the model, for the codec and for export; returns the file.
+
+    An exported folder also gets the scale that follows from them.
+    """
     if source.folder is None:
         raise ValueError(f"{source.name} is no folder")
     path = source.folder / STATISTICS
@@ -120,7 +128,10 @@ def _card(
     licence: str | None,
     command: str,
 ) -> Iterator[str]:
-    """README.md in pieces.   results: of an evaluation of these weights, or empty."""
+    """The text of README.md, in pieces.
+
+    results: results of an evaluation of these weights, or empty.
+    """
     yield "---\nlibrary_name: diffusers\n"
     if licence is not None:
         yield f"license: {licence}\n"
@@ -164,13 +175,13 @@ def _numbers_table(scale: LatentScale, statistics: LatentStatistics | None, forc
 
 
 def _are_of(results: Mapping[str, Any], digest: str) -> bool:
-    """Whether what `ldm-vae evaluate` wrote is about the weights of this sha256."""
+    """Whether these results of `ldm-vae evaluate` are about the weights of this sha256."""
     protocol = results.get("protocol")
     return isinstance(protocol, Mapping) and protocol.get("weights_sha256") == digest
 
 
 def _results_table(results: Mapping[str, Any]) -> Iterator[str]:
-    """What `ldm-vae evaluate` wrote into the run."""
+    """The results that `ldm-vae evaluate` wrote into the run, with their protocol."""
     metrics = results.get("metrics")
     if not isinstance(metrics, Mapping):
         return

@@ -42,9 +42,13 @@ HOW_TO_NAME_A_MODEL = (
 class ModelSource:
     """Where a model came from.
 
-    folder: the run or the diffusers folder, to which statistics belong; None for a live model or the Hub.
-    step, weights: of a run, the optimizer steps taken and which of its two sets of weights this is.
-    resolution: px, side of the training images; None where nobody says.   force_upcast: as a diffusers model says.
+    name: what the user called it.
+    kind: what it was loaded from.
+    folder: the run or the exported folder, where its statistics lie; None for a live model or one of the Hub.
+    step: optimizer steps taken, of a run.
+    weights: which of a run's two sets of weights was loaded.
+    resolution: side of the training images in pixels; None where it is unknown.
+    force_upcast: whether the model must decode in float32 in a pipeline of float16, by its configuration.
     """
 
     name: str
@@ -63,7 +67,7 @@ class ModelSource:
 
     @property
     def training_sources(self) -> list[dict[str, Any]]:
-        """What data.train of the recipe names, a mapping a source; empty where there is no recipe, or it names none."""
+        """The sources in data.train of the recipe, a mapping for each; empty where there is no recipe or no source."""
         if self.folder is None or self.recipe is None:
             return []
         train = read_yaml(self.folder / "recipe.yaml").get("data", {}).get("train") or []
@@ -71,12 +75,15 @@ class ModelSource:
 
     @property
     def training_data(self) -> str | None:
-        """The shards of `training_sources`, for people."""
+        """The shards of `training_sources`, as text."""
         return ", ".join(str(source.get("shards")) for source in self.training_sources) or None
 
     @property
     def results(self) -> dict[str, Any]:
-        """results.json of the run, by `ldm-vae evaluate`; empty where there is none. Raises UserError where damaged."""
+        """The run's results.json, which `ldm-vae evaluate` writes; empty where there is none.
+
+        Raises UserError where the file is damaged.
+        """
         if self.folder is None or not (path := self.folder / "results.json").is_file():
             return {}
         try:
@@ -90,7 +97,11 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """scale: None for a run whose latents nobody has measured yet."""
+    """A network with its scale.
+
+    scale: None for a run whose latents nobody has measured yet.
+    source: where the model came from.
+    """
 
     model: Network
     scale: LatentScale | None
@@ -98,10 +109,12 @@ class LoadedModel:
 
 
 def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
-    """ref: a run, a checkpoint, a diffusers folder (or one with it under vae/), a Hub id, or a live AutoencoderKL.
+    """Loads a model. Raises UserError for what cannot be loaded.
 
-    Files are read onto the CPU in the type they hold; a live model's tensors are shared. A run gives the EMA weights
-    of its newest verified checkpoint. Raises UserError for what cannot be loaded.
+    Files are read to the CPU, and tensors keep the type that they have in the file; a live model's tensors are shared.
+    Of a run, the EMA weights of the newest whole checkpoint are loaded.
+
+    ref: a run, a checkpoint, a diffusers folder (or one with it under vae/), a Hub id, or a live AutoencoderKL.
     """
     if not isinstance(ref, str | Path):
         return _load_live(ref)
@@ -125,8 +138,10 @@ def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
 
 
 def weights_hash(model: Network) -> str:
-    """sha256 over the names, shapes and float32 values of what is exported: equal for a run's weights and their
-    export, so that latents know their codec."""
+    """The sha256 of names, shapes and float32 values of the exported weights.
+
+    It is the same for a run's weights and for their export, so that latents can name the codec that made them.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(exchanged_state(model).items()):
         digest.update(f"{name} {list(value.shape)}\n".encode())
@@ -135,7 +150,10 @@ def weights_hash(model: Network) -> str:
 
 
 def statistics_of(source: ModelSource, codec: str) -> LatentStatistics | None:
-    """What `ldm-vae stats` last wrote beside the model, if it is about the weights of hash `codec`."""
+    """The statistics that `ldm-vae stats` wrote beside the model; None where there are none.
+
+    codec: hash of the model's weights. Statistics of other weights are not used, with a warning.
+    """
     if source.folder is None or not (path := source.folder / STATISTICS).is_file():
         return None
     statistics = LatentStatistics.read(path)
@@ -187,7 +205,10 @@ def _load_checkpoint(checkpoint: Checkpoint, name: str) -> LoadedModel:
 
 
 def read_architecture(values: Mapping[str, Any], source: str) -> NetworkConfig:
-    """The configuration of a network of any kind, from JSON; `source` names it in errors. Without a kind it is `kl`."""
+    """The configuration of a network of any kind, from JSON. Without a kind it is `kl`.
+
+    source: where the values come from, for errors.
+    """
     try:
         config = NETWORKS.config(values.get("kind", NETWORKS.default))
     except UserError as error:
@@ -202,7 +223,7 @@ def build_network(config: NetworkConfig, heads: Mapping[str, nn.Module] | None =
 
 
 def _assemble(config: NetworkConfig, state: Mapping[str, Tensor], source: str) -> Network:
-    """The network around the tensors themselves: nothing is copied. In evaluation mode, without gradients."""
+    """A network that holds the given tensors without copying them, in evaluation mode and without gradients."""
     state = modern_names(state)
     with torch.device("meta"):
         model = build_network(config)
@@ -218,7 +239,7 @@ def _assemble(config: NetworkConfig, state: Mapping[str, Tensor], source: str) -
 
 
 def _resolution(run: Path | None) -> int | None:
-    """px: crop, else resize, of the training images by the run's recipe."""
+    """Side of the training images in pixels: the crop of the run's recipe, else its resize; None without both."""
     if run is None or not (run / "recipe.yaml").is_file():
         return None
     image: Any = read_yaml(run / "recipe.yaml").get("data", {}).get("image", {})

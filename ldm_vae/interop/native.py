@@ -19,7 +19,7 @@ NATIVE_WEIGHTS = "model.safetensors"
 
 
 def is_native(config: Mapping[str, Any]) -> bool:
-    """Whether the content of a config.json is of this format."""
+    """Whether a config.json has this format."""
     return config.get("format") == NATIVE_FORMAT
 
 

@@ -3,10 +3,11 @@
 pixel.py         Distances between pixels, and the log-variance that may divide them
 perceptual.py    LPIPS, the learned perceptual distance, as a loss
 rate.py          The price of the latent, in nats per image
-adversary.py     What a second player is: a network that is trained along, and that the autoencoder may feel
+adversary.py     What every adversary does: a second network with a loss of its own, trained beside the autoencoder
 adversarial.py   The PatchGAN discriminator as an adversary: its losses, and when they apply
 anchor.py        Gradients of losses at the weight of a last layer
-adaptive.py      The adaptive weight: makes the gradient of a loss as long as the reconstruction's at a last layer
+adaptive.py      The adaptive weight: scales a loss so that its gradient at a last layer is as long as the
+                 reconstruction's
 reduction.py     From one value per image to the scalar that is minimised
-objective.py     Names the terms, weights them, adds them; the only file that knows them all
+objective.py     The objective: the weighted sum of all terms; the only file that knows them all
 """

@@ -1,7 +1,7 @@
-"""The adaptive weight: makes the gradient of a loss as long as the reconstruction's at a last layer.
+"""The adaptive weight: scales a loss so that its gradient at a last layer is as long as the reconstruction's.
 
 Source: Esser et al. 2021, arXiv:2012.09841, eq. 7; `calculate_adaptive_weight` of CompVis/latent-diffusion (MIT).
-Ours: the gradients of the weight come from `losses/anchor.py`; over processes they are averaged before norms are taken.
+Ours: `losses/anchor.py` computes the gradients, and they are averaged over the processes before norms are taken.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ def adaptive_weight(
     eps: float = 1.0e-4,
     maximum: float = 1.0e4,
 ) -> Tensor:
-    """|grad_reconstruction| / (|grad_generator| + eps), at most `maximum`; Euclidean norms. Returns (), no gradient.
+    """|grad_reconstruction| / (|grad_generator| + eps), at most `maximum`, with Euclidean norms.
 
-    grad_reconstruction, grad_generator: equal shapes, gradients of the two losses with respect to one weight.
-    reduce: average of a tensor over the processes, which then agree on the weight; None for one process.
-    eps and maximum are CompVis', for a reconstruction loss summed over an image and averaged over images, beside a
-    generator loss averaged over patches and images. Where the reconstruction loss is divided by s (its values per
-    image, say), the same training takes maximum / s; where both are, eps / s.
+    Returns a scalar () without a gradient.
+
+    grad_reconstruction, grad_generator: gradients of the two losses with respect to one weight, of its shape.
+    reduce: averages a tensor over the processes, so that they agree on the weight; None for one process.
+    eps, maximum: the defaults are CompVis'. They suit a reconstruction loss that is summed over an image and averaged
+    over images, and a generator loss that is averaged over patches and images. If the reconstruction loss is divided
+    by s, divide maximum by s; if both losses are, divide eps by s.
     """
     with torch.no_grad():
         gradients = torch.stack([at_least_float32(grad_reconstruction), at_least_float32(grad_generator)])

@@ -81,7 +81,7 @@ class DiscriminatorConfig(AdversaryConfig):
 
 
 class PatchAdversary(Adversary):
-    """A PatchGAN tells images from reconstructions, and the autoencoder is to deceive it.
+    """A PatchGAN learns to tell images from reconstructions, and the autoencoder learns to deceive it.
 
     Source: Isola et al. 2017, arXiv:1611.07004; Esser et al. 2021, arXiv:2012.09841, eq. 7.
     """
@@ -109,7 +109,7 @@ class PatchAdversary(Adversary):
         return output.target, output.reconstruction.detach()
 
     def loss(self, network: nn.Module, pair: Pair, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Real and reconstructed images share one call."""
+        """The discriminator's loss. Images and reconstructions go through the network in one call."""
         target, reconstruction = pair
         real, fake = network(torch.cat([target, reconstruction.to(target)])).chunk(2)
         accuracy = 0.5 * ((real > 0).to(target).mean() + (fake < 0).to(target).mean())
@@ -122,14 +122,15 @@ class PatchAdversary(Adversary):
 
 
 def adversarial_factor(config: DiscriminatorConfig, step: int) -> float:
-    """What the generator's loss is multiplied by: 0 up to generator_start, then linear over `ramp` steps, then 1."""
+    """The factor on the generator's loss: 0 before generator_start, then a linear rise to 1 over `ramp` steps."""
     return ramp(step, config.generator_start, config.ramp)
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: AdversarialKind) -> Tensor:
     """(a(-real) + a(fake)) / 2, mean over patches; a(x) = max(0, 1 + x) for hinge, softplus(x) for the other kinds.
 
-    real_logits, fake_logits: (B, 1, h, w).   Returns (B,) in at least float32.
+    real_logits, fake_logits: (B, 1, h, w).
+    Returns (B,) in at least float32.
     Sources: hinge, Lim & Ye 2017, arXiv:1705.02894; the others, cross-entropy, Goodfellow et al. 2014, arXiv:1406.2661;
     the half from CompVis/taming-transformers.
     """
@@ -140,9 +141,10 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: Adversari
 
 
 def generator_loss(fake_logits: Tensor, kind: AdversarialKind) -> Tensor:
-    """-logit (hinge, and vanilla as CompVis has it) or softplus(-logit) (non-saturating), mean over patches.
+    """-logit for hinge and vanilla (as in CompVis), softplus(-logit) for non_saturating; mean over patches.
 
-    fake_logits: (B, 1, h, w).   Returns (B,) in at least float32.
+    fake_logits: (B, 1, h, w).
+    Returns (B,) in at least float32.
     """
     fake = at_least_float32(fake_logits)
     return _per_image(F.softplus(-fake) if kind == "non_saturating" else -fake)

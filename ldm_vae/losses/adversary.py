@@ -1,4 +1,7 @@
-"""A second player: a network that is trained along, by a loss of its own, and that the autoencoder may feel."""
+"""What every adversary does: a second network with a loss of its own, trained beside the autoencoder.
+
+Its judgement can be a term of the autoencoder's own loss: then the autoencoder is said to feel it.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from ldm_vae.networks.network import NetworkConfig, Output
 from ldm_vae.noise import Noise
 from ldm_vae.recipe import Config
 
-Pair = tuple[Tensor, ...]  # what an adversary learns from, outside of any graph
+Pair = tuple[Tensor, ...]  # what an adversary learns from, such as images and reconstructions; detached
 
 
 class AdversaryConfig(Config):
-    """What every adversary is configured by."""
+    """The fields that every adversary has."""
 
     kind: str
     """The kind of adversary."""
@@ -27,21 +30,22 @@ class AdversaryConfig(Config):
 
     @property
     def smallest_image(self) -> int:
-        """Pixels along the shorter side of the smallest image that it can judge."""
+        """Pixels along the shorter side of the smallest image that the network can judge."""
         return 1
 
     @property
     def sees_batches(self) -> bool:
-        """Whether what it says of an image depends on the others that are judged with it."""
+        """Whether the output for an image depends on the other images in the batch."""
         return False
 
 
 class Adversary(ABC):
-    """The rules of one game: who learns from what, and what the autoencoder feels of it. Holds no network.
+    """The rules of one adversary: which network, what it learns from, and the autoencoder's loss. Holds no network.
 
-    name: of its weights in checkpoints.
-    felt: where the autoencoder feels it. pixels: in the reconstruction. latent: anywhere else.
-    balance: the anchor at whose weight its gradient is made as long as the reconstruction's; None for a fixed weight.
+    name: name of the network's weights in checkpoints.
+    felt: where the gradient of the autoencoder's loss enters. pixels: at the reconstruction. latent: anywhere else.
+    balance: the last layer (anchor) at which this gradient is scaled to the length of the reconstruction's; None for a
+    fixed weight.
     """
 
     name: str
@@ -50,32 +54,32 @@ class Adversary(ABC):
 
     @abstractmethod
     def build(self, model: NetworkConfig) -> nn.Module:
-        """Its network, with first weights from torch's generator."""
+        """A new network, with first weights from torch's generator."""
 
     @abstractmethod
     def learns(self, step: int) -> bool:
-        """Whether its network is trained in this step."""
+        """Whether the network is trained in this step."""
 
     @abstractmethod
     def weight(self, step: int) -> float:
-        """What the autoencoder's loss is multiplied by in this step; 0: it is not computed."""
+        """The weight of `term` in the autoencoder's loss in this step; with 0 it is not computed."""
 
     @abstractmethod
     def term(self, network: nn.Module, output: Output) -> Tensor:
-        """The autoencoder's loss, (B,).
+        """The term of the autoencoder's loss, (B,).
 
-        network: with its own parameters frozen.
+        network: the adversary's network, its parameters frozen.
         """
 
     @abstractmethod
     def pair(self, output: Output, noise: Noise) -> Pair:
-        """What its network learns from, detached."""
+        """What the network learns from, detached."""
 
     @abstractmethod
     def loss(self, network: nn.Module, pair: Pair, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Its network's own loss, a scalar, and what the log takes beside it, by name.
+        """The network's own loss, a scalar, and further values for the log, by name.
 
-        network: as it was prepared, so that gradients are synchronised.
+        network: the adversary's network as accelerate has prepared it, so that gradients are synchronised.
         """
 
     def title(self, quantity: str) -> str:

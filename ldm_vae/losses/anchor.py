@@ -1,4 +1,4 @@
-"""Gradients of losses at the weight of a last layer, without a backward pass through the network before it."""
+"""Gradients of losses at the weight of a last layer, without a backward pass through the layers before it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ldm_vae.precision import at_least_float32
 
 
 def weight_gradients(anchor: Anchor, below: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Vector-Jacobian products of a last layer with respect to its weight.
+    """Gradients with respect to the layer's output -> gradients with respect to its weight.
 
-    The layer is run once more with detached copies of its parameters, so that neither the network's gradients nor
-    DistributedDataParallel notice.
+    These are vector-Jacobian products. The layer runs once more with detached copies of its parameters, so that the
+    network's own gradients stay as they are and DistributedDataParallel sees no backward pass.
 
     below: the layer's input.
-    gradients: of losses with respect to the layer's output.
-    Returns for each the gradient with respect to the weight, in at least float32.
+    gradients: gradient of each loss with respect to the layer's output.
+    Returns the gradient of each loss with respect to the weight, in at least float32.
     """
     with torch.enable_grad(), torch.autocast(below.device.type, enabled=False):
         tensors = {name: value.detach() for name, value in anchor.layer.named_parameters()}

@@ -1,15 +1,15 @@
-"""What the autoencoder minimises: names the terms, weights them, adds them; the only file that knows them all.
+"""The objective: the weighted sum of all terms that the autoencoder minimises; the only file that knows them all.
 
     total = nll + weight_rate * rate + factor(step) * weight_gan * lambda * generator
     nll   = (weight_pixel * pixel + weight_perceptual * perceptual) / e^s + n s,   s the learned log-variance (or 0)
 
-in CompVis' units: every term is summed over an image's n = C*H*W elements (LPIPS counts once per element), the mean is
-taken over images. lambda is the adaptive weight (`losses/adaptive.py`), or 1.
+The units are CompVis': every term is summed over the n = C*H*W elements of an image (LPIPS counts once per element) and
+averaged over images. lambda is the adaptive weight (`losses/adaptive.py`), or 1.
 Source: Esser et al. 2021 (arXiv:2012.09841), eq. 7; CompVis/latent-diffusion, contperceptual.py.
 
-Everything that is felt in the pixels is differentiated down to the decoder's output alone, the leaf. One backward pass
-of LPIPS and one of the discriminator then serve both the adaptive weight and the update, and the networks are traversed
-once, with the sum of the gradients.
+The terms of the pixels are differentiated down to the decoder's output alone: it is detached, and called the leaf. So
+one backward pass through LPIPS and one through the discriminator serve both the adaptive weight and the update, and one
+backward pass through decoder and encoder takes the sum of all gradients.
 """
 
 from __future__ import annotations
@@ -50,14 +50,18 @@ class LossConfig(Config):
 
 class Term(Protocol):
     def __call__(self, output: Output, batch: Batch, step: int) -> Tensor:
-        """(rows,), summed per image, in at least float32; a row is an image, or one of its samples."""
+        """(rows,), summed over each image, in at least float32. A row is an image, or one of its samples."""
 
 
 @dataclass(frozen=True)
 class WeightedTerm:
-    """A term of the objective.
+    """A term of the objective with its weight.
 
-    balance: the anchor at whose weight its gradient is made as long as the likelihood's; None for a fixed weight.
+    name: name of the term in the log.
+    term: computes the term.
+    weight: optimizer step -> weight.
+    balance: the last layer (anchor) at which the gradient is scaled to the length of the likelihood's; None for a fixed
+    weight.
     """
 
     name: str
@@ -68,11 +72,11 @@ class WeightedTerm:
 
 @dataclass(frozen=True)
 class Losses:
-    """What one micro-batch costs.
+    """The losses of one micro-batch.
 
-    values: name -> scalar for the log, unweighted means over images: the likelihood's terms and the total per element
-    (so: mean absolute error, LPIPS distance), the rate in nats per image.
-    roots, gradients: what `torch.autograd.backward` takes to accumulate the gradient of the total.
+    values: scalars for the log by name, unweighted means over images. The likelihood's terms and the total are per
+    element (mean absolute error, LPIPS distance); the rate is in nats per image.
+    roots, gradients: arguments of `torch.autograd.backward` that accumulate the gradient of the total.
     """
 
     values: dict[str, Tensor]
@@ -83,12 +87,12 @@ class Losses:
 class Objective:
     """The weighted sum of terms, with its gradient at the decoder's output.
 
-    likelihood: terms of the pixels, which adversaries are balanced against.
-    regularizers: all others.
-    adversaries: the second players, in the order of their updates.
+    likelihood: terms of the pixels. Adaptive weights compare other terms with their sum.
+    regularizers: all other terms.
+    adversaries: the adversaries, in the order of their updates.
     anchors: last layers of the network, for adaptive weights.
-    reduce: mean of a tensor over ranks, for the adaptive weights.
-    reduction: from rows to the scalar that is minimised.
+    reduce: averages a tensor over ranks, for the adaptive weights.
+    reduction: turns one value per row into the scalar that is minimised.
     """
 
     def __init__(
@@ -109,11 +113,14 @@ class Objective:
 
     @property
     def samples(self) -> int:
-        """Draws from the posterior per image."""
+        """Number of draws from the posterior for each image."""
         return self.reduction.samples
 
     def __call__(self, output: Output, batch: Batch, critics: Mapping[str, nn.Module], step: int) -> Losses:
-        """critics: the adversaries' networks by name, their own parameters frozen; called only while they are felt."""
+        """The losses of one micro-batch.
+
+        critics: the adversaries' networks by name, their parameters frozen. Those of weight 0 are not called.
+        """
         parameters = at_least_float32(output.parameters)
         leaf = parameters.detach().requires_grad_()
         seen = replace(output, parameters=leaf)
@@ -162,7 +169,7 @@ class Objective:
         return Losses({name: value.detach() for name, value in values.items()}, roots, gradients)
 
     def _felt(self, where: Literal["pixels", "latent"], step: int) -> list[Adversary]:
-        """The adversaries that the autoencoder feels there in this step."""
+        """The adversaries whose gradient enters at `where` in this step."""
         return [adversary for adversary in self.adversaries if adversary.felt == where and adversary.weight(step) > 0]
 
     def _add(
@@ -185,7 +192,7 @@ class Objective:
 
     @torch.no_grad()
     def _total_of_rows(self, output: Output, rows: Mapping[str, Tensor], step: int) -> Tensor:
-        """(rows,): all terms together, adversaries and balances left out."""
+        """(rows,): the weighted sum of all terms, without adversaries and adaptive weights."""
         nll = sum((term.weight(step) * rows[term.name] for term in self.likelihood), torch.zeros(()))
         if (log_variance := output.heads.get(LOG_VARIANCE_HEAD)) is not None:
             nll = nll / log_variance.exp() + output.target[0].numel() * log_variance
@@ -194,10 +201,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class _Balance:
-    """Adaptive weights: how much longer the likelihood's gradient is than another one, at the weight of a last layer.
+    """Adaptive weights: the ratio of the likelihood's gradient to another one, at the weight of a last layer.
 
-    parameters: the decoder's output, in the graph.
-    gradient: of the likelihood with respect to it.
+    anchors, reduce: as in `Objective`.
+    output: output of the forward pass.
+    parameters: the decoder's output, with its graph.
+    gradient: gradient of the likelihood with respect to `parameters`.
     """
 
     anchors: Mapping[str, Anchor]
@@ -207,7 +216,10 @@ class _Balance:
     gradient: Tensor
 
     def of_pixels(self, anchor: str | None, gradient: Tensor) -> Tensor:
-        """gradient: of the other loss with respect to the decoder's output.   Returns () without a graph."""
+        """The weight of a loss of the pixels: a scalar () without a graph.
+
+        gradient: gradient of that loss with respect to the decoder's output.
+        """
         if anchor is None:
             return gradient.new_ones(())
         if anchor == "decoder":
@@ -215,14 +227,17 @@ class _Balance:
         return self._compare(anchor, self._down_to(anchor), self._down_to(anchor, gradient))
 
     def of_latent(self, anchor: str | None, loss: Tensor) -> Tensor:
-        """loss: the other one, a scalar in the graph.   Returns () without a graph."""
+        """The weight of any other loss: a scalar () without a graph.
+
+        loss: that loss, a scalar with its graph.
+        """
         if anchor is None:
             return loss.detach().new_ones(())
         (gradient,) = torch.autograd.grad(loss, [self.output.above[anchor]], retain_graph=True)
         return self._compare(anchor, self._down_to(anchor), gradient)
 
     def _down_to(self, anchor: str, gradient: Tensor | None = None) -> Tensor:
-        """A gradient at the decoder's output -> the same at the output of an earlier last layer."""
+        """The gradient at the decoder's output -> the gradient at the output of the last layer `anchor`."""
         seed = self.gradient if gradient is None else gradient
         (reached,) = torch.autograd.grad(self.parameters, [self.output.above[anchor]], seed, retain_graph=True)
         return reached
@@ -233,7 +248,7 @@ class _Balance:
 
 
 def build_heads(loss: LossConfig) -> dict[str, nn.Module]:
-    """What the terms of a recipe learn along, to be put into the network."""
+    """The modules that the terms of a recipe train beside the network; the network holds them as heads."""
     return {LOG_VARIANCE_HEAD: LogVariance()} if loss.pixel.learned_variance else {}
 
 
@@ -246,8 +261,8 @@ def build_objective(
 ) -> Objective:
     """The objective of a recipe. A term whose weight is 0 is left out: it costs nothing and is absent from the log.
 
-    frozen: the networks that terms ask, by their section; "perceptual" is an LPIPS.
-    reduce: mean of a tensor over ranks.
+    frozen: the frozen networks of the terms, by the name of their section; "perceptual" is an LPIPS.
+    reduce: averages a tensor over ranks.
     """
     likelihood, regularizers = [], []
     if loss.pixel.weight > 0:

@@ -36,8 +36,9 @@ class PixelConfig(Config):
 def pixel_distance(reconstruction: Tensor, target: Tensor, kind: PixelKind, epsilon: float = 1.0e-3) -> Tensor:
     """|d|, d^2 or sqrt(d^2 + epsilon^2) of d = reconstruction - target.
 
-    reconstruction, target: (B, C, H, W) in [-1, 1].   Returns (B, C, H, W) in at least float32.
-    Source of the third: Charbonnier et al. 1994 (ICIP); epsilon as in Lai et al. 2017, arXiv:1704.03915.
+    reconstruction, target: (B, C, H, W) in [-1, 1].
+    Returns (B, C, H, W) in at least float32.
+    Source: the third is of Charbonnier et al. 1994 (ICIP), with the epsilon of Lai et al. 2017, arXiv:1704.03915.
     """
     difference = at_least_float32(reconstruction) - at_least_float32(target)
     if kind == "l1":
@@ -48,7 +49,7 @@ def pixel_distance(reconstruction: Tensor, target: Tensor, kind: PixelKind, epsi
 
 
 class LogVariance(nn.Module):
-    """The learned log-variance of the likelihood, one number for all pixels: a head of the network, 0 at the start."""
+    """The learned log-variance of the likelihood: one number for all pixels, 0 at the start. A head of the network."""
 
     def __init__(self) -> None:
         super().__init__()

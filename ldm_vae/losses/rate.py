@@ -24,7 +24,7 @@ class RateConfig(Config):
 
 
 def rate(output: Output, batch: Batch, step: int) -> Tensor:
-    """(B,), nats per image, summed over latent channels and positions."""
+    """(B,), nats per image, summed over groups and positions."""
     return output.posterior.rate
 
 

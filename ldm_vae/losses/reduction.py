@@ -8,23 +8,23 @@ from torch import Tensor
 
 
 class Reduction(Protocol):
-    """Weights the rows of a batch.
+    """Turns one value per row into a scalar. A row is an image, or one of its samples.
 
-    samples: draws from the posterior per image that the rows hold, one after the other.
+    samples: number of rows for each image, one after the other: draws from the posterior.
     """
 
     samples: int
 
     def __call__(self, values: Tensor, total: Tensor) -> Tensor:
-        """Rows -> scalar, linear in `values`.
+        """One value per row -> a scalar, linear in `values`.
 
-        values: (B * samples,), of one term.
-        total: (B * samples,), of all terms together, weighted and without a graph: what weights may depend on.
+        values: (B * samples,), values of one term.
+        total: (B * samples,), weighted sum of all terms, without a graph. The weights of rows may depend on it.
         """
 
 
 class Mean:
-    """Every image counts alike."""
+    """The mean over all rows."""
 
     samples = 1
 

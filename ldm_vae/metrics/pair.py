@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_vae.losses.perceptual import LPIPS, SMALLEST_SIDE, LPIPSNetwork
+from ldm_vae.losses.perceptual import LPIPS, SMALLEST_IMAGE, LPIPSNetwork
 from ldm_vae.pretrained.backbones import weights_sha256
 
 
@@ -37,7 +37,7 @@ class PairNetwork:
 
     def __init__(self, network: LPIPSNetwork, device: torch.device) -> None:
         self.lpips = LPIPS(network)
-        self.smallest = SMALLEST_SIDE[network]  # pixels along the shorter side
+        self.smallest = SMALLEST_IMAGE[network]  # pixels along the shorter side
         self.weights = weights_sha256(self.lpips.state_dict())  # sha256
         self.lpips.to(device)
         self.lpips.features[-1].register_forward_hook(self._note)

@@ -1,4 +1,4 @@
-"""The same networks evaluated in pieces: equal to the full pass but for rounding, in a fraction of its memory.
+"""Networks evaluated in pieces: equal to the full pass up to rounding, in a fraction of its memory.
 
 strips.py     A tensor held as strips, so that parts of it can be freed while the next one grows
 norm.py       Group normalisation whose statistics are gathered over a whole picture before any part of it is

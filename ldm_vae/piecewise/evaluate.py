@@ -16,12 +16,13 @@ from ldm_vae.piecewise.strips import Strips, Whole, cuts
 
 @torch.no_grad()
 def decode_pieces(model: Network, z: Tensor, *, max_memory: int | None = None) -> tuple[Tensor, Plan]:
-    """`model.decode`, evaluated in pieces, one picture after the other, without gradients.
+    """Evaluates `model.decode` in pieces, one picture after the other, without gradients.
 
-    z: (B, c, h, w), raw -> (B, C, h*f, w*f), and the plan that was followed for each picture.
-    max_memory: bytes of working memory beyond weights, input, output, keys and values of attention. None: compute
-    nothing twice, and pictures too small to be cut (plan.strips is 1) as the one batch that they are.
-    Raises UserError for a bound below what is possible, naming the least.
+    z: (B, c, h, w), raw.
+    max_memory: bound on the working memory in bytes; weights, input, output, keys and values of attention do not count.
+    None: nothing is computed twice, and pictures too small to be cut (plan.strips is 1) run as one batch.
+    Returns (B, C, h*f, w*f), and the plan that was followed for each picture.
+    Raises UserError for a bound that is too low, and names the lowest that is possible.
     """
     batch, _, height, width = z.shape
     plan = plan_decode(model, height, width, max_memory=max_memory)
@@ -36,9 +37,10 @@ def decode_pieces(model: Network, z: Tensor, *, max_memory: int | None = None) -
 
 @torch.no_grad()
 def encode_pieces(model: Network, images: Tensor, *, max_memory: int | None = None) -> tuple[Tensor, Plan]:
-    """`model.encode`, evaluated in pieces; else as `decode_pieces`.
+    """Evaluates `model.encode` in pieces; otherwise like `decode_pieces`.
 
-    images: (B, C, H, W) in [-1, 1] -> (B, 2c, H/f, W/f), rounded down: the raw moments, and the plan.
+    images: (B, C, H, W) in [-1, 1].
+    Returns (B, width * c, H/f, W/f), rounded down, the bottleneck's input; and the plan.
     """
     batch, _, height, width = images.shape
     plan = plan_encode(model, height, width, max_memory=max_memory)
@@ -67,7 +69,7 @@ def _new_strips(plan: Plan) -> Strips:
 
 
 class _SegmentRun:
-    """One segment of one picture. No strip keeps a name beyond its use, so that memory is what the plan says."""
+    """Evaluates one segment for one picture. No variable keeps a strip after its use: else it would hold its memory."""
 
     def __init__(
         self, plan: Plan, steps: Sequence[ChainStep], segment: Segment, source: Strips | Whole, target: Strips | Whole
@@ -76,7 +78,7 @@ class _SegmentRun:
         self.first, self.end, self.keep_hidden = segment.first, segment.end, segment.keep_hidden
 
     def run(self) -> None:
-        """The passes for the barriers, then the one that computes the end."""
+        """Runs the passes for the barriers, then the one that computes the segment's end."""
         for k in range(self.first, self.end):
             self._pass_barriers(k)
         last = self.steps[self.end - 1]
@@ -90,7 +92,7 @@ class _SegmentRun:
             last.forget()
 
     def _pass_barriers(self, k: int) -> None:
-        """What must be known of the whole picture before any output of steps[k] can be computed."""
+        """Gathers what any output of steps[k] needs from the whole picture: norm statistics, keys and values."""
         step = self.steps[k]
         if step.norm is not None and k > self.first:  # statistics of the source were gathered when it was computed
             for rows in self._cuts(self.steps[k - 1]):
@@ -103,7 +105,10 @@ class _SegmentRun:
                 step.remember(self._boundary(k, *rows))
 
     def _finish_through_hidden(self, step: ResidualStep) -> None:
-        """Hidden activation and shortcut of the last residual block take the source's place, the end takes theirs."""
+        """Computes a residual block at the segment's end, by way of its hidden activation and shortcut, which are kept.
+
+        The source is freed while these two grow, and they are freed while the end grows.
+        """
         hidden, shortcut = _new_strips(self.plan), _new_strips(self.plan)
         for rows in self._cuts(step):
             self._split(step, rows, hidden, shortcut)
@@ -139,7 +144,7 @@ class _SegmentRun:
         return step.forward(self._boundary(k - 1, *step.needs(first, end)), first, end)
 
     def _release(self, k: int, row: int) -> None:
-        """Frees the source's rows on which rows of boundary k from `row` on do not depend."""
+        """Frees the source's rows that the rows of boundary k from `row` on do not need."""
         for step in reversed(self.steps[self.first : k]):
             row = step.needs(row, row + 1)[0]
         self.source.release(row)

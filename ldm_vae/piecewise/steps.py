@@ -36,7 +36,13 @@ class Extent:
 
 
 class ChainStep(ABC):
-    """One step of a chain.   norm: must have gathered all of the step's input before `forward` is called."""
+    """One step of a chain.
+
+    axis: 2 cuts rows of pixels, 3 columns.
+    below: size of the input.
+    above: size of the output.
+    norm: a norm that must have gathered all of the step's input before `forward` is called; None where there is none.
+    """
 
     norm: GatheredNorm | None = None
 
@@ -45,11 +51,11 @@ class ChainStep(ABC):
 
     @abstractmethod
     def needs(self, first: int, end: int) -> tuple[int, int]:
-        """Input rows on which output rows [first, end) depend."""
+        """The input rows that output rows [first, end) need."""
 
     @abstractmethod
     def rows_below(self, rows: int) -> int:
-        """Upper bound on how many `needs` asks for, for so many output rows anywhere."""
+        """Upper bound on the number of input rows that this number of output rows needs."""
 
     @abstractmethod
     def forward(self, x: Tensor, first: int, end: int) -> Tensor:
@@ -57,13 +63,13 @@ class ChainStep(ABC):
 
     @abstractmethod
     def operations(self, rows: int) -> float:
-        """Multiplications and additions for so many output rows."""
+        """Multiplications and additions for this number of output rows."""
 
     @abstractmethod
     def working(self, rows: int) -> int:
-        """Upper bound on the numbers held at once by `forward` for so many output rows, input and output included.
+        """Upper bound on the values that `forward` holds at once for this number of output rows.
 
-        Convolution libraries keep copies of input, output and weight in a layout of their own: these are counted.
+        Input and output count, and so do the copies of input, output and weight that convolution libraries make.
         """
 
 
@@ -101,7 +107,10 @@ class ConvolutionStep(ChainStep):
 
 
 class ResidualStep(ChainStep):
-    """A residual block: two normalised convolutions beside a shortcut.   hidden_norm: the norm between them."""
+    """A residual block: two normalised convolutions, added to a shortcut.
+
+    hidden_norm: the norm between the convolutions.
+    """
 
     def __init__(self, axis: int, below: Extent, block: ResBlock) -> None:
         self.first = ConvolutionStep(axis, below, block.conv1, block.norm1)
@@ -125,11 +134,15 @@ class ResidualStep(ChainStep):
         return self.join(hidden, shortcut, first, end)
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Rows of the input -> the same rows of what is added to the output."""
+        """Rows of the input -> the same rows of the shortcut."""
         return x if self.conv_shortcut is None else cast(Tensor, self.conv_shortcut(x))
 
     def join(self, hidden: Tensor, shortcut: Tensor, first: int, end: int) -> Tensor:
-        """hidden: rows `second.needs(first, end)`.   shortcut: rows [first, end) -> output rows [first, end)."""
+        """Output rows [first, end).
+
+        hidden: rows `second.needs(first, end)` of the hidden activation.
+        shortcut: rows [first, end) of the shortcut.
+        """
         return self.second.forward(hidden, first, end).add_(shortcut)
 
     def operations(self, rows: int) -> float:
@@ -143,7 +156,7 @@ class ResidualStep(ChainStep):
 
 
 class UpsampleStep(ChainStep):
-    """Nearest neighbour, then a convolution."""
+    """Doubles height and width: nearest neighbour, then a convolution."""
 
     def __init__(self, axis: int, below: Extent, conv: nn.Conv2d) -> None:
         super().__init__(axis, below, Extent(conv.out_channels, 2 * below.rows, 2 * below.cross))
@@ -173,7 +186,7 @@ class UpsampleStep(ChainStep):
 
 
 class DownsampleStep(ChainStep):
-    """Convolution of stride 2, padded at the end of both axes."""
+    """Halves height and width: a convolution of stride 2, padded at the end of both axes."""
 
     def __init__(self, axis: int, below: Extent, conv: nn.Conv2d) -> None:
         super().__init__(axis, below, Extent(conv.out_channels, below.rows // 2, below.cross // 2))
@@ -198,7 +211,7 @@ class DownsampleStep(ChainStep):
 
 
 class AttentionStep(ChainStep):
-    """Attention, query rows by query rows, once `keys_and_values` of all rows are there."""
+    """Attention. Queries are computed some rows at a time, after `remember` has got all rows for keys and values."""
 
     def __init__(self, axis: int, below: Extent, attention: Attention) -> None:
         super().__init__(axis, below, below)
@@ -215,7 +228,7 @@ class AttentionStep(ChainStep):
         return rows
 
     def remember(self, x: Tensor) -> None:
-        """x: input rows, of which keys and values are kept. Attention does not care for the order of positions."""
+        """Keeps keys and values of the input rows x. Attention does not depend on the order of positions."""
         tokens = self._tokens(x)
         if self.keys is None or self.values is None:
             shape = (1, 1, self.below.rows * self.below.cross, self.below.channels)
@@ -249,7 +262,7 @@ class AttentionStep(ChainStep):
 def convolve(x: Tensor, conv: nn.Conv2d, axis: int, missing: tuple[int, int], cross: tuple[int, int]) -> Tensor:
     """conv(x), with zeros for `missing` rows before and after along `axis` and `cross` along the other."""
     (before, after), (left, right) = (missing, cross) if axis == 2 else (cross, missing)
-    if (before, left) != (after, right):  # the convolution itself pads alike on both sides alone
+    if (before, left) != (after, right):  # a convolution can only pad both sides equally
         same = (min(before, after), min(left, right))
         x = F.pad(x, (left - same[1], right - same[1], before - same[0], after - same[0]))
         before, left = same
@@ -257,9 +270,9 @@ def convolve(x: Tensor, conv: nn.Conv2d, axis: int, missing: tuple[int, int], cr
 
 
 class Chain:
-    """A network as steps, put together from the input on.
+    """A network as steps, which are added from the input to the output.
 
-    channels, height, width: of the input. It is cut along its longer side.
+    channels, height, width: size of the input. It is cut along its longer side.
     """
 
     def __init__(self, channels: int, height: int, width: int) -> None:

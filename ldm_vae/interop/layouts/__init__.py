@@ -1,4 +1,4 @@
-"""What diffusers calls a network and its weights, a file for each of its classes.
+"""Translations between our networks and diffusers' classes, a file for each class.
 
 layout.py   Finds the layout of a network: the class of diffusers that can hold it, and how the two are translated
 kl.py       AutoencoderKL <-> our network of kind `kl`

@@ -40,15 +40,17 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def holds(config: NetworkConfig) -> bool:
-    """A Gaussian posterior, or none: any other bottleneck is unknown to AutoencoderKL."""
+    """Whether AutoencoderKL can hold the network: with a Gaussian bottleneck, or a deterministic one (`to_state`)."""
     return config.bottleneck.kind in ("gaussian", "deterministic")
 
 
 def from_config(config: Mapping[str, Any], source: str) -> AutoencoderConfig:
-    """AutoencoderKL's configuration -> ours; `source` names it in errors.
+    """AutoencoderKL's configuration -> ours.
 
     Keys that AutoencoderKL does not know are ignored, as it ignores them. Raises UserError for what our network
-    has no counterpart of.
+    cannot do.
+
+    source: where the configuration stands, for errors.
     """
     known = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
     if known["act_fn"] not in ("silu", "swish"):  # two names of one function
@@ -79,7 +81,7 @@ def from_config(config: Mapping[str, Any], source: str) -> AutoencoderConfig:
 def to_config(config: AutoencoderConfig, scale: LatentScale, *, sample_size: int, force_upcast: bool) -> dict[str, Any]:
     """Ours -> the content of config.json.
 
-    sample_size: px, the training resolution or more; `enable_tiling()` cuts tiles of this size.
+    sample_size: pixels, the training resolution or more; `enable_tiling()` cuts tiles of this size.
     force_upcast: whether pipelines in float16 must decode in float32.
     """
     attention = ["Attn" if level in config.attention_levels else "" for level in range(len(config.block_out_channels))]
@@ -107,8 +109,8 @@ def to_config(config: AutoencoderConfig, scale: LatentScale, *, sample_size: int
 def to_state(model: Autoencoder) -> dict[str, Tensor]:
     """The state dict that AutoencoderKL loads.
 
-    A deterministic encoder gives no log-variance, and AutoencoderKL asks for one: it gets the lowest that there is, a
-    deviation of e^-15, from weights of 0.
+    AutoencoderKL needs a log-variance, and a deterministic encoder has none. So its last layer gets further channels,
+    with weights of 0 and the lowest log-variance as bias: a deviation of e^-15.
     """
     state = model.exported_state()
     if model.bottleneck.width == 2:
@@ -126,7 +128,7 @@ def to_state(model: Autoencoder) -> dict[str, Tensor]:
 
 
 def differences(config: AutoencoderConfig) -> list[str]:
-    """What AutoencoderKL does otherwise than the model, a sentence each."""
+    """Where AutoencoderKL behaves differently from the model, one sentence each."""
     bottleneck = config.bottleneck
     if isinstance(bottleneck, GaussianConfig) and bottleneck != GaussianConfig():
         low, high = bottleneck.logvar_range

@@ -26,7 +26,7 @@ class Layout(Protocol):
         """Whether diffusers' class can compute what the network computes."""
 
     def from_config(self, config: Mapping[str, Any], source: str) -> NetworkConfig:
-        """The content of diffusers' config.json -> ours; `source` names it in errors."""
+        """The content of diffusers' config.json -> ours; `source` names the file in errors."""
 
     def to_config(
         self, config: NetworkConfig, scale: LatentScale, *, sample_size: int, force_upcast: bool
@@ -37,7 +37,7 @@ class Layout(Protocol):
         """The state dict that diffusers' class loads."""
 
     def differences(self, config: NetworkConfig) -> list[str]:
-        """What diffusers' class does otherwise than the model, a sentence each."""
+        """Where diffusers' class behaves differently from the model, one sentence each."""
 
 
 def layout_of(config: NetworkConfig) -> Layout | None:
@@ -57,7 +57,7 @@ def layout_named(name: str, source: str) -> Layout:
 
 
 def exchanged_state(model: Network) -> dict[str, Tensor]:
-    """The tensors by which a model is known to others: in diffusers' layout where there is one, else its own."""
+    """The tensors that an export holds: in diffusers' layout where there is one, else the network's own."""
     layout = layout_of(model.config)
     return model.exported_state() if layout is None else layout.to_state(model)
 
