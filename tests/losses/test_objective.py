@@ -228,3 +228,34 @@ def test_free_bits_are_a_term_of_the_rates() -> None:
     output = _forward(model, _batch())
     assert output.posterior.rates.shape == (2, CONFIG.latent_channels)
     torch.testing.assert_close(output.posterior.rates.sum(dim=1), output.posterior.rate, rtol=1e-12, atol=0)
+
+
+class Squashed:
+    """A likelihood whose mean is no linear function of its parameters."""
+
+    def channels(self, image_channels: int) -> int:
+        return image_channels
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return parameters.tanh()
+
+
+def test_the_leaf_is_what_the_decoder_gives_and_the_picture_is_its_mean() -> None:
+    model, discriminator, lpips = _networks()
+    model.likelihood = Squashed()
+    loss = LossConfig(perceptual=PerceptualConfig(network="alex"), rate=RateConfig(weight=0.01))
+    objective = _objective(model, lpips, loss, DiscriminatorConfig(weight=0.5))
+    batch = _batch()
+    critics = {"discriminator": discriminator.requires_grad_(False)}
+    losses = objective(_forward(model, batch), batch, critics, 10)
+    torch.autograd.backward(losses.roots, losses.gradients)
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    model.zero_grad()
+    _direct(model, lpips, discriminator, batch, loss, 0.5).backward()
+    assert losses.values["generator_weight"] > 0
+    for name, parameter in model.named_parameters():
+        assert ours[name] is not None and parameter.grad is not None
+        torch.testing.assert_close(
+            ours[name], parameter.grad, rtol=1e-9, atol=1e-9 * parameter.grad.abs().max().item() + 1e-12
+        )

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -195,3 +196,35 @@ def test_a_run_of_bad_steps_between_two_looks_of_the_host_is_not_forgotten(build
     assert int(run.guard.in_a_row) == 1
     assert run.guard.exhausted()
     assert run.guard.suspects() == {str(step): batches[step][0].key for step in (1, 2)}
+
+
+class QuarterTurn:
+    """A view that two processes, and both orders of a step, must take alike."""
+
+    def image(self, image: torch.Tensor) -> torch.Tensor:
+        return image.rot90(dims=(2, 3))
+
+    latent = image
+
+
+@pytest.mark.parametrize("order", ["shared", "compvis"])
+def test_the_step_passes_the_view_to_all_its_forwards(build: Build, order: str) -> None:
+    run, recipe = build("precision=float64", "optimizer.lr=1e-9", f"discriminator.order={order}")
+    drawn: list[int] = []
+
+    def turned(step: int, generator: np.random.Generator) -> QuarterTurn:
+        drawn.append(int(generator.integers(2**31)))
+        return QuarterTurn()
+
+    run = dataclasses.replace(run, views=turned)
+    micro_batches = batches_of(run, recipe, 1)[0]
+    (batch,) = micro_batches
+    step = 5
+    with torch.no_grad():
+        output = run.autoencoder(batch.image, noise=run.noise(batch, step), view=QuarterTurn())
+        pixel = (output.reconstruction - batch.image.rot90(dims=(2, 3))).abs().mean()
+        real = run.critics["discriminator"](batch.image.rot90(dims=(2, 3))).mean()
+    values = STEPS[order](run, micro_batches, step)
+    torch.testing.assert_close(values["pixel"], pixel, rtol=1e-9, atol=0)
+    torch.testing.assert_close(values["logits_real"], real, rtol=1e-9, atol=0)
+    assert len(drawn) == {"shared": 1, "compvis": 2}[order] and len(set(drawn)) == 1
