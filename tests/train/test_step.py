@@ -224,7 +224,7 @@ def test_the_step_passes_the_view_to_all_its_forwards(build: Build, order: str) 
         output = run.autoencoder(batch.image, noise=run.noise(batch, step), view=QuarterTurn())
         pixel = (output.reconstruction - batch.image.rot90(dims=(2, 3))).abs().mean()
         real = run.critics["discriminator"](batch.image.rot90(dims=(2, 3))).mean()
-    values = STEPS[order](run, micro_batches, step)
+    values = TRAIN_STEPS[order](run, micro_batches, step)
     torch.testing.assert_close(values["pixel"], pixel, rtol=1e-9, atol=0)
     torch.testing.assert_close(values["logits_real"], real, rtol=1e-9, atol=0)
     assert len(drawn) == {"shared": 1, "compvis": 2}[order] and len(set(drawn)) == 1
