@@ -1,33 +1,67 @@
-# Everything runs in .venv, which is made anew whenever pyproject.toml changes.
-#   make demo [STEPS=n]    the whole path on real photographs, into runs/demo
-#   make test              the tests, without the slow ones          make slow    the slow ones
-#   make lint              ruff, mypy
-#   PYTHON=python3.12      another interpreter to make .venv with
+# Everything runs in .venv, which is made anew whenever pyproject.toml changes. `make help` lists what there is: the
+# words after ## are its text.
 
 PYTHON ?= python3
 STEPS ?=
+VERSION ?=
+BASE ?= HEAD
+ONLY ?=
+DEPENDENCIES ?= fetched
 BIN := .venv/bin
 
-.PHONY: demo test slow lint
+.PHONY: demo test slow test-portable golden lint format docs help hooks release
 
-demo: .venv/installed
+demo: .venv/installed  ## The whole path on real photographs, into runs/demo; STEPS=n shortens it
 	@$(BIN)/python -m tools.demo $(if $(STEPS),--steps $(STEPS))
 
-test: .venv/installed
+test: .venv/installed  ## The tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
-slow: .venv/installed
+slow: .venv/installed  ## The slow tests
 	$(BIN)/python -m pytest -m slow
 
-lint: .venv/installed
+# Kernels of torch (MKL with them, and numpy's OpenBLAS), of oneDNN, and threads: each two of their values meet once.
+SSE := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem
+AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell
+NUMERICAL := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m "numerical and not slow"
+
+test-portable: .venv/installed  ## The numerical tests with the kernels of older processors, on one thread and two
+	$(SSE) ONEDNN_MAX_CPU_ISA=SSE41 LDM_VAE_TEST_THREADS=1 $(NUMERICAL)
+	$(SSE) LDM_VAE_TEST_THREADS=2 $(NUMERICAL)
+	$(AVX2) LDM_VAE_TEST_THREADS=1 $(NUMERICAL)
+	$(AVX2) ONEDNN_MAX_CPU_ISA=SSE41 LDM_VAE_TEST_THREADS=2 $(NUMERICAL)
+
+golden: .venv/installed  ## Does this checkout train and encode as BASE=COMMIT does, bit for bit? ONLY=name picks one
+	$(BIN)/python -m tools.golden $(BASE) $(if $(ONLY),--only $(ONLY))
+
+lint: .venv/installed  ## What ruff and mypy say; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+format: .venv/installed  ## Rewrites the source as `make lint` wants it, as far as ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/installed  ## The site of docs/ and the docstrings, into build/docs; a warning is an error
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going docs build/docs
+	@echo build/docs/index.html
+
+help:  ## This list
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "PYTHON=python3.12 names another interpreter to make .venv with."
+
+hooks: .venv/installed  ## Lets git run lint before each commit (pre-commit)
+	$(BIN)/pre-commit install
+
+release: .venv/installed  ## Builds and checks VERSION=x.y.z; DEPENDENCIES=present is quick and fetches none anew
+	@$(if $(VERSION),,echo "say which: make release VERSION=x.y.z" >&2; exit 2)
+	@$(BIN)/python -m tools.release $(VERSION) --dependencies $(DEPENDENCIES)
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
 	  "$(PYTHON) is missing, older than 3.11 or without venv: install Python 3.11 or newer (Debian: apt-get install python3 python3-venv), or name one with make PYTHON=..." >&2; exit 2; }
 	@echo "Installing into .venv: some minutes, and several GB where pip takes PyTorch with CUDA."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@

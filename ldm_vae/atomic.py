@@ -1,11 +1,11 @@
-"""Files and folders that appear under their name whole, or not at all, whatever kills the writer.
+"""Writes files and folders that are either whole or absent under their name, whatever kills the writer.
 
-Everything is written to a stage, a hidden sibling `.tmp-HOST-PID-TOKEN-NUMBER-NAME`, flushed to the disk,
-then renamed. The stage of a writer that died is removed by the next writer in the same folder.
+Everything is first written to a stage, a hidden sibling `.tmp-HOST-PID-TOKEN-NUMBER-NAME`, then flushed to the disk,
+then renamed. The next writer in the same folder removes the stages of writers that died.
 
-A file is replaced in one rename. A folder cannot be (POSIX renames onto empty folders only), so an old
-folder of the same name first steps aside as `.replaced-NAME`; between the two renames only that name
-holds it, and a reader that must find it looks there too.
+One rename replaces a file. It cannot replace a folder, because POSIX renames onto empty folders only. So an old folder
+is first renamed to `.replaced-NAME`. Between the two renames that is its only name, and a reader that must find the
+folder looks there, too.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from pathlib import Path
 
 from ldm_vae.errors import UserError
 
-REPLACED = ".replaced-"  # before the name of a folder that makes way for a new one
-# One host's process ids say nothing about another's writers: those count as dead after an hour of silence.
+REPLACED = ".replaced-"  # precedes the name of a folder that makes way for a new one
+# A process id tells whether a writer on this host is alive, but nothing about a writer on another host. That one counts
+# as dead after an hour without a change. Without this rule stages would pile up for ever on clusters and in containers,
+# where a restarted job has another host name.
 FOREIGN_STAGE_AGE = 3600.0  # seconds since the last change
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, quota or limit of size says
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit of the file size
 _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _TOKEN = secrets.token_hex(4)  # tells this process from a dead one with its id (containers reuse small ids)
 _NUMBER = itertools.count()  # no two stages of one process are the same
@@ -38,9 +40,9 @@ _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @contextmanager
 def atomic_file(final: Path) -> Iterator[Path]:
-    """Gives a path (with the suffix of `final`) to write to; renamed to `final` when the block ends well.
+    """Gives a path to write a file to, with the suffix of `final`. It is renamed to `final` if the block ends well.
 
-    Raises UserError where the disk is full or not to be written to; `final` then is what it was.
+    Raises UserError if the disk is full or may not be written to. `final` then stays as it was.
     """
     with _staged(final, None) as stage:
         yield stage
@@ -51,10 +53,10 @@ def atomic_file(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(final: Path, *, needed: int | None = None) -> Iterator[Path]:
-    """Gives an empty folder to fill; flushed and renamed to `final`, replacing it, when the block ends well.
+    """Gives an empty folder to fill. It is flushed and renamed to `final`, replacing it, if the block ends well.
 
-    needed: bytes the content will take, for the message. Raises UserError where the disk is full or not to be
-    written to; `final` then is what it was.
+    needed: bytes that the content will take, for the message.
+    Raises UserError if the disk is full or may not be written to. `final` then stays as it was.
     """
     with _staged(final, needed) as stage:
         stage.mkdir()
@@ -64,7 +66,7 @@ def atomic_folder(final: Path, *, needed: int | None = None) -> Iterator[Path]:
         fsync_path(stage)
         aside = final.with_name(REPLACED + final.name)
         if final.exists():
-            remove_folder(aside)  # left by a kill after the second rename: superseded by `final`
+            remove_folder(aside)  # a writer was killed after its second rename: `final` is newer
             final.replace(aside)
         stage.replace(final)
         fsync_path(final.parent)
@@ -72,14 +74,14 @@ def atomic_folder(final: Path, *, needed: int | None = None) -> Iterator[Path]:
 
 
 def append(path: Path, text: str) -> None:
-    """Adds to the end of a file, which is made where missing; for logs, which need not outlive a power cut.
+    """Appends to a file, which is made if it is missing. Meant for logs, which need not survive a power cut.
 
-    Raises UserError where the disk is full or not to be written to; the file then is what it was.
+    Raises UserError if the disk is full or may not be written to. The file then stays as it was.
     """
-    with disk_told(path), path.open("ab", buffering=0) as file:
+    with explain_disk_errors(path), path.open("ab", buffering=0) as file:
         end, rest = file.tell(), text.encode()
         try:
-            while rest:  # a disk that is nearly full takes a part
+            while rest:  # a disk that is nearly full writes only a part
                 rest = rest[file.write(rest) :]
         except OSError:
             file.truncate(end)
@@ -87,7 +89,7 @@ def append(path: Path, text: str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """mkdir -p whose new names survive a power cut. Raises UserError where a file is in the way, or no right given."""
+    """Like mkdir -p, but new names survive a power cut. Raises UserError if a file is in the way, or without access."""
     try:
         _make_folder(folder)
     except OSError as error:
@@ -95,7 +97,7 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder, if it is there, so that nobody ever sees half of it under its name."""
+    """Removes a folder, if it exists, so that nobody ever sees half of it under its name."""
     stage = _stage_name(folder)
     try:
         folder.replace(stage)
@@ -105,7 +107,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def fsync_path(path: Path) -> None:
-    """Flushes a file, or a folder's list of names, to the disk."""
+    """Flushes a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -121,7 +123,7 @@ def _staged(final: Path, needed: int | None) -> Iterator[Path]:
     make_folder(final.parent)
     _clean(final.parent)
     stage = _stage_name(final)
-    with disk_told(final, needed):
+    with explain_disk_errors(final, needed):
         try:
             yield stage
         except BaseException:
@@ -130,8 +132,8 @@ def _staged(final: Path, needed: int | None) -> Iterator[Path]:
 
 
 @contextmanager
-def disk_told(final: Path, needed: int | None = None) -> Iterator[None]:
-    """Says in a UserError that the disk is full or not to be written to."""
+def explain_disk_errors(final: Path, needed: int | None = None) -> Iterator[None]:
+    """Raises UserError in place of the errors of a full or read-only disk.   needed: bytes, for the message."""
     try:
         yield
     except OSError as error:
@@ -157,7 +159,7 @@ def _stage_name(final: Path) -> Path:
 
 
 def _clean(parent: Path) -> None:
-    """Removes what dead writers left behind in `parent`."""
+    """Removes what dead writers left in `parent`."""
     for stage in parent.glob(".tmp-*"):
         if _abandoned(stage):
             _delete(stage)
@@ -167,15 +169,16 @@ def _clean(parent: Path) -> None:
 
 
 def _abandoned(stage: Path) -> bool:
+    """Whether the writer of a stage is dead."""
     owner = _STAGE.fullmatch(stage.name)
     if owner is None:
-        return False  # not one of ours
+        return False  # the name is not one of a stage
     host, pid, token = owner[1], int(owner[2]), owner[3]
     if host != _HOST:
         try:
             last = max(path.stat().st_mtime for path in (stage, *stage.rglob("*")))
         except FileNotFoundError:
-            return False  # its writer is at work
+            return False  # it is just being renamed or removed
         return time.time() - last > FOREIGN_STAGE_AGE
     if pid == os.getpid():
         return token != _TOKEN
@@ -189,7 +192,7 @@ def _abandoned(stage: Path) -> bool:
 
 
 def _delete(path: Path) -> None:
-    """As far as possible: what resists (an open file on NFS) is hidden, and the next writer tries again."""
+    """Deletes what can be deleted. What can't (an open file on NFS) is hidden, and the next writer tries again."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

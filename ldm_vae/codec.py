@@ -21,24 +21,29 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.data.images.pixels import RANGE_TOLERANCE, from_pillow, to_uint8
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
-from ldm_vae.interop.diffusers import to_diffusers_config
 from ldm_vae.interop.export import export_model, sample_size_of
-from ldm_vae.interop.load import LoadedModel, Source, load_model, statistics_of, weights_hash
-from ldm_vae.networks.kl import Autoencoder
+from ldm_vae.interop.layouts.layout import exchanged_state, layout_of
+from ldm_vae.interop.load import LoadedModel, ModelSource, load_model, statistics_of, weights_hash
+from ldm_vae.networks.network import Network
+from ldm_vae.noise import GivenNoise
 from ldm_vae.piecewise import decode_pieces, encode_pieces
+from ldm_vae.piecewise.chains.chain import has_chains
 from ldm_vae.precision import at_least_float32
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 logger = logging.getLogger(__name__)
-# Pixels of a picture from which on networks are evaluated in pieces: the same result in less memory. Below, one pass
-# takes less than 0.9 GB a picture (measured with 64 channels), and small pictures run as the batch that they are.
+# Pictures of at least this many pixels are evaluated in pieces: the same result in less memory. Smaller ones run in one
+# pass as a batch, which takes less than 0.9 GB a picture (measured with 64 channels).
 PIECES_FROM = 2**20
 
 
 class NonFiniteError(UserError):
-    """A result that is not finite in float32 either.   samples: their places in the batch."""
+    """A result holds NaN or infinity, even when computed in float32.
+
+    samples: places in the batch of the samples that have no finite result.
+    """
 
     def __init__(self, what: str, samples: list[int]) -> None:
         super().__init__(f"{what} of sample {', '.join(map(str, samples))} of the batch is not finite", "leave it out")
@@ -46,7 +51,7 @@ class NonFiniteError(UserError):
 
 
 class LatentCodec:
-    """A KL autoencoder with its scale.
+    """An autoencoder and the scale of its latents.
 
     Images are (B, C, H, W) in [-1, 1], of any size; results are not clamped. Latents are (B, c, h, w) with
     h = ceil(H / f). Inputs are moved to the codec's device and type; results are on its device, in at least float32.
@@ -55,17 +60,22 @@ class LatentCodec:
 
     def __init__(
         self,
-        model: Autoencoder,
+        model: Network,
         scale: LatentScale | None = None,
-        source: Source | None = None,
+        source: ModelSource | None = None,
         *,
         weights_hash: str | None = None,
     ) -> None:
-        """scale: None for latents that nobody has measured; they are then left as they are, with a warning.
-        weights_hash: of the weights before a change of type; computed when asked for where None."""
+        """
+        scale: None where nobody has measured the latents. They are then left as they are, with a warning.
+        weights_hash: hash of the weights before their type was changed. None: computed when it is asked for.
+        """
+        self.source = source or ModelSource("a network in memory", "live")
+        if not model.codec:
+            what = f"{self.source.name} is a network of kind {model.config.kind}"
+            raise UserError(what, "it needs labels or one size of image, and is no codec of images of any size")
         self.model = model
         self.scale = scale
-        self.source = source or Source("a network in memory", "live")
         self._weights_hash = weights_hash
         self._warned: set[str] = set()
 
@@ -78,13 +88,14 @@ class LatentCodec:
         channels_last: bool = False,
         compile: bool = False,
     ) -> LatentCodec:
-        """ref: a run (its newest whole checkpoint, EMA weights), a checkpoint, a diffusers folder, a Hub id, or a live
-        AutoencoderKL, whose tensors are shared unless device or dtype differ.
+        """Loads a codec. Raises UserError for what cannot be loaded.
 
-        device: None is a GPU where there is one.   dtype: None is float32.   Of a live model, None is its own.
-        channels_last, compile: the layout of weights in memory, torch.compile; they change nothing but speed, and
-        summation order.
-        Raises UserError for what cannot be loaded.
+        ref: a run (its newest whole checkpoint, EMA weights), a checkpoint, a diffusers folder, a Hub id, or a live
+        AutoencoderKL, whose tensors are shared unless device or dtype differ.
+        device: None takes a GPU where there is one; a live model stays where it is.
+        dtype: None takes float32; a live model keeps its own.
+        channels_last: stores the weights in that memory layout. Changes speed and the order of sums, nothing else.
+        compile: compiles the networks with torch.compile. Changes speed and the order of sums, nothing else.
         """
         loaded = load_model(ref)
         live = loaded.source.kind == "live"
@@ -97,7 +108,7 @@ class LatentCodec:
         if channels_last:
             model = model.to(memory_format=torch.channels_last)
         if compile:
-            for network in (model.encoder, model.decoder):
+            for network in (child for child in model.children() if any(child.children())):
                 network.compile()  # in place: the names of parameters stay
         return LatentCodec(model, loaded.scale, loaded.source, weights_hash=digest)
 
@@ -125,16 +136,17 @@ class LatentCodec:
 
     @property
     def weights_hash(self) -> str:
-        """sha256 that tells this codec from every other; not of the scale, which may be measured later."""
+        """The sha256 of the weights. The scale is not part of it, since it may be measured later."""
         if self._weights_hash is None:
             self._weights_hash = weights_hash(self.model)
         return self._weights_hash
 
     def moments(self, images: Tensor, *, max_memory: int | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, 2c, h, w): mean and log-variance of the posterior, raw, as the network gives them.
+        """(B, C, H, W) -> (B, 2c, h, w): mean and log-variance of the posterior, raw, as the encoder returns them.
 
-        Sizes that are no multiple of f are padded on the right and below by reflection.   max_memory: as in `decode`.
-        Raises NonFiniteError.
+        Sides that are no multiple of f are padded on the right and below by reflection. Raises NonFiniteError.
+
+        max_memory: as in `decode`.
         """
         moments, broken = self.checked_moments(images, max_memory=max_memory)
         if broken:
@@ -142,10 +154,10 @@ class LatentCodec:
         return moments
 
     def checked_moments(self, images: Tensor, *, max_memory: int | None = None) -> tuple[Tensor, list[int]]:
-        """`moments`, and the places in the batch of those that are not finite in float32 either."""
+        """The moments, and the places in the batch of those that are not finite, not even in float32."""
         self._check_images(images)
         padded = pad_to_multiple(images, self.factor)
-        return self._finite(partial(_encode, max_memory=max_memory), padded, "posteriors")
+        return self._finite(partial(_encode_by_network, max_memory=max_memory), padded, "posteriors")
 
     def encode(
         self,
@@ -157,7 +169,7 @@ class LatentCodec:
     ) -> Tensor:
         """(B, C, H, W) -> (B, c, h, w), scaled: the posterior's mode, or a sample of it.
 
-        generator: of the noise, on any device; the same seed on the CPU gives the same noise on every device.
+        generator: draws the noise, on any device. A CPU generator gives the same noise for codecs on any device.
         max_memory: as in `decode`.
         """
         if self.scale is None:
@@ -168,19 +180,19 @@ class LatentCodec:
     def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None, max_memory: int | None = None) -> Tensor:
         """(B, c, h, w), scaled -> (B, C, h*f, w*f), or cropped to `size` = (H, W). Raises NonFiniteError.
 
-        max_memory: bytes of working memory beyond weights, input, output, keys and values of attention; the same
-        network is then evaluated in pieces, as pictures from PIECES_FROM pixels on are anyway. Raises UserError for a
-        bound that cannot be kept, naming the least.
+        max_memory: bound on the working memory in bytes; weights, input, output, keys and values of attention do not
+        count. The network is then evaluated in pieces, as it is for pictures of PIECES_FROM pixels or more anyway.
+        Raises UserError for a bound that cannot be kept, and names the lowest that can.
         """
         return self.decode_raw(self._unscaled(at_least_float32(latents)), size=size, max_memory=max_memory)
 
     def reconstruct(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W): encoded and decoded, through no scale."""
+        """(B, C, H, W) -> (B, C, H, W): encodes and decodes, without scaling the latents in between."""
         z = self.draw(self.moments(images), sample=sample, generator=generator)
         return self.decode_raw(z, size=(images.shape[2], images.shape[3]))
 
     def decode_raw(self, z: Tensor, *, size: tuple[int, int] | None = None, max_memory: int | None = None) -> Tensor:
-        """`decode` of raw latents, such as the mean among the moments."""
+        """Decodes raw latents, such as the mean in `moments`; otherwise like `decode`."""
         if z.ndim != 4 or z.shape[1] != self.latent_channels:
             raise UserError(
                 f"latents of shape {list(z.shape)}", f"this codec decodes (B, {self.latent_channels}, h, w)"
@@ -188,32 +200,36 @@ class LatentCodec:
         height, width = z.shape[2] * self.factor, z.shape[3] * self.factor
         if size is not None and not (0 < size[0] <= height and 0 < size[1] <= width):
             raise UserError(f"size {size[0]} x {size[1]}", f"these latents decode to {height} x {width} at most")
-        images, broken = self._finite(partial(_decode, max_memory=max_memory), z, "images")
+        images, broken = self._finite(partial(_decode_by_network, max_memory=max_memory), z, "images")
         if broken:
             raise NonFiniteError("the image", broken)
         return images if size is None else images[:, :, : size[0], : size[1]]
 
     def as_diffusers(self, *, max_memory: int | None = None) -> AutoencoderKL:
-        """An AutoencoderKL of diffusers around the same tensors, whose encode and decode are this codec's:
-        `pipe.vae = codec.as_diffusers()`.
+        """An AutoencoderKL of diffusers that encodes and decodes as this codec does: `pipe.vae = codec.as_diffusers()`.
 
-        max_memory: as in `decode`, for both. Raises UserError for a codec without a scale, as pipelines need one.
+        It shares the codec's tensors. Raises UserError for a codec without a scale, since pipelines need one.
+
+        max_memory: as in `decode`, for encoding too.
         """
         from ldm_vae.interop.drop_in import drop_in
 
         if self.scale is None:
             raise UserError(f"the latents of {self.source.name} have no scale", "measure them: `ldm-vae stats --write`")
         model, source = self.model, self.source
+        layout = layout_of(model.config)
+        if layout is None or layout.CLASS != "AutoencoderKL":
+            raise UserError(f"a network of kind {model.config.kind}", "diffusers' AutoencoderKL cannot hold it")
         sample_size = sample_size_of(source, model.config)
-        config = to_diffusers_config(
-            model.config, self.scale, sample_size=sample_size, force_upcast=source.force_upcast
-        )
-        return drop_in(config, model.exported_state(), LatentCodec.load, max_memory)
+        config = layout.to_config(model.config, self.scale, sample_size=sample_size, force_upcast=source.force_upcast)
+        return drop_in(config, exchanged_state(model), LatentCodec.load, max_memory)
 
     def push_to_hub(self, hub_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Exports the codec to the model `hub_id` on the Hugging Face Hub, card and all; returns the commit's address.
+        """Exports the codec with its model card to the model `hub_id` on the Hugging Face Hub.
 
-        private, token: as of `interop.hub.push`. Raises UserError for a codec without a scale or in a half type.
+        Returns the address of the commit. Raises UserError for a codec without a scale, or in a half type.
+
+        private, token: as in `interop.hub.push`.
         """
         if self.dtype in (torch.bfloat16, torch.float16):
             raise UserError(f"weights rounded to {self.precision}", "load the codec in float32 to upload it")
@@ -231,7 +247,7 @@ class LatentCodec:
         if sample:
             shape = (moments.shape[0], self.latent_channels, *moments.shape[2:])
             where = moments.device if generator is None else generator.device
-            noise = torch.randn(shape, generator=generator, device=where, dtype=moments.dtype).to(moments.device)
+            noise = GivenNoise(torch.randn(shape, generator=generator, device=where, dtype=moments.dtype))
         z: Tensor = self.model.bottleneck(moments, noise).z
         return z
 
@@ -242,10 +258,11 @@ class LatentCodec:
         return latents if self.scale is None else self.scale.remove(latents)
 
     @torch.no_grad()
-    def _finite(
-        self, network: Callable[[Autoencoder, Tensor], Tensor], x: Tensor, what: str
-    ) -> tuple[Tensor, list[int]]:
-        """network(model, x) in the codec's type; samples that are not finite again in float32; those that stay so."""
+    def _finite(self, network: Callable[[Network, Tensor], Tensor], x: Tensor, what: str) -> tuple[Tensor, list[int]]:
+        """Returns network(model, x) and the places of the samples that are not finite.
+
+        The network runs in the codec's type; samples that come out not finite are computed again in float32.
+        """
         x = x.to(self.device)
         with torch.autocast(self.device.type, enabled=False):
             result = at_least_float32(network(self.model, x.to(self.dtype)))
@@ -261,7 +278,7 @@ class LatentCodec:
         return result, broken
 
     @cached_property
-    def _in_float32(self) -> Autoencoder:
+    def _in_float32(self) -> Network:
         return copy.deepcopy(self.model).float()
 
     def _check_images(self, images: Tensor) -> None:
@@ -280,7 +297,7 @@ class LatentCodec:
             self._warn(f"images hold values from {lowest:g} to {highest:g}; the codec was trained on [-1, 1]")
 
     def _warn(self, message: str) -> None:
-        """Once for each kind of message."""
+        """Warns once for each kind of message."""
         kind = message.split()[0]
         if kind not in self._warned:
             self._warned.add(kind)
@@ -288,9 +305,9 @@ class LatentCodec:
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
-    """(B, C, H, W) -> sides a multiple of `multiple`, padded on the right and below.
+    """Pads images (B, C, H, W) on the right and below, so that both sides become multiples of `multiple`.
 
-    By reflection; a side that is too short for it repeats its last row or column.
+    Pads by reflection; a side that is too short for that repeats its last row or column.
     """
     height, width = images.shape[2:]
     below, right = -height % multiple, -width % multiple
@@ -332,19 +349,31 @@ def _type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _encode(model: Autoencoder, images: Tensor, *, max_memory: int | None) -> Tensor:
-    if max_memory is None and images.shape[2] * images.shape[3] < PIECES_FROM:
+def _encode_by_network(model: Network, images: Tensor, *, max_memory: int | None) -> Tensor:
+    if not _in_pieces(model, images.shape[2] * images.shape[3], max_memory):
         return model.encode(images)
     return encode_pieces(model, images, max_memory=max_memory)[0]
 
 
-def _decode(model: Autoencoder, z: Tensor, *, max_memory: int | None) -> Tensor:
-    if max_memory is None and z.shape[2] * z.shape[3] * model.config.factor**2 < PIECES_FROM:
+def _decode_by_network(model: Network, z: Tensor, *, max_memory: int | None) -> Tensor:
+    if not _in_pieces(model, z.shape[2] * z.shape[3] * model.config.factor**2, max_memory):
         return model.decode(z)
     return decode_pieces(model, z, max_memory=max_memory)[0]
 
 
+def _in_pieces(model: Network, pixels: int, max_memory: int | None) -> bool:
+    """Whether pictures of this size are evaluated in pieces.
+
+    Raises UserError for a bound on memory where the network cannot be evaluated in pieces.
+    """
+    if has_chains(model):
+        return max_memory is not None or pixels >= PIECES_FROM
+    if max_memory is not None:
+        raise UserError(f"max_memory of {max_memory:,} bytes", f"a network of kind {model.config.kind} runs as a whole")
+    return False
+
+
 def _not_finite(x: Tensor) -> list[int]:
-    """Places along the batch that hold NaN or infinity; one transfer from the device."""
+    """Places in the batch that hold NaN or infinity. Takes one transfer from the device."""
     bad: list[int] = (~x.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
     return bad

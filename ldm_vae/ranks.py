@@ -1,4 +1,4 @@
-"""Which of several processes this is, and how they put their results together; one process is the rule."""
+"""Which of several processes this is, and how they exchange results. Most commands run in one process."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TypeVar
 
 import torch
 
-T = TypeVar("T")
-STORE_PATIENCE = timedelta(seconds=5)  # for the launcher's table of what was said
+ValueT = TypeVar("ValueT")
+STORE_TIMEOUT = timedelta(seconds=5)  # for a connection to the key-value store of the launcher
 
 
 def rank_and_world() -> tuple[int, int]:
-    """(number of this process, number of all), as torchrun and accelerate launch tell it; (0, 1) without them."""
+    """(number of this process, number of all processes), as torchrun and accelerate launch set them; else (0, 1)."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -23,8 +23,8 @@ def local_device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
-def gather(value: T) -> list[T]:
-    """What every process gave, by rank, on every process. All must call it."""
+def all_gather(value: ValueT) -> list[ValueT]:
+    """Gives every process the values of all processes, in the order of ranks. All processes must call it."""
     rank, world = rank_and_world()
     if world == 1:
         return [value]
@@ -32,16 +32,19 @@ def gather(value: T) -> list[T]:
 
     if not distributed.is_initialized():
         distributed.init_process_group("gloo", rank=rank, world_size=world)
-        atexit.register(distributed.destroy_process_group)  # else gloo's threads may abort a process that is done
-    values: list[T | None] = [None] * world
+        atexit.register(distributed.destroy_process_group)  # without it gloo's threads may abort a finished process
+    values: list[ValueT | None] = [None] * world
     distributed.all_gather_object(values, value)
     return values  # type: ignore[return-value]  # filled now
 
 
-def first_to_say(message: str) -> bool:
-    """Whether no other process of this launch has asked for the same message; true where they cannot be heard of.
+def is_first_to_report(message: str) -> bool:
+    """Whether this process is the first of this launch to report a message; true, too, if that can't be found out.
 
-    Needs no process group and no meeting: what one process alone has to say is said, and what all have is said once.
+    So an error that all processes meet is printed once, and one that a single process meets is printed as well. The
+    first rank alone could not report for all, and a collective call would wait for ever for the processes that met no
+    error. Therefore the processes count reports in the launcher's key-value store, which works at any time: before
+    there is a process group and after it has broken.
     """
     _, world = rank_and_world()
     if world == 1:
@@ -51,7 +54,7 @@ def first_to_say(message: str) -> bool:
 
     launch = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        store = next(rendezvous("env://", timeout=STORE_PATIENCE))[0]
+        store = next(rendezvous("env://", timeout=STORE_TIMEOUT))[0]
         return int(store.add(f"said/{launch}/{message}", 1)) == 1
-    except (DistError, RuntimeError, ValueError):  # the process that holds the table is gone, say
+    except (DistError, RuntimeError, ValueError):  # for example, the process that holds the store has ended
         return True

@@ -10,10 +10,15 @@ import difflib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, Union, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -30,12 +35,75 @@ class Config(BaseModel):
         frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants", use_attribute_docstrings=True
     )
 
+    def __eq__(self, other: object) -> bool:
+        """By content: a section of a kind may be read by a class that was made for that recipe."""
+        return isinstance(other, Config) and self.model_dump() == other.model_dump()
+
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+Positive = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of a part. It is imported when it is first asked for.
+
+    module: where its classes are.
+    config: name of the class that configures it.
+    part: name of the class that is built from that.
+    """
+
+    module: str
+    config: str
+    part: str
+
+
+@dataclass(frozen=True, eq=False)
+class Kinds:
+    """The kinds that a part comes in, by the word that a recipe names them with.
+
+    It stands in the annotation of a field, `Annotated[BottleneckConfig, SerializeAsAny(), BOTTLENECKS]`: the key `kind`
+    of that section then says which class reads the rest.
+
+    part: what it is a kind of, for errors.
+    default: the kind of a section that names none.
+    base: what every section has beside the fields of its kind; None for nothing.
+    """
+
+    part: str
+    default: str
+    table: dict[str, Kind]
+    base: type[Config] | None = None
+
+    def config(self, kind: object) -> type[Config]:
+        """The class that configures a kind. Raises UserError for a word that is not in the table."""
+        return _combined(getattr(import_module(self._known(kind).module), self._known(kind).config), self.base)
+
+    def part_of(self, config: Config) -> type[Any]:
+        """The class of the part that a configuration describes."""
+        known = self._known(getattr(config, "kind", None))
+        part: type[Any] = getattr(import_module(known.module), known.part)
+        return part
+
+    def with_base(self, base: type[Config]) -> Kinds:
+        """The same kinds, in sections that also have the fields of `base`."""
+        return replace(self, base=base)
+
+    def _known(self, kind: object) -> Kind:
+        if not isinstance(kind, str) or kind not in self.table:
+            raise UserError(f"{self.part} of kind {kind!r}", f"known are {', '.join(sorted(self.table))}")
+        return self.table[kind]
+
+
+@cache
+def _combined(config: type[Config], base: type[Config] | None) -> type[Config]:
+    if base is None:
+        return config
+    return create_model(config.__name__, __base__=(config, base), __module__=__name__, __doc__=base.__doc__)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """One YAML 1.2 file that holds a mapping. Raises UserError where it is missing or malformed."""
+    """Reads a YAML 1.2 file that holds a mapping. Raises UserError if it is missing or malformed."""
     if not path.is_file():
         raise UserError(f"recipe {path} not found", "give the path of a YAML file, such as configs/demo_cpu.yaml")
     try:
@@ -47,8 +115,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def resolve(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The recipe at `path` merged over its chain of bases, then `a.b=value` overrides, as plain data."""
+def resolve(path: Path, overrides: Sequence[str] = (), schema: type[Config] = Config) -> dict[str, Any]:
+    """The recipe at `path` as plain data: merged over its chain of bases, then changed by `a.b=value` overrides.
+
+    schema: says which sections come in kinds. Such a section is replaced where another kind is named, not merged.
+    """
     seen: list[Path] = []
     layers: list[dict[str, Any]] = []
     current: Path | None = path
@@ -67,39 +138,40 @@ def resolve(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         current = following
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
-        merged = _merge(merged, layer)
+        merged = _merge(merged, layer, schema)
     for override in overrides:
-        merged = _merge(merged, _parse_override(override))
+        merged = _merge(merged, _parse_override(override), schema)
     return merged
 
 
 def load_recipe(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
-    """The typed recipe. Raises UserError naming the key, and the nearest known one for a mistyped key."""
-    return validate(schema, resolve(path, overrides), str(path))
+    """The typed recipe. Raises UserError that names the key, and for an unknown key the nearest known one."""
+    return validate(schema, resolve(path, overrides, schema), str(path))
 
 
 def validate(schema: type[ConfigT], values: Mapping[str, Any], source: str) -> ConfigT:
-    """Plain data -> schema; `source` names where the data came from in errors."""
+    """Plain data -> schema.   source: where the data came from, for errors."""
     try:
-        # Through JSON: the strict mode for it takes lists for tuples and strings for paths, and nothing looser.
+        # As JSON, because pydantic's strict mode then takes lists for tuples and strings for paths, and nothing else.
         text = json.dumps(values, default=str)
     except (TypeError, ValueError) as error:  # YAML can write a list as a key, or a list that holds itself
         raise UserError(f"{source}: not a tree of named values", f"write `key: value` lines ({error})") from None
+    schema = _specialise(schema, values, source)
     try:
         return schema.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UserError(f"{source}: unknown key {key!r}", _nearest(schema, first["loc"])) from None
+            raise UserError(f"{source}: unknown key {key!r}", nearest(schema, first["loc"])) from None
         message = first["msg"].removeprefix("Value error, ")
-        # A missing key was not given; a whole section as given would not fit in a line.
+        # A key that is missing has no value to show, and a whole section would not fit in a line.
         given = "" if isinstance(first["input"], Mapping) else f" (given: {first['input']!r})"
         raise UserError(f"{source}: {key or 'recipe'}", f"{message[0].lower()}{message[1:]}{given}") from None
 
 
 def dump(config: Config) -> str:
-    """The resolved recipe as YAML that `load_recipe` reads back to an equal object."""
+    """The resolved recipe as YAML, which `load_recipe` reads back to an equal object."""
     text = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
@@ -108,12 +180,62 @@ def dump(config: Config) -> str:
     return text.getvalue()
 
 
-def _merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, Any], change: Mapping[str, Any], schema: type[BaseModel] | None) -> dict[str, Any]:
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+        if not isinstance(old, dict) or not isinstance(value, Mapping):
+            merged[key] = value
+            continue
+        field = None if schema is None else schema.model_fields.get(key)
+        kinds = None if field is None else _kinds(field)
+        if kinds is not None and "kind" in value and value["kind"] != old.get("kind", kinds.default):
+            merged[key] = dict(value)
+            continue
+        merged[key] = _merge(old, value, None if field is None else next(_sections(field.annotation), None))
     return merged
+
+
+def _specialise(schema: type[ConfigT], values: object, source: str) -> type[ConfigT]:
+    """The schema with each section that comes in kinds read by the class of the kind that `values` name."""
+    if not isinstance(values, Mapping):
+        return schema
+    changes: dict[str, Any] = {}
+    for name, field in schema.model_fields.items():
+        given = values.get(name)
+        section = next(_sections(field.annotation), None)
+        if section is None or not issubclass(section, Config) or not isinstance(given, Mapping):
+            continue
+        read_by = section
+        if (kinds := _kinds(field)) is not None:
+            try:
+                read_by = kinds.config(given.get("kind", kinds.default))
+            except UserError as error:
+                raise UserError(f"{source}: {error.what}", error.remedy) from None
+        read_by = _specialise(read_by, given, source)
+        if read_by is not section:
+            changes[name] = (read_by, copy(field))
+    return create_model(schema.__name__, __base__=schema, **changes) if changes else schema
+
+
+def with_all_kinds(schema: type[Config]) -> type[Config]:
+    """The schema with each section that comes in kinds as any of them: what a recipe may hold, for documentation."""
+    changes: dict[str, Any] = {}
+    for name, field in schema.model_fields.items():
+        section = next(_sections(field.annotation), None)
+        if section is None or not issubclass(section, Config):
+            continue
+        kinds = _kinds(field)
+        given = [section] if kinds is None else [kinds.config(kind) for kind in kinds.table]
+        possible = [with_all_kinds(config) for config in given]
+        if possible != [section]:
+            optional = (None,) if type(None) in get_args(field.annotation) else ()
+            changes[name] = (Union[(*possible, *optional)], copy(field))  # of a computed list
+    return create_model(schema.__name__, __base__=schema, __doc__=schema.__doc__, **changes) if changes else schema
+
+
+def _kinds(field: FieldInfo) -> Kinds | None:
+    return next((mark for mark in field.metadata if isinstance(mark, Kinds)), None)
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -129,8 +251,8 @@ def _parse_override(text: str) -> dict[str, Any]:
     return dict(parsed)
 
 
-def _nearest(schema: type[Config], location: Sequence[str | int]) -> str:
-    """Remedy for the unknown key at `location`: the nearest key of that section, else the nearest of any."""
+def nearest(schema: type[Config], location: Sequence[str | int]) -> str:
+    """The remedy for an unknown key at `location`: names the nearest key of that section, else of any section."""
     *parents, wrong = (part for part in location if isinstance(part, str))  # numbers are places in a list
     siblings = {path[-1]: path for path in _paths(schema) if list(path[:-1]) == parents}
     everywhere = {path[-1]: path for path in _paths(schema)}
@@ -138,7 +260,7 @@ def _nearest(schema: type[Config], location: Sequence[str | int]) -> str:
         match = difflib.get_close_matches(wrong, names, n=1)
         if match:
             return f"did you mean {'.'.join(names[match[0]])!r}?"
-    return f"known here are {', '.join(sorted(siblings))}"
+    return f"known here are {', '.join(sorted(siblings or schema.model_fields))}"
 
 
 def _paths(schema: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -11,14 +11,18 @@ Decay = Literal["constant", "linear", "cosine"]
 
 
 def ramp(step: int, start: int, length: int) -> float:
-    """0 up to `start`, then rising linearly to 1 over `length` steps; where that is 0, 1 from `start` on."""
+    """0 before `start`, then a linear rise to 1 over `length` steps. With a length of 0 it is 1 from `start` on."""
     if step < start:
         return 0.0
     return min((step - start) / length, 1.0) if length else 1.0
 
 
 def warmup_decay(step: int, *, warmup: int, decay: Decay, final: float, steps: int) -> float:
-    """Factor of a learning rate: linear warm-up over `warmup` steps, then from 1 to `final` at the last of `steps`."""
+    """The factor on a learning rate: a linear warm-up, then a decay from 1 to `final`.
+
+    warmup: number of steps of the warm-up.
+    steps: number of all steps; the factor is `final` at the last one.
+    """
     if step < warmup:
         return (step + 1) / warmup
     if decay == "constant":

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, seeded pictures, small shards, a tiny recipe."""
+"""Shared by all tests: one thread (or LDM_VAE_TEST_THREADS), seeded pictures, small shards, a tiny recipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too: sums in one order, bit for bit
+# One thread, of the processes that tests start, too: sums in one order, bit for bit. `make test-portable` asks for two.
+os.environ["OMP_NUM_THREADS"] = os.environ.get("LDM_VAE_TEST_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train/ and tools/ are not in the wheel
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
@@ -66,6 +67,12 @@ def write_shards(folder: Path, counts: list[int], first_seed: int = 0) -> Path:
                 writer.write({"__key__": f"{seed:05d}", "png": encoded(picture(seed)), "cls": str(seed % 3).encode()})
                 seed += 1
     return folder
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers, whichever tests ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

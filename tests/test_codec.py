@@ -17,6 +17,9 @@ from ldm_vae import LatentCodec, UserError
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import NonFiniteError, from_numpy, from_pil, pad_to_multiple, to_numpy, to_pil
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from tests.tolerance import assert_as_exact, double
+
+pytestmark = pytest.mark.numerical
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 8, 16), norm_groups=4, layers_per_block=1)
 
@@ -25,6 +28,11 @@ CONFIG = AutoencoderConfig(block_out_channels=(8, 8, 16), norm_groups=4, layers_
 def codec() -> LatentCodec:
     torch.manual_seed(0)
     return LatentCodec(Autoencoder(CONFIG).eval().requires_grad_(False), LatentScale(0.25))
+
+
+def exactly(codec: LatentCodec) -> LatentCodec:
+    """The same codec in float64."""
+    return LatentCodec(double(codec.model), codec.scale)
 
 
 def pictures(height: int, width: int, batch: int = 2, channels: int = 3) -> torch.Tensor:
@@ -44,15 +52,18 @@ def test_equals_diffusers_in_its_conventions() -> None:
     ).eval()
     codec = LatentCodec.load(vae)
     images = pictures(16, 24)
+    exact = double(vae)
     with torch.no_grad():
-        dist = vae.encode(images).latent_dist
-        expected = (dist.mode() - 0.2) * 0.3  # as StableDiffusion3Img2ImgPipeline has it
-        decoded = vae.decode(expected / 0.3 + 0.2).sample
-    latents = codec.encode(images)
+        dist, exact_dist = vae.encode(images).latent_dist, exact.encode(images.double()).latent_dist
+        # As StableDiffusion3Img2ImgPipeline has it.
+        expected, exact_latents = (dist.mode() - 0.2) * 0.3, (exact_dist.mode() - 0.2) * 0.3
+        decoded, exact_decoded = (
+            model.decode(z / 0.3 + 0.2).sample for model, z in ((vae, expected), (exact, expected.double()))
+        )
     # The same weights in the same operations; attention alone sums in another order.
-    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(codec.decode(latents), decoded, rtol=0, atol=1e-5)
-    torch.testing.assert_close(codec.moments(images), dist.parameters, rtol=0, atol=1e-5)
+    assert_as_exact(codec.encode(images), expected, exact_latents)
+    assert_as_exact(codec.decode(expected), decoded, exact_decoded)
+    assert_as_exact(codec.moments(images), dist.parameters, exact_dist.parameters)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +75,7 @@ def test_decode_undoes_the_scale_of_encode(codec: LatentCodec, scale: LatentScal
     images = pictures(16, 16)
     assert not torch.equal(codec.encode(images), codec.moments(images).chunk(2, dim=1)[0])
     # The scale and its inverse round in float32.
-    torch.testing.assert_close(codec.decode(codec.encode(images)), codec.reconstruct(images), rtol=0, atol=1e-4)
+    assert_as_exact(codec.decode(codec.encode(images)), codec.reconstruct(images), exactly(codec).reconstruct(images))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 5), (8, 8), (13, 4), (17, 30)])
@@ -140,7 +151,8 @@ def test_overflow_of_a_half_type_is_computed_again_in_float32(
     with caplog.at_level(logging.WARNING):
         result = half.moments(images)
     assert "1 of 2 posteriors are not finite in float16" in caplog.text
-    torch.testing.assert_close(result[1], expected.moments(images)[1])
+    # One image in a batch of one and of two: sums in another order.
+    assert_as_exact(result[1], expected.moments(images)[1], exactly(expected).moments(images)[1])
 
 
 def test_what_stays_non_finite_is_never_passed_on(codec: LatentCodec) -> None:
@@ -214,10 +226,10 @@ def test_options_of_speed_change_neither_results_nor_names(tmp_path: Path, optio
         assert fast.model.encoder.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
     assert list(fast.model.state_dict()) == list(plain.model.state_dict())
     assert fast.weights_hash == plain.weights_hash
-    images = pictures(16, 24)
+    images, exact = pictures(16, 24), exactly(plain)
     # Sums in another order.
-    torch.testing.assert_close(fast.encode(images), plain.encode(images), rtol=0, atol=1e-5)
-    torch.testing.assert_close(fast.reconstruct(images), plain.reconstruct(images), rtol=0, atol=1e-5)
+    assert_as_exact(fast.encode(images), plain.encode(images), exact.encode(images))
+    assert_as_exact(fast.reconstruct(images), plain.reconstruct(images), exact.reconstruct(images))
 
 
 def test_numpy_and_pil_come_back_bit_by_bit() -> None:
@@ -268,8 +280,7 @@ def test_a_bound_on_memory_decodes_in_pieces_to_the_same_picture(codec: LatentCo
     codec.model.decoder.register_forward_hook(lambda *_: passes.append(1))
     pieces = codec.decode(latent, size=(90, 79), max_memory=3 * 2**19)
     assert passes == []  # the network was never run as a whole
-    # order of summation, alone, in float32
-    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-4 * float(whole.std()))
+    assert_as_exact(pieces, whole, exactly(codec).decode(latent, size=(90, 79)))  # the order of summation alone
     with pytest.raises(UserError, match="takes at least"):
         codec.decode(latent, max_memory=1000)
 
@@ -281,7 +292,7 @@ def test_a_bound_on_memory_holds_for_encoding_too(codec: LatentCodec) -> None:
     codec.model.encoder.register_forward_hook(lambda *_: passes.append(1))
     pieces = codec.encode(image, max_memory=3 * 2**19)
     assert passes == []
-    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-4 * float(whole.std()))  # order of summation
+    assert_as_exact(pieces, whole, exactly(codec).encode(image))
     with pytest.raises(UserError, match="takes at least"):
         codec.encode(image, max_memory=1000)
 
@@ -292,7 +303,8 @@ def test_options_of_speed_leave_pieces_exact(
 ) -> None:
     torch.manual_seed(0)
     AutoencoderKL(block_out_channels=[32], norm_num_groups=4, scaling_factor=0.5).save_pretrained(tmp_path)
-    expected = LatentCodec.load(tmp_path, device="cpu").reconstruct(pictures(40, 56))
+    plain = LatentCodec.load(tmp_path, device="cpu")
+    expected, exact = (codec.reconstruct(pictures(40, 56)) for codec in (plain, exactly(plain)))
     monkeypatch.setattr("ldm_vae.codec.PIECES_FROM", 1)
     monkeypatch.setattr("ldm_vae.piecewise.plan.STRIP_BYTES", 2**12)
     fast = LatentCodec.load(tmp_path, device="cpu", **options)  # type: ignore[arg-type]
@@ -300,14 +312,14 @@ def test_options_of_speed_leave_pieces_exact(
     fast.model.decoder.register_forward_hook(lambda *_: passes.append(1))
     result = fast.reconstruct(pictures(40, 56))
     assert passes == []
-    torch.testing.assert_close(result, expected, rtol=0, atol=1e-4 * float(expected.std()))
+    assert_as_exact(result, expected, exact)
 
 
 def test_large_pictures_pass_in_pieces_by_themselves(codec: LatentCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     image = pictures(96, 80)
-    moments, passes = codec.moments(image), []
+    moments, exact, passes = codec.moments(image), exactly(codec).moments(image), []
     monkeypatch.setattr("ldm_vae.codec.PIECES_FROM", 96 * 80)
     monkeypatch.setattr("ldm_vae.piecewise.plan.STRIP_BYTES", 2**14)  # cut what would be small enough
     codec.model.encoder.register_forward_hook(lambda *_: passes.append(1))
-    torch.testing.assert_close(codec.moments(image), moments, rtol=0, atol=1e-4 * float(moments.std()))
+    assert_as_exact(codec.moments(image), moments, exact)
     assert passes == []

@@ -1,12 +1,16 @@
+import re
 from pathlib import Path
 from typing import Literal
 
 import pytest
 from pydantic import model_validator
 
+from ldm_vae.bottlenecks.base import BottleneckConfig
+from ldm_vae.bottlenecks.gaussian import GaussianConfig
 from ldm_vae.errors import UserError
 from ldm_vae.networks.kl import AutoencoderConfig
-from ldm_vae.recipe import Config, dump, load_recipe, read_yaml, resolve, validate
+from ldm_vae.parts import BOTTLENECKS
+from ldm_vae.recipe import Config, Kind, dump, load_recipe, read_yaml, resolve, validate
 
 
 class Source(Config):
@@ -177,3 +181,50 @@ def test_malformed_override(recipe: Path, override: str) -> None:
 def test_impossible_models_are_refused(values: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=named):
         validate(AutoencoderConfig, values, "model")
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BOTTLENECKS.table, "toy", Kind(__name__, "ToyConfig", "ToyConfig"))
+
+
+class ToyConfig(BottleneckConfig):
+    kind: Literal["toy"] = "toy"
+    size: int = 3
+
+
+BASE = "model: {latent_channels: 4, bottleneck: {kind: gaussian, logvar_range: [-5.0, 5.0]}}\n"
+
+
+class Holder(Config):
+    model: AutoencoderConfig = AutoencoderConfig()
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_section_of_another_kind_is_replaced_and_of_the_same_merged(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(BASE)
+    change = tmp_path / "change.yaml"
+    change.write_text("base: base.yaml\nmodel: {bottleneck: {kind: toy}}\n")
+    found = load_recipe(Holder, change, ["model.bottleneck.size=5"])
+    assert found.model.bottleneck == ToyConfig(size=5) and found.model.latent_channels == 4
+    change.write_text("base: base.yaml\nmodel: {bottleneck: {kind: gaussian}}\n")
+    assert load_recipe(Holder, change).model.bottleneck == GaussianConfig(logvar_range=(-5.0, 5.0))
+    found = load_recipe(Holder, tmp_path / "base.yaml", ["model.bottleneck.kind=toy"])
+    assert found.model.bottleneck == ToyConfig()
+    assert found.model_dump(mode="json")["model"]["bottleneck"] == {"kind": "toy", "size": 3}  # and not the base's
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.bottleneck.kind=unheard", "a bottleneck of kind 'unheard': known are deterministic, gaussian, toy"),
+        ("model.bottleneck={kind: toy, sise: 3}", "unknown key 'model.bottleneck.sise': did you mean"),
+        ("model.bottleneck={kind: toy, size: much}", "model.bottleneck.size: input should be a valid integer"),
+        ("model.bottleneck={kind: deterministic, logvar_range: [0, 1]}", "unknown key 'model.bottleneck.logvar_range'"),
+    ],
+)
+def test_errors_name_the_field_of_the_kind(tmp_path: Path, override: str, said: str) -> None:
+    (tmp_path / "base.yaml").write_text(BASE)
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_recipe(Holder, tmp_path / "base.yaml", [override])

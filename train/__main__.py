@@ -1,9 +1,13 @@
-"""python -m train RECIPE [a.b=value ...]: trains a codec, or goes on with the training."""
+"""python -m train RECIPE [a.b=value ...]: trains a codec, or continues the training.
+
+python -m train --fields [SECTION]: explains the fields of a recipe.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -11,16 +15,18 @@ from typing import Annotated
 import torch
 import typer
 from accelerate import Accelerator
+from torch import nn
 
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.reader import train_batches
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
-from ldm_vae.networks.kl import Autoencoder
-from ldm_vae.ranks import first_to_say
+from ldm_vae.networks.network import Network
+from ldm_vae.ranks import is_first_to_report
 from ldm_vae.recipe import load_recipe
-from train.build import build_accelerator, build_autoencoder, build_run
-from train.dry_run import describe
+from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
+from train.dry_run import describe_recipe
+from train.fields import show_fields
 from train.health import Health
 from train.log import Meter, start_trackers
 from train.loop import Loop, Preempted
@@ -38,20 +44,32 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def command(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe, such as configs/demo_cpu.yaml")],
+def train_command(
+    context: typer.Context,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="YAML recipe, such as configs/demo_cpu.yaml")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="changes to it: a.b=value ...")] = None,
+    fields: Annotated[
+        bool,
+        typer.Option("--fields", help="say what every field means, or those of a SECTION in place of RECIPE, stop"),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be trained, check the data, stop")] = False,
 ) -> None:
     """Train a codec by a recipe. Run again, it goes on from its last checkpoint."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     logger.setLevel(logging.INFO)
     try:
+        if fields:
+            show_fields([] if recipe is None else [str(recipe), *(overrides or [])])
+            return
+        if recipe is None:
+            context.fail("Missing argument 'RECIPE'.")
         config = load_recipe(Recipe, recipe, overrides or [])
         if dry_run:
-            describe(config)
+            describe_recipe(config)
         else:
-            train(config)
+            run_training(config)
     except UserError as error:
         tell(str(error))
         sys.exit(2)
@@ -61,30 +79,34 @@ def command(
 
 
 def tell(message: str) -> None:
-    """The last words of a run, once, whichever rank has them."""
-    if first_to_say(message):
+    """Prints how a run ended: once, although several ranks may say it."""
+    if is_first_to_report(message):
         print(f"train: {message}", file=sys.stderr)
 
 
-def train(recipe: Recipe) -> None:
-    """From a recipe to its last step; how it ended stands in status.json. Raises Preempted after a signal."""
+def run_training(recipe: Recipe) -> None:
+    """Trains up to the last step of a recipe, and writes to status.json how the run ended.
+
+    Raises Preempted after a signal.
+    """
     recipe = resolve_precision(recipe)
     accelerator = build_accelerator(recipe)
     folder, main = Path(recipe.output), accelerator.is_main_process
     checkpoint = latest_checkpoint(folder, accelerator)
     autoencoder, recipe = build_autoencoder(recipe, checkpoint)
+    frozen, recipe = build_frozen(recipe)
     check_same_experiment(folder, recipe)
-    with ExitStack() as held:
-        lock_run(held, folder, accelerator)
-        preemption = held.enter_context(Preemption(recipe.checkpoint.preempt_every))
+    with ExitStack() as stack:
+        lock_run(stack, folder, accelerator)
+        preemption = stack.enter_context(Preemption(recipe.checkpoint.preempt_every))
         write_status(folder, "running", main=main)
         try:
-            train_under_lock(recipe, checkpoint, accelerator, autoencoder, preemption)
+            train_under_lock(recipe, checkpoint, accelerator, autoencoder, frozen, preemption)
         except BaseException as error:
             status: Status = "preempted" if isinstance(error, Preempted) else "failed"
             try:
                 write_status(folder, status, str(error) or type(error).__name__, main=main)
-            except UserError as second:  # the disk is full, say: what ended the run is what the person is to read
+            except UserError as second:  # such as a full disk; the user is to read what ended the run
                 logger.warning("%s", second)
             raise
         write_status(folder, "done", main=main)
@@ -93,32 +115,36 @@ def train(recipe: Recipe) -> None:
     accelerator.end_training()
 
 
-def lock_run(held: ExitStack, folder: Path, accelerator: Accelerator) -> None:
-    """Takes the lock for all ranks. Where the main process does not get it, raises UserError on all: no rank is left
-    waiting, and the status of the run that holds it stays as it is."""
+def lock_run(stack: ExitStack, folder: Path, accelerator: Accelerator) -> None:
+    """The main process locks the run folder until `stack` closes.
+
+    Raises UserError on all ranks where another trainer holds the lock, so that no rank waits. The status of that
+    trainer's run stays as it is.
+    """
     refusal = None
     try:
-        held.enter_context(RunLock(folder, main=accelerator.is_main_process))
+        stack.enter_context(RunLock(folder, main=accelerator.is_main_process))
     except UserError as error:
         refusal = error
     refused = accelerator.reduce(torch.tensor(int(refusal is not None), device=accelerator.device), "sum")
     if refusal is not None:
         raise refusal
     if int(refused):
-        raise UserError(f"{folder} is not to be had", "see what the main process says")
+        raise UserError(f"{folder} cannot be locked", "see the message of the main process")
 
 
 def train_under_lock(
     recipe: Recipe,
     checkpoint: Checkpoint | None,
     accelerator: Accelerator,
-    autoencoder: Autoencoder,
+    autoencoder: Network,
+    frozen: Mapping[str, nn.Module],
     preemption: Preemption,
 ) -> None:
-    """Data, networks and checkpoint in place, then the loop."""
+    """Builds data and networks, restores the checkpoint, and runs the loop."""
     folder = Path(recipe.output)
     index = load_index(recipe.data.train, cache=folder / "index")
-    run, meter, health = build_run(recipe, accelerator, autoencoder), Meter(), Health(accelerator)
+    run, meter, health = build_run(recipe, accelerator, autoencoder, frozen), Meter(), Health(accelerator)
     if checkpoint is not None:
         check_same_data(checkpoint, index)
         restore(run, meter, health, checkpoint)

@@ -1,4 +1,4 @@
-"""Proof, at every save, that all ranks hold the same bits: replicas that drift apart do so in silence."""
+"""A check at every save that all ranks hold the same bits: without it, nobody notices replicas that drift apart."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ldm_vae.errors import UserError
+# Bytes of a value -> the integer type that its bits are read as. Larger values are read as several words of 4 bytes.
+WORD_TYPES = {1: torch.uint8, 2: torch.int16}
 
 
-def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
-    """(2,) int64, sums over the bits of all values, plain and weighted by position (wrapping around)."""
+class RanksDiffer(RuntimeError):
+    """Replicas have drifted apart. This is a bug or a fault of a device; a user cannot mend it."""
+
+
+def bit_sums(tensors: Iterable[Tensor]) -> Tensor:
+    """(2,) int64: the sum of the words of all values, and the sum weighted by position. Both wrap around."""
     total = torch.zeros(2, dtype=torch.int64)
     for tensor in tensors:
-        bits = tensor.detach().contiguous().view(-1).view(torch.int16 if tensor.element_size() == 2 else torch.int32)
+        bits = tensor.detach().contiguous().view(-1).view(WORD_TYPES.get(tensor.element_size(), torch.int32))
         place = torch.arange(bits.numel(), device=bits.device, dtype=torch.int64)
         bits = bits.to(torch.int64)
         total = total.to(bits.device) + torch.stack([bits.sum(), (bits * place).sum()])
@@ -23,15 +28,15 @@ def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def check_ranks_agree(groups: dict[str, dict[str, Tensor]], accelerator: Accelerator) -> None:
-    """Raises UserError, on all ranks, where one of the named groups of tensors differs between ranks."""
+    """Raises RanksDiffer, on all ranks, where one of the named groups of tensors differs between ranks."""
     if accelerator.num_processes == 1:
         return
-    local = torch.stack([fingerprint(group.values()).to(accelerator.device) for group in groups.values()])
+    local = torch.stack([bit_sums(group.values()).to(accelerator.device) for group in groups.values()])
     gathered = accelerator.gather(local[None])  # (ranks, groups, 2)
     differing = (gathered != gathered[0]).any(dim=0).any(dim=1).tolist()
     for name, differs in zip(groups, differing, strict=True):
         if differs:
-            raise UserError(
-                f"ranks hold different values of {name}",
-                "this is a fault of ours or of a device: go back to the last checkpoint and report it",
+            raise RanksDiffer(
+                f"ranks hold different values of {name}: this is a fault of ours or of a device, so please report it; "
+                "the last checkpoint is whole"
             )

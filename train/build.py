@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
+from typing import cast
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -11,20 +13,21 @@ from torch import Tensor, nn
 
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
-from ldm_vae.interop.load import load_model
-from ldm_vae.losses.objective import build_objective
+from ldm_vae.interop.load import build_network, load_model, read_architecture
+from ldm_vae.losses.adversary import Adversary
+from ldm_vae.losses.objective import build_heads, build_objective
 from ldm_vae.losses.perceptual import LPIPS, perceptual_channels
-from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
-from ldm_vae.nn.discriminators.patch import PatchDiscriminator
-from ldm_vae.recipe import validate
+from ldm_vae.networks.network import Network, NetworkConfig
+from ldm_vae.parts import ADVERSARIES, NETWORKS
+from ldm_vae.pretrained.frozen import pin
 from train.ema import Ema
 from train.guard import Guard
 from train.initialise import initialise_average
 from train.optimizer import Update, build_update
-from train.recipe import Recipe, resolve_precision
+from train.recipe import MODELS, ModelConfig, Recipe, resolve_precision
 from train.state import Run
 
-REFUSED = {
+REFUSED_LAUNCHES = {  # environment variable that accelerate sets -> what was asked for
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
@@ -32,8 +35,11 @@ REFUSED = {
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
-    """One process or data parallelism, in the recipe's precision. Raises UserError for what cannot be right."""
-    for variable, name in REFUSED.items():
+    """An accelerator for one process or data parallelism, in the recipe's precision.
+
+    Raises UserError for a launch or a recipe that would train wrongly.
+    """
+    for variable, name in REFUSED_LAUNCHES.items():
         if os.environ.get(variable, "false").lower() == "true":
             raise UserError(
                 f"{name} is not supported",
@@ -54,101 +60,131 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         )
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise UserError(f"{accelerator.distributed_type} is not supported", "launch with data parallelism (DDP)")
-    if world > 1 and recipe.discriminator is not None and recipe.discriminator.norm == "batch":
+    if world > 1 and recipe.discriminator is not None and recipe.discriminator.sees_batches:
         raise UserError(
             "discriminator.norm: batch sees one process's images, not the batch", "use group on several processes"
         )
     return accelerator
 
 
-def build_autoencoder(recipe: Recipe, checkpoint: Checkpoint | None = None) -> tuple[Autoencoder, Recipe]:
+def build_autoencoder(recipe: Recipe, checkpoint: Checkpoint | None = None) -> tuple[Network, Recipe]:
     """The autoencoder with its first weights, and the recipe with the architecture of `init_from` filled in.
 
-    checkpoint: of the run that goes on; it holds all weights, and `init_from` may be gone by then.
+    checkpoint: the checkpoint of a run that continues. It holds all weights, so `init_from` need not exist any more.
     """
     torch.manual_seed(recipe.seed)
-    learned_variance = recipe.loss.pixel.learned_variance
+    heads = build_heads(recipe.loss)
     if recipe.model.init_from is None:
-        model = Autoencoder(_architecture(recipe), learned_variance=learned_variance)
+        model = build_network(_architecture(recipe), heads)
         if recipe.model.initialisation == "average":
             initialise_average(model)
         return model, recipe
     source = load_model(recipe.model.init_from).model if checkpoint is None else None
-    config = source.config if source is not None else _architecture_of(checkpoint)
-    taken = config.model_dump()
-    for name in recipe.model.model_fields_set & taken.keys() - {"gradient_checkpointing"}:
-        if getattr(recipe.model, name) != getattr(config, name):
-            raise UserError(
-                f"model.{name} differs from that of {recipe.model.init_from} ({getattr(config, name)})",
-                "leave the architecture out of a recipe with model.init_from",
-            )
-    changes = {"gradient_checkpointing": recipe.model.gradient_checkpointing, "bottleneck": config.bottleneck}
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=taken | changes)})
-    _check_channels(recipe)
-    model = Autoencoder(_architecture(recipe), learned_variance=learned_variance)
+    recipe = _take_architecture(recipe, source.config if source is not None else _architecture_of(checkpoint))
+    model = build_network(_architecture(recipe), heads)
     if source is not None:
-        model.load_state_dict(source.exported_state(), strict=not learned_variance)
-    if recipe.model.train == "decoder":
-        model.encoder.requires_grad_(False)
-        if model.quant_conv is not None:
-            model.quant_conv.requires_grad_(False)
+        model.load_state_dict(model.state_dict() | source.exported_state())
+    if recipe.model.train != "all":
+        model.requires_grad_(False)
+        for part in (*model.parts(recipe.model.train), model.heads):
+            part.requires_grad_(True)
     return model, recipe
 
 
-def build_run(recipe: Recipe, accelerator: Accelerator, autoencoder: Autoencoder) -> Run:
-    """Networks, objective, updates and guard, on the accelerator's device."""
+def build_adversaries(recipe: Recipe) -> list[Adversary]:
+    """The adversaries of a recipe: its discriminator, or none."""
+    config = recipe.discriminator
+    return [] if config is None else [ADVERSARIES.part_of(config)(config)]
+
+
+def build_run(recipe: Recipe, accelerator: Accelerator, autoencoder: Network, frozen: Mapping[str, nn.Module]) -> Run:
+    """Networks, objective, updates and guard, on the accelerator's device.
+
+    frozen: the networks that `build_frozen` returned.
+    """
     autoencoder = autoencoder.to(accelerator.device)
     torch.manual_seed(recipe.seed)
-    discriminator: nn.Module = nn.Identity()  # never called where there is no adversarial loss
-    if recipe.discriminator is not None:
-        config = recipe.discriminator
-        discriminator = PatchDiscriminator(
-            recipe.model.out_channels, channels=config.channels, layers=config.layers, norm=config.norm
-        ).to(accelerator.device)
-    lpips = build_lpips(recipe)
-    if lpips is not None:
-        lpips = lpips.to(accelerator.device)
+    adversaries = build_adversaries(recipe)
+    networks = {adversary.name: adversary.build(recipe.model).to(accelerator.device) for adversary in adversaries}
+    for module in frozen.values():
+        module.to(accelerator.device).requires_grad_(False).eval()
     if recipe.precision == "float64":
-        for module in (autoencoder, discriminator, *([lpips] if lpips is not None else [])):
+        for module in (autoencoder, *networks.values(), *frozen.values()):
             module.double()
 
     ema = Ema(autoencoder, recipe.ema)
     updates = {"model": _update(autoencoder, recipe, recipe.optimizer.lr)}
     model = accelerator.prepare_model(autoencoder)
-    if recipe.discriminator is not None:
-        lr = recipe.optimizer.discriminator_lr or recipe.optimizer.lr
-        updates["discriminator"] = _update(discriminator, recipe, lr)
-        discriminator = accelerator.prepare_model(discriminator)
+    critics: dict[str, nn.Module] = {}
+    for name, network in networks.items():
+        updates[name] = _update(network, recipe, recipe.optimizer.discriminator_lr or recipe.optimizer.lr)
+        critics[name] = accelerator.prepare_model(network)
 
     def mean_over_ranks(value: Tensor) -> Tensor:
         reduced: Tensor = accelerator.reduce(value, reduction="mean")
         return reduced
 
-    objective = build_objective(
-        recipe.loss, recipe.discriminator, lpips, autoencoder.decoder.conv_out.weight.shape, mean_over_ranks
+    objective = build_objective(recipe.loss, adversaries, frozen, autoencoder.anchors, mean_over_ranks)
+    guard = Guard([autoencoder, *networks.values()], accelerator.device, recipe.optimizer.patience, recipe.log.every)
+    return Run(
+        accelerator=accelerator,
+        autoencoder=autoencoder,
+        model=model,
+        critics=critics,
+        objective=objective,
+        updates=updates,
+        ema=ema,
+        guard=guard,
+        seed=recipe.seed,
+        bottleneck_learns=recipe.model.train == "all",  # else old latents would change
     )
-    guard = Guard([autoencoder, discriminator], accelerator.device, recipe.optimizer.patience, recipe.log.every)
-    return Run(accelerator, autoencoder, model, discriminator, objective, updates, ema, guard, recipe.seed)
 
 
-def build_lpips(recipe: Recipe) -> LPIPS | None:
-    """The perceptual network, or None where there is no use for it. Its weights are fetched where not cached."""
+def build_frozen(recipe: Recipe) -> tuple[dict[str, nn.Module], Recipe]:
+    """The frozen networks by the name of their section, and the recipe with the hashes of their weights.
+
+    Frozen networks belong to losses and are never trained. Their weights are downloaded where they are not cached.
+    Raises UserError where they are not the weights that the recipe names.
+    """
     config = recipe.loss.perceptual
     channels = perceptual_channels(config, recipe.model.out_channels) if config.weight > 0 else None
-    return None if channels is None else LPIPS(config.network, channels=channels, backbone=config.backbone)
+    if channels is None:
+        return {}, recipe
+    lpips = LPIPS(config.network, channels=channels, backbone=config.backbone)
+    loss = recipe.loss.model_copy(update={"perceptual": pin(config, lpips, "loss.perceptual")})
+    return {"perceptual": lpips}, recipe.model_copy(update={"loss": loss})
 
 
 def _update(module: nn.Module, recipe: Recipe, lr: float) -> Update:
     return build_update(module, recipe.optimizer, lr, recipe.steps)
 
 
-def _architecture(recipe: Recipe) -> AutoencoderConfig:
-    return AutoencoderConfig(**{name: getattr(recipe.model, name) for name in AutoencoderConfig.model_fields})
+def _architecture(recipe: Recipe) -> NetworkConfig:
+    config = NETWORKS.config(recipe.model.kind)
+    values = {name: getattr(recipe.model, name) for name in config.model_fields}
+    return cast(NetworkConfig, config(**values))
 
 
-def _architecture_of(checkpoint: Checkpoint | None) -> AutoencoderConfig:
-    assert checkpoint is not None  # else there was a source
-    return validate(AutoencoderConfig, checkpoint.meta["model"], str(checkpoint.folder))
+def _architecture_of(checkpoint: Checkpoint | None) -> NetworkConfig:
+    assert checkpoint is not None  # without one, the model of `init_from` has been loaded
+    return read_architecture(checkpoint.meta["model"], str(checkpoint.folder))
+
+
+def _take_architecture(recipe: Recipe, config: NetworkConfig) -> Recipe:
+    """The recipe with the architecture of `init_from`. Raises UserError where the recipe asks for a different one."""
+    model = recipe.model
+    for name in model.model_fields_set & type(config).model_fields.keys() - {"gradient_checkpointing"}:
+        if getattr(model, name) != getattr(config, name):
+            raise UserError(
+                f"model.{name} differs from that of {model.init_from} ({getattr(config, name)})",
+                "leave the architecture out of a recipe with model.init_from",
+            )
+    own = ("gradient_checkpointing", *ModelConfig.model_fields.keys() - NetworkConfig.model_fields.keys())
+    values = dict(config) | {name: getattr(model, name) for name in own}
+    taken = MODELS.config(config.kind)(**values)
+    recipe = recipe.model_copy(update={"model": taken})
+    _check_channels(recipe)
+    return recipe
 
 
 def _check_channels(recipe: Recipe) -> None:

@@ -42,15 +42,16 @@ def folder_of(run: Path, step: int) -> Path:
 
 
 def prune(run: Path, config: CheckpointConfig) -> list[Path]:
-    """Deletes what `config` no longer wants; returns the folders deleted. Called after each save, on one process.
+    """Deletes the checkpoints that `config` does not keep, and returns their folders.
 
-    Only what is older than the newest checkpoint that verifies goes, and never that one or the best.
-    meta["metrics"] {name: value} of a checkpoint is the validation of its very step; without it, it is no candidate.
+    One process calls this after each save. It deletes only what is older than the newest whole checkpoint, and never
+    that one or the best one. The best one is chosen by meta["metrics"] {name: value}: the validation at the step of the
+    checkpoint itself. Checkpoints without it are not considered.
     """
-    newest = Checkpoint.latest(run)  # reads it back: a save that came to the disk damaged displaces nothing
+    newest = Checkpoint.latest(run)  # reads the files, so that a damaged save does not make older ones go
     if newest is None:
         return []
-    # What lies after it is damaged, and is either being replaced one day or a case for a person.
+    # Later ones are damaged. They stay: training may replace them, or a person may want to look at them.
     past = [checkpoint for checkpoint in Checkpoint.all(run) if checkpoint.step <= newest.step]
     kept: set[int | None] = {checkpoint.step for checkpoint in past[-config.keep_last :]}
     kept.add(best_step(past, config))
@@ -63,7 +64,7 @@ def prune(run: Path, config: CheckpointConfig) -> list[Path]:
 
 
 def best_step(checkpoints: Sequence[Checkpoint], config: CheckpointConfig) -> int | None:
-    """The step of the best by `config`, the earliest of equals; None where none has the metric as a number."""
+    """The step of the best checkpoint by `config`, the earliest of equals; None where no checkpoint has the metric."""
     if config.best is None:
         return None
     sign = 1.0 if config.mode == "min" else -1.0

@@ -1,4 +1,4 @@
-"""What a recipe would do, without doing it: the resolved recipe, sizes, and a look at the data."""
+"""A description of what a recipe would train: the resolved recipe, sizes, and a look at the data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from ldm_vae.data.shards.index import Index, load_index
 from ldm_vae.data.stream.reader import train_batches, validation_batches
 from ldm_vae.errors import UserError
 from ldm_vae.losses.perceptual import perceptual_channels
-from ldm_vae.nn.discriminators.patch import PatchDiscriminator
 from ldm_vae.recipe import dump
-from train.build import build_autoencoder
+from train.build import build_adversaries, build_autoencoder
 from train.recipe import Recipe, resolve_precision
 from train.validate import validation_data
 
 
-def describe(recipe: Recipe) -> None:
-    """Prints to stdout. Reads one batch of each kind of data. Raises UserError for what training would refuse."""
+def describe_recipe(recipe: Recipe) -> None:
+    """Prints the description to stdout. Reads one batch of the training data and one image of the validation data.
+
+    Raises UserError for what training would refuse.
+    """
     autoencoder, recipe = build_autoencoder(resolve_precision(recipe))
     if recipe.loss.perceptual.weight > 0:
         perceptual_channels(recipe.loss.perceptual, recipe.model.out_channels)
@@ -30,12 +32,8 @@ def describe(recipe: Recipe) -> None:
     console = Console(soft_wrap=True)
     console.print(Syntax(dump(recipe), "yaml", background_color="default"))
     console.print(f"autoencoder: {_parameters(autoencoder)}, f = {recipe.model.factor}")
-    if recipe.discriminator is not None:
-        config = recipe.discriminator
-        discriminator = PatchDiscriminator(
-            recipe.model.out_channels, channels=config.channels, layers=config.layers, norm=config.norm
-        )
-        console.print(f"discriminator: {_parameters(discriminator)}")
+    for adversary in build_adversaries(recipe):
+        console.print(f"{adversary.name}: {_parameters(adversary.build(recipe.model))}")
     shape = autoencoder.latent_shape(image)
     ratio = image[0].numel() / math.prod(shape[1:])
     console.print(f"image {tuple(image.shape[1:])} -> latent {shape[1:]}, {ratio:.3g} times fewer numbers")
@@ -58,7 +56,7 @@ def _first_image(recipe: Recipe, index: Index) -> torch.Tensor:
 
 
 def _parameters(module: nn.Module) -> str:
-    """ "83,653,863 parameters", and how many of them are trained where not all are."""
+    """The number of parameters, such as "83,653,863 parameters", and of the trained ones where not all are."""
     total = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     return f"{total:,} parameters" + ("" if trained == total else f", {trained:,} of them trained")

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ldm_vae.networks.kl import Autoencoder
+from ldm_vae.networks.network import Network
 from ldm_vae.recipe import Config
 
 
@@ -24,20 +24,27 @@ class EmaConfig(Config):
 
 
 class Ema:
-    """A second autoencoder, in at least float32, that follows the trained one; ready to be called."""
+    """A second autoencoder whose weights are the average, in at least float32; `model` is ready to be called."""
 
-    def __init__(self, model: Autoencoder, config: EmaConfig) -> None:
+    def __init__(self, model: Network, config: EmaConfig) -> None:
         self.config = config
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.average: list[Tensor] = list(self.model.parameters())
         self.source: list[Tensor] = list(model.parameters())
+        self.trained = model
 
     def decay(self, step: int) -> float:
         return min(self.config.decay, (1 + step) / (10 + step)) if self.config.warmup else self.config.decay
 
     @torch.no_grad()
     def update(self, finite: Tensor, step: int) -> None:
-        """average += (1 - decay) (weights - average); nothing where `finite` is false."""
+        """average += (1 - decay) (weights - average); the average stays as it is where `finite` is false.
+
+        Buffers (codebooks, statistics of batch norm) are copied: they are averages already.
+        """
         difference = torch._foreach_sub(self.source, self.average)
         torch._foreach_mul_(difference, finite * (1.0 - self.decay(step)))
         torch._foreach_add_(self.average, difference)
+        # Asked for anew each time: `module.to(device)`, which accelerate calls, puts other tensors in their place.
+        for copied, buffer in zip(self.model.buffers(), self.trained.buffers(), strict=True):
+            copied.copy_(buffer)

@@ -16,17 +16,18 @@ from ldm_vae.data.stream.batch import Batch
 
 
 class Guard:
-    """Counts the steps that were not finite, undoes what they did to buffers, remembers the samples of late steps.
+    """Counts the steps that were not finite, restores the buffers after them, and remembers the latest steps' samples.
 
-    patience: non-finite steps in a row after which the run is to stop.   look: steps between two looks of the host.
+    patience: number of non-finite steps in a row after which the run is to stop.
+    look: number of steps between two checks by the host.
     """
 
     def __init__(self, modules: Iterable[nn.Module], device: torch.device, patience: int, look: int) -> None:
         self.patience = patience
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
-        self.longest = torch.zeros((), dtype=torch.int64, device=device)  # run of bad steps, and the step it ended with
-        self.longest_end = torch.zeros((), dtype=torch.int64, device=device)
+        self.longest = torch.zeros((), dtype=torch.int64, device=device)  # most bad steps in a row so far
+        self.longest_end = torch.zeros((), dtype=torch.int64, device=device)  # the last step of these
         self.samples: deque[tuple[int, list[str]]] = deque(maxlen=patience + look)
         self._buffers = [buffer for module in modules for buffer in module.buffers()]
         self._good = [buffer.clone() for buffer in self._buffers]
@@ -49,11 +50,11 @@ class Guard:
         self.samples.append((step, [key for batch in micro_batches for key in batch.key]))
 
     def exhausted(self) -> bool:
-        """Whether the patience came to an end, now or since the host last looked. Waits for the device."""
+        """Whether there were `patience` bad steps in a row, now or since the last check. Waits for the device."""
         return int(self.longest) >= self.patience
 
     def suspects(self) -> dict[str, list[str]]:
-        """Keys of this rank's samples in the longest run of bad steps, by optimizer step."""
+        """Keys of this rank's samples in the longest row of bad steps, by optimizer step."""
         end = int(self.longest_end)
         start = end - int(self.longest)
         return {str(step): keys for step, keys in self.samples if start < step <= end}

@@ -1,6 +1,6 @@
-"""Warnings about a run that goes wrong while its loss looks fine: what was seen, and what to try.
+"""Warnings about a run that goes wrong while its loss looks fine: what is wrong, and what to try.
 
-Works on the rows of the log, on the host; every threshold is a field with its unit.
+They are computed from the rows of the log, on the host. Every threshold is a field of `Limits`.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from accelerate.logging import get_logger
 logger = get_logger("train")
 
 
-# Losses whose jumps are told. The others come near 0 in a run that goes well, and everything is large beside that: the
-# discriminator's where it wins, the generator's (a mean logit), the total where a log-variance is learned. Logits and
-# gradients have limits of their own.
+# Losses whose jumps are worth a warning. The others come near 0 in a healthy run, so that any ratio to their mean is
+# large: the discriminator's where it wins, the generator's (a mean logit), the total where a log-variance is learned.
+# Logits and gradients have limits of their own.
 LOSSES = ("pixel", "perceptual", "rate")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """From which values on a row is worth a warning."""
+    """Thresholds of the warnings."""
 
-    spike: float = 5.0  # a loss over its running mean
-    gradient_ratio: float = 100.0  # a gradient norm over, or under, its running mean
-    memory: float = 0.9  # of the running means, per row
-    patience: int = 5  # rows seen before a running mean counts
-    accuracy: float = 0.99  # share of patches that the discriminator tells apart: it has won
-    logits: float = 20.0  # absolute mean logit: it runs away
-    active_channels_share: float = 0.5  # of the latent channels, those that carry information
-    same_reconstruction: float = 1e-3  # standard deviation of reconstructions over images, range [-1, 1]
+    spike: float = 5.0  # highest ratio of a loss to its running mean
+    gradient_ratio: float = 100.0  # highest ratio of a gradient norm to its running mean, or of the mean to the norm
+    memory: float = 0.9  # share of a running mean that each row keeps
+    patience: int = 5  # number of rows before a running mean is used
+    accuracy: float = 0.99  # share of patches that the discriminator judges rightly: above, it has won
+    logits: float = 20.0  # highest absolute mean logit
+    active_channels_share: float = 0.5  # lowest share of the latent channels that carry information
+    same_reconstruction: float = 1e-3  # lowest standard deviation of reconstructions over images, range [-1, 1]
 
 
 class Health:
-    """Judges rows of the log against `Limits` and the run's own past; warns once per row on the main process."""
+    """Compares rows of the log with `Limits` and with running means; the main process warns."""
 
     def __init__(self, accelerator: Accelerator, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()

@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics.jsonl, accelerate's trackers, a progress bar or plain lines."""
+"""The log of a run: metrics.jsonl, accelerate's trackers, a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ldm_vae.atomic import append, atomic_file
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config
 
-SHOWN = ("pixel", "perceptual", "rate", "generator", "discriminator")  # losses beside the progress bar
+PROGRESS_LOSSES = ("pixel", "perceptual", "rate", "generator", "discriminator")  # losses beside the progress bar
 
 
 class LogConfig(Config):
@@ -30,11 +30,11 @@ class LogConfig(Config):
     """Optimizer steps between two rows; the last step is always logged."""
 
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    """Who gets the rows too, through accelerate."""
+    """Trackers that get the rows too, through accelerate; they must be installed."""
 
 
 def start_trackers(folder: Path, accelerator: Accelerator) -> None:
-    """Where a tracker knows runs by name, a resumed run goes on under the one it has, which RUN/tracker_id keeps."""
+    """Starts the trackers. RUN/tracker_id keeps the run's name there, so that a resumed run continues under it."""
     path = folder / "tracker_id"
     if accelerator.is_main_process and not path.exists():
         with atomic_file(path) as stage:
@@ -45,7 +45,7 @@ def start_trackers(folder: Path, accelerator: Accelerator) -> None:
 
 
 class Meter:
-    """Means of scalars since the last log, kept on the device; a value that is not finite is left out of its mean."""
+    """Means of scalars since the last row, kept on the device. Values that are not finite are left out."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}  # name -> (sum, count), float64
@@ -58,7 +58,7 @@ class Meter:
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def gather(self, accelerator: Accelerator) -> Tensor:
-        """(ranks, names, 2): the sums of every rank, names in the order of `names`."""
+        """(ranks, names, 2): sum and count of every rank, in the order of `names`."""
         local = torch.stack([self.sums[name] for name in self.names])
         gathered: Tensor = accelerator.gather(local[None])
         return gathered
@@ -68,7 +68,7 @@ class Meter:
         return sorted(self.sums)
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over steps and ranks; NaN for what was never finite. All ranks must call. Starts anew."""
+        """Means over steps and ranks, NaN for what was never finite; then the sums start anew. All ranks must call."""
         if not self.sums:
             return {}
         totals = self.gather(accelerator).sum(dim=0).tolist()
@@ -80,9 +80,9 @@ class Meter:
 
 
 class MetricsLog:
-    """The rows of metrics.jsonl, mirrored to the trackers, and warnings.jsonl about them. Only the main process writes.
+    """Writes metrics.jsonl, mirrors it to the trackers, and writes warnings.jsonl. Only the main process writes.
 
-    What depends on the clock or the machine stands under `time/…`; everything else is the same in every equal run.
+    Values that depend on the clock or the machine are named `time/…`; all others are the same in every equal run.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
@@ -90,7 +90,7 @@ class MetricsLog:
         self.accelerator = accelerator
 
     def cut(self, step: int) -> None:
-        """Drops the rows after `step`, and a half-written last line: what a killed run logged past its checkpoint."""
+        """Drops the rows after `step` and a half-written last line, which a killed run logged after its checkpoint."""
         for path in (self.path, self.warnings):
             if not self.accelerator.is_main_process or not path.exists():
                 continue
@@ -106,7 +106,7 @@ class MetricsLog:
                 staged.write_text("".join(kept))
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """One flat row; values that are not finite become null, since JSON has no word for them."""
+        """Writes one row. Values that are not finite become null, since JSON has no word for them."""
         if self.accelerator.is_main_process:
             clean = {name: value if math.isfinite(value) else None for name, value in row.items()}
             append(self.path, json.dumps({"step": step, **clean}) + "\n")
@@ -116,13 +116,13 @@ class MetricsLog:
             raise UserError(f"a tracker cannot write ({error})", "mend that, or set log.trackers: []") from error
 
     def warn(self, step: int, warnings: Sequence[str]) -> None:
-        """What is wrong with the row of a step, for the report; no file while nothing is."""
+        """Writes the warnings about the row of a step, for the report. Without a warning there is no file."""
         if self.accelerator.is_main_process and warnings:
             lines = [json.dumps({"step": step, "warning": warning}) + "\n" for warning in warnings]
             append(self.warnings, "".join(lines))
 
 
-class Progress:
+class TrainingProgress:
     """A bar on a terminal, one line per row elsewhere; nothing on ranks other than the main one."""
 
     def __init__(self, accelerator: Accelerator, steps: int, start: int, batch: int) -> None:
@@ -137,7 +137,7 @@ class Progress:
 
     def show(self, step: int, row: Mapping[str, float]) -> None:
         """The main losses, images per second and, on a plain stream, the time left."""
-        losses = {name: f"{row[name]:.4g}" for name in SHOWN if name in row}
+        losses = {name: f"{row[name]:.4g}" for name in PROGRESS_LOSSES if name in row}
         rate = row["time/images_per_second"]
         if self.terminal:
             self.bar.set_postfix({"images/s": f"{rate:.1f}", **losses})

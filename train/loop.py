@@ -1,4 +1,4 @@
-"""The course of a run: step, log, validate, save; until the last step, a signal, or a reason to stop."""
+"""The loop of a run: step, log, validate, save; until the last step, a signal, or an error."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from ldm_vae.interop.checkpoint import Checkpoint
 from train.agreement import check_ranks_agree
 from train.checkpoint import folder_of, prune
 from train.health import Health
-from train.log import Meter, MetricsLog, Progress
+from train.log import Meter, MetricsLog, TrainingProgress
 from train.preempt import Preemption
 from train.recipe import Recipe
 from train.snapshot import meta_of, tensors_of
 from train.state import Run
-from train.step import STEPS
+from train.step import TRAIN_STEPS
 from train.validate import Validation
 
 
 class Preempted(Exception):
-    """The run was asked to stop, and has saved."""
+    """The run got a signal to stop, and has saved."""
 
 
 class Loop:
-    """Drives a run. Steps are counted as taken: row, checkpoint and picture n show the state after n steps."""
+    """Runs the steps. Row, checkpoint and picture n show the state after n steps."""
 
     def __init__(
         self,
@@ -48,26 +48,29 @@ class Loop:
         preemption: Preemption,
         start: int,
     ) -> None:
-        """index: of the training data.   start: optimizer steps already taken."""
+        """
+        index: index of the training data.
+        start: number of optimizer steps already taken.
+        """
         self.run, self.recipe, self.batches, self.validation = run, recipe, batches, validation
         self.index, self.meter, self.health, self.preemption, self.start = index, meter, health, preemption, start
         self.folder = Path(recipe.output)
         self.accelerator = run.accelerator
         self.log = MetricsLog(self.folder, run.accelerator)
-        self.progress = Progress(run.accelerator, recipe.steps, start, recipe.data.batch)
-        self.train_step = STEPS[recipe.discriminator.order if recipe.discriminator is not None else "shared"]
-        self.since = (time.perf_counter(), start)
-        self.measured: dict[int, dict[str, float]] = {}  # the latest validation, by its step
-        self.unshared: list[Fault] = []  # samples replaced on this rank since the last row
-        self.broken: dict[tuple[str, str], Fault] = {}  # on all ranks, by shard and key
+        self.progress = TrainingProgress(run.accelerator, recipe.steps, start, recipe.data.batch)
+        self.train_step = TRAIN_STEPS[recipe.discriminator.order if recipe.discriminator is not None else "shared"]
+        self.last_row = (time.perf_counter(), start)  # time and step from which the speed is measured
+        self.validated: dict[int, dict[str, float]] = {}  # the latest validation, by its step
+        self.new_faults: list[Fault] = []  # samples replaced on this rank since the last row
+        self.broken: dict[tuple[str, str], Fault] = {}  # samples replaced on any rank, by shard and key
 
     def run_to_end(self) -> None:
-        """All remaining steps. Raises Preempted after a signal, UserError where the run cannot go on."""
+        """Takes all remaining steps. Raises Preempted after a signal, UserError where the run cannot continue."""
         self.log.cut(self.start)
         try:
             self.run_steps()
         except BaseException:
-            with suppress(UserError):  # what ended the run is what the person is to read
+            with suppress(UserError):  # the user is to read what ended the run
                 self.write_broken()
             raise
         finally:
@@ -92,36 +95,39 @@ class Loop:
                 raise Preempted(f"{self.preemption.reason} at step {taken}")
 
     def write_row(self, taken: int) -> None:
-        """A row of metrics.jsonl. The host waits for the device here, and looks at all that is counted on it."""
+        """Writes a row of metrics.jsonl. Here the host waits for the device, and reads what is counted on it."""
         row = self.meter.means(self.accelerator)
         row |= {f"learning_rate/{name}": update.lr(taken - 1) for name, update in self.run.updates.items()}
         row["epoch"] = taken * self.recipe.data.batch / self.index.samples
         row["skipped_steps"] = int(self.run.guard.skipped)
         row["time/broken_samples"] = self.count_broken()
-        now, (then, before) = time.perf_counter(), self.since
+        now, (then, before) = time.perf_counter(), self.last_row
         row["time/images_per_second"] = (taken - before) * self.recipe.data.batch / (now - then)
         if torch.cuda.is_available():
             row["time/peak_gigabytes"] = torch.cuda.max_memory_allocated() / 2**30
-        self.since = (now, taken)
+        self.last_row = (now, taken)
         self.log.warn(taken, self.health.judge(taken, row))
         self.log.write(taken, row)
         self.progress.show(taken, row)
         self.stop_if_never_finite()
 
     def count_broken(self) -> int:
-        """How many different samples the ranks have replaced since they were started, which after a resume is no
-        function of the step. All ranks must call. Raises UserError, on all, where they are too many together."""
+        """The number of different samples that all ranks together have replaced since this launch.
+
+        After a resume the count starts anew, so it is no function of the step. All ranks must call; all raise UserError
+        where there are too many.
+        """
         self.write_broken()
-        news, self.unshared = self.unshared, []
-        if int(self.accelerator.reduce(torch.tensor(len(news), device=self.accelerator.device), "sum")):
-            self.broken |= {(fault.url, fault.key): fault for fault in gather_object(news)}
+        faults, self.new_faults = self.new_faults, []
+        if int(self.accelerator.reduce(torch.tensor(len(faults), device=self.accelerator.device), "sum")):
+            self.broken |= {(fault.url, fault.key): fault for fault in gather_object(faults)}
         check_budget(self.broken.values(), self.recipe.data.broken_budget)
         return len(self.broken)
 
     def write_broken(self) -> None:
         """Appends this rank's newly replaced samples to broken.jsonl."""
         faults, self.batches.faults = self.batches.faults, []
-        self.unshared += faults
+        self.new_faults += faults
         if faults:
             append(self.folder / "broken.jsonl", "".join(json.dumps(asdict(fault)) + "\n" for fault in faults))
 
@@ -130,17 +136,17 @@ class Loop:
         row = self.validation(self.run.ema.model, taken)
         self.log.warn(taken, self.health.judge(taken, row))
         self.log.write(taken, row)
-        self.measured = {taken: row}
-        self.since = (time.perf_counter(), taken)
+        self.validated = {taken: row}
+        self.last_row = (time.perf_counter(), taken)
 
     def save(self, taken: int) -> None:
-        """A checkpoint by the main process; older ones go once it verifies."""
+        """The main process writes a checkpoint, checks that it is whole, and deletes those no longer needed."""
         self.stop_if_never_finite()
         tensors = tensors_of(self.run, self.meter)
         check_ranks_agree(tensors, self.accelerator)
         if self.accelerator.is_main_process:
             meta = meta_of(self.run, self.recipe, self.index.fingerprint, self.meter, self.health, taken)
-            meta["metrics"] = self.measured.get(taken, {})
+            meta["metrics"] = self.validated.get(taken, {})
             Checkpoint.write(folder_of(self.folder, taken), tensors, meta)
             prune(self.folder, self.recipe.checkpoint)
         self.accelerator.wait_for_everyone()

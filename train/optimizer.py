@@ -1,4 +1,4 @@
-"""Adam for the autoencoder and for the discriminator: one configuration, one builder, one way to apply an update."""
+"""Adam for the autoencoder and the adversaries: one configuration, one builder, one way to apply an update."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class OptimizerConfig(Config):
 class Update:
     """A network's optimizer with its learning rate and clipping.
 
-    Its step is skipped on the device where the gradient is not finite: fused Adam takes the flag that gradient scalers
-    hand it (`found_inf`), so that nothing waits for the host.
+    Where the gradient is not finite, the device skips the step: fused Adam reads the flag `found_inf`, which otherwise
+    gradient scalers set. So nothing waits for the host.
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, lr: Schedule, clip: float | None) -> None:
@@ -70,11 +70,11 @@ class Update:
         self.clip = clip
 
     def gradient_norm(self) -> Tensor:
-        """Global L2 norm of the accumulated gradient, scalar; equal on all ranks, since gradients are synchronised."""
+        """Global L2 norm of the accumulated gradient, a scalar. All ranks have the same, since they share gradients."""
         return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def apply(self, norm: Tensor, finite: Tensor, step: int) -> None:
-        """One optimizer step with the accumulated gradient, or none where `finite` is false; drops the gradient."""
+        """Takes one optimizer step, or none where `finite` is false; then drops the accumulated gradient."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(step)
         if self.clip is not None:
@@ -84,7 +84,7 @@ class Update:
         self.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """ "moment/parameter" -> tensor, for a checkpoint; empty before the first step."""
+        """The optimizer's tensors by "moment/parameter", for a checkpoint; empty before the first step."""
         per_parameter = self.optimizer.state_dict()["state"]
         return {
             f"{moment}/{self.names[index]}": value
@@ -93,7 +93,7 @@ class Update:
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """Restores what `state` returned."""
         per_parameter: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             moment, _, parameter = name.partition("/")
@@ -104,7 +104,7 @@ class Update:
 
 
 def build_update(module: nn.Module, config: OptimizerConfig, lr: float, steps: int) -> Update:
-    """Fused Adam or AdamW over the trainable parameters of a module, before or after it is prepared."""
+    """Fused Adam or AdamW over the trainable parameters of a module."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if config.kind == "adam":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(

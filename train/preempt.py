@@ -1,8 +1,8 @@
-"""Signals to stop: noted at once, agreed on by all ranks between two steps, answered by a save.
+"""Signals to stop: the process notes them at once, all ranks agree between two steps, and then the run saves.
 
 SIGTERM (schedulers, `docker stop`, launchers), SIGUSR1 (SLURM's `--signal=USR1@180`) and SIGINT (Ctrl-C) set a flag
-and do nothing else. Some steps later all ranks see it, save, and end with the code PREEMPTED. A second Ctrl-C quits
-at once, without a save.
+and do nothing else. Some steps later all ranks see it, save, and exit with the code PREEMPTED. A second Ctrl-C quits at
+once, without a save.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ import torch.distributed as dist
 # say for "checkpointed, restart me". Launchers (torchrun, accelerate launch) turn it into 1: read status.json there.
 PREEMPTED = 85
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-# On one Ctrl-C the terminal signals the workers and torchrun, which passes it on to them: two signals, one wish.
-ECHO = 2.0  # seconds
+# After one Ctrl-C a worker gets two signals: one from the terminal, and one from torchrun, which passes its own on.
+ECHO = 2.0  # seconds within which a second signal counts as the same Ctrl-C
 
 
 class Preemption:
     """`with Preemption(every) as preemption:` around the training, in the main thread; restores the handlers."""
 
     def __init__(self, every: int) -> None:
-        """every: optimizer steps between two looks of several ranks, since a look waits for a small all-reduce."""
+        """every: optimizer steps between two checks by several ranks, since each check waits for a small all-reduce."""
         self.every = every
         self.received = 0  # number of the first signal that reached this process; 0 for none
-        self.reason = ""  # its name, once agreed on; the same on all ranks
+        self.reason = ""  # name of the signal that all ranks have agreed on
         self._interrupted = 0.0  # time of the first Ctrl-C in seconds
         self._before: dict[signal.Signals, Any] = {}
 
@@ -44,10 +44,10 @@ class Preemption:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: it was set by other means than Python
+            signal.signal(number, handler or signal.SIG_DFL)  # None: the old handler was not set by Python
 
     def agreed(self, taken: int) -> bool:
-        """Whether to save and stop after `taken` steps. Every rank asks after every step, and hears the same."""
+        """Whether to save and stop after `taken` steps. Every rank calls after every step; all get the same answer."""
         received = self.received
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             if taken % self.every:

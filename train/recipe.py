@@ -1,4 +1,4 @@
-"""The whole recipe of a run: one section a part, each declared beside the code it configures."""
+"""The recipe of a run. It has a section for each part; a section is declared beside the code that it configures."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from typing import Annotated, Any, Literal
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from ldm_vae.data.stream.reader import DataConfig
 from ldm_vae.losses.adversarial import DiscriminatorConfig
+from ldm_vae.losses.adversary import AdversaryConfig
 from ldm_vae.losses.objective import LossConfig
-from ldm_vae.losses.perceptual import SMALLEST
-from ldm_vae.metrics.facts import fact
-from ldm_vae.networks.kl import AutoencoderConfig
-from ldm_vae.nn.discriminators.patch import smallest_side
+from ldm_vae.losses.perceptual import SMALLEST_IMAGE
+from ldm_vae.metrics.descriptions import describe_metric
+from ldm_vae.networks.network import NetworkConfig
+from ldm_vae.parts import ADVERSARIES, NETWORKS
 from ldm_vae.recipe import Config
 from train.checkpoint import CheckpointConfig
 from train.ema import EmaConfig
@@ -23,7 +24,7 @@ from train.optimizer import OptimizerConfig
 from train.validate import ValidationConfig
 
 
-class ModelConfig(AutoencoderConfig):
+class ModelConfig(NetworkConfig):
     """The autoencoder: its architecture, the weights it starts from, and which of them are trained."""
 
     init_from: str | None = None
@@ -33,8 +34,18 @@ class ModelConfig(AutoencoderConfig):
     """First weights of a new autoencoder. default: PyTorch's. average: those of a codec that averages f x f pixels
     (train/initialise.py)."""
 
-    train: Literal["all", "decoder"] = "all"
-    """Which weights are trained. decoder: encoder and quant_conv stay bit-unchanged, so old latents stay valid."""
+    train: str = "all"
+    """Which weights are trained: all, or a part that the kind of network names. decoder: encoder and quant_conv stay
+    bit-unchanged, so old latents stay valid."""
+
+
+MODELS = NETWORKS.with_base(ModelConfig)
+
+
+def _default_model() -> ModelConfig:
+    model = MODELS.config(MODELS.default)()
+    assert isinstance(model, ModelConfig)
+    return model
 
 
 class Recipe(Config):
@@ -53,7 +64,7 @@ class Recipe(Config):
     """Arithmetic of the networks; weights stay float32. auto: bf16 on a GPU that has it, else no. no: float32. float64:
     everything, weights too."""
 
-    model: ModelConfig = ModelConfig()
+    model: Annotated[SerializeAsAny[ModelConfig], MODELS] = Field(default_factory=_default_model)
     """The autoencoder."""
 
     data: DataConfig
@@ -62,7 +73,7 @@ class Recipe(Config):
     loss: LossConfig = LossConfig()
     """What the autoencoder minimises beside the adversarial loss."""
 
-    discriminator: DiscriminatorConfig | None = DiscriminatorConfig()
+    discriminator: Annotated[SerializeAsAny[AdversaryConfig] | None, ADVERSARIES] = DiscriminatorConfig()
     """The adversarial loss and its discriminator; null: no adversarial loss."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -92,8 +103,11 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         model, image = self.model, self.data.image
-        if model.init_from is None and model.train == "decoder":
-            raise ValueError("model.train: decoder needs model.init_from, whose encoder it keeps")
+        if model.train not in ("all", *model.train_parts):
+            known = ", ".join(("all", *model.train_parts))
+            raise ValueError(f"model.train {model.train!r}: a network of kind {model.kind} knows {known}")
+        if model.init_from is None and model.train != "all":
+            raise ValueError(f"model.train: {model.train} needs model.init_from, whose other parts it keeps")
         if model.init_from is None and model.in_channels != model.out_channels:
             raise ValueError(
                 "model.in_channels and model.out_channels must be equal, since the image is its own target"
@@ -109,40 +123,42 @@ class Recipe(Config):
         perceptual = self.loss.perceptual
         if self.loss.pixel.weight == 0 and (perceptual.weight == 0 or perceptual.channels == "off"):
             raise ValueError("loss.pixel and loss.perceptual are both off, and nothing asks for a reconstruction")
-        if (side := image.crop or image.resize) is not None:  # else the images are met as they are
+        if (side := image.crop or image.resize) is not None:  # else images come in their own sizes
             self._large_enough(side)
         if self.optimizer.weight_decay and self.optimizer.kind == "adam":
             raise ValueError("optimizer.weight_decay is for kind: adamw")
         if self.checkpoint.best is not None:
             self._best_can_be_found(self.checkpoint.best)
-        norm = None if self.discriminator is None else self.discriminator.norm
-        if norm == "batch" and self.optimizer.accumulation > 1:
+        if self.discriminator is not None and self.discriminator.sees_batches and self.optimizer.accumulation > 1:
             raise ValueError(
                 "discriminator.norm: batch sees micro-batches, not the batch, under accumulation; use group"
             )
         return self
 
     def _large_enough(self, side: int) -> None:
-        """The shorter side of the images, in pixels, leaves the networks that judge them a position."""
+        """Refuses images that are too small for LPIPS or the discriminator.
+
+        side: pixels along the shorter side.
+        """
         perceptual, discriminator = self.loss.perceptual, self.discriminator
-        if perceptual.weight > 0 and perceptual.channels != "off" and side < SMALLEST[perceptual.network]:
+        if perceptual.weight > 0 and perceptual.channels != "off" and side < SMALLEST_IMAGE[perceptual.network]:
             raise ValueError(
                 f"images of {side} pixels are too small for LPIPS: "
-                f"use at least {SMALLEST[perceptual.network]}, or loss.perceptual.channels: off"
+                f"use at least {SMALLEST_IMAGE[perceptual.network]}, or loss.perceptual.channels: off"
             )
-        if discriminator is not None and side < smallest_side(discriminator.layers):
+        if discriminator is not None and side < discriminator.smallest_image:
             raise ValueError(
                 f"images of {side} pixels are too small for the discriminator: "
-                f"use at least {smallest_side(discriminator.layers)}, or fewer discriminator.layers"
+                f"use at least {discriminator.smallest_image}, or fewer discriminator.layers"
             )
 
     def _best_can_be_found(self, best: str) -> None:
-        """The metric is measured, at steps that are saved: a typing error would keep no checkpoint, in silence."""
+        """Refuses a metric that is never measured at a step that is saved: it would silently keep no checkpoint."""
         known = [f"validation/{name}" for name in (*self.validation.metrics, "rate")]
         if best not in known or self.data.validation is None:
             given = "there is no data.validation" if self.data.validation is None else f"known are {', '.join(known)}"
             raise ValueError(f"checkpoint.best {best!r} is not measured: {given}")
-        mode = "max" if fact(best.removeprefix("validation/")).better == "higher" else "min"
+        mode = "max" if describe_metric(best.removeprefix("validation/")).better == "higher" else "min"
         if self.checkpoint.mode != mode:
             raise ValueError(f"checkpoint.mode {self.checkpoint.mode} would keep the worst {best}: write {mode}")
         saved, validated = self.checkpoint.every, self.validation.every
@@ -154,7 +170,7 @@ class Recipe(Config):
 
 
 def resolve_precision(recipe: Recipe) -> Recipe:
-    """The recipe with what `precision: auto` means on this machine."""
+    """The recipe with `precision: auto` replaced by the precision for this machine."""
     if recipe.precision != "auto":
         return recipe
     gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")

@@ -1,4 +1,4 @@
-"""Going on where a run stopped: which checkpoint, and whether the recipe is still the same experiment."""
+"""How a run continues where it stopped: from which checkpoint, and whether the recipe is still the same experiment."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import dump, read_yaml, validate
 from train.recipe import Recipe
 
-# What may change when a run goes on; any other change would make it another experiment under the same name.
-# data.train is where the shards lie: they may move, and `check_same_data` sees that they are the same.
-FREE_DATA = ("data.train", "data.validation", "data.workers", "data.broken_budget")
-FREE = ("output", "steps", "checkpoint", "validation", "log", *FREE_DATA)
+# Fields that may change when a run continues; any other change would make it another experiment under the same name.
+# data.train says where the shards lie: they may move, and `check_same_data` checks that they are the same.
+DATA_MAY_CHANGE = ("data.train", "data.validation", "data.workers", "data.broken_budget")
+MAY_CHANGE = ("output", "steps", "checkpoint", "validation", "log", *DATA_MAY_CHANGE)
 
 
 def latest_checkpoint(folder: Path, accelerator: Accelerator) -> Checkpoint | None:
-    """The newest checkpoint that verifies. The main process reads and decides: all ranks start from the same."""
+    """The newest whole checkpoint. The main process chooses it, so that all ranks start from the same one."""
     found = Checkpoint.latest(folder) if accelerator.is_main_process else None
     step = torch.tensor([-1 if found is None else found.step], device=accelerator.device)
     agreed = int(broadcast(step))
@@ -32,23 +32,26 @@ def latest_checkpoint(folder: Path, accelerator: Accelerator) -> Checkpoint | No
 
 
 def check_same_experiment(folder: Path, recipe: Recipe) -> None:
-    """Raises UserError where the run folder holds another recipe than `recipe`, but for what may change."""
+    """Raises UserError where the run's recipe.yaml differs from `recipe` in a field that may not change."""
     path = folder / "recipe.yaml"
     if not path.exists():
         return
     before = validate(Recipe, read_yaml(path), str(path))  # with the defaults of fields that it does not know yet
     old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(recipe.model_dump(mode="json")))
-    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name) and not _free(name)]
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    changed = [name for name in changed if not _may_change(name)]
+    # Runs of earlier versions name no hash: the present weights count as theirs.
+    changed = [name for name in changed if not (name.endswith("weights_sha256") and old.get(name) is None)]
     if changed:
         name = changed[0]
         raise UserError(
             f"{folder} was started with {name}: {old.get(name)}, not {new.get(name)}",
-            f"put it back, or give another output (may change: {', '.join(FREE)})",
+            f"put it back, or give another output (may change: {', '.join(MAY_CHANGE)})",
         )
 
 
 def check_same_data(checkpoint: Checkpoint, index: Index) -> None:
-    """Raises UserError where the shards are no longer those that the checkpoint's position was counted in."""
+    """Raises UserError where the shards have changed: the checkpoint's position in the data would then be wrong."""
     if checkpoint.meta["data"] != index.fingerprint:
         raise UserError(
             f"the training data changed since {checkpoint.folder}",
@@ -57,7 +60,7 @@ def check_same_data(checkpoint: Checkpoint, index: Index) -> None:
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """The resolved recipe, as the run goes on with it."""
+    """Writes the resolved recipe into the run folder."""
     with atomic_file(folder / "recipe.yaml") as path:
         path.write_text(dump(recipe))
 
@@ -70,5 +73,5 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", list(value) if isinstance(value, list | tuple) else value
 
 
-def _free(name: str) -> bool:
-    return any(name == free or name.startswith(f"{free}.") for free in FREE)
+def _may_change(name: str) -> bool:
+    return any(name == section or name.startswith(f"{section}.") for section in MAY_CHANGE)

@@ -1,6 +1,6 @@
-"""A run as tensors and numbers: everything that decides how it goes on, and nothing that can be derived.
+"""The state of a run as tensors and numbers: everything that decides how it continues, and nothing that can be derived.
 
-Position in the data, schedules, crops and noise are functions of the step, so the step stands for them all.
+Position in the data, schedules, crops and noise are functions of the step, so the step is enough for them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_vae.interop.checkpoint import Checkpoint
 from train.health import Health
@@ -18,7 +18,7 @@ from train.state import Run
 
 
 def tensors_of(run: Run, meter: Meter) -> dict[str, dict[str, Tensor]]:
-    """Groups of a checkpoint, equal on all ranks. All must call, since the meter's sums are gathered."""
+    """The groups of tensors of a checkpoint, the same on all ranks. All must call, since the meter gathers its sums."""
     state = {"skipped": run.guard.skipped, "in_a_row": run.guard.in_a_row}
     if meter.sums:
         state["meter"] = meter.gather(run.accelerator)
@@ -28,16 +28,16 @@ def tensors_of(run: Run, meter: Meter) -> dict[str, dict[str, Tensor]]:
         "state": state,
         "optimizer_model": run.updates["model"].state(),
     }
-    if "discriminator" in run.updates:
-        groups["discriminator"] = run.accelerator.unwrap_model(run.discriminator).state_dict()
-        groups["optimizer_discriminator"] = run.updates["discriminator"].state()
+    for name, critic in run.critics.items():
+        groups[name] = _without_frozen(run.accelerator.unwrap_model(critic))
+        groups[f"optimizer_{name}"] = run.updates[name].state()
     return groups
 
 
 def meta_of(run: Run, recipe: Recipe, data: str, meter: Meter, health: Health, step: int) -> dict[str, Any]:
-    """What a reader needs beside the tensors; `model` is all that the codec asks for.
+    """The content of a checkpoint's meta.json. The codec reads only `model` of it.
 
-    data: fingerprint of the index, without which the step stands for no position.
+    data: fingerprint of the index of the training data: the position after `step` steps depends on it.
     """
     return {
         "step": step,
@@ -51,13 +51,14 @@ def meta_of(run: Run, recipe: Recipe, data: str, meter: Meter, health: Health, s
 
 
 def restore(run: Run, meter: Meter, health: Health, checkpoint: Checkpoint) -> None:
-    """The inverse of `tensors_of`, on any number of processes."""
+    """Restores a run from what `tensors_of` and `meta_of` returned, on any number of processes."""
     run.autoencoder.load_state_dict(checkpoint.tensors("model"))
     run.ema.model.load_state_dict(checkpoint.tensors("ema"))
     run.updates["model"].load(checkpoint.tensors("optimizer_model"))
-    if "discriminator" in run.updates:
-        run.accelerator.unwrap_model(run.discriminator).load_state_dict(checkpoint.tensors("discriminator"))
-        run.updates["discriminator"].load(checkpoint.tensors("optimizer_discriminator"))
+    for name, critic in run.critics.items():
+        network = run.accelerator.unwrap_model(critic)
+        network.load_state_dict(network.state_dict() | checkpoint.tensors(name))
+        run.updates[name].load(checkpoint.tensors(f"optimizer_{name}"))
     health.means = {name: (mean, seen) for name, (mean, seen) in checkpoint.meta.get("health", {}).items()}
     state = checkpoint.tensors("state")
     run.guard.skipped.copy_(state["skipped"])
@@ -68,8 +69,14 @@ def restore(run: Run, meter: Meter, health: Health, checkpoint: Checkpoint) -> N
         meter.sums = dict(zip(checkpoint.meta["meter"], sums.to(run.accelerator.device).unbind(), strict=True))
 
 
+def _without_frozen(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a network without its frozen weights, which come from a file of their own."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
 def _sums_of_rank(saved: Tensor, rank: int, world: int) -> Tensor:
-    """(ranks, names, 2) -> (names, 2). On another number of processes the main one takes over the sums of all."""
+    """(ranks, names, 2) -> (names, 2). If the number of processes has changed, the main one takes the sums of all."""
     if len(saved) == world:
         return saved[rank]
     return saved.sum(dim=0) if rank == 0 else torch.zeros_like(saved[0])

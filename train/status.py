@@ -1,4 +1,4 @@
-"""What a run is doing, for people and scripts (status.json), and that only one trainer does it (a lock)."""
+"""The status of a run for people and scripts (status.json), and the lock that allows one trainer per run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ldm_vae.atomic import atomic_file
 from ldm_vae.errors import UserError
 
 Status = Literal["running", "done", "preempted", "failed"]
-# A server of network files frees the lock of a crashed node after its lease, 90 s by default on Linux.
+# When a node crashes, a server of network files frees its lock after a lease, 90 s by default on Linux.
 LEASE = 120.0  # seconds that a trainer waits for the lock of another host
 logger = logging.getLogger(__name__)
 
 
 def write_status(run: Path, status: Status, reason: str = "", *, main: bool = True) -> None:
-    """Replaces RUN/status.json: {"status", "reason", "host", "pid", "updated"}, all strings but pid.
+    """Writes RUN/status.json: {"status", "reason", "host", "pid", "updated"}, all strings but pid.
 
-    Every rank may call it. Those but the main one have a say only when they fail; the first failure of a run is the
-    one that stays, as the others are mostly about the loss of the first.
+    Every rank may call it, and ranks other than the main one write only failures. The first failure of a run stays in
+    the file, because later ones mostly follow from it.
     """
     if status != "failed" and not main:
         return
@@ -44,7 +44,7 @@ def write_status(run: Path, status: Status, reason: str = "", *, main: bool = Tr
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """The content of status.json; empty where there is none. A run killed outright still says "running"."""
+    """The content of status.json; empty where there is no file. A run that was killed still says "running"."""
     try:
         return dict(json.loads((run / "status.json").read_bytes()))
     except FileNotFoundError:
@@ -52,10 +52,10 @@ def read_status(run: Path) -> dict[str, Any]:
 
 
 class RunLock:
-    """`with RunLock(run, main=...):` one trainer per run folder. The main process holds the lock, for all ranks.
+    """`with RunLock(run, main=...):` allows one trainer per run folder. The main process holds the lock for all ranks.
 
-    The system frees it when that process ends, however it ends. Makes the folder. Raises UserError where another
-    trainer holds it.
+    The system frees the lock when that process ends in any way. Makes the folder. Raises UserError where another
+    trainer holds the lock.
     """
 
     def __init__(self, run: Path, *, main: bool) -> None:
@@ -92,5 +92,5 @@ class RunLock:
         except Timeout:
             raise UserError(
                 f"{self.run} is in use by another trainer (process {pid} on {host})",
-                "wait for its end, stop it, or give another output folder",
+                "wait until it ends, stop it, or give another output folder",
             ) from None

@@ -1,86 +1,97 @@
-"""One training step: an update of the autoencoder and one of the discriminator, from the same batch."""
+"""One training step: an update of the autoencoder and one of each adversary, from the same batch."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ldm_vae.data.stream.batch import Batch
+from ldm_vae.losses.adversary import Adversary, Pair
 from train.state import Run
 
-Pair = tuple[Tensor, Tensor]  # target and reconstruction, (B, C, H, W), outside any graph
+Sums = Mapping[str, Tensor]  # what a bottleneck learns from besides gradients
 
 
 def train_step(run: Run, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
-    """The discriminator learns from the very reconstructions that the autoencoder was judged by: one forward for both.
+    """Updates the autoencoder and the adversaries from one forward pass: all learn from the same reconstructions.
 
-    A step whose gradients are not finite in either network changes neither. Returns what the log takes, on the device.
+    If the gradients of one network are not finite, no network changes. Returns scalars for the log, on the device.
     """
-    values, pairs = autoencoder_gradients(run, micro_batches, step)
+    values, pairs, sums = autoencoder_gradients(run, micro_batches, step)
     norms = {"model": run.updates["model"].gradient_norm()}
-    if run.objective.trains_discriminator(step):
-        values |= discriminator_gradients(run, pairs)
-        norms["discriminator"] = run.updates["discriminator"].gradient_norm()
+    for adversary in run.adversaries:
+        if adversary.learns(step):
+            values |= adversary_gradients(run, adversary, [pair[adversary.name] for pair in pairs], step)
+            norms[adversary.name] = run.updates[adversary.name].gradient_norm()
     finite = run.guard.judge(norms.values())
     for name, norm in norms.items():
         run.updates[name].apply(norm, finite, step)
-    run.ema.update(finite, step)
+    run.update_bottleneck(sums, micro_batches[0], step)
     run.guard.conclude(finite, step, micro_batches)
+    run.ema.update(finite, step)
     return values | {f"gradient_norm/{name}": norm for name, norm in norms.items()}
 
 
 def train_step_compvis(run: Run, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
-    """CompVis' order: the discriminator learns from reconstructions of the updated autoencoder, at the price of a
-    second forward. Each network is then judged by itself, the discriminator after the autoencoder has moved."""
-    values, _ = autoencoder_gradients(run, micro_batches, step)
+    """Updates in CompVis' order: the adversaries learn from reconstructions of the updated autoencoder.
+
+    This takes a second forward pass. If the autoencoder's gradient is not finite, no network changes; if an adversary's
+    is not, the autoencoder has changed already.
+    """
+    values, _, sums = autoencoder_gradients(run, micro_batches, step)
     norms = {"model": run.updates["model"].gradient_norm()}
     finite = run.guard.judge(norms.values())
     run.updates["model"].apply(norms["model"], finite, step)
+    run.update_bottleneck(sums, micro_batches[0], step)
+    learning = [adversary for adversary in run.adversaries if adversary.learns(step)]
+    pairs = [run.pairs(batch, step) for batch in micro_batches] if learning else []
+    all_finite = finite
+    for adversary in learning:
+        values |= adversary_gradients(run, adversary, [pair[adversary.name] for pair in pairs], step)
+        norms[adversary.name] = run.updates[adversary.name].gradient_norm()
+        all_finite = run.guard.judge(norms.values())
+        run.updates[adversary.name].apply(norms[adversary.name], all_finite, step)
+    run.guard.conclude(all_finite, step, micro_batches)
     run.ema.update(finite, step)
-    if run.objective.trains_discriminator(step):
-        values |= discriminator_gradients(run, [run.reconstruct(batch, step) for batch in micro_batches])
-        norms["discriminator"] = run.updates["discriminator"].gradient_norm()
-        finite = run.guard.judge(norms.values())
-        run.updates["discriminator"].apply(norms["discriminator"], finite, step)
-    run.guard.conclude(finite, step, micro_batches)
     return values | {f"gradient_norm/{name}": norm for name, norm in norms.items()}
 
 
-def autoencoder_gradients(run: Run, micro_batches: list[Batch], step: int) -> tuple[dict[str, Tensor], list[Pair]]:
+def autoencoder_gradients(
+    run: Run, micro_batches: list[Batch], step: int
+) -> tuple[dict[str, Tensor], list[dict[str, Pair]], list[Sums]]:
     """Accumulates the autoencoder's gradient, averaged over micro-batches and ranks.
 
-    Under accumulation the adaptive weight is each micro-batch's own, from gradients averaged over ranks.
+    With accumulation, each micro-batch has an adaptive weight of its own, from gradients averaged over ranks.
+    Returns means for the log, and for each micro-batch what the adversaries and the bottleneck learn from.
     """
-    values, pairs = [], []
+    values: list[dict[str, Tensor]] = []
+    pairs: list[dict[str, Pair]] = []
+    sums: list[Sums] = []
     for i, batch in enumerate(micro_batches):
         with run.synchronised(run.model, last=i == len(micro_batches) - 1):
-            output = run.model(batch.image, noise=run.noise(batch, step), label=batch.label)
-            with run.frozen_discriminator() as critic:
-                losses = run.objective(output, batch, critic, step)
+            output = run.forward(batch, step)
+            with run.frozen_critics() as critics:
+                losses = run.objective(output, batch, critics, step)
             torch.autograd.backward(losses.roots, [gradient / len(micro_batches) for gradient in losses.gradients])
         values.append(losses.values)
-        pairs.append((output.target, output.reconstruction.detach()))
-    return mean_of(values), pairs
+        noise = run.noise(batch, step)
+        pairs.append({adversary.name: adversary.pair(output, noise) for adversary in run.adversaries})
+        sums.append({name: value.detach() for name, value in output.posterior.sums.items()})
+    return mean_of(values), pairs, sums
 
 
-def discriminator_gradients(run: Run, pairs: list[Pair]) -> dict[str, Tensor]:
-    """Accumulates the discriminator's gradient; real and reconstructed images share one call."""
+def adversary_gradients(run: Run, adversary: Adversary, pairs: list[Pair], step: int) -> dict[str, Tensor]:
+    """Accumulates the gradient of an adversary's network."""
     values = []
-    for i, (target, reconstruction) in enumerate(pairs):
-        with run.synchronised(run.discriminator, last=i == len(pairs) - 1):
-            logits = run.discriminator(torch.cat([target, reconstruction.to(target)]))
-            real, fake = logits.chunk(2)
-            loss = run.objective.discriminator(real, fake)
+    network = run.critics[adversary.name]
+    for i, pair in enumerate(pairs):
+        with run.synchronised(network, last=i == len(pairs) - 1):
+            loss, beside = adversary.loss(network, pair, step)
             torch.autograd.backward(loss / len(pairs))
-        accuracy = 0.5 * ((real > 0).to(target).mean() + (fake < 0).to(target).mean())
-        values.append(
-            {
-                "discriminator": loss.detach(),
-                "discriminator_accuracy": accuracy,
-                "logits_real": real.detach().mean(),
-                "logits_fake": fake.detach().mean(),
-            }
-        )
+        values.append({adversary.title("discriminator"): loss.detach()})
+        values[-1] |= {adversary.title(name): value for name, value in beside.items()}
     return mean_of(values)
 
 
@@ -89,4 +100,4 @@ def mean_of(values: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([value[name] for value in values]).mean() for name in values[0]}
 
 
-STEPS = {"shared": train_step, "compvis": train_step_compvis}
+TRAIN_STEPS = {"shared": train_step, "compvis": train_step_compvis}

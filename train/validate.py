@@ -15,15 +15,15 @@ from torch import Tensor
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.bottlenecks.base import Latent
-from ldm_vae.bottlenecks.gaussian import ACTIVE_VARIANCE, gaussian_kl
+from ldm_vae.bottlenecks.gaussian import ACTIVE_VARIANCE
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import LatentCodec, NonFiniteError, to_pil
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import Index, load_index
 from ldm_vae.data.stream.reader import DataConfig, ValidationBatches, validation_batches
 from ldm_vae.evaluation.evaluate import measure_batches
-from ldm_vae.metrics.image import ImageMetrics, MetricName, Row
-from ldm_vae.networks.kl import Autoencoder
+from ldm_vae.metrics.image import ImageMetrics, MeasuredImage, MetricName
+from ldm_vae.networks.network import Network
 from ldm_vae.recipe import Config
 
 
@@ -50,13 +50,16 @@ class ValidationConfig(Config):
 
 
 class ObservedCodec:
-    """A codec that notes, of all that it reconstructs, what tells whether its latents carry information."""
+    """A codec that also sums up the rates and statistics of all latents and reconstructions that pass through it.
+
+    Validation measures images by `measure`, as evaluation does. `measure` sees no latents, so the codec sums them up.
+    """
 
     def __init__(self, codec: LatentCodec) -> None:
         self.codec, self.device = codec, codec.device
         channels, colours = codec.latent_channels, codec.model.config.out_channels
         zeros = {
-            "rate": channels,
+            "rate": codec.model.bottleneck.groups(channels),
             "mean": channels,
             "mean_square": channels,
             "colour": colours,
@@ -66,27 +69,34 @@ class ObservedCodec:
         self.sums |= {name: torch.zeros(1, dtype=torch.float64, device=self.device) for name in ("images", "positions")}
 
     def encode(self, images: Tensor) -> Tensor:
-        self.latent: Latent = self.codec.model.bottleneck(self.codec.moments(images))
-        return self.latent.z
+        moments = self.codec.moments(images)
+        self.latent: Latent = self.codec.model.bottleneck(moments.double())
+        return self.latent.z.to(moments)
 
     def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
-        """latents: those of the last call of `encode`, whole; they are noted now, since a batch with a latent that
-        has no image is encoded again without it."""
+        """Decodes the latents of the last call of `encode`, all of them, and adds them to the sums.
+
+        They are added here and not in `encode`, because a batch that cannot be decoded is encoded again in part.
+        """
         images = self.codec.decode(latents, size=size)
-        mean, logvar = self.latent.stats["mean"].double(), self.latent.stats["logvar"].double()
-        self.sums["rate"] += gaussian_kl(mean, logvar).sum(dim=(0, 2, 3))
-        self.sums["mean"] += mean.sum(dim=(0, 2, 3))
-        self.sums["mean_square"] += mean.square().sum(dim=(0, 2, 3))
-        self.sums["images"] += len(mean)
-        self.sums["positions"] += mean[:, 0].numel()
+        mode, nats = self.latent.z, self.latent.nats
+        self.sums["rate"] += nats.sum(dim=[0, *range(2, nats.ndim)])
+        self.sums["mean"] += mode.sum(dim=(0, 2, 3))
+        self.sums["mean_square"] += mode.square().sum(dim=(0, 2, 3))
+        self.sums["images"] += len(mode)
+        self.sums["positions"] += mode[:, 0].numel()
         colour = images.double().mean(dim=(2, 3))
         self.sums["colour"] += colour.sum(dim=0)
         self.sums["colour_square"] += colour.square().sum(dim=0)
         return images
 
     def summary(self, accelerator: Accelerator) -> dict[str, float]:
-        """All ranks must call. rate: nats per image.   active_channels_share: of the latent channels.
-        reconstruction_spread: standard deviation over images of a reconstruction's mean colour, range [-1, 1]."""
+        """Values over the images of all ranks. All ranks must call.
+
+        rate: nats per image.
+        active_channels_share: share of the latent channels that carry information.
+        reconstruction_spread: standard deviation over images of a reconstruction's mean colour, range [-1, 1].
+        """
         sums: dict[str, Tensor] = {name: accelerator.reduce(value, "sum") for name, value in self.sums.items()}
         images, positions = sums["images"], sums["positions"]
         variance = sums["mean_square"] / positions - (sums["mean"] / positions).square()
@@ -102,7 +112,7 @@ class ObservedCodec:
 
 
 class Validation:
-    """Measures, and draws the first images, at any step."""
+    """Measures held-out images at a step, and writes a picture of the first ones."""
 
     def __init__(
         self,
@@ -111,7 +121,7 @@ class Validation:
         folder: Path,
         accelerator: Accelerator,
     ) -> None:
-        """batches: (images per batch, rank, ranks) -> that rank's part of the images, from the first on."""
+        """batches: (images per batch, rank, ranks) -> that rank's part of the images, beginning with the first."""
         self.config, self.batches, self.folder, self.accelerator = config, batches, folder, accelerator
         self.metrics = ImageMetrics(config.metrics, accelerator.device)
         self.fixed: list[Tensor] = []
@@ -120,8 +130,8 @@ class Validation:
             self.fixed = [batch.image for batch in islice(alone, config.pictures)]
             alone.close()
 
-    def __call__(self, model: Autoencoder, taken: int) -> dict[str, float]:
-        """Means over the images of all ranks, by "validation/name". Ranks meet only to add up what they measured."""
+    def __call__(self, model: Network, taken: int) -> dict[str, float]:
+        """Means over the images of all ranks, by "validation/name". Ranks communicate only to add up their sums."""
         codec = ObservedCodec(LatentCodec(model, LatentScale()))
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.batches(self.config.batch, rank, world)
@@ -133,7 +143,7 @@ class Validation:
             self._draw(codec.codec, taken)
         return {f"validation/{name}": value for name, value in row.items()}
 
-    def _means(self, rows: Sequence[Row]) -> dict[str, float]:
+    def _means(self, rows: Sequence[MeasuredImage]) -> dict[str, float]:
         """Means over the images that have a value; a metric that no image has is left out."""
         names = self.config.metrics
         local = [
@@ -144,7 +154,7 @@ class Validation:
         return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
 
     def _draw(self, codec: LatentCodec, taken: int) -> None:
-        """samples/step_00001000.png: a row an image, the original on the left."""
+        """Writes samples/step_00001000.png: a row for each image, the original on the left."""
         pairs = [torch.cat([image, _reconstruction(codec, image)], dim=3) for image in self.fixed]
         if pairs[0].shape[1] not in (1, 3, 4):  # no colours: the first channel as grey
             pairs = [pair[:, :1] for pair in pairs]
@@ -157,7 +167,7 @@ class Validation:
 
 
 def _reconstruction(codec: LatentCodec, image: Tensor) -> Tensor:
-    """(1, C, H, W) -> the same shape, on the CPU; grey where the codec has none that is finite."""
+    """(1, C, H, W) -> its reconstruction on the CPU, or plain grey where the codec has none that is finite."""
     try:
         return codec.reconstruct(image).cpu()
     except NonFiniteError:
@@ -165,7 +175,7 @@ def _reconstruction(codec: LatentCodec, image: Tensor) -> Tensor:
 
 
 def validation_data(config: ValidationConfig, data: DataConfig, index: Index) -> DataConfig:
-    """How held-out images are read: whole or from the centre; a broken one is left out, and no rank stops alone."""
+    """How held-out images are read: whole, or cropped at the centre. A broken image is left out, on any rank."""
     image = ImageConfig(channels=data.image.channels, resize=config.resize, crop=config.crop, crop_mode="center")
     return data.model_copy(update={"image": image, "broken_budget": index.samples})
 
@@ -173,7 +183,7 @@ def validation_data(config: ValidationConfig, data: DataConfig, index: Index) ->
 def build_validation(
     config: ValidationConfig, data: DataConfig, folder: Path, accelerator: Accelerator
 ) -> Validation | None:
-    """None where the recipe names no validation shards."""
+    """The validation of a recipe; None where it names no validation shards."""
     shards = data.validation
     if shards is None:
         return None

@@ -1,7 +1,7 @@
 """What stands between encoder and decoder: how a latent is drawn, and what it costs.
 
-base.py       What every bottleneck returns, so that losses and the codec need not know which one it was
-gaussian.py   The diagonal Gaussian bottleneck of a KL autoencoder
-scale.py      The affine map between the raw latents of a codec and the ones diffusion models see, as diffusers
-              writes it
+base.py            What every bottleneck does
+gaussian.py        The diagonal Gaussian bottleneck of a KL autoencoder
+deterministic.py   No bottleneck but the number of channels
+scale.py           The affine map between raw latents and the ones that diffusion models see, as diffusers writes it
 """

@@ -1,18 +1,80 @@
-"""What every bottleneck returns, so that losses and the codec need not know which one it was."""
+"""What every bottleneck does: it takes the encoder's output, and returns a latent with its price."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from ldm_vae.noise import Noise
+from ldm_vae.recipe import Config
+
+
+class BottleneckConfig(Config):
+    """The fields that every bottleneck has."""
+
+    kind: str
+    """The kind of bottleneck."""
 
 
 @dataclass(frozen=True)
 class Latent:
-    """z: (B, C, h, w), raw (unscaled).    rate: (B,), nats per image.
-    stats: what the bottleneck knows about its distribution, by name (the Gaussian: "mean" and "logvar")."""
+    """What a bottleneck returns.
+
+    z: (B, c, *positions), the raw (unscaled) latent.
+    nats: (B, groups, *positions), the price of each group in nats. A group is a channel, a level or a codebook; a group
+    without positions has one price.
+    stats: tensors that describe the distribution, by name. The Gaussian has "mean" and "logvar".
+    sums: what the bottleneck learns from besides gradients, by name, summed over the images. A codebook has counts and
+    sums of its vectors.
+    """
 
     z: Tensor
-    rate: Tensor
+    nats: Tensor
     stats: Mapping[str, Tensor]
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def rates(self) -> Tensor:
+        """(B, groups), nats per image and group."""
+        return self.nats.flatten(2).sum(dim=2) if self.nats.ndim > 2 else self.nats
+
+    @property
+    def rate(self) -> Tensor:
+        """(B,), nats per image."""
+        return self.nats.flatten(1).sum(dim=1)
+
+
+class Bottleneck(nn.Module, ABC):
+    """What stands between encoder and decoder.
+
+    width: number of the encoder's output channels for each latent channel.
+    gaussian: whether the encoder's output is mean and log-variance, and `stats` holds both.
+    """
+
+    width: ClassVar[int]
+    gaussian: ClassVar[bool] = False
+
+    def groups(self, latent_channels: int) -> int:
+        """Number of groups whose rates are reported separately: the second dimension of `Latent.nats`."""
+        return 1
+
+    @abstractmethod
+    def forward(self, hidden: Tensor, noise: Noise | None = None) -> Latent:
+        """The latent.
+
+        hidden: (B, width * c, *positions), the encoder's output.
+        noise: draws the latent; None takes the mode.
+        """
+
+    def learn(self, sums: Mapping[str, Tensor], noise: Noise) -> None:
+        """Learns from the sums of a step, once, after the updates by gradients. Most bottlenecks learn nothing here.
+
+        Whatever this changes must be a buffer, since the buffers are restored after a step that was not finite.
+
+        sums: `Latent.sums`, summed over micro-batches and processes.
+        noise: random numbers of the step. Draws from `noise.shared` are the same on all processes.
+        """

@@ -6,18 +6,18 @@ from typing import Literal
 
 import torch
 from pydantic import model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
-from ldm_vae.bottlenecks.base import Latent
+from ldm_vae.bottlenecks.base import Bottleneck, BottleneckConfig, Latent
+from ldm_vae.noise import Noise
 from ldm_vae.precision import at_least_float32
-from ldm_vae.recipe import Config
 
 # A channel is active where its posterior mean varies over the data by more than this variance.
 # Source: Burda et al. 2016, arXiv:1509.00519, section 5.2.
 ACTIVE_VARIANCE = 1e-2
 
 
-class GaussianConfig(Config):
+class GaussianConfig(BottleneckConfig):
     """A posterior that is a diagonal Gaussian: the encoder gives its mean and log-variance."""
 
     kind: Literal["gaussian"] = "gaussian"
@@ -42,18 +42,28 @@ def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar)
 
 
-class DiagonalGaussian(nn.Module):
+class DiagonalGaussian(Bottleneck):
     """(B, 2C, h, w) moments and noise -> Latent. Computed in at least float32, whatever the networks run in."""
+
+    width = 2
+    gaussian = True
 
     def __init__(self, config: GaussianConfig) -> None:
         super().__init__()
         self.logvar_range = config.logvar_range
 
-    def forward(self, hidden: Tensor, noise: Tensor | None = None) -> Latent:
-        """hidden: (B, 2C, h, w), mean and log-variance.   noise: (B, C, h, w) from N(0, I); None gives the mode."""
+    def groups(self, latent_channels: int) -> int:
+        return latent_channels
+
+    def forward(self, hidden: Tensor, noise: Noise | None = None) -> Latent:
+        """The latent.
+
+        hidden: (B, 2C, h, w), mean and log-variance.
+        noise: draws the sample; None takes the mode.
+        """
         with torch.autocast(hidden.device.type, enabled=False):
             mean, logvar = at_least_float32(hidden).chunk(2, dim=1)
             logvar = logvar.clamp(*self.logvar_range)
-            z = mean if noise is None else mean + (0.5 * logvar).exp() * noise.to(mean)
-            rate = gaussian_kl(mean, logvar).sum(dim=(1, 2, 3))
-        return Latent(z, rate, {"mean": mean, "logvar": logvar})
+            z = mean if noise is None else mean + (0.5 * logvar).exp() * noise.normal("noise", mean)
+            nats = gaussian_kl(mean, logvar)
+        return Latent(z, nats, {"mean": mean, "logvar": logvar})

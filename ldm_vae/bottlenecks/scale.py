@@ -24,7 +24,12 @@ ScaleKind = Literal["factor", "shift", "channel"]  # the three ways above, in th
 
 @dataclass(frozen=True)
 class LatentScale:
-    """factor, shift: one number for all channels.   mean, std: one a channel; both or neither, and then no shift."""
+    """The scale of a codec's latents.
+
+    factor: one number for all channels.
+    shift: one number for all channels, or None.
+    mean, std: a number for each channel, or None for both. With them there is no shift.
+    """
 
     factor: float = 1.0
     shift: float | None = None
@@ -34,27 +39,30 @@ class LatentScale:
     def apply(self, z: Tensor) -> Tensor:
         """(B, C, h, w), raw -> scaled, in the type of z."""
         if self.mean is not None and self.std is not None:
-            return (z - _channels(self.mean, z)) * self.factor / _channels(self.std, z)
+            return (z - _along_channels(self.mean, z)) * self.factor / _along_channels(self.std, z)
         return (z if self.shift is None else z - self.shift) * self.factor
 
     def remove(self, latent: Tensor) -> Tensor:
         """(B, C, h, w), scaled -> raw, in the type of `latent`."""
         if self.mean is not None and self.std is not None:
-            return latent * _channels(self.std, latent) / self.factor + _channels(self.mean, latent)
+            return latent * _along_channels(self.std, latent) / self.factor + _along_channels(self.mean, latent)
         z = latent / self.factor
         return z if self.shift is None else z + self.shift
 
     @staticmethod
     def from_config(config: Mapping[str, Any], channels: int, source: str) -> LatentScale:
-        """What a diffusers config (or `latents.json`) says. Raises UserError for numbers that are no scale."""
+        """The scale in a diffusers config (or `latents.json`). Raises UserError for numbers that are no scale.
+
+        source: where the config stands, for errors.
+        """
         try:
             # diffusers' own default; a null is written by nobody, and means the same
             factor = config.get("scaling_factor")
             scale = LatentScale(
                 0.18215 if factor is None else float(factor),
                 None if config.get("shift_factor") is None else float(config["shift_factor"]),
-                _numbers(config.get("latents_mean")),
-                _numbers(config.get("latents_std")),
+                _floats(config.get("latents_mean")),
+                _floats(config.get("latents_std")),
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"{source}: the scale of the latents is no number", "mend its scaling_factor") from error
@@ -89,9 +97,9 @@ class LatentScale:
         return None
 
 
-def _numbers(values: Any) -> tuple[float, ...] | None:
+def _floats(values: Any) -> tuple[float, ...] | None:
     return None if values is None else tuple(float(value) for value in values)
 
 
-def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+def _along_channels(values: tuple[float, ...], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]

@@ -15,9 +15,9 @@ from rich.table import Table
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.cli.options import Json, Shards
-from ldm_vae.data.shards.check import Problem, Report, index_folders, inspect_shards
+from ldm_vae.data.shards.check import Problem, Report, check_shards, index_folders
 from ldm_vae.data.shards.index import save_index
-from ldm_vae.data.shards.shard import NAME
+from ldm_vae.data.shards.shard import INDEX_FILE
 
 REASONS_SHOWN = 5  # for each shard; --json has all
 
@@ -38,14 +38,14 @@ def check(
     is 1 if anything is wrong.
     """
     folders = index_folders(shards) if write_index else []
-    reports = list(inspect_shards(shards, decode=decode, channels=channels))
+    reports = list(check_shards(shards, decode=decode, channels=channels))
     _print(reports)
     if json is not None:
         with atomic_file(json) as stage:
             stage.write_text(json_format.dumps(_to_json(reports), indent=2) + "\n")
     for folder in folders:
         readable = [report.shard for report in reports if report.shard is not None]
-        path = save_index([shard for shard in readable if Path(shard.url).parent == folder], folder / NAME)
+        path = save_index([shard for shard in readable if Path(shard.url).parent == folder], folder / INDEX_FILE)
         typer.echo(f"wrote {path}")
     if any(report.problems for report in reports):
         raise typer.Exit(1)

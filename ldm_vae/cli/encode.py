@@ -14,7 +14,7 @@ from ldm_vae.cli.options import BatchSize, Crop, Json, Model, ProgressMeter, Res
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.latents.encode import encode_shards, latent_job
-from ldm_vae.latents.format import NAME, Kind, read_latents_file
+from ldm_vae.latents.format import LATENTS_FILE, LatentKind, read_latents_file
 from ldm_vae.ranks import local_device, rank_and_world
 
 
@@ -23,7 +23,7 @@ def encode(
     shards: Shards,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the latent shards and latents.json.")],
     latents: Annotated[
-        Kind, typer.Option(help="What to store: mean and log-variance, the mean, or a sample.")
+        LatentKind, typer.Option(help="What to store: mean and log-variance, the mean, or a sample.")
     ] = "moments",
     mirrored: Annotated[bool, typer.Option("--mirrored", help="Store the latent of the mirrored image, too.")] = False,
     resize: Resize = None,
@@ -75,5 +75,5 @@ def encode(
             )
             stage.write_text(json_format.dumps(summary, indent=1) + "\n")
     left_out = sum(map(len, content.quarantined.values()))
-    which = f' (see "quarantined" in {NAME} for the reasons)' if left_out else ""
+    which = f' (see "quarantined" in {LATENTS_FILE} for the reasons)' if left_out else ""
     print(f"{out}: {content.samples} latents in {len(content.shards)} shards, {left_out} images left out{which}")

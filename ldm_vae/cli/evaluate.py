@@ -20,7 +20,7 @@ from ldm_vae.evaluation.baselines import choose_baseline
 from ldm_vae.evaluation.compare import PairedDifference, compare, differences_to_json
 from ldm_vae.evaluation.evaluate import Metrics, describe_codec, evaluate_shards
 from ldm_vae.evaluation.results import EvaluationProtocol, Results
-from ldm_vae.metrics.image import METRICS
+from ldm_vae.metrics.image import IMAGE_METRICS
 from ldm_vae.metrics.sets import SET_METRICS
 from ldm_vae.ranks import local_device, rank_and_world
 
@@ -59,7 +59,7 @@ def evaluate(
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help=f"Measure only these: {', '.join((*METRICS, *SET_METRICS))}."),
+        typer.Option(metavar="NAME,...", help=f"Measure only these: {', '.join((*IMAGE_METRICS, *SET_METRICS))}."),
     ] = None,
     latent: Annotated[
         Literal["mode", "sample"],
@@ -132,7 +132,7 @@ def _channels(codecs: list[LatentCodec]) -> int:
 
 
 def _metrics(names: str | None) -> tuple[Any, ...]:
-    known = (*METRICS, *SET_METRICS)
+    known = (*IMAGE_METRICS, *SET_METRICS)
     chosen = known if names is None else tuple(name.strip() for name in names.split(","))
     if unknown := [name for name in chosen if name not in known]:
         raise UserError(f"--metrics {names}: there is no {unknown[0]!r}", f"choose from {', '.join(known)}")

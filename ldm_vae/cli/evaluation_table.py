@@ -11,8 +11,8 @@ from rich.table import Table
 
 from ldm_vae.evaluation.compare import CONFIDENCE, PairedDifference
 from ldm_vae.evaluation.results import Results
-from ldm_vae.metrics.facts import fact
-from ldm_vae.metrics.image import METRICS
+from ldm_vae.metrics.descriptions import describe_metric
+from ldm_vae.metrics.image import IMAGE_METRICS
 
 MARK = "*"  # beside a value that has a note
 
@@ -29,7 +29,7 @@ def print_metrics(results: Mapping[str, Results]) -> None:
             value = one.metrics[metric]
             shown = "missing" if value is None else f"{value:.4f}"
             cells.append(shown + (MARK if metric in one.notes else ""))
-        table.add_row(metric, fact(metric).unit, *cells)
+        table.add_row(metric, describe_metric(metric).unit, *cells)
     console.print(table)
     for word, field in (("missing", "missing"), (MARK, "notes")):
         alike: dict[tuple[str, str], list[str]] = {}  # (codecs, reason) -> metrics
@@ -52,10 +52,10 @@ def print_comparisons(first: str, comparisons: Mapping[str, Mapping[str, PairedD
     )
     for name in comparisons:
         table.add_column(f"- {name}", overflow="fold")
-    for metric in METRICS:
+    for metric in IMAGE_METRICS:
         cells = [_cell(metric, one.get(metric), images) for one in comparisons.values()]
         if any(cells):
-            table.add_row(metric, fact(metric).better, *cells)
+            table.add_row(metric, describe_metric(metric).better, *cells)
     Console(markup=False).print(table)
 
 

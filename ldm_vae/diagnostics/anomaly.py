@@ -33,20 +33,23 @@ class Score:
     """The scores of one image.
 
     squared_error: mean over the values of the image, range [-1, 1], decoded from the posterior's mode.
-    kl: nats per image.
+    kl: nats per image; None for a codec whose posterior has no variance, and which has no evidence bound.
     values: number of values of the image, channels times pixels.
     """
 
     key: str
     squared_error: float
-    kl: float
+    kl: float | None
     values: int
 
 
 def negative_elbo(scores: Sequence[Score], variance: float) -> FloatArray:
-    """(N,), nats per value: squared error / (2 variance) + ln(2 pi variance) / 2 + KL / values."""
+    """(N,), nats per value: squared error / (2 variance) + ln(2 pi variance) / 2 + KL / values; NaN without a KL."""
     constant = 0.5 * math.log(2 * math.pi * variance)
-    return np.array([0.5 * s.squared_error / variance + constant + s.kl / s.values for s in scores])
+    kl = [math.nan if s.kl is None else s.kl for s in scores]
+    return np.array(
+        [0.5 * s.squared_error / variance + constant + nats / s.values for s, nats in zip(scores, kl, strict=True)]
+    )
 
 
 def auc(usual: FloatArray, unusual: FloatArray) -> float:
@@ -71,7 +74,8 @@ def write_scores(path: Path, sets: Sequence[tuple[str, Sequence[Score]]]) -> Non
         writer = csv.writer(file)
         writer.writerow(["set", "key", "squared_error", "kl_nats", "negative_elbo_nats_per_value"])
         for name, scores in sets:
-            bounds = negative_elbo(scores, variance) if variance > 0 else [""] * len(scores)
+            bounded = variance > 0 and _have_bounds(scores)
+            bounds = negative_elbo(scores, variance) if bounded else [""] * len(scores)
             rows = sorted(zip(scores, bounds, strict=True), key=lambda row: (-row[0].squared_error, row[0].key))
             writer.writerows([name, s.key, s.squared_error, s.kl, bound] for s, bound in rows)
 
@@ -90,12 +94,16 @@ def inspect_anomaly(scores: Sequence[Score], others: Sequence[Score] | None, aga
         "error": (_errors(scores), None if not others else _errors(others)),
         "elbo": (negative_elbo(scores, variance), None if not others else negative_elbo(others, variance)),
     }
+    if not _have_bounds(scores):
+        del kinds["elbo"]
     missing = (
         "give a second set with --against SHARDS" if others is None else "no image of the second set was reconstructed"
     )
     numbers = [
         Quantity(
-            name="negative_elbo", title="Negative evidence bound", value=float(kinds["elbo"][0].mean()),
+            name="negative_elbo", title="Negative evidence bound",
+            value=float(kinds["elbo"][0].mean()) if "elbo" in kinds else None,
+            missing="" if "elbo" in kinds else "the posterior of this codec has no variance",
             unit="nats per value", source=RYBKIN,
             definition=f"Squared error / (2 v) + ln(2 pi v) / 2 + KL / values, mean over "
             f"{counted(len(scores), 'image')}. v = {variance:.3g} is the mean squared error of these images, range "
@@ -122,6 +130,10 @@ def inspect_anomaly(scores: Sequence[Score], others: Sequence[Score] | None, aga
             )
         )  # fmt: skip
     return Section(name="anomaly", title=title, numbers=tuple(numbers), charts=tuple(charts))
+
+
+def _have_bounds(scores: Sequence[Score]) -> bool:
+    return all(score.kl is not None for score in scores)
 
 
 _TITLES = {"error": "reconstruction error", "elbo": "negative evidence bound"}

@@ -40,16 +40,18 @@ class ChannelSums:
         self._deviation: FloatArray = np.zeros(channels)  # sum of the posterior standard deviations
         self._kl: FloatArray = np.zeros(channels)
 
-    def update(self, mean: Tensor, logvar: Tensor, pixels: int) -> None:
-        """mean, logvar: (B, C, h, w), finite; logvar is clamped already.
+    def update(self, mean: Tensor, logvar: Tensor | None, pixels: int) -> None:
+        """mean, logvar: (B, C, h, w), finite; logvar is clamped already, and None for a posterior without a variance.
         pixels: pixels of one image, without padding.
         """
-        mean, logvar = mean.double(), logvar.double()
+        mean = mean.double()
         flat = mean.transpose(0, 1).flatten(1).cpu().numpy()  # (C, B*h*w)
         self._add(flat)
-        self._variance += logvar.exp().sum(dim=(0, 2, 3)).cpu().numpy()
-        self._deviation += (0.5 * logvar).exp().sum(dim=(0, 2, 3)).cpu().numpy()
-        self._kl += gaussian_kl(mean, logvar).sum(dim=(0, 2, 3)).cpu().numpy()
+        if logvar is not None:
+            logvar = logvar.double()
+            self._variance += logvar.exp().sum(dim=(0, 2, 3)).cpu().numpy()
+            self._deviation += (0.5 * logvar).exp().sum(dim=(0, 2, 3)).cpu().numpy()
+            self._kl += gaussian_kl(mean, logvar).sum(dim=(0, 2, 3)).cpu().numpy()
         self.images += len(mean)
         self.pixels += len(mean) * pixels
 

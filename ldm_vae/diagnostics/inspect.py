@@ -100,8 +100,7 @@ def inspect_codec(
     with atomic_folder(folder) as stage:
         sections = (
             _images(images, faults),
-            inspect_channels(images.channels),
-            inspect_aggregate(images.channels, images.positions.rows, codec.scale, job.seed),
+            *_of_posteriors(codec, images, job.seed),
             inspect_spectrum(images.spectrum),
             inspect_blur(images.blur),
             *_probed(codec, job, images, probes, views, stage),
@@ -163,6 +162,17 @@ def _probed(
             sections.append(_unmeasured(name, title, "bad", f"It cannot be measured: {error.what} on the way."))
     sections[-1] = sections[-1].model_copy(update=_labelled(images, job))
     return sections
+
+
+def _of_posteriors(codec: LatentCodec, images: Survey, seed: int) -> list[Section]:
+    """What is measured on Gaussian posteriors; where the codec has none, the sections say so."""
+    if not codec.model.bottleneck.gaussian:
+        kind = codec.model.config.bottleneck.kind
+        reason = f"Not measured, because a bottleneck of kind {kind} has no Gaussian posterior."
+        titles = {"channels": "Channels", "aggregate": "Aggregate posterior"}
+        return [_unmeasured(name, title, "unknown", reason) for name, title in titles.items()]
+    aggregate = inspect_aggregate(images.channels, images.positions.rows, codec.scale, seed)
+    return [inspect_channels(images.channels), aggregate]
 
 
 def _unmeasured(name: str, title: str, level: Literal["bad", "unknown"], reason: str) -> Section:

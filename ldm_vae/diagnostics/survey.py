@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_vae.bottlenecks.gaussian import gaussian_kl
 from ldm_vae.codec import LatentCodec, pad_to_multiple
 from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.data.stream.batch import Batch
@@ -67,21 +66,24 @@ class Survey:
         if not whole:
             return
         image, keys = batch.image[whole].to(self.codec.device), [batch.key[i] for i in whole]
-        stats = self.codec.model.bottleneck(moments[whole]).stats
-        mean, logvar = stats["mean"], stats["logvar"]
+        bottleneck = self.codec.model.bottleneck
+        posterior = bottleneck(moments[whole])
+        mean, logvar = posterior.z, posterior.stats["logvar"] if bottleneck.gaussian else None
         height, width = image.shape[2:]
         self.channels.update(mean, logvar, height * width)
         self.spectrum.update(mean, pad_to_multiple(image, self.codec.factor))
-        both = torch.cat([mean, logvar], dim=1)
-        self.positions.offer(both.permute(0, 2, 3, 1).flatten(0, 2).cpu().numpy())
+        if logvar is not None:
+            both = torch.cat([mean, logvar], dim=1)
+            self.positions.offer(both.permute(0, 2, 3, 1).flatten(0, 2).cpu().numpy())
         if batch.label is not None and batch.label.ndim == 1 and len(batch.label) == len(batch.key):
             classes = batch.label[whole].double()[:, None].cpu()
             self.labelled.offer(torch.cat([classes, mean.double().mean(dim=(2, 3)).cpu()], dim=1).numpy())
         for sample, cut in ((self.probes, cut_probe), (self.views, cut_view)):
             sample.offer(_cuts(image, partial(cut, factor=self.codec.factor)))
-        self._reconstruct(image, keys, mean, gaussian_kl(mean, logvar).double().sum(dim=(1, 2, 3)))
+        kl = posterior.nats.double().flatten(1).sum(dim=1) if bottleneck.gaussian else None
+        self._reconstruct(image, keys, mean, kl)
 
-    def _reconstruct(self, image: Tensor, keys: list[str], mean: Tensor, kl: Tensor) -> None:
+    def _reconstruct(self, image: Tensor, keys: list[str], mean: Tensor, kl: Tensor | None) -> None:
         places, reconstruction = decode_whole(self.codec, mean, (image.shape[2], image.shape[3]))
         self.broken_reconstructions += [key for i, key in enumerate(keys) if i not in places]
         if not places:
@@ -90,9 +92,9 @@ class Survey:
         self.blur.update(original, coded)
         errors = (coded - original).square().mean(dim=(1, 2, 3)).tolist()
         values = original[0].numel()
+        nats = [None] * len(places) if kl is None else kl[places].tolist()
         self.scores += [
-            Score(keys[place], error, nats, values)
-            for place, error, nats in zip(places, errors, kl[places].tolist(), strict=True)
+            Score(keys[place], error, one, values) for place, error, one in zip(places, errors, nats, strict=True)
         ]
 
 

@@ -11,7 +11,7 @@ from ldm_vae.data.stream.reader import DataConfig, validation_batches
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.lossy import LossyCodec, LossyFormat
 from ldm_vae.evaluation.pca import PatchPCA, fit_pca
-from ldm_vae.interop.load import Source
+from ldm_vae.interop.load import ModelSource
 from ldm_vae.recipe import validate
 
 FIT_IMAGES = 1000  # PCA is fitted on at least so many images, where there are so many: millions of patches
@@ -42,7 +42,7 @@ def choose_baseline(wanted: str, codec: LatentCodec, image: ImageConfig) -> Base
     return _fit(sources, codec, image).to(codec.device)
 
 
-def _trained_on(source: Source) -> tuple[SourceConfig, ...]:
+def _trained_on(source: ModelSource) -> tuple[SourceConfig, ...]:
     sources = source.training_sources
     if not sources:
         raise UserError(f"no recipe says what {source.name} was trained on", "name shards: --baseline pca=SHARDS")

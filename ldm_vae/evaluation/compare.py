@@ -16,8 +16,8 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from ldm_vae.errors import UserError
-from ldm_vae.metrics.facts import fact
-from ldm_vae.metrics.image import METRICS, Row
+from ldm_vae.metrics.descriptions import describe_metric
+from ldm_vae.metrics.image import IMAGE_METRICS, MeasuredImage
 
 CONFIDENCE = 0.95
 FEWEST_IMAGES = (
@@ -47,10 +47,12 @@ class PairedDifference:
             return "too few images"
         if self.low <= 0 <= self.high:
             return "noise"
-        return "gain" if (self.difference > 0) == (fact(metric).better == "higher") else "loss"
+        return "gain" if (self.difference > 0) == (describe_metric(metric).better == "higher") else "loss"
 
 
-def compare(first: Sequence[Row], other: Sequence[Row], *, seed: int = 0) -> dict[str, PairedDifference]:
+def compare(
+    first: Sequence[MeasuredImage], other: Sequence[MeasuredImage], *, seed: int = 0
+) -> dict[str, PairedDifference]:
     """The difference in each metric, over the images that have a value from both codecs.
 
     A metric without such an image is left out.
@@ -65,7 +67,7 @@ def compare(first: Sequence[Row], other: Sequence[Row], *, seed: int = 0) -> dic
         odd = next(iter(set(images) ^ set(others)), images[0])[0]
         raise UserError("the codecs were measured on different images", f"compare on the same ones ({odd} differs)")
     differences: dict[str, PairedDifference] = {}
-    for metric in METRICS:
+    for metric in IMAGE_METRICS:
         pairs = [(a.values[metric], b.values[metric]) for a, b in zip(first, other, strict=True) if _both(a, b, metric)]
         if pairs:
             differences[metric] = _difference(np.array([ours - theirs for ours, theirs in pairs]), seed)
@@ -77,7 +79,7 @@ def differences_to_json(differences: Mapping[str, PairedDifference]) -> dict[str
     return {metric: {**asdict(one), "verdict": one.verdict(metric)} for metric, one in differences.items()}
 
 
-def _both(first: Row, other: Row, metric: str) -> bool:
+def _both(first: MeasuredImage, other: MeasuredImage, metric: str) -> bool:
     return metric in first.values and metric in other.values
 
 

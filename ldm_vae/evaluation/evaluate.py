@@ -28,9 +28,9 @@ from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import BROKEN, EvaluationProtocol, NoImageError, Results, summarize
-from ldm_vae.metrics.image import ImageMetrics, Row
+from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.sets import FeatureSets, SetMetrics
-from ldm_vae.ranks import gather, rank_and_world
+from ldm_vae.ranks import all_gather, rank_and_world
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def evaluate_batches(
     features = FeatureSets(metrics.sets)
     sample = protocol.seed if protocol.latent == "sample" else None
     mine = measure_batches(codec, batches, metrics.image, features, sample=sample)
-    rows = [row for part in gather(mine) for row in part]
+    rows = [row for part in all_gather(mine) for row in part]
     return summarize(rows, protocol, metrics.image, features)
 
 
@@ -121,7 +121,7 @@ def evaluate_shards(
         results: Results | None = evaluate_batches(codec, batches(), protocol, metrics=metrics)
     except NoImageError:
         results = None
-    faults = [fault for found in gather(stream.faults) for fault in found]
+    faults = [fault for found in all_gather(stream.faults) for fault in found]
     broken = (
         f"{len(faults)} of {index.samples} images, the first {faults[0].key} ({faults[0].reason})" if faults else ""
     )
@@ -139,7 +139,7 @@ def measure_batches(
     features: FeatureSets | None = None,
     *,
     sample: int | None = None,
-) -> list[Row]:
+) -> list[MeasuredImage]:
     """Measures the images of this process, one row for each; adds their features to `features`.
 
     sample: seed of the posterior samples that a LatentCodec decodes; None: the mode is decoded.

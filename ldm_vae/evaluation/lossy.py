@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ldm_vae.codec import from_pil, to_pil
 from ldm_vae.errors import UserError
-from ldm_vae.ranks import gather
+from ldm_vae.ranks import all_gather
 
 LossyFormat = Literal["jpeg", "webp"]
 QUALITIES: dict[LossyFormat, tuple[int, int]] = {"jpeg": (1, 100), "webp": (0, 100)}  # lowest and highest of Pillow
@@ -68,7 +68,7 @@ class LossyCodec:
 
     def describe(self) -> dict[str, str]:
         """What the protocol says of the files of all processes. All must call it after encoding their images."""
-        files = [file for part in gather(self._files) for file in part]
+        files = [file for part in all_gather(self._files) for file in part]
         pixels = sum(file.pixels for file in files)
         taken, budget = (sum(getattr(file, name) for file in files) / pixels for name in ("bytes", "budget"))
         low, high = QUALITIES[self.kind]

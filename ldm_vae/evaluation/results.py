@@ -12,8 +12,8 @@ from pydantic import Field
 
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.errors import UserError
-from ldm_vae.metrics.image import METRICS, ImageMetrics, MetricName, Row, psnr
-from ldm_vae.metrics.sets import SET_METRICS, FeatureSets, SetMetricName, SetResults, describe
+from ldm_vae.metrics.image import IMAGE_METRICS, ImageMetrics, MeasuredImage, MetricName, psnr
+from ldm_vae.metrics.sets import SET_METRICS, FeatureSets, SetMetricName, SetResults, describe_set_metrics
 from ldm_vae.recipe import Config
 
 BROKEN = "the reconstruction holds NaN or infinity"
@@ -32,7 +32,7 @@ class EvaluationProtocol(Config):
     image: ImageConfig = ImageConfig()
     """Channels, resize and crop of the images; crops are taken from the middle."""
 
-    metrics: tuple[MetricName | SetMetricName, ...] = (*METRICS, *SET_METRICS)
+    metrics: tuple[MetricName | SetMetricName, ...] = (*IMAGE_METRICS, *SET_METRICS)
     """What is measured; psnr_pooled comes with psnr."""
 
     latent: Literal["mode", "sample"] = "mode"
@@ -43,7 +43,7 @@ class EvaluationProtocol(Config):
 
     @property
     def image_metrics(self) -> tuple[MetricName, ...]:
-        return tuple(name for name in METRICS if name in self.metrics)
+        return tuple(name for name in IMAGE_METRICS if name in self.metrics)
 
     @property
     def set_metrics(self) -> tuple[SetMetricName, ...]:
@@ -64,7 +64,7 @@ class Results:
     metrics: dict[str, float | None]
     missing: dict[str, str]
     protocol: dict[str, Any]
-    per_image: list[Row]
+    per_image: list[MeasuredImage]
     notes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +73,10 @@ class Results:
 
 
 def summarize(
-    rows: Sequence[Row], protocol: EvaluationProtocol, metrics: ImageMetrics, features: FeatureSets | None = None
+    rows: Sequence[MeasuredImage],
+    protocol: EvaluationProtocol,
+    metrics: ImageMetrics,
+    features: FeatureSets | None = None,
 ) -> Results:
     """Results from the rows of all processes. A metric that one image lacks is missing, with the reason.
 
@@ -91,7 +94,7 @@ def summarize(
         values[name] = None
         if lacking := [row for row in rows if name in row.missing]:
             missing[name] = _reason(lacking[0].missing[name], lacking, rows)
-        elif name in METRICS:
+        elif name in IMAGE_METRICS:
             values[name] = math.fsum(row.values[name] for row in rows) / len(rows)
         if name == "psnr":
             values["psnr_pooled"] = _pooled_psnr(rows, missing)
@@ -101,7 +104,7 @@ def summarize(
     return Results(values, missing, facts, rows, sets.notes)
 
 
-def _pooled_psnr(rows: Sequence[Row], missing: dict[str, str]) -> float | None:
+def _pooled_psnr(rows: Sequence[MeasuredImage], missing: dict[str, str]) -> float | None:
     """PSNR of the mean squared error over all values of all images; large images have more weight."""
     errors = [row.squared_error for row in rows if row.squared_error is not None]
     if lacking := [row for row in rows if row.squared_error is None]:
@@ -113,11 +116,11 @@ def _pooled_psnr(rows: Sequence[Row], missing: dict[str, str]) -> float | None:
     return None
 
 
-def _reason(reason: str, lacking: Sequence[Row], rows: Sequence[Row]) -> str:
+def _reason(reason: str, lacking: Sequence[MeasuredImage], rows: Sequence[MeasuredImage]) -> str:
     return f"{reason} ({len(lacking)} of {len(rows)} images, the first {lacking[0].key})"
 
 
-def _describe(rows: Sequence[Row], protocol: EvaluationProtocol) -> dict[str, Any]:
+def _describe(rows: Sequence[MeasuredImage], protocol: EvaluationProtocol) -> dict[str, Any]:
     image = protocol.image
     resize = f"short side {image.resize}, {image.resize_filter}, antialias"
     return {
@@ -128,7 +131,7 @@ def _describe(rows: Sequence[Row], protocol: EvaluationProtocol) -> dict[str, An
         "latent": "mode" if protocol.latent == "mode" else f"sample, noise from seed {protocol.seed} and key",
         "rounding": "clamped to [-1, 1] and rounded to 8 bits, reconstruction and original alike",
         "average": "mean over images; psnr_pooled: over all values",
-        **describe(protocol.set_metrics, len(rows)),
+        **describe_set_metrics(protocol.set_metrics, len(rows)),
         "torch": version("torch"),
         "torchmetrics": version("torchmetrics"),
         "torch-fidelity": version("torch-fidelity"),

@@ -1,12 +1,12 @@
-"""The checkpoint folder: safetensors and JSON, nothing that is unpickled, whole or not there at all.
+"""The checkpoint folder: safetensors and JSON, nothing pickled; it appears whole or not at all.
 
     RUN/checkpoints/step_00001000/
         model.safetensors  ema.safetensors  ...   one file for each group of tensors
-        meta.json       {"format": "ldm_vae.checkpoint", "version": 1, "step": 1000, "model": {...}, ...}
+        meta.json       {"format": "ldm_vae.checkpoint", "version": 2, "step": 1000, "model": {...}, ...}
         manifest.json   {"files": [{"name", "bytes", "sha256"}, ...]} of the files above, written last
 
-A save stages, flushes and renames (`ldm_vae.atomic`). One process writes; any number read, meanwhile too.
-What a run keeps, and when it saves, is decided in `train/checkpoint.py`.
+A save writes a hidden folder, flushes it to the disk and renames it (`ldm_vae.atomic`). One process writes; any number
+of processes may read at the same time. `train/checkpoint.py` decides when a run saves and what it keeps.
 """
 
 from __future__ import annotations
@@ -30,25 +30,30 @@ from torch import Tensor
 from ldm_vae.atomic import REPLACED, atomic_folder
 from ldm_vae.errors import UserError
 
-FORMAT = "ldm_vae.checkpoint"
-VERSION = 1
+CHECKPOINT_FORMAT = "ldm_vae.checkpoint"
+CHECKPOINT_VERSION = 2
+RENAMED_SINCE_VERSION_1 = {"log_variance": "heads.log_variance.value"}  # names of tensors: then -> now
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 logger = logging.getLogger(__name__)
 
 
-class _File(BaseModel):
+class _ManifestEntry(BaseModel):
     name: str
     bytes: int
     sha256: str  # lower-case hexadecimal
 
 
 class _Manifest(BaseModel):
-    files: list[_File]
+    files: list[_ManifestEntry]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk; only `meta` is in memory."""
+    """A checkpoint on disk; only `meta` is in memory.
+
+    folder: the checkpoint's folder.
+    meta: content of meta.json.
+    """
 
     folder: Path
     meta: dict[str, Any]
@@ -60,19 +65,21 @@ class Checkpoint:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The names that `tensors` knows."""
+        """The names of the groups of tensors."""
         return tuple(sorted(path.stem for path in self.folder.glob("*.safetensors")))
 
     @staticmethod
     def write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> Checkpoint:
-        """Saves `tensors` ({group: {name: tensor}}) and `meta` (JSON, with "step" and "model") as `folder`.
+        """Saves a checkpoint as `folder`, and replaces an earlier folder of that name.
 
-        A folder of that name is replaced. Raises UserError where the disk is full; what was there before
-        stays. Tensors may be strided or share memory; those alone are copied, each comes back on its own.
+        tensors: {group: {name: tensor}}. Tensors may be strided or share memory; such tensors are copied first, and are
+        separate tensors when they are read.
+        meta: JSON with at least "step" and "model".
+        Raises UserError where the disk is full; the earlier folder then stays as it was.
         """
         if missing := {"step", "model"} - meta.keys():
             raise ValueError(f"meta lacks {sorted(missing)}")
-        meta = {"format": FORMAT, "version": VERSION, **meta}
+        meta = {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, **meta}
         needed = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
         with atomic_folder(folder, needed=needed) as stage:
             meta_file = _write_json(stage / "meta.json", meta)
@@ -80,13 +87,13 @@ class Checkpoint:
             for group, named in tensors.items():
                 written.append(_write_tensors(stage / f"{group}.safetensors", named))
                 shutil.copymode(meta_file, written[-1])  # safetensors writes for the owner alone, whatever the umask
-            manifest = _Manifest(files=[_describe(path) for path in written])
+            manifest = _Manifest(files=[_manifest_entry(path) for path in written])
             _write_json(stage / "manifest.json", manifest.model_dump())
         return Checkpoint.open(folder)
 
     @staticmethod
     def open(folder: Path) -> Checkpoint:
-        """Reads `meta` alone. Raises UserError where `folder` is no checkpoint, or one of a newer version."""
+        """Reads `meta` only. Raises UserError where `folder` is no checkpoint, or one of a newer version."""
         remedy = f"give a run or one of its checkpoints, such as {Path('RUN') / 'checkpoints' / 'step_00001000'}"
         try:
             meta = json.loads((folder / "meta.json").read_bytes())
@@ -94,17 +101,18 @@ class Checkpoint:
             raise UserError(f"{folder} is no checkpoint (no readable meta.json)", remedy) from error
         except ValueError as error:
             raise UserError(f"{folder / 'meta.json'} is damaged", "use another checkpoint of the run") from error
-        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-            raise UserError(f"{folder} is no checkpoint (meta.json does not say {FORMAT})", remedy)
-        if not isinstance(version := meta.get("version"), int) or version > VERSION:
-            raise UserError(f"{folder} has format version {version!r}, newer than {VERSION}", "update ldm_vae")
+        if not isinstance(meta, dict) or meta.get("format") != CHECKPOINT_FORMAT:
+            raise UserError(f"{folder} is no checkpoint (meta.json does not say {CHECKPOINT_FORMAT})", remedy)
+        if not isinstance(version := meta.get("version"), int) or version > CHECKPOINT_VERSION:
+            what = f"{folder} has format version {version!r}, newer than {CHECKPOINT_VERSION}"
+            raise UserError(what, "update ldm_vae")
         if not isinstance(meta.get("step"), int) or not isinstance(meta.get("model"), dict):
             raise UserError(f"{folder / 'meta.json'} is damaged (no step or model)", "use another checkpoint")
         return Checkpoint(folder, meta)
 
     @staticmethod
     def all(run: Path) -> list[Checkpoint]:
-        """Every checkpoint of `run` that opens, by ascending step, not verified. Warns about the others."""
+        """Every checkpoint of `run` that opens, by ascending step; they are not verified. Warns about the others."""
         found = []
         for folder in _folders(run):
             try:
@@ -115,13 +123,13 @@ class Checkpoint:
 
     @staticmethod
     def latest(run: Path) -> Checkpoint | None:
-        """The newest checkpoint of `run` that verifies, or None. Logs a one-line warning for each skipped.
+        """The newest checkpoint of `run` whose files are whole, or None. Warns about each one that is skipped.
 
-        Raises UserError for a whole checkpoint of a newer version: going back behind it would lose steps.
+        Raises UserError for a whole checkpoint of a newer version: an older checkpoint would lose its steps.
         """
-        seen: list[Path] = []
-        while seen != (seen := _folders(run)):  # a trainer at work may drop the old ones while they are looked at
-            for folder in reversed(seen):
+        folders: list[Path] = []
+        while folders != (folders := _folders(run)):  # a running trainer may delete old ones while they are read
+            for folder in reversed(folders):
                 if not (problems := _problems(folder)):
                     return Checkpoint.open(folder)
                 logger.warning("skipped checkpoint %s: %s", folder, "; ".join(problems))
@@ -129,28 +137,39 @@ class Checkpoint:
 
     @staticmethod
     def at(run: Path, step: int) -> Checkpoint:
-        """The checkpoint of `run` after `step` steps, not verified. Raises UserError where there is none."""
+        """The checkpoint of `run` after `step` steps; it is not verified. Raises UserError where there is none."""
         for checkpoint in Checkpoint.all(run):
             if checkpoint.step == step:
                 return checkpoint
         raise UserError(f"{run} has no checkpoint of step {step}", "give a step that its folder checkpoints/ holds")
 
     def verify(self) -> list[str]:
-        """What is wrong with the files, one line each, by reading all of them; empty when all is well."""
+        """Reads all files, and returns what is wrong with them, one line each; empty where nothing is."""
         return _problems(self.folder)
 
     def tensors(self, name: str, device: str = "cpu") -> dict[str, Tensor]:
-        """One group, checked against the manifest. Raises UserError where it is missing or damaged."""
+        """One group of tensors, checked against the manifest. Raises UserError where it is missing or damaged."""
         path = self.folder / f"{name}.safetensors"
         if name not in self.groups:
             raise UserError(f"{self.folder} holds no tensors {name!r}", f"it has {', '.join(self.groups)}")
         if problems := _problems(self.folder, only=path.name):
             raise UserError(f"checkpoint {self.folder} is damaged", f"{'; '.join(problems)}; use another of the run")
-        return load_file(path, device=device)
+        found = load_file(path, device=device)
+        return found if self.meta["version"] > 1 else {_renamed(key): value for key, value in found.items()}
+
+
+def _renamed(key: str) -> str:
+    """The present name of a tensor of version 1. In an optimizer's group, a moment precedes it, such as `exp_avg/`."""
+    moment, slash, name = key.rpartition("/")
+    return f"{moment}{slash}{RENAMED_SINCE_VERSION_1.get(name, name)}"
 
 
 def _folders(run: Path) -> list[Path]:
-    """Checkpoint folders by ascending step; a replaced one only where a kill left nothing under its name."""
+    """Checkpoint folders by ascending step.
+
+    A save that replaces a folder first gives the old one a hidden name. If it was killed before it wrote the new one,
+    the hidden folder is the checkpoint of that step.
+    """
     steps: dict[int, Path] = {}
     for path in sorted((run / "checkpoints").glob("*")):  # hidden names come first
         if (match := _STEP_FOLDER.fullmatch(path.name.removeprefix(REPLACED))) and path.is_dir():
@@ -166,28 +185,28 @@ def _problems(folder: Path, only: str | None = None) -> list[str]:
     except ValidationError:
         return ["manifest.json is damaged"]
     listed = {file.name: file for file in manifest.files}
-    # The manifest lists itself nowhere: that it lists all the others shows a damaged name.
+    # A file that the manifest does not list shows that a name in the manifest is damaged.
     present = {path.name for path in folder.glob("*.safetensors")} | {"meta.json"}
     if only is not None:
         present, listed = {only}, {name: file for name, file in listed.items() if name == only}
     problems = [f"{name} is not in the manifest" for name in sorted(present - listed.keys())]
-    return problems + [problem for file in listed.values() for problem in _compare(folder, file)]
+    return problems + [problem for file in listed.values() for problem in _problems_of_file(folder, file)]
 
 
-def _compare(folder: Path, expected: _File) -> Iterator[str]:
+def _problems_of_file(folder: Path, expected: _ManifestEntry) -> Iterator[str]:
     path = folder / expected.name
     if path.parent != folder or not path.is_file():
         yield f"{expected.name} is missing"
     elif (size := path.stat().st_size) != expected.bytes:
         yield f"{expected.name} has {size:,} bytes, not {expected.bytes:,}"
-    elif _describe(path).sha256 != expected.sha256:
+    elif _manifest_entry(path).sha256 != expected.sha256:
         yield f"{expected.name} has changed (sha256)"
 
 
-def _describe(path: Path) -> _File:
+def _manifest_entry(path: Path) -> _ManifestEntry:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return _File(name=path.name, bytes=path.stat().st_size, sha256=digest)
+    return _ManifestEntry(name=path.name, bytes=path.stat().st_size, sha256=digest)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> Path:
@@ -208,7 +227,7 @@ def _write_tensors(path: Path, named: Mapping[str, Tensor]) -> Path:
             storages.add(tensor.untyped_storage().data_ptr())
     try:
         save_file(separate, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # names the cause in its text alone
+    except SafetensorError as error:  # the number of the system's error is only in its text
         if match := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
         raise

@@ -1,4 +1,4 @@
-"""A model and its measured statistics -> a diffusers folder that says the truth about itself."""
+"""A model and its measured statistics -> a folder that diffusers loads, with a model card."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from typing import Any
 import torch
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.bottlenecks.gaussian import GaussianConfig
 from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
 from ldm_vae.errors import UserError
-from ldm_vae.interop.diffusers import CARD, CONFIG, read_config, to_diffusers_config, write_folder
-from ldm_vae.interop.load import STATISTICS, LoadedModel, Source, weights_hash
+from ldm_vae.interop.diffusers import CARD, CONFIG, WEIGHTS, read_config, write_folder
+from ldm_vae.interop.layouts.layout import exchanged_state, layout_of
+from ldm_vae.interop.load import STATISTICS, LoadedModel, ModelSource, weights_hash
+from ldm_vae.interop.native import NATIVE_WEIGHTS, native_config
 from ldm_vae.interop.pipelines import Target, fit_scale, natural_scale, remarks
 from ldm_vae.metrics.latent import LatentStatistics
-from ldm_vae.networks.kl import AutoencoderConfig
+from ldm_vae.networks.network import NetworkConfig
 
-# float16 overflows at 65504. Images that nobody measured may go further than those that were, and kernels form sums
-# on the way to an output: with a quarter of the range or less in use, they have room.
+# float16 overflows at 65504. Other images may reach larger activations than the measured ones, and kernels form sums on
+# the way to an output. A quarter of the range leaves room for both.
 FLOAT16_SAFE = torch.finfo(torch.float16).max / 4
-UNKNOWN_RESOLUTION = 512  # px, where nobody says what the model was trained at; too large only means fewer tiles
+UNKNOWN_RESOLUTION = 512  # pixels, where the training resolution is unknown; too large a value only means fewer tiles
 
 
 def export_model(
@@ -35,15 +36,21 @@ def export_model(
     licence: str | None = None,
     command: str,
 ) -> list[str]:
-    """Writes `folder` for AutoencoderKL.from_pretrained, with a model card.
+    """Writes a folder that `from_pretrained` of diffusers loads, with a model card.
 
-    statistics: of these weights; None for a diffusers model that nobody measured.
-    kind: how they become a scale; None keeps the one that the model has, save that a run gets the one that `target`
-    applies.   target: the pipeline that will use it.
-    licence: of the weights, an SPDX id.   command: what the person typed, for the card.
-    Returns what the person should know about card and target, a line each. Raises UserError where a run has no
-    statistics, or those of other weights, where its results.json is damaged, and for a scale that the target does not
-    apply.
+    Where diffusers has no class for the network, the folder is one of our own (`interop/native.py`).
+
+    loaded: the model.
+    folder: the folder to write.
+    statistics: statistics of these weights; None for a diffusers model that nobody has measured.
+    kind: the kind of scale to compute from the statistics. None keeps the scale that the model has; a run for a target
+    gets the kind that the target applies.
+    target: the pipeline that will use the model.
+    licence: licence of the weights, an SPDX id.
+    command: the command that the user typed, for the card.
+    Returns what the user should know about card and target, one line each.
+    Raises UserError where a run has no statistics, or statistics of other weights, where its results.json is damaged,
+    and for a scale that the target does not apply.
     """
     model, source = loaded.model, loaded.source
     digest = weights_hash(model)
@@ -58,10 +65,14 @@ def export_model(
     keep = loaded.scale is not None and kind is None and (source.kind != "run" or target is None)
     scale = loaded.scale if keep or statistics is None else statistics.scale(kind or natural_scale(target))
     assert scale is not None
+    layout = layout_of(model.config)
+    if target is not None and layout is None:
+        what = f"a network of kind {model.config.kind} with a bottleneck of kind {model.config.bottleneck.kind}"
+        raise UserError(what, "diffusers has no class for it, and no pipeline can use it: leave out --target")
     if target is not None:
         scale = fit_scale(target, scale, model.config)
     activation = None if statistics is None else statistics.activation
-    # Unmeasured: what the model said of itself, and else the safe side.
+    # Without a measurement, the model's own configuration decides; a run has none, and is upcast to be safe.
     force_upcast = source.force_upcast if activation is None else activation.largest > FLOAT16_SAFE
     sample_size = sample_size_of(source, model.config)
     results, notes = source.results, []
@@ -74,22 +85,29 @@ def export_model(
     documents = {CARD: "".join(card)}
     if statistics is not None:
         documents[STATISTICS] = statistics.to_text()
-    config = to_diffusers_config(model.config, scale, sample_size=sample_size, force_upcast=force_upcast)
-    write_folder(folder, config, model.exported_state(), documents)
+    make_config = native_config if layout is None else layout.to_config
+    config = make_config(model.config, scale, sample_size=sample_size, force_upcast=force_upcast)
+    weights = NATIVE_WEIGHTS if layout is None else WEIGHTS
+    write_folder(folder, config, exchanged_state(model), documents, weights=weights)
+    if layout is None:
+        notes.append("diffusers has no class for this network: the folder is one that only ldm_vae reads")
     return notes if target is None else notes + remarks(target, model.config, force_upcast=force_upcast)
 
 
-def sample_size_of(source: Source, config: AutoencoderConfig) -> int:
-    """px: what diffusers cuts its tiles to, the resolution of training rounded up to a multiple of f."""
+def sample_size_of(source: ModelSource, config: NetworkConfig) -> int:
+    """Side of diffusers' tiles in pixels: the training resolution, rounded up to a multiple of f."""
     return -(-(source.resolution or UNKNOWN_RESOLUTION) // config.factor) * config.factor
 
 
-def save_statistics(source: Source, statistics: LatentStatistics) -> Path:
-    """Beside the model, for the codec and for export; a diffusers folder also gets them as its scale."""
+def save_statistics(source: ModelSource, statistics: LatentStatistics) -> Path:
+    """Writes the statistics beside the model, for the codec and for export; returns the file.
+
+    An exported folder also gets the scale that follows from them.
+    """
     if source.folder is None:
         raise ValueError(f"{source.name} is no folder")
     path = source.folder / STATISTICS
-    if source.kind == "diffusers":
+    if source.kind in ("diffusers", "native"):
         config = read_config(source.folder)
         kind: ScaleKind = "factor" if config.get("shift_factor") is None else "shift"
         scale = statistics.scale("channel" if config.get("latents_mean") is not None else kind)
@@ -100,9 +118,9 @@ def save_statistics(source: Source, statistics: LatentStatistics) -> Path:
 
 
 def _card(
-    config: AutoencoderConfig,
+    config: NetworkConfig,
     scale: LatentScale,
-    source: Source,
+    source: ModelSource,
     results: Mapping[str, Any],
     statistics: LatentStatistics | None,
     *,
@@ -110,22 +128,29 @@ def _card(
     licence: str | None,
     command: str,
 ) -> Iterator[str]:
-    """README.md in pieces.   results: of an evaluation of these weights, or empty."""
+    """The text of README.md, in pieces.
+
+    results: results of an evaluation of these weights, or empty.
+    """
     yield "---\nlibrary_name: diffusers\n"
     if licence is not None:
         yield f"license: {licence}\n"
     yield "tags:\n- autoencoder\n- vae\n- latent-diffusion\n---\n\n"
-    yield f"# KL autoencoder, f{config.factor}, {config.latent_channels} channels\n\n"
+    layout = layout_of(config)
+    name = "KL autoencoder" if layout is not None else f"Autoencoder ({config.kind}, {config.bottleneck.kind})"
+    yield f"# {name}, f{config.factor}, {config.latent_channels} channels\n\n"
     trained = f", step {source.step:,}, {'EMA ' if source.weights == 'ema' else ''}weights" if source.step else ""
     yield f"Written by ldm_vae from `{source.name}`{trained}. H x W pixels of {config.in_channels} channels become"
     yield f" a latent of H/{config.factor} x W/{config.factor} positions and {config.latent_channels} channels.\n\n"
-    yield "```python\nfrom diffusers import AutoencoderKL\nvae = AutoencoderKL.from_pretrained(FOLDER)\n```\n\n"
+    if layout is None:
+        yield "```python\nfrom ldm_vae import LatentCodec\ncodec = LatentCodec.load(FOLDER)\n```\n\n"
+    else:
+        yield f"```python\nfrom diffusers import {layout.CLASS}\nvae = {layout.CLASS}.from_pretrained(FOLDER)\n```\n\n"
     yield "## Numbers\n\n"
-    yield from _numbers(scale, statistics, force_upcast)
-    yield from _results(results)
-    if config.bottleneck != GaussianConfig():
-        low, high = config.bottleneck.logvar_range
-        yield f"\nTrained with the log-variance clamped to [{low:g}, {high:g}]; diffusers clamps to [-30, 20].\n"
+    yield from _numbers_table(scale, statistics, force_upcast)
+    yield from _results_table(results)
+    for difference in [] if layout is None else layout.differences(config):
+        yield f"\n{difference}\n"
     yield "\n## Data\n\n"
     yield f"Trained on: {source.training_data or 'not known here'}.\n"
     if statistics is not None:
@@ -137,7 +162,7 @@ def _card(
         yield f"\n## Recipe\n\n```yaml\n{source.recipe.rstrip()}\n```\n"
 
 
-def _numbers(scale: LatentScale, statistics: LatentStatistics | None, force_upcast: bool) -> Iterator[str]:
+def _numbers_table(scale: LatentScale, statistics: LatentStatistics | None, force_upcast: bool) -> Iterator[str]:
     yield "| | |\n|---|---|\n"
     for name, value in scale.to_config().items():
         if value is not None:
@@ -150,13 +175,13 @@ def _numbers(scale: LatentScale, statistics: LatentStatistics | None, force_upca
 
 
 def _are_of(results: Mapping[str, Any], digest: str) -> bool:
-    """Whether what `ldm-vae evaluate` wrote is about the weights of this sha256."""
+    """Whether these results of `ldm-vae evaluate` are about the weights of this sha256."""
     protocol = results.get("protocol")
     return isinstance(protocol, Mapping) and protocol.get("weights_sha256") == digest
 
 
-def _results(results: Mapping[str, Any]) -> Iterator[str]:
-    """What `ldm-vae evaluate` wrote into the run."""
+def _results_table(results: Mapping[str, Any]) -> Iterator[str]:
+    """The results that `ldm-vae evaluate` wrote into the run, with their protocol."""
     metrics = results.get("metrics")
     if not isinstance(metrics, Mapping):
         return

@@ -9,9 +9,10 @@ from ldm_vae.interop.diffusers import CONFIG, WEIGHT_FILES
 
 
 def fetch(hub_id: str) -> Path:
-    """The folder of the Hub's AutoencoderKL, in the Hub's cache: of a model, or under vae/ of a pipeline.
+    """Downloads a model into the Hub's cache, and returns its folder there.
 
-    Raises UserError where there is none, and where the Hub is out of reach and the cache does not hold it.
+    hub_id: a model, or a pipeline that holds one under vae/.
+    Raises UserError where there is no such model, and where neither Hub nor cache can be reached for it.
     """
     from huggingface_hub import snapshot_download
 
@@ -19,8 +20,8 @@ def fetch(hub_id: str) -> Path:
         for weights in WEIGHT_FILES:  # one of them, not all that are there
             try:
                 folder = Path(snapshot_download(hub_id, allow_patterns=[f"{prefix}{CONFIG}", f"{prefix}{weights}"]))
-            except Exception as error:  # of HTTP, of the cache, of the id: the library changes which ones they are
-                what = f"model {hub_id} is no folder here, and the Hub does not give it ({_reason(error)})"
+            except Exception as error:  # errors of HTTP, cache or id; their classes change between versions
+                what = f"model {hub_id} is no folder here, and the Hub does not give it ({_first_line(error)})"
                 remedy = "give a run, a checkpoint or a diffusers folder that is there, or the id of a model on the Hub"
                 raise UserError(what, remedy) from error
             if (folder / prefix / CONFIG).is_file() and (folder / prefix / weights).is_file():
@@ -29,10 +30,13 @@ def fetch(hub_id: str) -> Path:
 
 
 def push(folder: Path, hub_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-    """Uploads an export, its card as the page of the model; a model of that id gets the files as one new commit.
+    """Uploads an export as one commit, and returns the commit's address. The card becomes the page of the model.
 
-    private: of a new model; None is what the account does.   token: None is HF_TOKEN, or that of `hf auth login`.
-    Returns the address of the commit. Raises UserError for whatever the Hub refuses; `folder` is only read.
+    folder: the export; it is only read.
+    hub_id: the model; it is created where it does not exist.
+    private: whether a new model is private; None follows the account's setting.
+    token: None uses HF_TOKEN, or the token of `hf auth login`.
+    Raises UserError for whatever the Hub refuses.
     """
     from huggingface_hub import HfApi
 
@@ -40,12 +44,12 @@ def push(folder: Path, hub_id: str, *, private: bool | None = None, token: str |
     try:
         model = api.create_repo(hub_id, private=private, exist_ok=True)
         return str(api.upload_folder(folder_path=folder, repo_id=model.repo_id).commit_url)
-    except Exception as error:  # of HTTP, of the id, of the card, of the storage behind: no common class
-        what = f"{hub_id} could not be uploaded ({_reason(error)})"
+    except Exception as error:  # errors of HTTP, id, card or storage; they have no common class
+        what = f"{hub_id} could not be uploaded ({_first_line(error)})"
         remedy = "give NAME/MODEL, a network, and a token that may write there (HF_TOKEN or `hf auth login`)"
         raise UserError(what, remedy) from error
 
 
-def _reason(error: Exception) -> str:
-    """An error in a line."""
+def _first_line(error: Exception) -> str:
+    """The first line of an error's text, or the error's class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

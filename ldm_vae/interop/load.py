@@ -10,18 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
 from ldm_vae.interop.checkpoint import Checkpoint
-from ldm_vae.interop.diffusers import CONFIG, from_diffusers_config, modern_names, read_config, read_weights
+from ldm_vae.interop.diffusers import CONFIG, modern_names, read_config, read_weights
+from ldm_vae.interop.layouts.layout import exchanged_state, layout_named
+from ldm_vae.interop.native import architecture_in, is_native
 from ldm_vae.metrics.latent import LatentStatistics
-from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from ldm_vae.networks.network import HEADS, Network, NetworkConfig
+from ldm_vae.parts import NETWORKS
 from ldm_vae.recipe import read_yaml, validate
 
 if TYPE_CHECKING:
@@ -30,20 +33,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 STATISTICS = "latent_statistics.json"  # in a run, beside its recipe, or in an export
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-REMEDY = "give a run, one of its checkpoints, a diffusers folder, or a Hub id such as stabilityai/sd-vae-ft-mse"
+HOW_TO_NAME_A_MODEL = (
+    "give a run, one of its checkpoints, a diffusers folder, or a Hub id such as stabilityai/sd-vae-ft-mse"
+)
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """Where a model came from.
 
-    folder: the run or the diffusers folder, to which statistics belong; None for a live model or the Hub.
-    step, weights: of a run, the optimizer steps taken and which of its two sets of weights this is.
-    resolution: px, side of the training images; None where nobody says.   force_upcast: as a diffusers model says.
+    name: what the user called it.
+    kind: what it was loaded from.
+    folder: the run or the exported folder, where its statistics lie; None for a live model or one of the Hub.
+    step: optimizer steps taken, of a run.
+    weights: which of a run's two sets of weights was loaded.
+    resolution: side of the training images in pixels; None where it is unknown.
+    force_upcast: whether the model must decode in float32 in a pipeline of float16, by its configuration.
     """
 
     name: str
-    kind: Literal["run", "diffusers", "live"]
+    kind: Literal["run", "diffusers", "native", "live"]
     folder: Path | None = None
     step: int | None = None
     weights: Literal["ema", "model"] | None = None
@@ -58,7 +67,7 @@ class Source:
 
     @property
     def training_sources(self) -> list[dict[str, Any]]:
-        """What data.train of the recipe names, a mapping a source; empty where there is no recipe, or it names none."""
+        """The sources in data.train of the recipe, a mapping for each; empty where there is no recipe or no source."""
         if self.folder is None or self.recipe is None:
             return []
         train = read_yaml(self.folder / "recipe.yaml").get("data", {}).get("train") or []
@@ -66,12 +75,15 @@ class Source:
 
     @property
     def training_data(self) -> str | None:
-        """The shards of `training_sources`, for people."""
+        """The shards of `training_sources`, as text."""
         return ", ".join(str(source.get("shards")) for source in self.training_sources) or None
 
     @property
     def results(self) -> dict[str, Any]:
-        """results.json of the run, by `ldm-vae evaluate`; empty where there is none. Raises UserError where damaged."""
+        """The run's results.json, which `ldm-vae evaluate` writes; empty where there is none.
+
+        Raises UserError where the file is damaged.
+        """
         if self.folder is None or not (path := self.folder / "results.json").is_file():
             return {}
         try:
@@ -85,26 +97,33 @@ class Source:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """scale: None for a run whose latents nobody has measured yet."""
+    """A network with its scale.
 
-    model: Autoencoder
+    scale: None for a run whose latents nobody has measured yet.
+    source: where the model came from.
+    """
+
+    model: Network
     scale: LatentScale | None
-    source: Source
+    source: ModelSource
 
 
 def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
-    """ref: a run, a checkpoint, a diffusers folder (or one with it under vae/), a Hub id, or a live AutoencoderKL.
+    """Loads a model. Raises UserError for what cannot be loaded.
 
-    Files are read onto the CPU in the type they hold; a live model's tensors are shared. A run gives the EMA weights
-    of its newest verified checkpoint. Raises UserError for what cannot be loaded.
+    Files are read to the CPU, and tensors keep the type that they have in the file; a live model's tensors are shared.
+    Of a run, the EMA weights of the newest whole checkpoint are loaded.
+
+    ref: a run, a checkpoint, a diffusers folder (or one with it under vae/), a Hub id, or a live AutoencoderKL.
     """
     if not isinstance(ref, str | Path):
         return _load_live(ref)
     path = Path(ref)
     if not path.exists() and isinstance(ref, str) and _HUB_ID.fullmatch(ref) and not ref.startswith("."):
-        return _load_diffusers(hub.fetch(ref), ref, None)
+        return _load_folder(hub.fetch(ref), ref, None)
     if not path.is_dir():
-        raise UserError(f"model {ref} not found" if not path.exists() else f"model {ref} is no folder", REMEDY)
+        problem = "is no folder" if path.exists() else "not found"
+        raise UserError(f"model {ref} {problem}", HOW_TO_NAME_A_MODEL)
     if (path / "meta.json").is_file():
         return _load_checkpoint(Checkpoint.open(path), str(ref))
     if (path / "checkpoints").is_dir():
@@ -114,22 +133,27 @@ def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
         return _load_checkpoint(checkpoint, str(ref))
     for folder in (path, path / "vae"):
         if (folder / CONFIG).is_file():
-            return _load_diffusers(folder, str(ref), folder)
-    raise UserError(f"{ref} holds no model", REMEDY)
+            return _load_folder(folder, str(ref), folder)
+    raise UserError(f"{ref} holds no model", HOW_TO_NAME_A_MODEL)
 
 
-def weights_hash(model: Autoencoder) -> str:
-    """sha256 over the names, shapes and float32 values of what is exported: equal for a run's weights and their
-    export, so that latents know their codec."""
+def weights_hash(model: Network) -> str:
+    """The sha256 of names, shapes and float32 values of the exported weights.
+
+    It is the same for a run's weights and for their export, so that latents can name the codec that made them.
+    """
     digest = hashlib.sha256()
-    for name, value in sorted(model.exported_state().items()):
+    for name, value in sorted(exchanged_state(model).items()):
         digest.update(f"{name} {list(value.shape)}\n".encode())
         digest.update(value.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def statistics_of(source: Source, codec: str) -> LatentStatistics | None:
-    """What `ldm-vae stats` last wrote beside the model, if it is about the weights of hash `codec`."""
+def statistics_of(source: ModelSource, codec: str) -> LatentStatistics | None:
+    """The statistics that `ldm-vae stats` wrote beside the model; None where there are none.
+
+    codec: hash of the model's weights. Statistics of other weights are not used, with a warning.
+    """
     if source.folder is None or not (path := source.folder / STATISTICS).is_file():
         return None
     statistics = LatentStatistics.read(path)
@@ -144,42 +168,65 @@ def _load_live(vae: Any) -> LoadedModel:
 
     known: Any = AutoencoderKL  # its attributes come from mixins without types
     if not isinstance(vae, known):
-        raise UserError(f"cannot load a model from a {type(vae).__name__}", REMEDY)
+        raise UserError(f"cannot load a model from a {type(vae).__name__}", HOW_TO_NAME_A_MODEL)
     name = "the live AutoencoderKL"
     values = dict(vae.config)
-    config = from_diffusers_config(values, name)
+    config = layout_named("AutoencoderKL", name).from_config(values, name)
     model = _assemble(config, vae.state_dict(), name)
-    return LoadedModel(model, LatentScale.from_config(values, config.latent_channels, name), Source(name, "live"))
+    return LoadedModel(model, LatentScale.from_config(values, config.latent_channels, name), ModelSource(name, "live"))
 
 
-def _load_diffusers(folder: Path, name: str, home: Path | None) -> LoadedModel:
+def _load_folder(folder: Path, name: str, home: Path | None) -> LoadedModel:
+    """A folder of diffusers or of our own."""
     values = read_config(folder)
-    config = from_diffusers_config(values, str(folder / CONFIG))
+    where = str(folder / CONFIG)
+    if native := is_native(values):
+        config = read_architecture(architecture_in(values, where), where)
+    else:
+        config = layout_named(str(values.get("_class_name", "AutoencoderKL")), where).from_config(values, where)
     model = _assemble(config, read_weights(folder), str(folder))
-    scale = LatentScale.from_config(values, config.latent_channels, str(folder / CONFIG))
+    scale = LatentScale.from_config(values, config.latent_channels, where)
     size = values.get("sample_size")
     resolution = max(size) if isinstance(size, list | tuple) else size
     upcast = bool(values.get("force_upcast", True))
-    return LoadedModel(model, scale, Source(name, "diffusers", home, resolution=resolution, force_upcast=upcast))
+    kind: Literal["diffusers", "native"] = "native" if native else "diffusers"
+    return LoadedModel(model, scale, ModelSource(name, kind, home, resolution=resolution, force_upcast=upcast))
 
 
 def _load_checkpoint(checkpoint: Checkpoint, name: str) -> LoadedModel:
-    config = validate(AutoencoderConfig, checkpoint.meta["model"], str(checkpoint.folder / "meta.json"))
+    config = read_architecture(checkpoint.meta["model"], str(checkpoint.folder / "meta.json"))
     weights: Literal["ema", "model"] = "ema" if "ema" in checkpoint.groups else "model"
-    state = checkpoint.tensors(weights)
-    state.pop("log_variance", None)  # learned by the pixel loss, and no part of the codec
+    state = {key: value for key, value in checkpoint.tensors(weights).items() if not key.startswith(HEADS)}
     model = _assemble(config, state, str(checkpoint.folder))
     run = checkpoint.folder.parent.parent if checkpoint.folder.parent.name == "checkpoints" else None
-    source = Source(name, "run", run, checkpoint.step, weights, _resolution(run))
+    source = ModelSource(name, "run", run, checkpoint.step, weights, _resolution(run))
     statistics = statistics_of(source, weights_hash(model))
     return LoadedModel(model, None if statistics is None else statistics.scale("factor"), source)
 
 
-def _assemble(config: AutoencoderConfig, state: Mapping[str, Tensor], source: str) -> Autoencoder:
-    """The network around the tensors themselves: nothing is copied. In evaluation mode, without gradients."""
+def read_architecture(values: Mapping[str, Any], source: str) -> NetworkConfig:
+    """The configuration of a network of any kind, from JSON. Without a kind it is `kl`.
+
+    source: where the values come from, for errors.
+    """
+    try:
+        config = NETWORKS.config(values.get("kind", NETWORKS.default))
+    except UserError as error:
+        raise UserError(f"{source}: {error.what}", error.remedy) from None
+    return cast(NetworkConfig, validate(config, values, source))
+
+
+def build_network(config: NetworkConfig, heads: Mapping[str, nn.Module] | None = None) -> Network:
+    """A network of any kind, with first weights from torch's generator."""
+    network: Network = NETWORKS.part_of(config)(config, heads)
+    return network
+
+
+def _assemble(config: NetworkConfig, state: Mapping[str, Tensor], source: str) -> Network:
+    """A network that holds the given tensors without copying them, in evaluation mode and without gradients."""
     state = modern_names(state)
     with torch.device("meta"):
-        model = Autoencoder(config)
+        model = build_network(config)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items()}
     if different := sorted({name for name, _ in expected.items() ^ given.items()}):
@@ -192,7 +239,7 @@ def _assemble(config: AutoencoderConfig, state: Mapping[str, Tensor], source: st
 
 
 def _resolution(run: Path | None) -> int | None:
-    """px: crop, else resize, of the training images by the run's recipe."""
+    """Side of the training images in pixels: the crop of the run's recipe, else its resize; None without both."""
     if run is None or not (run / "recipe.yaml").is_file():
         return None
     image: Any = read_yaml(run / "recipe.yaml").get("data", {}).get("image", {})

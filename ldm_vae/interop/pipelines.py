@@ -1,6 +1,6 @@
-"""What diffusers' pipelines read of a codec's configuration, and what they pass over in silence.
+"""Which parts of a codec's configuration diffusers' pipelines read, and which they silently ignore.
 
-Read from diffusers 0.42, pipelines/{stable_diffusion, stable_diffusion_xl, stable_diffusion_3, flux, dit}; each is run
+Source: diffusers 0.42, pipelines/{stable_diffusion, stable_diffusion_xl, stable_diffusion_3, flux, dit}. Each one runs
 with an export in tests/interop/test_pipelines.py.
 """
 
@@ -11,7 +11,7 @@ from typing import Literal
 
 from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
 from ldm_vae.errors import UserError
-from ldm_vae.networks.kl import AutoencoderConfig
+from ldm_vae.networks.network import NetworkConfig
 
 Target = Literal["sd", "sdxl", "sd3", "flux", "dit"]
 PICTURES = (1, 3)  # channels that pipelines turn into pictures
@@ -19,9 +19,14 @@ PICTURES = (1, 3)  # channels that pipelines turn into pictures
 
 @dataclass(frozen=True)
 class Pipeline:
-    """name: its class.   scale: the kind that it applies whole.   latent_channels: of the published denoisers for it.
-    statistics: number of channels for which it applies latents_mean and latents_std, 0 for none.
-    upcasts: whether it decodes in float32 where force_upcast says so."""
+    """A pipeline of diffusers.
+
+    name: name of its class.
+    scale: the kind of scale that it applies in full.
+    latent_channels: latent channels of the published denoisers for it.
+    statistics: number of channels for which it applies latents_mean and latents_std; 0: it never does.
+    upcasts: whether it decodes in float32 where force_upcast is set.
+    """
 
     name: str
     scale: ScaleKind
@@ -40,12 +45,12 @@ PIPELINES: dict[Target, Pipeline] = {
 
 
 def natural_scale(target: Target | None) -> ScaleKind:
-    """The kind of scale that a pipeline applies; unit variance, which all apply, where none is named."""
+    """The kind of scale that a pipeline applies. Without a target it is `factor`, which all pipelines apply."""
     return "factor" if target is None else PIPELINES[target].scale
 
 
-def fit_scale(target: Target, scale: LatentScale, config: AutoencoderConfig) -> LatentScale:
-    """The scale in the form that the pipeline needs. Raises UserError for what it would pass over or fall over."""
+def fit_scale(target: Target, scale: LatentScale, config: NetworkConfig) -> LatentScale:
+    """The scale in the form that the pipeline needs. Raises UserError for a codec that it could not use correctly."""
     pipeline = PIPELINES[target]
     if config.out_channels not in PICTURES or config.in_channels != config.out_channels:
         raise UserError(f"a codec of {config.out_channels} image channels", f"{pipeline.name} makes pictures of 1 or 3")
@@ -62,8 +67,8 @@ def fit_scale(target: Target, scale: LatentScale, config: AutoencoderConfig) -> 
     return scale
 
 
-def remarks(target: Target, config: AutoencoderConfig, *, force_upcast: bool) -> list[str]:
-    """What the person should know, a line each."""
+def remarks(target: Target, config: NetworkConfig, *, force_upcast: bool) -> list[str]:
+    """What the user should know about the codec in this pipeline, one line each."""
     pipeline = PIPELINES[target]
     found = []
     if config.latent_channels != pipeline.latent_channels:

@@ -1,4 +1,4 @@
-"""LatentDataset: latent shards -> scaled latents, for training diffusion models on them."""
+"""LatentDataset: reads latent shards, and gives scaled latents for training diffusion models."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_vae.bottlenecks.scale import LatentScale
-from ldm_vae.data.shards.storage import Missing, Source
+from ldm_vae.data.shards.storage import Missing, RangeReader
 from ldm_vae.data.shards.tar import BrokenTar, Member, members
 from ldm_vae.errors import UserError
-from ldm_vae.latents.format import NAME, RECORDS, LatentsFile, read_latents_file
+from ldm_vae.latents.format import LATENTS_FILE, RECORDS_FOLDER, LatentsFile, read_latents_file
 from ldm_vae.noise import rng
 
 
 class Hashed(Protocol):
-    """A codec, as far as latents ask: LatentCodec."""
+    """What has the hash of a codec's weights, such as LatentCodec."""
 
     @property
     def weights_hash(self) -> str: ...
@@ -37,8 +37,8 @@ class _Sample:
 class LatentDataset(Dataset[dict[str, Any]]):
     """Item i: {"latent": (c, h, w) float32, "key": str}, and "cls" (int) and "txt" (str) where the sample has them.
 
-    Every random choice is a function of (seed, epoch, i): the same in any worker, in any order. Files are opened and
-    headers read when first needed, in each worker for itself.
+    Every random choice depends on (seed, epoch, i) alone, so it is the same in any worker and in any order. Each worker
+    opens files and reads headers when it first needs them.
     """
 
     def __init__(
@@ -51,9 +51,14 @@ class LatentDataset(Dataset[dict[str, Any]]):
         scale: LatentScale | None = None,
         seed: int = 0,
     ) -> None:
-        """folder: what `ldm-vae encode` wrote.   codec: the one that will decode, or its hash; latents of another are
-        refused.   sample: draw from stored moments; else their mean.   mirror: take the mirrored latent half of the
-        time, where it is stored.   scale: instead of the one in latents.json.   seed: of both choices.
+        """Opens a folder of latents.
+
+        folder: what `ldm-vae encode` wrote.
+        codec: the codec that will decode the latents, or its hash; latents of another codec are refused.
+        sample: draw a latent from stored moments; otherwise it is their mean.
+        mirror: take the latent of the mirrored image half of the time, if it is stored.
+        scale: replaces the scale in latents.json.
+        seed: decides the draws and the mirroring.
         """
         self.folder = Path(folder)
         self.info: LatentsFile = read_latents_file(self.folder)
@@ -64,7 +69,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if codec is not None:
             refuse_other_codec(self.info, codec if isinstance(codec, str) else codec.weights_hash, str(folder))
         job = self.info.job
-        self.scale = scale or LatentScale.from_config(self.info.scale or {}, job.channels, str(self.folder / NAME))
+        self.scale = scale or LatentScale.from_config(
+            self.info.scale or {}, job.channels, str(self.folder / LATENTS_FILE)
+        )
         self.sample = sample and job.latents == "moments"
         self.mirror = mirror and job.mirrored
         self.seed = seed
@@ -72,15 +79,15 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._names = [name for name, samples in self.info.shards.items() if samples]
         self._ends = np.cumsum([self.info.shards[name] for name in self._names])
         self._epoch = torch.zeros((), dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # workers that persist see it change
-        self._source = Source()
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # persistent workers see it change
+        self._reader = RangeReader()
         self._shards: dict[int, list[_Sample]] = {}
 
     def __len__(self) -> int:
         return self.info.samples
 
     def set_epoch(self, epoch: int) -> None:
-        """New samples and mirrors; also in workers that are running."""
+        """Changes the draws and the mirroring, also in workers that are running."""
         self._epoch.fill_(epoch)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
@@ -101,12 +108,12 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return found
 
     def raw(self, item: int) -> Tensor:
-        """(c, h, w) float32: the mean or what else is stored, unscaled, not mirrored."""
+        """(c, h, w) float32: the posterior's mean, or the latent that is stored instead; unscaled, not mirrored."""
         shard, place = self._place(item)
         return torch.from_numpy(self._array(shard, place, self._field)).float()[: self.info.job.channels]
 
     def size(self, item: int) -> tuple[int, int]:
-        """(height, width) in px of the image, before it was padded."""
+        """(height, width) in pixels of the image before it was padded."""
         shard, place = self._place(item)
         return self.info.sizes[self._names[shard]][place.key]
 
@@ -114,20 +121,20 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return self._place(item)[1].key
 
     def shard(self, item: int) -> str:
-        """Name of the tar it lies in, which is that of the shard of images."""
+        """Name of the tar that holds it, which is also the name of the shard of images."""
         return self._names[self._place(item)[0]]
 
     def fields(self, item: int) -> dict[str, bytes]:
-        """Everything stored with a sample, by the name that follows its key."""
+        """Everything stored with a sample: the name that follows its key -> content."""
         shard, place = self._place(item)
         return {name: self._bytes(shard, place, name) for name in place.fields}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_source": None, "_shards": {}}  # for workers that are spawned
+        return {**self.__dict__, "_reader": None, "_shards": {}}  # for workers that are spawned
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._source = Source()
+        self._reader = RangeReader()
 
     def _place(self, item: int) -> tuple[int, _Sample]:
         if not -len(self) <= item < len(self):
@@ -143,7 +150,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         name = self._names[shard]
         path = str(self.folder / name)
         try:
-            samples = list(_group(members(path, self._source), list(self.info.sizes[name]), self._field))
+            samples = list(_group(members(path, self._reader), list(self.info.sizes[name]), self._field))
         except (BrokenTar, Missing) as error:
             raise self._damaged(shard, str(error)) from None
         if len(samples) != self.info.shards[name]:
@@ -151,7 +158,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return samples
 
     def _array(self, shard: int, place: _Sample, field: str) -> np.ndarray[Any, np.dtype[np.float16]]:
-        """(2c, h, w) of moments, else (c, h, w)."""
+        """What is stored in a field: (2c, h, w) for moments, else (c, h, w)."""
         if field not in place.fields:
             raise self._damaged(shard, f"{place.key} has no {field}")
         try:
@@ -167,22 +174,22 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def _damaged(self, shard: int, reason: str) -> UserError:
         path = self.folder / self._names[shard]
-        remedy = f"remove it and {self.folder / RECORDS / path.stem}.json, then run `ldm-vae encode` again"
+        remedy = f"remove it and {self.folder / RECORDS_FOLDER / path.stem}.json, then run `ldm-vae encode` again"
         return UserError(f"{path} is damaged ({reason})", remedy)
 
     def _bytes(self, shard: int, place: _Sample, field: str) -> bytes:
-        return self._source.read(str(self.folder / self._names[shard]), *place.fields[field])
+        return self._reader.read(str(self.folder / self._names[shard]), *place.fields[field])
 
 
 def refuse_other_codec(info: LatentsFile, codec: str, name: str) -> None:
-    """Raises UserError where the latents are not of the codec with this hash."""
+    """Raises UserError if another codec than the one with this hash made the latents."""
     if info.job.codec != codec:
         what = f"the latents in {name} are of another codec ({info.job.codec[:12]}, not {codec[:12]})"
         raise UserError(what, "decode them with the codec they were made with, or encode again")
 
 
 def _group(found: Iterable[Member], keys: list[str], first: str) -> Iterator[_Sample]:
-    """Members -> samples. A sample starts at the member KEY.`first`; keys hold dots, so names alone do not tell."""
+    """Groups members into samples. Keys may hold dots, so a sample is recognised by its first member, KEY.`first`."""
     sample: _Sample | None = None
     coming = iter(keys)
     following = next(coming, None)

@@ -1,9 +1,9 @@
-"""Image shards -> latent shards: read, decode, encode and write at the same time, a shard at a time.
+"""Encodes shards of images to shards of latents, one after the other. Reading, encoding and writing overlap.
 
-Each process takes every n-th shard. A shard is finished in one rename and then recorded, so a killed job loses only the
-shards it was at, and a rerun makes them again, to the same bytes: batches never cross shards, and what is stored
-depends on neither time nor process. A shard has one writer at a time, which a lock sees to. The last process to finish
-writes the totals.
+Each of n processes takes every n-th shard. A finished shard gets its name in one rename and is then recorded. So a
+killed job loses only the shards it was writing, and a second run writes them to the same bytes: batches never cross
+shards, and what is stored depends on neither the time nor the process. A lock ensures that a shard has one writer. The
+process that finishes last writes the totals.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ldm_vae.atomic import disk_told
+from ldm_vae.atomic import explain_disk_errors
+from ldm_vae.bottlenecks.gaussian import GaussianConfig
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import Index
 from ldm_vae.errors import UserError
 from ldm_vae.latents.format import (
-    Kind,
     LatentJob,
+    LatentKind,
     LatentSample,
     LatentsFile,
     ShardRecord,
@@ -35,7 +36,7 @@ from ldm_vae.latents.format import (
     write_record,
 )
 from ldm_vae.latents.prefetch import in_thread
-from ldm_vae.latents.stream import Encoded, decoded, each_batch, encoded
+from ldm_vae.latents.stream import EncodedSample, decoded, each_batch, encoded
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
 
 
@@ -52,9 +53,12 @@ def encode_shards(
 ) -> None:
     """Makes the latent shards that are missing in `folder`.
 
-    workers: threads that decode pictures.   done(images, total): called as images are written.
-    Raises UserError for a folder with other latents, or that others write to, for equal names of shards, sources that
-    cannot be read, a full disk.
+    workers: threads that decode pictures.
+    rank: number of this process.
+    world: number of processes.
+    done(images, total): called as images are written.
+    Raises UserError if the folder holds other latents, if something else writes to it, if two shards have one name, if
+    a shard can't be read, or if the disk is full.
     """
     names = _names(index)
     sizes = {name: shard.size for name, shard in zip(names, index.shards, strict=True)}
@@ -86,27 +90,27 @@ def encode_shards(
 
 
 def _unfinished(sizes: Mapping[str, int], records: Mapping[str, ShardRecord]) -> set[str]:
-    """sizes: name -> bytes of the shard of images."""
+    """Names of the shards that are not finished.   sizes: name -> bytes of the shard of images."""
     return {name for name, size in sizes.items() if name not in records or records[name].bytes != size}
 
 
 @contextmanager
 def _only_writer(folder: Path, name: str) -> Iterator[None]:
-    """Raises UserError where another process is at the same shard. The lock ends with the process, however it ends."""
+    """Locks a shard; the lock ends with the process, however it ends. Raises UserError if another process writes it."""
     try:
-        with disk_told(folder / name):
-            held = FileLock(lock_path(folder, name), timeout=0).acquire()
+        with explain_disk_errors(folder / name):
+            lock = FileLock(lock_path(folder, name), timeout=0).acquire()
     except Timeout:
         remedy = (
             "wait until it has ended; processes that share the work out are started by torchrun or accelerate launch"
         )
         raise UserError(f"another process is writing {folder / name}", remedy) from None
-    with held:
+    with lock:
         yield
 
 
 def _names(index: Index) -> list[str]:
-    """Of the latent shards: those of the tars, and numbers for the parts of a folder of images."""
+    """The names of the latent shards: those of the shards of images, or numbers for the parts of a folder of images."""
     names = [
         Path(shard.url).name if shard.files is None else f"{number:06d}.tar"
         for number, shard in enumerate(index.shards)
@@ -117,9 +121,9 @@ def _names(index: Index) -> list[str]:
 
 
 def _write(
-    folder: Path, name: str, size: int, job: LatentJob, samples: Iterable[Encoded], one_done: Callable[[], None]
+    folder: Path, name: str, size: int, job: LatentJob, samples: Iterable[EncodedSample], one_done: Callable[[], None]
 ) -> None:
-    """One shard and its record.   size: bytes of the shard of images."""
+    """Writes one shard and its record.   size: bytes of the shard of images."""
     moments = LatentMoments(job.channels)
     sizes: dict[str, tuple[int, int]] = {}
     quarantined: list[tuple[str, str]] = []
@@ -147,7 +151,7 @@ def _write(
 
 
 def _finish(codec: LatentCodec, folder: Path, records: Mapping[str, ShardRecord], job: LatentJob) -> None:
-    """Writes the totals of all finished shards; each process that sees the last one finished does, the same ones."""
+    """Writes the totals of all shards. Several processes may find the last shard finished; they write the same."""
     moments = LatentMoments(job.channels)
     for record in records.values():
         moments.merge(LatentMoments.from_state(record.statistics))
@@ -178,7 +182,7 @@ def _finish(codec: LatentCodec, folder: Path, records: Mapping[str, ShardRecord]
 def latent_job(
     codec: LatentCodec,
     *,
-    latents: Kind,
+    latents: LatentKind,
     mirrored: bool,
     resize: int | None,
     crop: int | None,
@@ -187,15 +191,20 @@ def latent_job(
     keep_image: bool,
     seed: int,
 ) -> LatentJob:
-    """The job of these options. Raises UserError for a `multiple` that is none of f."""
+    """The job that these options describe. Raises UserError if `multiple` is not a multiple of f."""
     factor = codec.factor
     if multiple is not None and multiple % factor:
         raise UserError(f"--multiple {multiple}", f"give a multiple of f, which is {factor} for this codec")
+    bottleneck = codec.model.config.bottleneck
+    if latents != "mode" and not codec.model.bottleneck.gaussian:
+        raise UserError(f"a {bottleneck.kind} bottleneck has no moments", "store its latents with --latents mode")
+    # Of another bottleneck the range is never used, since only the mode is stored; the file keeps its format.
+    gaussian = bottleneck if isinstance(bottleneck, GaussianConfig) else GaussianConfig()
     return LatentJob(
         codec=codec.weights_hash,
         factor=factor,
         channels=codec.latent_channels,
-        logvar_range=codec.model.config.bottleneck.logvar_range,
+        logvar_range=gaussian.logvar_range,
         latents=latents,
         mirrored=mirrored,
         image_channels=codec.model.config.in_channels,

@@ -1,11 +1,11 @@
-"""Latent shards: one tar for each shard of images, of the same name, and `latents.json` that says what they are.
+"""The format of latents on disk: a tar for each shard of images, of the same name, and `latents.json` about them.
 
     OUT/000000.tar           per sample KEY.moments.npy (2c, h, w), mean then log-variance; or KEY.mode.npy,
                              KEY.sample.npy (c, h, w); float16, raw, so that a scale can be measured later;
                              with `mirrored` also KEY.mirrored.moments.npy, of the mirrored image;
                              then all other fields of the sample
-    OUT/records/000000.json  what is in that shard; written after it, and the sign that it is finished
-    OUT/records/.*.lock      empty; held by the one process that is writing that file
+    OUT/records/000000.json  what is in that shard; written after the shard, as the sign that it is finished
+    OUT/records/.*.lock      empty; locked by the one process that is writing that file
     OUT/latents.json         the job; once every shard is finished also scale, statistics, counts and sizes
 
 Plain webdataset reads the tars. Nothing in them depends on when or in how many processes they were written.
@@ -26,13 +26,13 @@ import numpy.typing as npt
 from filelock import FileLock
 from pydantic import Field
 
-from ldm_vae.atomic import atomic_file, disk_told, make_folder
+from ldm_vae.atomic import atomic_file, explain_disk_errors, make_folder
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config, validate
 
-NAME, RECORDS = "latents.json", "records"
-Kind = Literal["moments", "mode", "sample"]
+LATENTS_FILE, RECORDS_FOLDER = "latents.json", "records"
+LatentKind = Literal["moments", "mode", "sample"]
 
 
 class LatentJob(Config):
@@ -48,9 +48,9 @@ class LatentJob(Config):
     """Channels of a latent; moments have twice as many."""
 
     logvar_range: tuple[float, float]
-    """[low, high]: log-variances are clamped to it before they are used."""
+    """[low, high]: the log-variances of moments are clamped to it before they are used."""
 
-    latents: Kind
+    latents: LatentKind
     """What is stored of the posterior."""
 
     mirrored: bool
@@ -152,7 +152,12 @@ class LatentsFile(Config):
 
 @dataclass(frozen=True)
 class LatentSample:
-    """arrays: name of the field (`moments.npy`) -> (C, h, w).   fields: what is carried along, name -> content."""
+    """What is written for one sample.
+
+    key: name of the sample.
+    arrays: name of the field (`moments.npy`) -> (C, h, w).
+    fields: other fields that are carried along, name -> content.
+    """
 
     key: str
     arrays: Mapping[str, npt.NDArray[np.float16]]
@@ -160,7 +165,7 @@ class LatentSample:
 
 
 def write_latent_shard(path: Path, samples: Iterable[LatentSample]) -> None:
-    """Writes a tar that is the same for the same samples, whole or not at all. Raises UserError for a full disk."""
+    """Writes a tar, whole or not at all; equal samples give equal bytes. Raises UserError if the disk is full."""
     with atomic_file(path) as stage, tarfile.open(stage, "w") as tar:
         for sample in samples:
             for field, array in sample.arrays.items():
@@ -172,12 +177,15 @@ def write_latent_shard(path: Path, samples: Iterable[LatentSample]) -> None:
 
 
 def open_job(folder: Path, job: LatentJob) -> None:
-    """Makes `folder`, or finds there the beginning of the same job. Raises UserError for anything else."""
-    path = folder / NAME
+    """Makes `folder`, or finds the same job in it. Raises UserError if it holds anything else."""
+    path = folder / LATENTS_FILE
     if not path.exists() and folder.is_dir() and any(folder.glob("[!.]*.tar")):
         raise UserError(f"{folder} holds shards that are no latents", "give the name of a new folder")
-    make_folder(folder / RECORDS)
-    with disk_told(path), FileLock(lock_path(folder, NAME)):  # of several processes that start together, the first
+    make_folder(folder / RECORDS_FOLDER)
+    with (
+        explain_disk_errors(path),
+        FileLock(lock_path(folder, LATENTS_FILE)),
+    ):  # of processes that start together, the first writes
         if not path.exists():
             write_latents_file(folder, LatentsFile(job=job))
     ours, theirs = job.model_dump(mode="json"), read_latents_file(folder).job.model_dump(mode="json")
@@ -190,24 +198,24 @@ def open_job(folder: Path, job: LatentJob) -> None:
 
 
 def lock_path(folder: Path, name: str) -> Path:
-    """Of the lock on a file of `folder`."""
-    return folder / RECORDS / f".{name}.lock"
+    """Path of the lock for a file of `folder`."""
+    return folder / RECORDS_FOLDER / f".{name}.lock"
 
 
 def write_latents_file(folder: Path, content: LatentsFile) -> None:
-    # A line a key: the sizes of a million images are no place for indentation.
+    # One line for each key, because indented sizes of a million images would fill as many lines.
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.model_dump(mode="json").items()]
-    with atomic_file(folder / NAME) as stage:
+    with atomic_file(folder / LATENTS_FILE) as stage:
         stage.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_latents_file(folder: Path) -> LatentsFile:
-    """Raises UserError where there is none, or a damaged one."""
-    path = folder / NAME
+    """Reads latents.json. Raises UserError if it is missing or damaged."""
+    path = folder / LATENTS_FILE
     try:
         content = json.loads(path.read_bytes())
     except OSError:
-        raise UserError(f"{folder} has no {NAME}", "give a folder that `ldm-vae encode` wrote") from None
+        raise UserError(f"{folder} has no {LATENTS_FILE}", "give a folder that `ldm-vae encode` wrote") from None
     except ValueError:
         content = None
     if not isinstance(content, dict):
@@ -216,14 +224,14 @@ def read_latents_file(folder: Path) -> LatentsFile:
 
 
 def write_record(folder: Path, record: ShardRecord) -> None:
-    with atomic_file(folder / RECORDS / f"{Path(record.name).stem}.json") as stage:
+    with atomic_file(folder / RECORDS_FOLDER / f"{Path(record.name).stem}.json") as stage:
         stage.write_text(json.dumps(record.model_dump(mode="json")) + "\n")
 
 
 def read_records(folder: Path) -> dict[str, ShardRecord]:
-    """Name of a finished shard -> its record, by name. A record whose shard is gone, or that is damaged, counts not."""
+    """Name of a finished shard -> its record, by name. Damaged records, and those of lost shards, are left out."""
     records = {}
-    for path in sorted((folder / RECORDS).glob("[!.]*.json")):  # a stage that a kill left is whole, but no record
+    for path in sorted((folder / RECORDS_FOLDER).glob("[!.]*.json")):  # hidden files are what a killed writer left
         try:
             record = ShardRecord.model_validate_json(path.read_bytes())
         except ValueError:
@@ -234,7 +242,7 @@ def read_records(folder: Path) -> dict[str, ShardRecord]:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no time, no owner
+    member = tarfile.TarInfo(name)  # time and owner stay 0, so that equal samples give equal bytes
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
 

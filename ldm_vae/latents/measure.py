@@ -1,4 +1,4 @@
-"""A codec and images -> the statistics of its latents and the range of its activations."""
+"""Measures a codec on images: the statistics of its latents, and the largest activation of its layers."""
 
 from __future__ import annotations
 
@@ -18,21 +18,27 @@ from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
-from ldm_vae.ranks import gather, rank_and_world
+from ldm_vae.ranks import all_gather, rank_and_world
 
 logger = logging.getLogger(__name__)
 ACTIVATION_IMAGES = 64  # how many images are also decoded, for the activations
 
 
 class LatentMeasurement:
-    """What one process has seen; `merge` adds another's."""
+    """What one process has measured.
+
+    moments: sums over all latents.
+    activation: the largest activation; None before an image was decoded.
+    broken: keys of images whose posterior is not finite, in float32 either.
+    """
 
     def __init__(self, channels: int) -> None:
         self.moments = LatentMoments(channels)
         self.activation: Activation | None = None
-        self.broken: list[str] = []  # keys of images whose posterior is not finite in float32 either
+        self.broken: list[str] = []
 
     def merge(self, other: LatentMeasurement) -> None:
+        """Adds what another process, or another batch, gave."""
         self.moments.merge(other.moments)
         self.broken += other.broken
         if self.activation is None or other.activation is None:
@@ -45,10 +51,12 @@ class LatentMeasurement:
 def measure_statistics(
     codec: LatentCodec, shards: str, image: ImageConfig, *, batch: int, done: Callable[[int, int], None]
 ) -> LatentStatistics:
-    """Over all images of `shards`, shared out to the processes; the same result on each.
+    """The statistics over all images of `shards`. The processes share the images, and all get the same result.
 
-    image: resize and crop.   done(images, total): called for every batch with what this process has done of its share.
-    Broken images are left out, with a warning that counts them. Raises UserError where none is whole.
+    image: resize and crop.
+    batch: images at a time.
+    done(images, total): called after each batch with its number of images, and the number in this process's share.
+    Broken images are left out, with a warning that counts them. Raises UserError if no image is whole.
     """
     index = load_index(shards)
     rank, world = rank_and_world()
@@ -60,7 +68,7 @@ def measure_statistics(
             done(len(found.key), len(range(rank, index.samples, world)))
 
     mine = measure_latents(codec, counted())
-    gathered = gather((mine, stream.faults))
+    gathered = all_gather((mine, stream.faults))
     total = LatentMeasurement(codec.latent_channels)
     left_out = []
     for measurement, faults in gathered:
@@ -91,9 +99,10 @@ def measure_statistics(
 def measure_latents(
     codec: LatentCodec, batches: Iterable[Batch], *, activation_images: int = ACTIVATION_IMAGES
 ) -> LatentMeasurement:
-    """Mean and deviation of the posterior's mode over all images; the largest activation over the first ones.
+    """Sums over the posterior's modes of all images, and the largest activation over the first images.
 
-    batches: images in [-1, 1], of one size within a batch.   activation_images: how many are decoded as well.
+    batches: images in [-1, 1], of one size within a batch.
+    activation_images: how many images are also decoded, for the activations.
     """
     result = LatentMeasurement(codec.latent_channels)
     for batch in batches:
@@ -110,6 +119,7 @@ def measure_latents(
 
 
 def _watch(codec: LatentCodec, images: Tensor) -> LatentMeasurement:
+    """Encodes and decodes images to find their largest activation."""
     result = LatentMeasurement(codec.latent_channels)
     with largest_outputs(codec.model) as largest:
         moments, broken = codec.checked_moments(images)
@@ -123,8 +133,10 @@ def _watch(codec: LatentCodec, images: Tensor) -> LatentMeasurement:
 
 @contextmanager
 def largest_outputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Fills a table of the largest |output| of every module that runs meanwhile, in the order in which they first end;
-    sums of shortcuts are included, as outputs of their block."""
+    """Records the largest |output| of every module that runs inside the block: name of the module -> value.
+
+    The order is that in which modules first finish. Sums with shortcuts count, as outputs of their residual block.
+    """
     largest: dict[str, Tensor] = {}
 
     def record(name: str, module: nn.Module, inputs: Any, output: Any) -> None:

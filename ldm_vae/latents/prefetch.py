@@ -1,4 +1,4 @@
-"""Running a generator ahead of the one who uses it."""
+"""Runs a generator in a thread, ahead of the code that uses its items."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from collections.abc import Generator, Iterable
 from queue import Empty, Full, Queue
 from typing import TypeVar
 
-T = TypeVar("T")
-POLL = 0.1  # seconds after which a full queue looks whether anybody still reads
+ItemT = TypeVar("ItemT")
+POLL = 0.1  # seconds between checks whether the reader of a full queue has stopped
 
 
-def in_thread(items: Iterable[T], *, depth: int) -> Generator[T, None, None]:
-    """The same items, made in a thread of their own, up to `depth` ahead. Its error is raised here, in its place.
+def in_thread(items: Iterable[ItemT], *, depth: int) -> Generator[ItemT, None, None]:
+    """Gives the same items, made in a thread of their own, up to `depth` items ahead.
 
-    When the caller stops early, the thread ends with the item it is at.
+    An error in the thread is raised here, after the items before it. If the caller stops early, the thread ends after
+    the item it is making.
     """
-    queue: Queue[tuple[T | None, BaseException | None, bool]] = Queue(depth)
+    queue: Queue[tuple[ItemT | None, BaseException | None, bool]] = Queue(depth)
     stopped = threading.Event()
 
-    def put(entry: tuple[T | None, BaseException | None, bool]) -> bool:
+    def put(entry: tuple[ItemT | None, BaseException | None, bool]) -> bool:
         while not stopped.is_set():
             try:
                 queue.put(entry, timeout=POLL)
@@ -49,7 +50,7 @@ def in_thread(items: Iterable[T], *, depth: int) -> Generator[T, None, None]:
                 raise error
             if last:
                 return
-            yield item  # type: ignore[misc]  # an item where there is no error
+            yield item  # type: ignore[misc]  # without an error there is an item
     finally:
         stopped.set()
         thread.join()

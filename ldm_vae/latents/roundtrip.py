@@ -1,4 +1,4 @@
-"""Stored latents against the images they were made of: what the codec costs, and what storage adds to it."""
+"""Compares stored latents with the images they were made of: what the codec loses, and what storage adds to that."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import fit_image
 from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage, to_uint8
 from ldm_vae.data.shards.index import Index
-from ldm_vae.data.shards.storage import Missing, Source, Unreachable
+from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import EvaluationProtocol, Results, summarize
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.metrics.image import METRICS, ImageMetrics, MetricName, Row
+from ldm_vae.metrics.image import IMAGE_METRICS, ImageMetrics, MeasuredImage, MetricName
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A way to keep latents.   bytes: per image, on average, without headers of files.   results: of decoding it."""
+    """What one way to store latents costs.
+
+    bytes: average for an image, without headers of files.
+    results: how far decoded images are from the originals.
+    """
 
     bytes: float
     results: Results
@@ -34,19 +38,23 @@ def roundtrip(
     latents: LatentDataset,
     images: Index,
     *,
-    metrics: Sequence[MetricName] = METRICS,
+    metrics: Sequence[MetricName] = IMAGE_METRICS,
     done: Callable[[int, int], None],
 ) -> dict[str, Storage]:
     """Decodes every stored latent and measures it as `ldm-vae evaluate` does.
 
-    latents: of this codec.   images: the shards that were encoded.   done(images, total): called after each.
-    Returns "float32", the posterior's mode as it is encoded now; "float16", as it is stored; "8 bits", what
-    `round_to_bits` leaves of that. Raises UserError where the images are not those that were encoded.
+    codec: the codec that made the latents.
+    latents: the stored latents.
+    images: the shards that were encoded.
+    metrics: what is measured.
+    done(images, total): called after each image.
+    Returns the costs of "float32", the posterior's mode as the codec encodes it now; of "float16", as it is stored; and
+    of "8 bits", as `round_to_bits` leaves it. Raises UserError if the images are not those that were encoded.
     """
     job = latents.info.job
     find = _Pictures(latents, images)
     measure = ImageMetrics(metrics, codec.device)
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[MeasuredImage]] = {}
     sizes: dict[str, int] = {}
     for item in range(len(latents)):
         image = find(item)[None].to(codec.device)
@@ -69,11 +77,11 @@ def roundtrip(
 
 
 class _Pictures:
-    """Item of the latents -> its image (C, H, W), as it was encoded."""
+    """Finds the image (C, H, W) of a stored latent, as it was encoded."""
 
     def __init__(self, latents: LatentDataset, images: Index) -> None:
         self.latents = latents
-        self.source = Source()
+        self.reader = RangeReader()
         self.shards = {Path(shard.url).name: shard for shard in images.shards}
         self.ordinals: dict[str, dict[str, int]] = {}  # name of a shard -> key -> place in it
 
@@ -89,7 +97,7 @@ class _Pictures:
         job = self.latents.info.job
         try:
             extension = next(name for name in EXTENSIONS if name in fields)
-            data = self.source.read(shard.url, *fields[extension])
+            data = self.reader.read(shard.url, *fields[extension])
             image = fit_image(decode_image(data, extension, job.image_channels), job.image, None)
         except (BrokenImage, StopIteration, Missing, Unreachable) as error:
             raise self._other(f"{key} in {name} cannot be read now ({error})") from None
@@ -104,8 +112,10 @@ class _Pictures:
 
 
 def round_to_bits(z: Tensor, bits: int) -> Tensor:
-    """(B, c, h, w) -> the same after rounding to 2^bits even steps between the least and largest value of each channel
-    of each image: `bits` bits a number, and two float32 a channel."""
+    """Rounds (B, c, h, w) to 2^bits even steps between the extreme values of each channel of each image.
+
+    That takes `bits` bits for each number, and two float32 for each channel.
+    """
     low, high = z.amin(dim=(2, 3), keepdim=True), z.amax(dim=(2, 3), keepdim=True)
     step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(z.dtype).tiny)
     return low + ((z - low) / step).round() * step

@@ -1,7 +1,7 @@
-"""Image shards -> encoded samples, in order: read and decoded in threads, encoded in batches of one size.
+"""Reads shards of images and encodes their samples, in order. Threads decode; images of one size make a batch.
 
-A CPU encodes several batches at a time, each in a thread of its own: the order in which a batch is summed, and so its
-last bits, then does not depend on how many threads a launcher leaves to a process.
+On a CPU several batches are encoded at a time, each in one thread. So the order of the sums in a batch, and with it
+their last bits, does not depend on how many threads a launcher gives to a process.
 """
 
 from __future__ import annotations
@@ -21,29 +21,43 @@ from torch import Tensor
 from ldm_vae.codec import LatentCodec, pad_to_multiple
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import fit_image
-from ldm_vae.data.images.pixels import EXTENSIONS, Array, BrokenImage
-from ldm_vae.data.shards.samples import Fields, read_samples
-from ldm_vae.data.shards.shard import ShardIndex
+from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage, PixelArray
+from ldm_vae.data.shards.samples import read_samples
+from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.latents.format import LatentJob
-from ldm_vae.noise import rng
+from ldm_vae.noise import GivenNoise, rng
 
-WINDOW = 8  # batches among which images of one size are looked for
-WINDOW_PIXELS = 2**25  # and pixels: 400 MB of three float32 channels
+WINDOW_BATCHES = 8  # batches of images among which those of one size are grouped
+WINDOW_PIXELS = 2**25  # pixels that such a window holds at most: 400 MB of three float32 channels
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A sample on its way. image: None where it is broken, and then the reason."""
+class ImageSample:
+    """A sample with its decoded image.
+
+    key: name of the sample.
+    fields: fields that are carried along.
+    image: (C, H, W); None if it is broken.
+    reason: why it is broken.
+    """
 
     key: str
-    fields: Fields  # what is carried along
-    image: Array | None  # (C, H, W)
+    fields: Fields
+    image: PixelArray | None
     reason: str = ""
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """arrays: None where the latent is broken, and then the reason.   z: (c, h, w), stored, before rounding."""
+class EncodedSample:
+    """A sample with its latent.
+
+    key: name of the sample.
+    fields: fields that are carried along.
+    size: (height, width) in pixels of the image before it was padded.
+    arrays: name of the field -> what is stored; None if the sample is broken.
+    z: (c, h, w) the mean of the posterior, or the latent that is stored instead, before it is rounded to float16.
+    reason: why the sample is broken.
+    """
 
     key: str
     fields: Fields
@@ -55,9 +69,9 @@ class Encoded:
 
 def decoded(
     shards: Sequence[ShardIndex], job: LatentJob, pool: ThreadPoolExecutor, ahead: int
-) -> Iterator[tuple[int, Picture]]:
-    """(number of the shard, sample) in order; `ahead` samples are being decoded at a time."""
-    waiting: list[tuple[int, Future[Picture]]] = []
+) -> Iterator[tuple[int, ImageSample]]:
+    """Gives (number of the shard, sample) in order, while up to `ahead` samples are being decoded."""
+    waiting: list[tuple[int, Future[ImageSample]]] = []
     for number, shard in enumerate(shards):
         for key, fields in read_samples(shard):
             waiting.append((number, pool.submit(_decode, key, fields, job)))
@@ -68,32 +82,32 @@ def decoded(
         yield first, future.result()
 
 
-def _decode(key: str, fields: Fields | str, job: LatentJob) -> Picture:
+def _decode(key: str, fields: Fields | str, job: LatentJob) -> ImageSample:
     if isinstance(fields, str):
-        return Picture(key, {}, None, fields)
+        return ImageSample(key, {}, None, fields)
     extension = next((name for name in EXTENSIONS if name in fields), None)
     if extension is None:
-        return Picture(key, fields, None, "no picture among its members")
+        return ImageSample(key, fields, None, "no picture among its members")
     carried = fields if job.keep_image else {name: data for name, data in fields.items() if name != extension}
     try:
         image = fit_image(decode_image(fields[extension], extension, job.image_channels), job.image, None)
     except BrokenImage as error:
-        return Picture(key, carried, None, error.reason)
-    return Picture(key, carried, image)
+        return ImageSample(key, carried, None, error.reason)
+    return ImageSample(key, carried, image)
 
 
-Batches = list[list[int]]  # places in a window
-EachBatch = Callable[[Callable[[list[int]], list["Encoded"]], Batches], Iterable[list["Encoded"]]]  # `map`
+Batches = list[list[int]]  # places in a window, for each batch
+EachBatch = Callable[[Callable[[list[int]], list["EncodedSample"]], Batches], Iterable[list["EncodedSample"]]]  # `map`
 
 
 @contextmanager
 def each_batch(device: torch.device) -> Iterator[EachBatch]:
-    """`map` for `encoded`: over the threads of torch on a CPU, each of which computes alone; plain on a GPU."""
+    """The `map` that `encoded` uses: on a CPU over as many threads as torch has, on a GPU the plain one."""
     if device.type != "cpu":
         yield map
         return
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # of this thread, for the statistics
+    torch.set_num_threads(1)  # for this thread, which computes the statistics
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool.map
@@ -102,12 +116,12 @@ def each_batch(device: torch.device) -> Iterator[EachBatch]:
 
 
 def encoded(
-    codec: LatentCodec, job: LatentJob, pictures: Iterable[tuple[int, Picture]], each: EachBatch
-) -> Iterator[tuple[int, Encoded]]:
-    """In the order they came. Images of one padded size within a window are encoded together."""
+    codec: LatentCodec, job: LatentJob, pictures: Iterable[tuple[int, ImageSample]], each: EachBatch
+) -> Iterator[tuple[int, EncodedSample]]:
+    """Encodes pictures and gives them in the same order. Images of one padded size in a window make batches."""
     for number, window in _windows(pictures, job.batch):
         results = {
-            place: Encoded(picture.key, {}, reason=picture.reason)
+            place: EncodedSample(picture.key, {}, reason=picture.reason)
             for place, picture in enumerate(window)
             if picture.image is None
         }
@@ -122,7 +136,7 @@ def encoded(
             for start in range(0, len(places), job.batch)
         ]
 
-        def encode(places: list[int], window: list[Picture] = window) -> list[Encoded]:
+        def encode(places: list[int], window: list[ImageSample] = window) -> list[EncodedSample]:
             return _encode(codec, job, [window[place] for place in places])
 
         for chosen, found in zip(batches, each(encode, batches), strict=True):
@@ -131,22 +145,22 @@ def encoded(
             yield number, results[place]
 
 
-def _windows(pictures: Iterable[tuple[int, Picture]], batch: int) -> Iterator[tuple[int, list[Picture]]]:
+def _windows(pictures: Iterable[tuple[int, ImageSample]], batch: int) -> Iterator[tuple[int, list[ImageSample]]]:
     for number, samples in groupby(pictures, key=lambda pair: pair[0]):
-        window: list[Picture] = []
+        window: list[ImageSample] = []
         pixels = 0
         for _, picture in samples:
             window.append(picture)
             pixels += 0 if picture.image is None else picture.image[0].size
-            if len(window) == WINDOW * batch or pixels >= WINDOW_PIXELS:
+            if len(window) == WINDOW_BATCHES * batch or pixels >= WINDOW_PIXELS:
                 yield number, window
                 window, pixels = [], 0
         if window:
             yield number, window
 
 
-def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[Picture]) -> list[Encoded]:
-    """pictures: whole ones, of one size after padding."""
+def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[ImageSample]) -> list[EncodedSample]:
+    """Encodes one batch.   pictures: none of them broken, all of one size after padding."""
     images = [picture.image for picture in pictures if picture.image is not None]
     field = f"{job.latents}.npy"
     tensors, broken = {}, set()
@@ -159,7 +173,7 @@ def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[Picture]) -> 
     z = tensors[field][:, : job.channels].cpu()
     results = []
     for i, (picture, image) in enumerate(zip(pictures, images, strict=True)):
-        found = Encoded(picture.key, picture.fields, (image.shape[1], image.shape[2]))
+        found = EncodedSample(picture.key, picture.fields, (image.shape[1], image.shape[2]))
         mine = {name: array[i] for name, array in arrays.items()}
         if i in broken:
             found = replace(found, reason="its latent is not finite, in float32 either")
@@ -172,7 +186,7 @@ def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[Picture]) -> 
 
 
 def _stored(codec: LatentCodec, job: LatentJob, images: Tensor, keys: Sequence[str]) -> tuple[Tensor, list[int]]:
-    """(B, C, h, w), what is stored of a batch, and the places of those that are not finite."""
+    """What is stored of a batch, (B, C, h, w), and the places of the samples that are not finite."""
     moments, broken = codec.checked_moments(images)
     if job.latents == "moments":
         return moments, broken
@@ -180,7 +194,7 @@ def _stored(codec: LatentCodec, job: LatentJob, images: Tensor, keys: Sequence[s
         return codec.draw(moments), broken
     shape = (job.channels, *moments.shape[2:])
     noise = [_generator(job.seed, key).standard_normal(shape, dtype=np.float32) for key in keys]
-    return codec.model.bottleneck(moments, torch.from_numpy(np.stack(noise)).to(moments.device)).z, broken
+    return codec.model.bottleneck(moments, GivenNoise(torch.from_numpy(np.stack(noise)))).z, broken
 
 
 def _generator(seed: int, key: str) -> np.random.Generator:

@@ -1,11 +1,13 @@
-"""Losses, one small file each.
+"""What the autoencoder minimises, a small file each.
 
-pixel.py         Distances between pixels, element by element
+pixel.py         Distances between pixels, and the log-variance that may divide them
 perceptual.py    LPIPS, the learned perceptual distance, as a loss
-rate.py          The price of information: the bottleneck's rate, KL(q(z|x) || p(z)), in nats per image
-adversarial.py   Losses of the discriminator and of the generator against it, and when they apply
-adaptive.py      The adaptive GAN weight: makes the adversarial gradient as long as the reconstruction's at the
-                 decoder's last layer
-objective.py     What the autoencoder minimises: names the terms, weights them, adds them; the only file that
-                 knows them all
+rate.py          The price of the latent, in nats per image
+adversary.py     What every adversary does: a second network with a loss of its own, trained beside the autoencoder
+adversarial.py   The PatchGAN discriminator as an adversary: its losses, and when they apply
+anchor.py        Gradients of losses at the weight of a last layer
+adaptive.py      The adaptive weight: scales a loss so that its gradient at a last layer is as long as the
+                 reconstruction's
+reduction.py     From one value per image to the scalar that is minimised
+objective.py     The objective: the weighted sum of all terms; the only file that knows them all
 """

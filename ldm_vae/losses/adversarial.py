@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
-from ldm_vae.nn.discriminators.patch import NormKind
+from ldm_vae.losses.adversary import Adversary, AdversaryConfig, Pair
+from ldm_vae.networks.network import NetworkConfig, Output
+from ldm_vae.nn.discriminators.patch import NormKind, PatchDiscriminator, smallest_side
+from ldm_vae.noise import Noise
 from ldm_vae.precision import at_least_float32
-from ldm_vae.recipe import Config
 from ldm_vae.schedules import ramp
 
 AdversarialKind = Literal["hinge", "vanilla", "non_saturating"]
-Step = Annotated[int, Field(ge=0)]
+StepNumber = Annotated[int, Field(ge=0)]
 
 
-class DiscriminatorConfig(Config):
+class DiscriminatorConfig(AdversaryConfig):
     """The adversarial loss, and the PatchGAN discriminator that judges patches of the reconstruction.
 
     Steps are optimizer steps of the autoencoder, whatever the accumulation and the number of processes.
     """
+
+    kind: Literal["patch"] = "patch"
+    """The kind of adversary: a discriminator that judges patches."""
 
     loss: AdversarialKind = "hinge"
     """Losses of the two networks. hinge: hinge for the discriminator, minus the logit for the autoencoder. vanilla:
@@ -43,19 +50,15 @@ class DiscriminatorConfig(Config):
     """Multiplies the weight by |gradient of the reconstruction loss| / |gradient of the adversarial loss|, measured at
     the decoder's last convolution (losses/adaptive.py)."""
 
-    start: Step = 0
+    start: StepNumber = 0
     """Step from which the discriminator is trained."""
 
-    generator_start: Step = 0
+    generator_start: StepNumber = 0
     """Step from which the autoencoder feels the discriminator, not before `start`; a later step gives the discriminator
     a head start."""
 
-    ramp: Step = 0
+    ramp: StepNumber = 0
     """Steps from generator_start up to the full weight, linearly."""
-
-    order: Literal["shared", "compvis"] = "shared"
-    """What the discriminator learns from. shared: the reconstructions of the autoencoder's own update. compvis: new
-    ones, made after that update, for one more forward pass."""
 
     @model_validator(mode="after")
     def _possible(self) -> DiscriminatorConfig:
@@ -68,16 +71,66 @@ class DiscriminatorConfig(Config):
             )
         return self
 
+    @property
+    def smallest_image(self) -> int:
+        return smallest_side(self.layers)
+
+    @property
+    def sees_batches(self) -> bool:
+        return self.norm == "batch"
+
+
+class PatchAdversary(Adversary):
+    """A PatchGAN learns to tell images from reconstructions, and the autoencoder learns to deceive it.
+
+    Source: Isola et al. 2017, arXiv:1611.07004; Esser et al. 2021, arXiv:2012.09841, eq. 7.
+    """
+
+    felt = "pixels"
+
+    def __init__(self, config: DiscriminatorConfig, name: str = "discriminator") -> None:
+        self.config, self.name = config, name
+        self.balance = "decoder" if config.adaptive else None
+
+    def build(self, model: NetworkConfig) -> nn.Module:
+        config = self.config
+        return PatchDiscriminator(model.out_channels, channels=config.channels, layers=config.layers, norm=config.norm)
+
+    def learns(self, step: int) -> bool:
+        return step >= self.config.start
+
+    def weight(self, step: int) -> float:
+        return adversarial_factor(self.config, step) * self.config.weight
+
+    def term(self, network: nn.Module, output: Output) -> Tensor:
+        return generator_loss(network(output.reconstruction), self.config.loss)
+
+    def pair(self, output: Output, noise: Noise) -> Pair:
+        return output.target, output.reconstruction.detach()
+
+    def loss(self, network: nn.Module, pair: Pair, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The discriminator's loss. Images and reconstructions go through the network in one call."""
+        target, reconstruction = pair
+        real, fake = network(torch.cat([target, reconstruction.to(target)])).chunk(2)
+        accuracy = 0.5 * ((real > 0).to(target).mean() + (fake < 0).to(target).mean())
+        values = {
+            "discriminator_accuracy": accuracy,
+            "logits_real": real.detach().mean(),
+            "logits_fake": fake.detach().mean(),
+        }
+        return discriminator_loss(real, fake, self.config.loss).mean(), values
+
 
 def adversarial_factor(config: DiscriminatorConfig, step: int) -> float:
-    """What the generator's loss is multiplied by: 0 up to generator_start, then linear over `ramp` steps, then 1."""
+    """The factor on the generator's loss: 0 before generator_start, then a linear rise to 1 over `ramp` steps."""
     return ramp(step, config.generator_start, config.ramp)
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: AdversarialKind) -> Tensor:
     """(a(-real) + a(fake)) / 2, mean over patches; a(x) = max(0, 1 + x) for hinge, softplus(x) for the other kinds.
 
-    real_logits, fake_logits: (B, 1, h, w).   Returns (B,) in at least float32.
+    real_logits, fake_logits: (B, 1, h, w).
+    Returns (B,) in at least float32.
     Sources: hinge, Lim & Ye 2017, arXiv:1705.02894; the others, cross-entropy, Goodfellow et al. 2014, arXiv:1406.2661;
     the half from CompVis/taming-transformers.
     """
@@ -88,13 +141,14 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: Adversari
 
 
 def generator_loss(fake_logits: Tensor, kind: AdversarialKind) -> Tensor:
-    """-logit (hinge, and vanilla as CompVis has it) or softplus(-logit) (non-saturating), mean over patches.
+    """-logit for hinge and vanilla (as in CompVis), softplus(-logit) for non_saturating; mean over patches.
 
-    fake_logits: (B, 1, h, w).   Returns (B,) in at least float32.
+    fake_logits: (B, 1, h, w).
+    Returns (B,) in at least float32.
     """
     fake = at_least_float32(fake_logits)
     return _per_image(F.softplus(-fake) if kind == "non_saturating" else -fake)
 
 
 def _per_image(values: Tensor) -> Tensor:
-    return values.mean(dim=(1, 2, 3))
+    return values.flatten(1).mean(dim=1)

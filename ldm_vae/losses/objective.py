@@ -1,38 +1,38 @@
-"""What the autoencoder minimises: names the terms, weights them, adds them; the only file that knows them all.
+"""The objective: the weighted sum of all terms that the autoencoder minimises; the only file that knows them all.
 
     total = nll + weight_rate * rate + factor(step) * weight_gan * lambda * generator
     nll   = (weight_pixel * pixel + weight_perceptual * perceptual) / e^s + n s,   s the learned log-variance (or 0)
 
-in CompVis' units: every term is summed over an image's n = C*H*W elements (LPIPS counts once per element), the mean is
-taken over images. lambda is the adaptive weight (`losses/adaptive.py`), or 1.
+The units are CompVis': every term is summed over the n = C*H*W elements of an image (LPIPS counts once per element) and
+averaged over images. lambda is the adaptive weight (`losses/adaptive.py`), or 1.
 Source: Esser et al. 2021 (arXiv:2012.09841), eq. 7; CompVis/latent-diffusion, contperceptual.py.
 
-Everything that is felt through the reconstruction is differentiated down to the reconstruction alone. One backward pass
-of LPIPS and one of the discriminator then serve both the adaptive weight and the update, and the networks are traversed
-once, with the sum of the gradients.
+The terms of the pixels are differentiated down to the decoder's output alone: it is detached, and called the leaf. So
+one backward pass through LPIPS and one through the discriminator serve both the adaptive weight and the update, and one
+backward pass through decoder and encoder takes the sum of all gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_vae.data.stream.batch import Batch
-from ldm_vae.losses.adaptive import adaptive_weight, last_layer_gradient
-from ldm_vae.losses.adversarial import DiscriminatorConfig, adversarial_factor, discriminator_loss, generator_loss
-from ldm_vae.losses.perceptual import LPIPS, PerceptualConfig
-from ldm_vae.losses.pixel import PixelConfig, pixel_distance
+from ldm_vae.losses.adaptive import adaptive_weight
+from ldm_vae.losses.adversary import Adversary
+from ldm_vae.losses.anchor import weight_gradients
+from ldm_vae.losses.perceptual import PerceptualConfig
+from ldm_vae.losses.pixel import LOG_VARIANCE_HEAD, LogVariance, PixelConfig, pixel_distance
 from ldm_vae.losses.rate import RateConfig, rate, rate_weight
-from ldm_vae.networks.kl import Output
+from ldm_vae.losses.reduction import Mean, Reduction
+from ldm_vae.networks.network import Anchor, Output
 from ldm_vae.precision import at_least_float32
 from ldm_vae.recipe import Config
 from ldm_vae.schedules import Schedule
-
-Critic = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> logits (B, 1, h, w)
 
 
 class LossConfig(Config):
@@ -50,21 +50,34 @@ class LossConfig(Config):
 
 class Term(Protocol):
     def __call__(self, output: Output, batch: Batch, step: int) -> Tensor:
-        """(B,), summed per image, in at least float32."""
+        """(rows,), summed over each image, in at least float32. A row is an image, or one of its samples."""
 
 
 @dataclass(frozen=True)
-class Weighted:
+class WeightedTerm:
+    """A term of the objective with its weight.
+
+    name: name of the term in the log.
+    term: computes the term.
+    weight: optimizer step -> weight.
+    balance: the last layer (anchor) at which the gradient is scaled to the length of the likelihood's; None for a fixed
+    weight.
+    """
+
     name: str
     term: Term
     weight: Schedule
+    balance: Literal["encoder"] | None = None
 
 
 @dataclass(frozen=True)
 class Losses:
-    """values: name -> scalar for the log, unweighted means over images: the likelihood's terms and the total per
-    element (so: mean absolute error, LPIPS distance), the rate in nats per image.
-    roots, gradients: what `torch.autograd.backward` takes to accumulate the gradient of the total."""
+    """The losses of one micro-batch.
+
+    values: scalars for the log by name, unweighted means over images. The likelihood's terms and the total are per
+    element (mean absolute error, LPIPS distance); the rate is in nats per image.
+    roots, gradients: arguments of `torch.autograd.backward` that accumulate the gradient of the total.
+    """
 
     values: dict[str, Tensor]
     roots: list[Tensor]
@@ -72,125 +85,205 @@ class Losses:
 
 
 class Objective:
-    """The weighted sum of terms, with its gradient at the reconstruction.
+    """The weighted sum of terms, with its gradient at the decoder's output.
 
-    likelihood: terms of the reconstruction, balanced against the discriminator.   regularizers: all others.
-    last_layer_shape: shape of the weight of the decoder's last convolution.
-    reduce: mean of a tensor over ranks, for the adaptive weight.
+    likelihood: terms of the pixels. Adaptive weights compare other terms with their sum.
+    regularizers: all other terms.
+    adversaries: the adversaries, in the order of their updates.
+    anchors: last layers of the network, for adaptive weights.
+    reduce: averages a tensor over ranks, for the adaptive weights.
+    reduction: turns one value per row into the scalar that is minimised.
     """
 
     def __init__(
         self,
-        likelihood: list[Weighted],
-        regularizers: list[Weighted],
-        adversarial: DiscriminatorConfig | None,
-        last_layer_shape: torch.Size,
+        likelihood: Sequence[WeightedTerm],
+        regularizers: Sequence[WeightedTerm],
+        adversaries: Sequence[Adversary],
+        anchors: Mapping[str, Anchor],
         reduce: Callable[[Tensor], Tensor],
+        reduction: Reduction | None = None,
     ) -> None:
         self.likelihood = likelihood
         self.regularizers = regularizers
-        self.adversarial = adversarial
-        self.last_layer_shape = last_layer_shape
+        self.adversaries = adversaries
+        self.anchors = anchors
         self.reduce = reduce
+        self.reduction = reduction or Mean()
 
-    def trains_discriminator(self, step: int) -> bool:
-        return self.adversarial is not None and step >= self.adversarial.start
+    @property
+    def samples(self) -> int:
+        """Number of draws from the posterior for each image."""
+        return self.reduction.samples
 
-    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Logits of real and reconstructed images -> scalar, the discriminator's own loss."""
-        assert self.adversarial is not None
-        return discriminator_loss(real, fake, self.adversarial.loss).mean()
+    def __call__(self, output: Output, batch: Batch, critics: Mapping[str, nn.Module], step: int) -> Losses:
+        """The losses of one micro-batch.
 
-    def __call__(self, output: Output, batch: Batch, critic: Critic, step: int) -> Losses:
-        """critic: the discriminator with its own parameters frozen; called only while the generator feels it."""
-        reconstruction = at_least_float32(output.reconstruction)
-        leaf = reconstruction.detach().requires_grad_()
+        critics: the adversaries' networks by name, their parameters frozen. Those of weight 0 are not called.
+        """
+        parameters = at_least_float32(output.parameters)
+        leaf = parameters.detach().requires_grad_()
+        seen = replace(output, parameters=leaf)
+        elements = output.target[0].numel()
+        rows = {term.name: term.term(seen, batch, step) for term in self.likelihood}
+        rows |= {term.name: term.term(output, batch, step) for term in self.regularizers}
+        total = self._total_of_rows(output, rows, step)
         values: dict[str, Tensor] = {}
 
-        elements = leaf[0].numel()
-        nll = self._add(self.likelihood, replace(output, reconstruction=leaf), batch, step, values, unit=elements)
-        if output.log_variance is not None:
-            nll = nll / output.log_variance.exp() + elements * output.log_variance
-            values["log_variance"] = output.log_variance
-            gradient, gradient_log_variance = torch.autograd.grad(nll, [leaf, output.log_variance])
+        nll = self._add(self.likelihood, rows, total, step)
+        values |= {term.name: rows[term.name].mean() / elements for term in self.likelihood}
+        log_variance = output.heads.get(LOG_VARIANCE_HEAD)
+        if log_variance is not None:
+            nll = nll / log_variance.exp() + elements * log_variance
+            values["log_variance"] = log_variance
+            gradient, gradient_log_variance = torch.autograd.grad(nll, [leaf, log_variance])
         else:
             (gradient,) = torch.autograd.grad(nll, [leaf])
-        total = nll.detach()
+        added = nll.detach()
+        balance = _Balance(self.anchors, self.reduce, output, parameters, gradient)
 
-        factor = 0.0 if self.adversarial is None else adversarial_factor(self.adversarial, step)
-        if self.adversarial is not None and factor > 0.0:
-            generator = generator_loss(critic(leaf), self.adversarial.loss).mean()
+        for adversary in self._felt("pixels", step):
+            generator = self.reduction(adversary.term(critics[adversary.name], seen), total)
             (gradient_generator,) = torch.autograd.grad(generator, [leaf])
-            weight = factor * self.adversarial.weight * self._balance(output, gradient, gradient_generator)
+            weight = adversary.weight(step) * balance.of_pixels(adversary.balance, gradient_generator)
             gradient = gradient + weight * gradient_generator
-            total = total + weight * generator
-            values |= {"generator": generator, "generator_weight": weight}
+            added = added + weight * generator
+            values |= {adversary.title("generator"): generator, adversary.title("generator_weight"): weight}
 
-        roots, gradients = [reconstruction], [gradient]
-        if self.regularizers:
-            regularization = self._add(self.regularizers, output, batch, step, values, unit=1)
-            total = total + regularization
-            if regularization.requires_grad:  # not the rate of a frozen encoder
-                roots.append(regularization)
-                gradients.append(torch.ones_like(regularization))
-        if output.log_variance is not None:
-            roots.append(output.log_variance)
+        regularization = self._add(self.regularizers, rows, total, step, balance)
+        values |= {term.name: rows[term.name].mean() for term in self.regularizers}
+        for adversary in self._felt("latent", step):
+            generator = self.reduction(adversary.term(critics[adversary.name], output), total)
+            weight = adversary.weight(step) * balance.of_latent(adversary.balance, generator)
+            regularization = regularization + weight * generator
+            values |= {adversary.title("generator"): generator, adversary.title("generator_weight"): weight}
+        values["total"] = (added + regularization) / elements
+
+        roots, gradients = [parameters], [gradient]
+        if regularization.requires_grad:  # not the rate of a frozen encoder
+            roots.append(regularization)
+            gradients.append(torch.ones_like(regularization))
+        if log_variance is not None:
+            roots.append(log_variance)
             gradients.append(gradient_log_variance)
-        values["total"] = total / elements
         return Losses({name: value.detach() for name, value in values.items()}, roots, gradients)
 
-    def _add(
-        self, terms: list[Weighted], output: Output, batch: Batch, step: int, values: dict[str, Tensor], unit: int
-    ) -> Tensor:
-        """The weighted sum of the terms, means over images; each is noted in `values`, divided by `unit`."""
-        total = torch.zeros((), dtype=output.posterior.rate.dtype, device=output.posterior.rate.device)
-        for weighted in terms:
-            value = weighted.term(output, batch, step).mean()
-            values[weighted.name] = value / unit
-            total = total + weighted.weight(step) * value
-        return total
+    def _felt(self, where: Literal["pixels", "latent"], step: int) -> list[Adversary]:
+        """The adversaries whose gradient enters at `where` in this step."""
+        return [adversary for adversary in self.adversaries if adversary.felt == where and adversary.weight(step) > 0]
 
-    def _balance(self, output: Output, gradient: Tensor, gradient_generator: Tensor) -> Tensor:
-        assert self.adversarial is not None
-        if not self.adversarial.adaptive:
-            return torch.ones((), device=gradient.device, dtype=gradient.dtype)
-        hidden = output.last_hidden.detach()
-        return adaptive_weight(
-            last_layer_gradient(hidden, gradient, self.last_layer_shape),
-            last_layer_gradient(hidden, gradient_generator, self.last_layer_shape),
-            reduce=self.reduce,
-        )
+    def _add(
+        self,
+        terms: Sequence[WeightedTerm],
+        rows: Mapping[str, Tensor],
+        total: Tensor,
+        step: int,
+        balance: _Balance | None = None,
+    ) -> Tensor:
+        """The weighted sum of the reduced terms."""
+        added = torch.zeros_like(total[0])
+        for weighted in terms:
+            value = self.reduction(rows[weighted.name], total)
+            weight: float | Tensor = weighted.weight(step)
+            if weighted.balance is not None and balance is not None:
+                weight = weight * balance.of_latent(weighted.balance, value)
+            added = added + weight * value
+        return added
+
+    @torch.no_grad()
+    def _total_of_rows(self, output: Output, rows: Mapping[str, Tensor], step: int) -> Tensor:
+        """(rows,): the weighted sum of all terms, without adversaries and adaptive weights."""
+        nll = sum((term.weight(step) * rows[term.name] for term in self.likelihood), torch.zeros(()))
+        if (log_variance := output.heads.get(LOG_VARIANCE_HEAD)) is not None:
+            nll = nll / log_variance.exp() + output.target[0].numel() * log_variance
+        return sum((term.weight(step) * rows[term.name] for term in self.regularizers), nll)
+
+
+@dataclass(frozen=True)
+class _Balance:
+    """Adaptive weights: the ratio of the likelihood's gradient to another one, at the weight of a last layer.
+
+    anchors, reduce: as in `Objective`.
+    output: output of the forward pass.
+    parameters: the decoder's output, with its graph.
+    gradient: gradient of the likelihood with respect to `parameters`.
+    """
+
+    anchors: Mapping[str, Anchor]
+    reduce: Callable[[Tensor], Tensor]
+    output: Output
+    parameters: Tensor
+    gradient: Tensor
+
+    def of_pixels(self, anchor: str | None, gradient: Tensor) -> Tensor:
+        """The weight of a loss of the pixels: a scalar () without a graph.
+
+        gradient: gradient of that loss with respect to the decoder's output.
+        """
+        if anchor is None:
+            return gradient.new_ones(())
+        if anchor == "decoder":
+            return self._compare(anchor, self.gradient, gradient)
+        return self._compare(anchor, self._down_to(anchor), self._down_to(anchor, gradient))
+
+    def of_latent(self, anchor: str | None, loss: Tensor) -> Tensor:
+        """The weight of any other loss: a scalar () without a graph.
+
+        loss: that loss, a scalar with its graph.
+        """
+        if anchor is None:
+            return loss.detach().new_ones(())
+        (gradient,) = torch.autograd.grad(loss, [self.output.above[anchor]], retain_graph=True)
+        return self._compare(anchor, self._down_to(anchor), gradient)
+
+    def _down_to(self, anchor: str, gradient: Tensor | None = None) -> Tensor:
+        """The gradient at the decoder's output -> the gradient at the output of the last layer `anchor`."""
+        seed = self.gradient if gradient is None else gradient
+        (reached,) = torch.autograd.grad(self.parameters, [self.output.above[anchor]], seed, retain_graph=True)
+        return reached
+
+    def _compare(self, anchor: str, gradient: Tensor, other: Tensor) -> Tensor:
+        ours, theirs = weight_gradients(self.anchors[anchor], self.output.below[anchor], [gradient, other])
+        return adaptive_weight(ours, theirs, reduce=self.reduce)
+
+
+def build_heads(loss: LossConfig) -> dict[str, nn.Module]:
+    """The modules that the terms of a recipe train beside the network; the network holds them as heads."""
+    return {LOG_VARIANCE_HEAD: LogVariance()} if loss.pixel.learned_variance else {}
 
 
 def build_objective(
     loss: LossConfig,
-    discriminator: DiscriminatorConfig | None,
-    lpips: LPIPS | None,
-    last_layer_shape: torch.Size,
+    adversaries: Sequence[Adversary],
+    frozen: Mapping[str, nn.Module],
+    anchors: Mapping[str, Anchor],
     reduce: Callable[[Tensor], Tensor],
 ) -> Objective:
     """The objective of a recipe. A term whose weight is 0 is left out: it costs nothing and is absent from the log.
 
-    lpips: the perceptual network, or None where there is no such term.   reduce: mean of a tensor over ranks.
+    frozen: the frozen networks of the terms, by the name of their section; "perceptual" is an LPIPS.
+    reduce: averages a tensor over ranks.
     """
     likelihood, regularizers = [], []
     if loss.pixel.weight > 0:
-        likelihood.append(Weighted("pixel", _pixel_term(loss.pixel), lambda step: loss.pixel.weight))
-    if lpips is not None:
-        likelihood.append(Weighted("perceptual", _perceptual_term(lpips), lambda step: loss.perceptual.weight))
+        likelihood.append(WeightedTerm("pixel", _pixel_term(loss.pixel), lambda step: loss.pixel.weight))
+    if "perceptual" in frozen:
+        term = _perceptual_term(frozen["perceptual"])
+        likelihood.append(WeightedTerm("perceptual", term, lambda step: loss.perceptual.weight))
     if loss.rate.weight > 0:
-        regularizers.append(Weighted("rate", rate, lambda step: rate_weight(loss.rate, step)))
-    return Objective(likelihood, regularizers, discriminator, last_layer_shape, reduce)
+        regularizers.append(WeightedTerm("rate", rate, lambda step: rate_weight(loss.rate, step)))
+    return Objective(likelihood, regularizers, adversaries, anchors, reduce)
 
 
 def _pixel_term(config: PixelConfig) -> Term:
     def pixel(output: Output, batch: Batch, step: int) -> Tensor:
-        return pixel_distance(output.reconstruction, output.target, config.kind, config.epsilon).sum(dim=(1, 2, 3))
+        distance = pixel_distance(output.reconstruction, output.target, config.kind, config.epsilon)
+        return distance.flatten(1).sum(dim=1)
 
     return pixel
 
 
-def _perceptual_term(lpips: LPIPS) -> Term:
+def _perceptual_term(lpips: nn.Module) -> Term:
     def perceptual(output: Output, batch: Batch, step: int) -> Tensor:
         distance: Tensor = lpips(output.reconstruction, output.target)
         return distance * output.target[0].numel()

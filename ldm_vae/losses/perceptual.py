@@ -1,9 +1,10 @@
 """LPIPS, the learned perceptual distance, as a loss.
 
-Zhang et al. 2018, arXiv:1801.03924; weights, constants and values of the `lpips` package 0.1.4 (BSD-2), version 0.1
-of the metric. Ours: epsilon inside the square root, so that a feature vector of zeros has a bounded gradient (lpips
-gives NaN); nothing kept for a gradient of the target; distances in at least float32 beside convolutions that may run
-in bfloat16; no dropout.
+Source: Zhang et al. 2018, arXiv:1801.03924; weights, constants and values of the `lpips` package 0.1.4 (BSD-2), version
+0.1 of the metric.
+Ours: epsilon is inside the square root, so that a feature vector of zeros has a bounded gradient (lpips gives NaN). The
+target gets no gradient. Distances are computed in at least float32, while convolutions may run in bfloat16. There is no
+dropout.
 """
 
 from __future__ import annotations
@@ -21,20 +22,21 @@ from torch import Tensor, nn
 from ldm_vae.errors import UserError
 from ldm_vae.precision import at_least_float32
 from ldm_vae.pretrained.backbones import BackboneName, backbone_weights
-from ldm_vae.recipe import Config
+from ldm_vae.pretrained.frozen import FrozenConfig
 
-Network = Literal["vgg", "alex"]
+LPIPSNetwork = Literal["vgg", "alex"]
 Channels = tuple[int, int, int]
 RGB: Channels = (0, 1, 2)
 EPSILON = 1.0e-4  # length below which a feature vector is not stretched to 1; photographs have them from 0.8 up
-BACKBONE: Mapping[Network, BackboneName] = {"vgg": "vgg16", "alex": "alexnet"}
-SMALLEST: Mapping[Network, int] = {"vgg": 16, "alex": 31}  # pixels per side that leave the last layer one position
+BACKBONE: Mapping[LPIPSNetwork, BackboneName] = {"vgg": "vgg16", "alex": "alexnet"}
+# Pixels along each side of the smallest image for which the last layer has one position.
+SMALLEST_IMAGE: Mapping[LPIPSNetwork, int] = {"vgg": 16, "alex": 31}
 
 
-class PerceptualConfig(Config):
+class PerceptualConfig(FrozenConfig):
     """LPIPS, the learned perceptual distance between image and reconstruction."""
 
-    network: Network = "vgg"
+    network: LPIPSNetwork = "vgg"
     """The network whose features are compared: vgg is the usual loss, alex the usual metric."""
 
     weight: Annotated[float, Field(ge=0)] = 1.0
@@ -53,9 +55,9 @@ class PerceptualConfig(Config):
 
 
 def perceptual_channels(config: PerceptualConfig, image_channels: int) -> Channels | None:
-    """Indices of the image channels shown as red, green, blue; None where the policy is `off`.
+    """Indices of the image channels that LPIPS sees as red, green and blue; None for `channels: off`.
 
-    Raises UserError where the policy does not fit images of `image_channels` channels.
+    Raises UserError where `channels` does not fit images of `image_channels` channels.
     """
     if config.channels == "off":
         return None
@@ -76,20 +78,20 @@ def perceptual_channels(config: PerceptualConfig, image_channels: int) -> Channe
 
 
 class LPIPS(nn.Module):
-    """(reconstruction, target) -> distance per image. Frozen; the gradient goes to the reconstruction alone.
+    """(reconstruction, target) -> distance per image. Frozen; only the reconstruction gets a gradient.
 
     network: vgg (the usual loss) or alex (the usual metric).
-    channels: of the images, shown as red, green, blue (see perceptual_channels); None: images have these three.
-    backbone: file with the ImageNet weights; None: found or fetched as ldm_vae.pretrained.backbones says.
+    channels: the image channels that it sees as red, green and blue (see perceptual_channels); None: images have three.
+    backbone: file with the ImageNet weights; None: found or fetched as in ldm_vae.pretrained.backbones.
     `.to(torch.float64)` makes all of it float64.
     """
 
     def __init__(
-        self, network: Network = "vgg", *, channels: Channels | None = None, backbone: Path | None = None
+        self, network: LPIPSNetwork = "vgg", *, channels: Channels | None = None, backbone: Path | None = None
     ) -> None:
         super().__init__()
         self.network, self.channels = network, channels
-        self.features, self.taps = _vgg16() if network == "vgg" else _alexnet()
+        self.features, self.taps = _vgg16_layers() if network == "vgg" else _alexnet_layers()
         self.load_state_dict(backbone_weights(BACKBONE[network], path=backbone))
         for i, head in enumerate(_heads(network)):
             self.register_buffer(f"head_{i}", head)
@@ -100,8 +102,11 @@ class LPIPS(nn.Module):
         self.eval()
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """reconstruction, target: (B, C, H, W) in [-1, 1].   Returns (B,) in at least float32, 0 for equal images."""
-        smallest = SMALLEST[self.network]
+        """The distance of each image: (B,), in at least float32; 0 for equal images.
+
+        reconstruction, target: (B, C, H, W) in [-1, 1].
+        """
+        smallest = SMALLEST_IMAGE[self.network]
         if min(target.shape[2:]) < smallest:
             raise UserError(
                 f"images of {target.shape[2]}x{target.shape[3]} pixels are too small for LPIPS",
@@ -116,11 +121,11 @@ class LPIPS(nn.Module):
         return torch.stack(distances).sum(dim=0)
 
     def train(self, mode: bool = True) -> LPIPS:
-        """Stays in evaluation: a loss is no part of what is trained."""
+        """Stays in evaluation mode, since LPIPS is never trained."""
         return super().train(False)
 
     def _features(self, image: Tensor) -> list[Tensor]:
-        """Features after each tapped layer, of length 1 at every position."""
+        """Features after each layer that is compared; at every position a vector of length 1."""
         if self.channels is not None:
             image = image[:, self.channels]
         elif image.shape[1] != 3:
@@ -134,12 +139,15 @@ class LPIPS(nn.Module):
 
 
 def _unit_length(features: Tensor) -> Tensor:
-    """(B, C, h, w) -> the same, each vector x over C as x / sqrt(|x|^2 + epsilon^2): slope at most 1 / epsilon."""
+    """(B, C, h, w) -> the same shape: each vector x over C becomes x / sqrt(|x|^2 + epsilon^2).
+
+    The slope is at most 1 / epsilon.
+    """
     return features / (features.square().sum(dim=1, keepdim=True) + EPSILON**2).sqrt()
 
 
-def _heads(network: Network) -> list[Tensor]:
-    """The package's weight of each channel of each tapped layer, (1, C, 1, 1), without importing the package."""
+def _heads(network: LPIPSNetwork) -> list[Tensor]:
+    """The `lpips` package's weights of the channels of each layer, (1, C, 1, 1); the package is not imported."""
     spec = find_spec("lpips")
     assert spec is not None and spec.origin is not None  # a dependency of ldm_vae
     file = Path(spec.origin).parent / "weights" / "v0.1" / f"{network}.pth"
@@ -147,8 +155,11 @@ def _heads(network: Network) -> list[Tensor]:
     return [state[f"lin{i}.model.1.weight"] for i in range(5)]
 
 
-def _vgg16() -> tuple[nn.Sequential, tuple[int, ...]]:
-    """VGG16 (Simonyan & Zisserman 2014, arXiv:1409.1556) up to relu5_3, numbered as in torchvision; where taps end."""
+def _vgg16_layers() -> tuple[nn.Sequential, tuple[int, ...]]:
+    """VGG16 up to relu5_3, numbered as in torchvision, and the indices after which features are compared.
+
+    Source: Simonyan & Zisserman 2014, arXiv:1409.1556.
+    """
     layers: list[nn.Module] = []
     taps = []
     channels = 3
@@ -162,8 +173,11 @@ def _vgg16() -> tuple[nn.Sequential, tuple[int, ...]]:
     return nn.Sequential(*layers), tuple(taps)
 
 
-def _alexnet() -> tuple[nn.Sequential, tuple[int, ...]]:
-    """AlexNet (Krizhevsky 2014, arXiv:1404.5997) up to its last ReLU, numbered as in torchvision; where taps end."""
+def _alexnet_layers() -> tuple[nn.Sequential, tuple[int, ...]]:
+    """AlexNet up to its last ReLU, numbered as in torchvision, and the indices after which features are compared.
+
+    Source: Krizhevsky 2014, arXiv:1404.5997.
+    """
     layers = nn.Sequential(
         nn.Conv2d(3, 64, 11, stride=4, padding=2),
         nn.ReLU(inplace=True),

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ldm_vae.data.stream.batch import Batch
-from ldm_vae.networks.kl import Output
+from ldm_vae.networks.network import Output
 from ldm_vae.recipe import Config
 from ldm_vae.schedules import ramp
 
@@ -24,7 +24,7 @@ class RateConfig(Config):
 
 
 def rate(output: Output, batch: Batch, step: int) -> Tensor:
-    """(B,), nats per image, summed over latent channels and positions."""
+    """(B,), nats per image, summed over groups and positions."""
     return output.posterior.rate
 
 

@@ -1,12 +1,12 @@
-"""How far two sets of features are apart, as torch-fidelity computes it, from features that lie in a file.
+"""How far apart two sets of features are, as torch-fidelity computes it. The features may lie in a file.
 
 Fréchet distance   |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of the Gaussians with the features' means and unbiased
                    covariances (Heusel et al. 2017, arXiv:1706.08500); float64, the root's trace through eigenvalues
 kernel distance    squared MMD under ((x.y) / d + 1)^3, unbiased, mean over random subsets (Binkowski et al. 2018,
                    arXiv:1801.01401)
 
-With fewer images than features the covariances are singular and the distance is finite all the same. Memory: a chunk of
-images and d x d; for the kernel distance, its subsets.
+If there are fewer images than features, the covariances are singular; the distance is finite all the same. The Fréchet
+distance takes memory for a chunk of images and d x d numbers, the kernel distance for its subsets.
 Check: tests/metrics/test_frechet.py, against torch-fidelity, torchmetrics, scipy.linalg.sqrtm and closed forms.
 """
 
@@ -30,7 +30,7 @@ SEED = int(DEFAULTS["rng_seed"])  # of the subsets, 2020
 
 
 def frechet_distance(ours: Points, theirs: Points) -> float:
-    """ours, theirs: (n, d), n from 2."""
+    """The Fréchet distance.   ours, theirs: (n, d), n at least 2."""
     if len(ours) + len(theirs) < ours.shape[1]:
         ours, theirs = _rotated(ours, theirs)
     value: float = fid_statistics_to_metric(_statistics(ours), _statistics(theirs), verbose=False)[KEY_METRIC_FID]
@@ -38,7 +38,7 @@ def frechet_distance(ours: Points, theirs: Points) -> float:
 
 
 def kernel_distance(ours: Features, theirs: Features) -> float:
-    """ours, theirs: (n, d), n from 2. Up to SUBSET images there is one subset, all of them."""
+    """The kernel distance.   ours, theirs: (n, d), n at least 2. Up to SUBSET images make one subset."""
     n = len(ours)
     found = kid_features_to_metric(
         torch.from_numpy(ours),
@@ -53,8 +53,11 @@ def kernel_distance(ours: Features, theirs: Features) -> float:
 
 
 def _rotated(ours: Features, theirs: Features) -> tuple[Points, Points]:
-    """The same points seen in the few dimensions that they span, which changes no distance. Of three images it takes
-    the eigenvalues of 6 x 6, not of 512 x 512, where nearly all are 0 but for rounding and hard to find."""
+    """The same points in the few dimensions that they span, which changes no distance.
+
+    For three images the eigenvalues of a 6 x 6 matrix are then needed, instead of 512 x 512, where nearly all are 0 up
+    to rounding and hard to compute.
+    """
     basis, _ = np.linalg.qr(np.concatenate([ours, theirs]).T.astype(np.float64))
     return ours @ basis, theirs @ basis
 

@@ -1,4 +1,4 @@
-"""How far a reconstruction is from its image: one number per image and metric, taken on 8-bit values.
+"""How far a reconstruction is from its image: one number for each image and metric, computed on 8-bit values.
 
 psnr         10 log10(255^2 / mean squared error), dB
 ssim         Wang et al. 2004: Gaussian window of 11x11 and sigma 1.5, mean over channels and all positions, with the
@@ -7,7 +7,7 @@ ms_ssim      Wang et al. 2003: the same window at five scales
 lpips_vgg    Zhang et al. 2018 (arXiv:1801.03924), version 0.1, VGG16
 lpips_alex   the same, AlexNet
 
-A number that can't be had is absent, and the reason stands in its place; it is never 0.
+A metric that can't be computed for an image has a reason instead of a number; it is never 0.
 Check: tests/metrics/test_image.py, against torchmetrics, scikit-image and lpips on photographs.
 """
 
@@ -27,30 +27,37 @@ from torchmetrics.functional.image import (
 )
 
 from ldm_vae.errors import UserError
-from ldm_vae.losses.perceptual import Network
+from ldm_vae.losses.perceptual import LPIPSNetwork
 from ldm_vae.metrics.pair import PairNetwork
 
 MetricName = Literal["psnr", "ssim", "ms_ssim", "lpips_vgg", "lpips_alex"]
-METRICS: tuple[MetricName, ...] = get_args(MetricName)
-NETWORKS: dict[MetricName, Network] = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
+IMAGE_METRICS: tuple[MetricName, ...] = get_args(MetricName)
+LPIPS_NETWORKS: dict[MetricName, LPIPSNetwork] = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
 SSIM_WINDOW = 11  # pixels
-MS_SSIM_SIDE = 161  # pixels; at the fifth scale that is more than ten, so that the window has a place
-TORCHMETRICS_MS_SSIM_SIDE = 176  # pixels; its halving rounds down, so it takes no less
+MS_SSIM_SIDE = 161  # pixels; more than ten at the fifth scale, so that the window fits
+TORCHMETRICS_MS_SSIM_SIDE = 176  # pixels; it rounds down at each scale, so it takes no fewer
 
 
 @dataclass
-class Row:
-    """What was measured on one image. A metric stands either in `values` or, with the reason, in `missing`."""
+class MeasuredImage:
+    """What was measured on one image. Each metric is either in `values` or in `missing`.
+
+    key: name of the image.
+    shape: (C, H, W) of the image.
+    squared_error: sum of the squared differences of all 8-bit values; None without a reconstruction.
+    values: metric -> its value.
+    missing: metric -> why it has no value.
+    """
 
     key: str
-    shape: tuple[int, ...]  # (C, H, W) of the image
-    squared_error: int | None  # sum over them of squared differences of 8-bit values; None without a reconstruction
+    shape: tuple[int, ...]
+    squared_error: int | None
     values: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
     def elements(self) -> int:
-        """Numbers in the image."""
+        """How many numbers the image has."""
         return math.prod(self.shape)
 
     def to_json(self) -> dict[str, Any]:
@@ -60,21 +67,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Metric:
-    compute: Callable[[Tensor, Tensor], Tensor]  # reconstruction and image, (B, C, H, W) in uint8 -> (B,)
-    smallest: int  # pixels along the shorter side
-    channels: tuple[int, ...] | None = None  # numbers of image channels it is defined for; None: any
+    """How a metric is computed, and for which images.
+
+    compute: reconstruction and image, (B, C, H, W) in uint8 -> (B,).
+    smallest: pixels along the shorter side that it needs.
+    channels: numbers of image channels that it is defined for; None for any.
+    network: the network it uses, if any.
+    """
+
+    compute: Callable[[Tensor, Tensor], Tensor]
+    smallest: int
+    channels: tuple[int, ...] | None = None
     network: PairNetwork | None = None
 
     def reason_against(self, images: Tensor) -> str | None:
-        """Why it can't be computed on (B, C, H, W), or None."""
+        """Why it can't be computed for these images (B, C, H, W); None if it can."""
         return unfit(images, self.smallest, self.channels)
 
 
 class ImageMetrics:
-    """The metrics asked for, with their networks, ready for batch after batch."""
+    """Computes the chosen metrics, batch after batch. It holds their networks."""
 
-    def __init__(self, names: Sequence[MetricName] = METRICS, device: torch.device | str = "cpu") -> None:
-        """Where the weights of a network can't be had, its metric is missing from every row; all else is computed."""
+    def __init__(self, names: Sequence[MetricName] = IMAGE_METRICS, device: torch.device | str = "cpu") -> None:
+        """If the weights of a network can't be had, its metric is missing for all images; others are computed."""
         self.metrics: dict[MetricName, Metric] = {}
         self.unavailable: dict[str, str] = {}
         for name in names:
@@ -84,11 +99,11 @@ class ImageMetrics:
                 self.unavailable[name] = str(error)
 
     @torch.inference_mode()
-    def __call__(self, reconstruction: Tensor, image: Tensor, keys: Sequence[str]) -> list[Row]:
-        """reconstruction, image: (B, C, H, W), uint8, on the device of the networks.   Returns B rows."""
+    def __call__(self, reconstruction: Tensor, image: Tensor, keys: Sequence[str]) -> list[MeasuredImage]:
+        """reconstruction, image: (B, C, H, W), uint8, on the device of the networks.   Returns B results."""
         errors = squared_error(reconstruction, image).tolist()
         rows = [
-            Row(key, tuple(image.shape[1:]), error, missing=dict(self.unavailable))
+            MeasuredImage(key, tuple(image.shape[1:]), error, missing=dict(self.unavailable))
             for key, error in zip(keys, errors, strict=True)
         ]
         for name, metric in self.metrics.items():
@@ -103,13 +118,15 @@ class ImageMetrics:
                     row.values[name] = values[i]
         return rows
 
-    def without_reconstruction(self, image: Tensor, key: str, reason: str) -> Row:
-        """The row of an image (C, H, W) of which there is nothing to measure."""
-        return Row(key, tuple(image.shape), None, missing=dict.fromkeys((*self.metrics, *self.unavailable), reason))
+    def without_reconstruction(self, image: Tensor, key: str, reason: str) -> MeasuredImage:
+        """The result for an image (C, H, W) that has no reconstruction.   reason: why."""
+        return MeasuredImage(
+            key, tuple(image.shape), None, missing=dict.fromkeys((*self.metrics, *self.unavailable), reason)
+        )
 
 
 def unfit(images: Tensor, smallest: int, channels: tuple[int, ...] | None) -> str | None:
-    """Why (B, C, H, W) is nothing for a metric of `smallest` pixels a side and these numbers of channels, or None."""
+    """Why a metric that needs `smallest` pixels a side and such channels can't take (B, C, H, W); None if it can."""
     found, side = images.shape[1], min(images.shape[2:])
     if channels is not None and found not in channels:
         return f"needs images of {' or '.join(map(str, channels))} channels, not {found}"
@@ -117,18 +134,18 @@ def unfit(images: Tensor, smallest: int, channels: tuple[int, ...] | None) -> st
 
 
 def squared_error(reconstruction: Tensor, image: Tensor) -> Tensor:
-    """(B, C, H, W), uint8, of both -> (B,), the sum over each image."""
+    """The sum of squared differences over each image: (B, C, H, W) uint8 twice -> (B,)."""
     return (reconstruction.int() - image.int()).square().sum(dim=(1, 2, 3), dtype=torch.int64)
 
 
 def psnr(error: Tensor | float, elements: int) -> Tensor:
-    """Sum of squared differences of 8-bit values, and how many -> dB, in float64; infinity for 0."""
+    """PSNR in dB, in float64, from a sum of squared differences of `elements` 8-bit values; infinity for 0."""
     return 10.0 * torch.log10(255.0**2 * elements / torch.as_tensor(error, dtype=torch.float64))
 
 
 def _build(name: MetricName, device: torch.device) -> Metric:
-    if name in NETWORKS:
-        network = PairNetwork(NETWORKS[name], device)
+    if name in LPIPS_NETWORKS:
+        network = PairNetwork(LPIPS_NETWORKS[name], device)
         return Metric(lambda ours, theirs: network(ours, theirs).distance, network.smallest, (1, 3), network)
     return {
         "psnr": Metric(_psnr, 1),
@@ -150,7 +167,7 @@ def _ssim(reconstruction: Tensor, image: Tensor) -> Tensor:
 
 
 def _ms_ssim(reconstruction: Tensor, image: Tensor) -> Tensor:
-    """From 161 to 175 pixels the last row and column are repeated up to the 176 that torchmetrics takes."""
+    """Images of 161 to 175 pixels get their last row and column repeated, because torchmetrics takes 176 at least."""
     height, width = image.shape[2:]
     missing = (0, max(0, TORCHMETRICS_MS_SSIM_SIDE - width), 0, max(0, TORCHMETRICS_MS_SSIM_SIDE - height))
     ours, theirs = (F.pad(x / 255.0, missing, mode="replicate") for x in (reconstruction, image))

@@ -1,6 +1,6 @@
-"""Mean and standard deviation of latents, gathered image by image in float64, and the file that keeps them.
+"""Mean and standard deviation of latents, summed image by image in float64, and the file that keeps them.
 
-The numbers do not depend on how images were batched, and those of several processes add up: Chan, Golub &
+The numbers do not depend on how images are batched, and those of several processes can be merged: Chan, Golub &
 LeVeque 1979, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances".
 """
 
@@ -22,7 +22,7 @@ from ldm_vae.recipe import Config, validate
 
 
 class LatentMoments:
-    """Count, mean and sum of squared deviations of every channel over all images and positions."""
+    """Count, mean and sum of squared deviations of every channel, over all images and positions."""
 
     def __init__(self, channels: int) -> None:
         self.images = 0
@@ -31,7 +31,7 @@ class LatentMoments:
         self.square: npt.NDArray[np.float64] = np.zeros(channels)  # sum of squared deviations from the mean
 
     def update(self, latents: Tensor) -> None:
-        """latents: (B, C, h, w), finite."""
+        """Adds a batch.   latents: (B, C, h, w), finite."""
         flat = latents.detach().double().flatten(2)  # (B, C, h*w)
         means = flat.mean(dim=2)
         squares = (flat - means[:, :, None]).square().sum(dim=2)
@@ -39,27 +39,27 @@ class LatentMoments:
             self._add(1, flat.shape[2], mean, square)
 
     def merge(self, other: LatentMoments) -> None:
-        """Adds what another process, or another shard, has gathered."""
+        """Adds the sums of another process, or of another shard."""
         self._add(other.images, other.values, other.mean, other.square)
 
     @property
     def std(self) -> npt.NDArray[np.float64]:
-        """(C,), of the population (numpy's default), one number a channel."""
+        """(C,) The standard deviation of each channel, of the population (numpy's default)."""
         return np.sqrt(self.square / max(self.values, 1))
 
     @property
     def total_mean(self) -> float:
-        """Over all channels."""
+        """The mean over all channels."""
         return float(self.mean.mean())
 
     @property
     def total_std(self) -> float:
-        """Over all channels, around `total_mean`."""
+        """The standard deviation over all channels, around `total_mean`."""
         between = np.square(self.mean - self.total_mean)
         return float(np.sqrt((self.square / max(self.values, 1) + between).mean()))
 
     def state(self) -> dict[str, Any]:
-        """As JSON; `from_state` gives back the same numbers to the last bit."""
+        """The sums as JSON values; `from_state` restores them to the last bit."""
         return {
             "images": self.images,
             "values": self.values,
@@ -135,7 +135,7 @@ class LatentStatistics(Config):
 
     @staticmethod
     def of(moments: LatentMoments, **rest: Any) -> LatentStatistics:
-        """`rest`: the fields that do not follow from `moments`."""
+        """The statistics of `moments`.   rest: the fields that do not follow from them."""
         return LatentStatistics(
             images=moments.images,
             values=moments.values,
@@ -147,7 +147,7 @@ class LatentStatistics(Config):
         )
 
     def scale(self, kind: ScaleKind) -> LatentScale:
-        """The scale that gives latents unit variance: over all (factor), also zero mean (shift), in each channel."""
+        """The scale to unit variance: over all channels ("factor"), with zero mean too ("shift"), or per channel."""
         if not self.std > 0 or not all(std > 0 for std in self.channel_std):
             raise UserError("the measured latents do not vary", "the codec has collapsed; train it differently")
         if kind == "channel":
@@ -163,7 +163,7 @@ class LatentStatistics(Config):
 
     @staticmethod
     def read(path: Path) -> LatentStatistics:
-        """Raises UserError where the file is missing or is no such file."""
+        """Reads such a file. Raises UserError if it is missing, or something else."""
         remedy = "make it with `ldm-vae stats MODEL SHARDS --json FILE`"
         try:
             content = json.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""LPIPS' network over a pair of images, once for two numbers: their distance, and what its last layer sees in each."""
+"""Runs LPIPS' network on pairs of images: the distance of each pair, and the features of its last layer."""
 
 from __future__ import annotations
 
@@ -8,35 +8,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_vae.losses.perceptual import LPIPS, SMALLEST, Network
-from ldm_vae.pretrained.backbones import fingerprint
+from ldm_vae.losses.perceptual import LPIPS, SMALLEST_IMAGE, LPIPSNetwork
+from ldm_vae.pretrained.backbones import weights_sha256
 
 
 @dataclass(frozen=True)
-class Seen:
-    """distance: (B,).   features: (B, 2, d), of the reconstruction and of the image, means over positions."""
+class PairResult:
+    """What the network gives for B pairs.
+
+    distance: (B,) LPIPS.
+    features: (B, 2, d) of the reconstruction and of the image, averaged over positions.
+    """
 
     distance: Tensor
     features: Tensor
 
 
 class PairNetwork:
-    """The metrics that use one network share its pass: the last pair is remembered.
+    """LPIPS' network, which gives a distance and features in one pass.
 
-    features: the activations after the last tapped layer (relu5_3 of VGG16, d = 512; relu5 of AlexNet, d = 256), as
-    they are before LPIPS stretches them to length 1, averaged over positions.
+    The features are the activations after the last layer that LPIPS uses (relu5_3 of VGG16, d = 512; relu5 of AlexNet,
+    d = 256), before LPIPS scales them to length 1.
+
+    The result for the last pair of tensors is remembered: `ImageMetrics` asks for the distance of a batch and then
+    `FeatureSets` for its features, neither knows of the other, and the network would run twice. The pair is recognised
+    by identity, which is safe because its tensors are kept; they must not be changed in place.
     """
 
-    def __init__(self, network: Network, device: torch.device) -> None:
+    def __init__(self, network: LPIPSNetwork, device: torch.device) -> None:
         self.lpips = LPIPS(network)
-        self.smallest = SMALLEST[network]  # pixels along the shorter side
-        self.weights = fingerprint(self.lpips.state_dict())  # sha256
+        self.smallest = SMALLEST_IMAGE[network]  # pixels along the shorter side
+        self.weights = weights_sha256(self.lpips.state_dict())  # sha256
         self.lpips.to(device)
         self.lpips.features[-1].register_forward_hook(self._note)
         self._noted: list[Tensor] = []
-        self._last: tuple[Tensor, Tensor, Seen] | None = None
+        self._last: tuple[Tensor, Tensor, PairResult] | None = None
 
-    def __call__(self, reconstruction: Tensor, image: Tensor) -> Seen:
+    def __call__(self, reconstruction: Tensor, image: Tensor) -> PairResult:
         """reconstruction, image: (B, 1 or 3, H, W), uint8; one channel is shown as grey."""
         if self._last is None or self._last[0] is not reconstruction or self._last[1] is not image:
             self._noted.clear()
@@ -44,7 +52,7 @@ class PairNetwork:
             ours, theirs = ((x / 127.5 - 1.0).expand(shape) for x in (reconstruction, image))
             distance = self.lpips(ours, theirs)
             of_image, of_reconstruction = self._noted  # LPIPS looks at the target first
-            self._last = reconstruction, image, Seen(distance, torch.stack([of_reconstruction, of_image], dim=1))
+            self._last = reconstruction, image, PairResult(distance, torch.stack([of_reconstruction, of_image], dim=1))
         return self._last[2]
 
     def _note(self, layer: Any, inputs: Any, output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""How far the reconstructions are from the images as two sets: one number for all images, from features of each.
+"""How far the reconstructions are from the images, as two sets: one number for all images, from features of each.
 
 rfid           Fréchet distance of Inception's 2048 pooled features (torch-fidelity's network, which enlarges or shrinks
                every image to 299 x 299 as TensorFlow did)
@@ -6,8 +6,8 @@ kid            kernel distance of the same features
 frechet_vgg16  Fréchet distance of LPIPS' VGG16: relu5_3 at the image's own size, averaged over positions, 512 features.
                Comparable with itself alone; it is no FID
 
-Both sets are seen as the 8-bit images that the other metrics see. Below 2,048 images a distance is a matter of which
-images they were: the value stays, and a note says so.
+Both sets are the 8-bit images that the other metrics use. With fewer than 2,048 images a distance depends on which
+images they are: the value is given all the same, with a note that says so.
 """
 
 from __future__ import annotations
@@ -22,37 +22,55 @@ from torch import Tensor
 
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.frechet import SEED, SUBSET, SUBSETS, frechet_distance, kernel_distance
-from ldm_vae.metrics.image import Row, unfit
+from ldm_vae.metrics.image import MeasuredImage, unfit
 from ldm_vae.metrics.pair import PairNetwork
 from ldm_vae.metrics.spool import Features, Spool
-from ldm_vae.pretrained.inception import SHA256, inception
-from ldm_vae.ranks import gather
+from ldm_vae.pretrained.inception import WEIGHTS_SHA256, inception
+from ldm_vae.ranks import all_gather
 
 SetMetricName = Literal["rfid", "kid", "frechet_vgg16"]
 SET_METRICS: tuple[SetMetricName, ...] = get_args(SetMetricName)
 NetworkName = Literal["inception", "vgg16"]
-NETWORKS: Mapping[SetMetricName, NetworkName] = {"rfid": "inception", "kid": "inception", "frechet_vgg16": "vgg16"}
+FEATURE_NETWORKS: Mapping[SetMetricName, NetworkName] = {
+    "rfid": "inception",
+    "kid": "inception",
+    "frechet_vgg16": "vgg16",
+}
 DISTANCES: Mapping[SetMetricName, Callable[[Features, Features], float]] = {
     "rfid": frechet_distance,
     "kid": kernel_distance,
     "frechet_vgg16": frechet_distance,
 }
-FEWEST = 2  # images; a covariance of one is none
-RELIABLE = 2048  # images; below, FID's covariance is singular, and its bias is larger than what one looks for
+FEWEST = 2  # images; one has no covariance
+RELIABLE = 2048  # images; with fewer, FID's covariance is singular, and its bias hides the differences of codecs
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    features: Callable[[Tensor, Tensor], Tensor]  # reconstruction and image, (B, C, H, W) in uint8 -> (B, 2, d)
-    width: int  # d
-    smallest: int  # pixels along the shorter side
-    channels: tuple[int, ...]  # numbers of image channels it takes
-    weights: str  # sha256
+    """A network that gives features of images.
+
+    features: reconstruction and image, (B, C, H, W) in uint8 -> (B, 2, d).
+    width: d.
+    smallest: pixels along the shorter side that it needs.
+    channels: numbers of image channels that it takes.
+    weights: sha256 of its weights.
+    """
+
+    features: Callable[[Tensor, Tensor], Tensor]
+    width: int
+    smallest: int
+    channels: tuple[int, ...]
+    weights: str
 
 
 @dataclass(frozen=True)
 class SetResults:
-    """values: by metric.   missing: why there is none.   notes: what to know about a value."""
+    """The distances between two sets of images.
+
+    values: metric -> its value.
+    missing: metric -> why it has no value.
+    notes: metric -> what to know about its value.
+    """
 
     values: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
@@ -60,7 +78,7 @@ class SetResults:
 
 
 class SetMetrics:
-    """The set metrics asked for, with their networks, ready for codec after codec."""
+    """The chosen set metrics with their networks, which serve one codec after the other."""
 
     def __init__(
         self,
@@ -70,17 +88,19 @@ class SetMetrics:
         vgg: PairNetwork | None = None,
         inception_file: Path | None = None,
     ) -> None:
-        """vgg: the network that LPIPS uses already.   inception_file: its weights, instead of looking for them.
+        """All processes must make one together.
 
-        Where a process can't have the weights of a network, its metrics are missing, with the reason; all else is
-        computed. All processes must make one.
-        Raises UserError for a file of Inception weights that is given and is not the one.
+        vgg: the network that LPIPS has loaded already, if any.
+        inception_file: Inception's weights; None looks for them.
+
+        If a process can't have the weights of a network, the metrics that use it are missing, with the reason; all
+        others are computed. Raises UserError if `inception_file` is given and is another file.
         """
         self.names = tuple(names)
         self.networks: dict[NetworkName, FeatureNetwork] = {}
         self.unavailable: dict[str, str] = {}
         device = torch.device(device)
-        for network in dict.fromkeys(NETWORKS[name] for name in names):
+        for network in dict.fromkeys(FEATURE_NETWORKS[name] for name in names):
             try:
                 self.networks[network] = (
                     _inception(inception_file, device) if network == "inception" else _vgg16(vgg, device)
@@ -88,17 +108,17 @@ class SetMetrics:
             except UserError as error:
                 if network == "inception" and inception_file is not None:
                     raise
-                self.unavailable |= {name: str(error) for name in names if NETWORKS[name] == network}
-        for elsewhere in gather(self.unavailable):
+                self.unavailable |= {name: str(error) for name in names if FEATURE_NETWORKS[name] == network}
+        for elsewhere in all_gather(self.unavailable):
             self.unavailable |= elsewhere
         for name in self.names:
             if name in self.unavailable:
-                self.networks.pop(NETWORKS[name], None)
+                self.networks.pop(FEATURE_NETWORKS[name], None)
 
     @property
     def weights(self) -> dict[str, str]:
-        """sha256 of the networks, by metric."""
-        found = {name: self.networks.get(NETWORKS[name]) for name in self.names}
+        """Metric -> sha256 of its network's weights."""
+        found = {name: self.networks.get(FEATURE_NETWORKS[name]) for name in self.names}
         return {name: network.weights for name, network in found.items() if network is not None}
 
 
@@ -111,42 +131,49 @@ class FeatureSets:
         self.spools = {name: Spool((2, network.width)) for name, network in metrics.networks.items()}
 
     @torch.inference_mode()
-    def add(self, reconstruction: Tensor, image: Tensor, rows: Sequence[Row]) -> None:
-        """reconstruction, image: (B, C, H, W), uint8.   rows: theirs; told why where an image has no features."""
+    def add(self, reconstruction: Tensor, image: Tensor, rows: Sequence[MeasuredImage]) -> None:
+        """Adds the features of a batch.
+
+        reconstruction, image: (B, C, H, W), uint8.
+        rows: what was measured on these images; an image that gives no features gets the reason in `missing`.
+        """
         for name, network in self.metrics.networks.items():
             reason = unfit(image, network.smallest, network.channels)
             if reason is None:
                 features = network.features(reconstruction, image).float().cpu().numpy()
                 self.spools[name].add([row.key for row in rows], features)
                 continue
-            concerned = [metric for metric in self.names if NETWORKS[metric] == name]
+            concerned = [metric for metric in self.names if FEATURE_NETWORKS[metric] == name]
             for row in rows:
                 row.missing |= dict.fromkeys(concerned, reason)
 
-    def without_reconstruction(self, row: Row, reason: str) -> None:
-        """An image that is not in the sets."""
+    def without_reconstruction(self, row: MeasuredImage, reason: str) -> None:
+        """Notes that an image has no reconstruction, and is in neither set.   reason: why."""
         row.missing |= dict.fromkeys(self.names, reason)
 
-    def results(self, rows: Sequence[Row]) -> SetResults:
-        """rows: of all processes, all of which must call this. A metric that a row is missing has no value."""
+    def results(self, rows: Sequence[MeasuredImage]) -> SetResults:
+        """The distances. All processes must call this. A metric that is missing for one image has no value.
+
+        rows: what was measured on the images of all processes.
+        """
         complete = [name for name in self.names if not any(name in row.missing for row in rows)]
         results = SetResults()
         results.missing.update(self.metrics.unavailable)
         if len(rows) < FEWEST:
             results.missing.update(dict.fromkeys(complete, f"needs at least {FEWEST} images, not {len(rows)}"))
             return results
-        for network in dict.fromkeys(NETWORKS[name] for name in complete):
+        for network in dict.fromkeys(FEATURE_NETWORKS[name] for name in complete):
             features = self.spools[network].gathered()
-            for name in (name for name in complete if NETWORKS[name] == network):
+            for name in (name for name in complete if FEATURE_NETWORKS[name] == network):
                 value = None if features is None else DISTANCES[name](features[:, 0], features[:, 1])
-                results.values[name] = next(v for v in gather(value) if v is not None)
+                results.values[name] = next(v for v in all_gather(value) if v is not None)
                 if len(rows) < RELIABLE:
                     results.notes[name] = _note(name, len(rows))
         return results
 
 
-def describe(names: Sequence[SetMetricName], images: int) -> dict[str, str]:
-    """What the protocol says of the metrics, beside their weights."""
+def describe_set_metrics(names: Sequence[SetMetricName], images: int) -> dict[str, str]:
+    """How each metric is computed, for the protocol of an evaluation."""
     inception = "Inception of 2015-12-05 by torch-fidelity, features 2048, images resized to 299 x 299 bilinearly"
     subsets = f"{SUBSETS} subsets of {SUBSET} images, seed {SEED}"
     facts = {
@@ -168,7 +195,7 @@ def _inception(file: Path | None, device: torch.device) -> FeatureNetwork:
     def features(reconstruction: Tensor, image: Tensor) -> Tensor:
         return torch.stack([network(reconstruction)[0], network(image)[0]], dim=1)
 
-    return FeatureNetwork(features, 2048, 1, (3,), SHA256)
+    return FeatureNetwork(features, 2048, 1, (3,), WEIGHTS_SHA256)
 
 
 def _vgg16(shared: PairNetwork | None, device: torch.device) -> FeatureNetwork:

@@ -1,7 +1,7 @@
-"""Features of images on disk: written as they come on each process, put in the order of keys on the first one.
+"""Keeps features of images on disk: each process writes its own, and the first process sorts all of them by key.
 
-So memory stays flat in the number of images, and the order in which images were met, on however many processes, changes
-nothing. The files have no name, or none that outlives the program.
+So memory does not grow with the number of images, and the result depends neither on the order of the images nor on the
+number of processes. The files vanish with the program.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy.typing as npt
 
 from ldm_vae.atomic import NO_ROOM
 from ldm_vae.errors import UserError
-from ldm_vae.ranks import gather, rank_and_world
+from ldm_vae.ranks import all_gather, rank_and_world
 
 Features = npt.NDArray[np.float32]
-Number = TypeVar("Number", bound=np.floating[Any])
-CHUNK = 256  # images that are moved at a time
+FloatT = TypeVar("FloatT", bound=np.floating[Any])
+CHUNK_IMAGES = 256  # images whose features are in memory at a time
 
 
 class Spool:
-    """Rows of a fixed shape, float32, by key; one file per process in $TMPDIR."""
+    """Rows of float32 of one shape, each with a key, in a file in $TMPDIR; every process has its own."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
@@ -31,25 +31,27 @@ class Spool:
         self._file = _file()
 
     def add(self, keys: Sequence[str], rows: Features) -> None:
-        """rows: (B, *shape)."""
+        """Appends rows (B, *shape)."""
         assert rows.shape == (len(keys), *self.shape)
         _write(self._file, np.ascontiguousarray(rows, dtype=np.float32))
         self.keys += keys
 
     def gathered(self) -> Features | None:
-        """(N, *shape) of all processes in the order of their keys, mapped from a file, on the first process; None on
-        the others. All must call it."""
+        """All rows of all processes, (N, *shape), in the order of their keys, mapped from a file. All must call this.
+
+        The first process gets them; the others get None.
+        """
         rank, _ = rank_and_world()
-        everyone = gather(self.keys)
+        everyone = all_gather(self.keys)
         order = sorted((key, owner, i) for owner, keys in enumerate(everyone) for i, key in enumerate(keys))
         places = [np.empty(len(keys), dtype=np.int64) for keys in everyone]
         for place, (_, owner, i) in enumerate(order):
             places[owner][i] = place
         whole = _file()
-        for first in range(0, max(map(len, everyone)), CHUNK):
-            for owner, rows in enumerate(gather(self._read(first, first + CHUNK))):
+        for first in range(0, max(map(len, everyone)), CHUNK_IMAGES):
+            for owner, rows in enumerate(all_gather(self._read(first, first + CHUNK_IMAGES))):
                 if rank == 0:
-                    for place, row in zip(places[owner][first : first + CHUNK], rows, strict=True):
+                    for place, row in zip(places[owner][first : first + CHUNK_IMAGES], rows, strict=True):
                         whole.seek(int(place) * row.nbytes)
                         _write(whole, row)
         if rank != 0:
@@ -65,10 +67,10 @@ class Spool:
         return np.frombuffer(data, dtype=np.float32).reshape(-1, *self.shape)
 
 
-def chunks(rows: npt.NDArray[Number]) -> Iterator[npt.NDArray[Number]]:
-    """(n, ...) -> its parts of at most CHUNK rows, in memory."""
-    for first in range(0, len(rows), CHUNK):
-        yield np.array(rows[first : first + CHUNK])
+def chunks(rows: npt.NDArray[FloatT]) -> Iterator[npt.NDArray[FloatT]]:
+    """Cuts (n, ...) into parts of at most CHUNK_IMAGES rows, which are read into memory."""
+    for first in range(0, len(rows), CHUNK_IMAGES):
+        yield np.array(rows[first : first + CHUNK_IMAGES])
 
 
 def _file() -> IO[bytes]:

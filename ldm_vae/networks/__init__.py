@@ -1,4 +1,6 @@
 """Whole autoencoders: what training wraps and export saves.
 
-kl.py   Encoder, bottleneck and decoder as the one module that training wraps and export saves
+likelihood.py   How a decoder's output is read: as a picture, or as a distribution of pixels
+network.py      What training and the codec ask of any network; the forward pass of training
+kl.py           The convolutional KL autoencoder of latent diffusion
 """

@@ -1,35 +1,27 @@
-"""Encoder, bottleneck and decoder as the one module that training wraps and export saves."""
+"""The convolutional KL autoencoder of latent diffusion, with the parameter names of diffusers.AutoencoderKL."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ldm_vae.bottlenecks.base import Latent
-from ldm_vae.bottlenecks.gaussian import DiagonalGaussian, GaussianConfig
-from ldm_vae.errors import UserError
+from ldm_vae.networks.network import Anchor, Decoded, Encoded, Network, NetworkConfig
 from ldm_vae.nn.decoder import Decoder
 from ldm_vae.nn.encoder import Encoder
-from ldm_vae.recipe import Config
+from ldm_vae.noise import Noise
+from ldm_vae.recipe import Positive
 
-Positive = Annotated[int, Field(gt=0)]
 
-
-class AutoencoderConfig(Config):
+class AutoencoderConfig(NetworkConfig):
     """Architecture of the convolutional KL autoencoder."""
 
-    in_channels: Positive = 3
-    """Channels of the image."""
+    train_parts = ("decoder",)
 
-    out_channels: Positive = 3
-    """Channels of the reconstruction."""
-
-    latent_channels: Positive = 4
-    """Channels of the latent."""
+    kind: Literal["kl"] = "kl"
+    """The kind of network: the convolutional encoder and decoder of AutoencoderKL."""
 
     block_out_channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (128, 256, 512, 512)
     """Width, in channels, of each level, full resolution first. A latent position stands for f = 2^(levels - 1) pixels
@@ -53,13 +45,6 @@ class AutoencoderConfig(Config):
     post_quant_conv: bool = True
     """Whether a 1x1 convolution stands between latent and decoder."""
 
-    gradient_checkpointing: bool = False
-    """Computes each level a second time in the backward pass instead of keeping its activations: less memory, more
-    time."""
-
-    bottleneck: GaussianConfig = GaussianConfig()
-    """How a latent is drawn from what the encoder says."""
-
     @model_validator(mode="after")
     def _possible(self) -> AutoencoderConfig:
         for width in self.block_out_channels:
@@ -76,112 +61,49 @@ class AutoencoderConfig(Config):
         return int(2 ** (len(self.block_out_channels) - 1))
 
 
-class View(Protocol):
-    """A change of picture that has a counterpart in latent space (a quarter turn, a scaling)."""
+class Autoencoder(Network):
+    """Encoder, 1x1 convolutions around the bottleneck, and decoder."""
 
-    def image(self, image: Tensor) -> Tensor: ...
-    def latent(self, z: Tensor) -> Tensor: ...
+    config: AutoencoderConfig
 
-
-@dataclass(frozen=True)
-class Output:
-    """Everything that losses may ask of one forward pass; B counts images times samples.
-
-    reconstruction, target: (B, C, H, W).   latent: (B, c, h, w), what the decoder was given.
-    posterior: what the bottleneck said.
-    last_hidden: (B, channels, H, W), the input of the decoder's last convolution.
-    log_variance: (), the learned scalar of the pixel likelihood, or None.
-    """
-
-    reconstruction: Tensor
-    target: Tensor
-    latent: Tensor
-    posterior: Latent
-    last_hidden: Tensor
-    log_variance: Tensor | None = None
-
-
-class Autoencoder(nn.Module):
-    """A convolutional KL autoencoder with the parameter names of diffusers.AutoencoderKL."""
-
-    def __init__(self, config: AutoencoderConfig, *, learned_variance: bool = False) -> None:
-        """learned_variance: adds the scalar log-variance of the pixel likelihood, trained along and not exported."""
-        super().__init__()
-        self.config = config
+    def __init__(self, config: AutoencoderConfig, heads: Mapping[str, nn.Module] | None = None) -> None:
+        super().__init__(config, heads)
         channels, groups = config.block_out_channels, config.norm_groups
         attention = [level in config.attention_levels for level in range(len(channels))]
-        moments = 2 * config.latent_channels
+        hidden = self.bottleneck.width * config.latent_channels
         self.encoder = Encoder(
-            config.in_channels, moments, channels, config.layers_per_block, attention, config.mid_attention, groups
+            config.in_channels, hidden, channels, config.layers_per_block, attention, config.mid_attention, groups
         )
-        self.quant_conv = nn.Conv2d(moments, moments, 1) if config.quant_conv else None
-        self.bottleneck = DiagonalGaussian(config.bottleneck)
+        self.quant_conv = nn.Conv2d(hidden, hidden, 1) if config.quant_conv else None
         self.post_quant_conv = (
             nn.Conv2d(config.latent_channels, config.latent_channels, 1) if config.post_quant_conv else None
         )
         self.decoder = Decoder(
             config.latent_channels,
-            config.out_channels,
+            self.likelihood.channels(config.out_channels),
             channels,
             config.layers_per_block + 1,
             attention,
             config.mid_attention,
             groups,
         )
-        self.log_variance = nn.Parameter(torch.zeros(())) if learned_variance else None
         self.encoder.gradient_checkpointing = config.gradient_checkpointing
         self.decoder.gradient_checkpointing = config.gradient_checkpointing
 
-    def encode(self, image: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1], H and W multiples of f -> (B, 2c, H/f, W/f), the raw moments."""
-        hidden = self.encoder(image)
-        return hidden if self.quant_conv is None else self.quant_conv(hidden)
+    def run_encoder(self, image: Tensor, label: Tensor | None = None) -> Encoded:
+        last = self.encoder(image)
+        return Encoded(last.output if self.quant_conv is None else self.quant_conv(last.output), last)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """(B, c, h, w), raw -> (B, C, h*f, w*f)."""
-        return self.decoder(self._post_quant(z))
+    def run_decoder(self, z: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Decoded:
+        last = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        return Decoded(last.output, last.below)
 
-    def forward(
-        self,
-        image: Tensor,
-        *,
-        noise: Tensor | None = None,
-        label: Tensor | None = None,
-        samples: int = 1,
-        view: View | None = None,
-    ) -> Output:
-        """The one call of training, so that it passes through the prepared module and gradients are synchronised.
+    @property
+    def anchors(self) -> Mapping[str, Anchor]:
+        return {"encoder": Anchor(self.encoder.conv_out), "decoder": Anchor(self.decoder.conv_out)}
 
-        image: (B, C, H, W) in [-1, 1].   noise: (B * samples, c, h, w) from N(0, I), or None for the mode.
-        label: for networks with a condition; this one has none and makes no use of it.
-        samples: draws from the posterior per image, one after the other along the batch.
-        view: decode the latent's view and aim at the image's.
-        """
-        hidden, target = self.encode(image), image
-        if samples > 1:
-            hidden, target = hidden.repeat_interleave(samples, dim=0), target.repeat_interleave(samples, dim=0)
-        posterior = self.bottleneck(hidden, noise)
-        latent = posterior.z
-        if view is not None:
-            latent, target = view.latent(latent), view.image(target)
-        last_hidden = self.decoder.hidden(self._post_quant(latent))
-        reconstruction = self.decoder.conv_out(last_hidden)
-        return Output(reconstruction, target, latent, posterior, last_hidden, self.log_variance)
-
-    def latent_shape(self, image: Tensor) -> tuple[int, int, int, int]:
-        """Shape of z for a batch of images (B, C, H, W). Raises UserError where H or W is no multiple of f."""
-        batch, _, height, width = image.shape
-        factor = self.config.factor
-        if height % factor or width % factor:
-            raise UserError(
-                f"training images of {height}x{width} pixels, which is no multiple of f = {factor}",
-                "set data.image.crop to a multiple",
-            )
-        return batch, self.config.latent_channels, height // factor, width // factor
-
-    def exported_state(self) -> dict[str, Tensor]:
-        """The state dict that diffusers.AutoencoderKL loads: everything but what the losses learn."""
-        return {name: value for name, value in self.state_dict().items() if name != "log_variance"}
-
-    def _post_quant(self, z: Tensor) -> Tensor:
-        return z if self.post_quant_conv is None else self.post_quant_conv(z)
+    def parts(self, name: str) -> Sequence[nn.Module]:
+        """decoder: everything after the latent, so that latents made earlier stay valid."""
+        if name != "decoder":
+            return super().parts(name)
+        return [self.decoder] if self.post_quant_conv is None else [self.post_quant_conv, self.decoder]

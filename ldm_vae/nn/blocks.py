@@ -14,7 +14,7 @@ NORM_EPS = 1e-6
 
 
 class ResBlock(nn.Module):
-    """GroupNorm-SiLU-conv, twice, beside a shortcut (1x1 convolution where channels change)."""
+    """Twice GroupNorm, SiLU and a convolution, added to a shortcut (a 1x1 convolution where the channels change)."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_groups: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of one head over all positions, beside a shortcut."""
+    """Self-attention with one head over all positions, added to its input."""
 
     def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()

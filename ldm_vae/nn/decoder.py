@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from ldm_vae.nn.blocks import NORM_EPS, Middle, UpLevel
 from ldm_vae.nn.checkpointing import run_block
+from ldm_vae.nn.last_layer import LastLayer
 
 
 class Decoder(nn.Module):
     """(B, in_channels, h, w) -> (B, out_channels, h*f, w*f), f = 2^(levels - 1).
 
-    channels, attention: of each level, full resolution first, as in the encoder; `up_blocks` run from last to first.
+    channels: width of each level, full resolution first, as in the encoder; `up_blocks` run from last to first.
+    attention: whether each level has attention, in the same order.
     """
 
     def __init__(
@@ -41,12 +43,9 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
         self.gradient_checkpointing = False
 
-    def hidden(self, z: Tensor) -> Tensor:
-        """Everything up to the input of the last convolution: (B, channels[0], h*f, w*f)."""
+    def forward(self, z: Tensor) -> LastLayer:
         hidden = self.conv_in(z)
         for block in (self.mid_block, *self.up_blocks):
             hidden = run_block(block, hidden, self.gradient_checkpointing)
-        return F.silu(self.conv_norm_out(hidden))
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.conv_out(self.hidden(z))
+        below = F.silu(self.conv_norm_out(hidden))
+        return LastLayer(below, self.conv_out(below))

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from ldm_vae.nn.blocks import NORM_EPS, DownLevel, Middle
 from ldm_vae.nn.checkpointing import run_block
+from ldm_vae.nn.last_layer import LastLayer
 
 
 class Encoder(nn.Module):
     """(B, in_channels, H, W) -> (B, out_channels, H/f, W/f), f = 2^(levels - 1).
 
-    channels: width of each level, full resolution first.   attention: the same length, attention at that level or not.
+    channels: width of each level, full resolution first.
+    attention: whether each level has attention, in the same order.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
         self.gradient_checkpointing = False
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> LastLayer:
         hidden = self.conv_in(image)
         for block in (*self.down_blocks, self.mid_block):
             hidden = run_block(block, hidden, self.gradient_checkpointing)
-        return self.conv_out(F.silu(self.conv_norm_out(hidden)))
+        below = F.silu(self.conv_norm_out(hidden))
+        return LastLayer(below, self.conv_out(below))

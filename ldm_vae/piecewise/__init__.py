@@ -1,9 +1,10 @@
-"""The same networks evaluated in pieces: equal to the full pass but for rounding, in a fraction of its memory.
+"""Networks evaluated in pieces: equal to the full pass up to rounding, in a fraction of its memory.
 
 strips.py     A tensor held as strips, so that parts of it can be freed while the next one grows
 norm.py       Group normalisation whose statistics are gathered over a whole picture before any part of it is
               normalised
-steps.py      The networks as chains of steps that can compute any rows of their output from the rows below them
+steps.py      The steps of a chain, which can compute any rows of their output from the rows below them
+chains/       Networks as chains of steps, a file for each kind of network
 plan.py       Which boundaries of a chain are kept and which are computed again, so that a bound on memory holds
 evaluate.py   Evaluates a network by a plan: norm statistics of the whole picture first, then rows from rows
 """

@@ -7,20 +7,22 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ldm_vae.networks.kl import Autoencoder
+from ldm_vae.networks.network import Network
+from ldm_vae.piecewise.chains.chain import chains_of
 from ldm_vae.piecewise.plan import Plan, Segment, plan_decode, plan_encode
-from ldm_vae.piecewise.steps import Attending, Residual, Step, decoder_steps, encoder_steps
+from ldm_vae.piecewise.steps import AttentionStep, ChainStep, ResidualStep
 from ldm_vae.piecewise.strips import Strips, Whole, cuts
 
 
 @torch.no_grad()
-def decode_pieces(model: Autoencoder, z: Tensor, *, max_memory: int | None = None) -> tuple[Tensor, Plan]:
-    """`model.decode`, evaluated in pieces, one picture after the other, without gradients.
+def decode_pieces(model: Network, z: Tensor, *, max_memory: int | None = None) -> tuple[Tensor, Plan]:
+    """Evaluates `model.decode` in pieces, one picture after the other, without gradients.
 
-    z: (B, c, h, w), raw -> (B, C, h*f, w*f), and the plan that was followed for each picture.
-    max_memory: bytes of working memory beyond weights, input, output, keys and values of attention. None: compute
-    nothing twice, and pictures too small to be cut (plan.strips is 1) as the one batch that they are.
-    Raises UserError for a bound below what is possible, naming the least.
+    z: (B, c, h, w), raw.
+    max_memory: bound on the working memory in bytes; weights, input, output, keys and values of attention do not count.
+    None: nothing is computed twice, and pictures too small to be cut (plan.strips is 1) run as one batch.
+    Returns (B, C, h*f, w*f), and the plan that was followed for each picture.
+    Raises UserError for a bound that is too low, and names the lowest that is possible.
     """
     batch, _, height, width = z.shape
     plan = plan_decode(model, height, width, max_memory=max_memory)
@@ -29,33 +31,36 @@ def decode_pieces(model: Autoencoder, z: Tensor, *, max_memory: int | None = Non
     factor = model.config.factor
     output = z.new_empty(batch, model.config.out_channels, height * factor, width * factor)
     for i in range(batch):
-        evaluate(plan, decoder_steps(model, height, width), z[i : i + 1], output[i : i + 1])
+        run_plan(plan, chains_of(model).decoder_steps(model, height, width), z[i : i + 1], output[i : i + 1])
     return output, plan
 
 
 @torch.no_grad()
-def encode_pieces(model: Autoencoder, images: Tensor, *, max_memory: int | None = None) -> tuple[Tensor, Plan]:
-    """`model.encode`, evaluated in pieces; else as `decode_pieces`.
+def encode_pieces(model: Network, images: Tensor, *, max_memory: int | None = None) -> tuple[Tensor, Plan]:
+    """Evaluates `model.encode` in pieces; otherwise like `decode_pieces`.
 
-    images: (B, C, H, W) in [-1, 1] -> (B, 2c, H/f, W/f), rounded down: the raw moments, and the plan.
+    images: (B, C, H, W) in [-1, 1].
+    Returns (B, width * c, H/f, W/f), rounded down, the bottleneck's input; and the plan.
     """
     batch, _, height, width = images.shape
     plan = plan_encode(model, height, width, max_memory=max_memory)
     if plan.strips == 1 and max_memory is None:
         return model.encode(images), plan
     factor = model.config.factor
-    output = images.new_empty(batch, 2 * model.config.latent_channels, height // factor, width // factor)
+    output = images.new_empty(
+        batch, model.bottleneck.width * model.config.latent_channels, height // factor, width // factor
+    )
     for i in range(batch):
-        evaluate(plan, encoder_steps(model, height, width), images[i : i + 1], output[i : i + 1])
+        run_plan(plan, chains_of(model).encoder_steps(model, height, width), images[i : i + 1], output[i : i + 1])
     return output, plan
 
 
-def evaluate(plan: Plan, steps: Sequence[Step], picture: Tensor, output: Tensor) -> None:
+def run_plan(plan: Plan, steps: Sequence[ChainStep], picture: Tensor, output: Tensor) -> None:
     """Runs freshly made steps on one picture (1, C, H, W) and writes the result to `output`."""
     source: Strips | Whole = Whole(plan.axis, picture)
     for segment in plan.segments:
         target = Whole(plan.axis, output) if segment.end == len(steps) else _new_strips(plan)
-        _Run(plan, steps, segment, source, target).run()
+        _SegmentRun(plan, steps, segment, source, target).run()
         source = target
 
 
@@ -63,44 +68,47 @@ def _new_strips(plan: Plan) -> Strips:
     return Strips(plan.axis, torch.device("cpu") if plan.spill else None)
 
 
-class _Run:
-    """One segment of one picture. No strip keeps a name beyond its use, so that memory is what the plan says."""
+class _SegmentRun:
+    """Evaluates one segment for one picture. No variable keeps a strip after its use: else it would hold its memory."""
 
     def __init__(
-        self, plan: Plan, steps: Sequence[Step], segment: Segment, source: Strips | Whole, target: Strips | Whole
+        self, plan: Plan, steps: Sequence[ChainStep], segment: Segment, source: Strips | Whole, target: Strips | Whole
     ) -> None:
         self.plan, self.steps, self.source, self.target = plan, steps, source, target
         self.first, self.end, self.keep_hidden = segment.first, segment.end, segment.keep_hidden
 
     def run(self) -> None:
-        """The passes for the barriers, then the one that computes the end."""
+        """Runs the passes for the barriers, then the one that computes the segment's end."""
         for k in range(self.first, self.end):
             self._pass_barriers(k)
         last = self.steps[self.end - 1]
-        if isinstance(last, Residual) and self.keep_hidden:
+        if isinstance(last, ResidualStep) and self.keep_hidden:
             self._finish_through_hidden(last)
         else:
             for rows in self._cuts(last):
                 self._append(self._boundary(self.end, *rows))
                 self._release(self.end, rows[1])
-        if isinstance(last, Attending):
+        if isinstance(last, AttentionStep):
             last.forget()
 
     def _pass_barriers(self, k: int) -> None:
-        """What must be known of the whole picture before any output of steps[k] can be computed."""
+        """Gathers what any output of steps[k] needs from the whole picture: norm statistics, keys and values."""
         step = self.steps[k]
         if step.norm is not None and k > self.first:  # statistics of the source were gathered when it was computed
             for rows in self._cuts(self.steps[k - 1]):
                 step.norm.gather(self._boundary(k, *rows))
-        if isinstance(step, Residual) and not (self.keep_hidden and k == self.end - 1):
+        if isinstance(step, ResidualStep) and not (self.keep_hidden and k == self.end - 1):
             for rows in self._cuts(step.first):
                 step.hidden_norm.gather(step.first.forward(self._boundary(k, *step.first.needs(*rows)), *rows))
-        if isinstance(step, Attending):
+        if isinstance(step, AttentionStep):
             for rows in self._cuts(step):
                 step.remember(self._boundary(k, *rows))
 
-    def _finish_through_hidden(self, step: Residual) -> None:
-        """Hidden activation and shortcut of the last residual block take the source's place, the end takes theirs."""
+    def _finish_through_hidden(self, step: ResidualStep) -> None:
+        """Computes a residual block at the segment's end, by way of its hidden activation and shortcut, which are kept.
+
+        The source is freed while these two grow, and they are freed while the end grows.
+        """
         hidden, shortcut = _new_strips(self.plan), _new_strips(self.plan)
         for rows in self._cuts(step):
             self._split(step, rows, hidden, shortcut)
@@ -111,7 +119,7 @@ class _Run:
             hidden.release(step.second.needs(rows[1], rows[1] + 1)[0])
             shortcut.release(rows[1])
 
-    def _split(self, step: Residual, rows: tuple[int, int], hidden: Strips, shortcut: Strips) -> None:
+    def _split(self, step: ResidualStep, rows: tuple[int, int], hidden: Strips, shortcut: Strips) -> None:
         needed = step.first.needs(*rows)
         x = self._boundary(self.end - 1, *needed)
         activation = step.first.forward(x, *rows)
@@ -136,10 +144,10 @@ class _Run:
         return step.forward(self._boundary(k - 1, *step.needs(first, end)), first, end)
 
     def _release(self, k: int, row: int) -> None:
-        """Frees the source's rows on which rows of boundary k from `row` on do not depend."""
+        """Frees the source's rows that the rows of boundary k from `row` on do not need."""
         for step in reversed(self.steps[self.first : k]):
             row = step.needs(row, row + 1)[0]
         self.source.release(row)
 
-    def _cuts(self, step: Step) -> Iterator[tuple[int, int]]:
+    def _cuts(self, step: ChainStep) -> Iterator[tuple[int, int]]:
         return cuts(step.above.rows, self.plan.strips)

@@ -25,7 +25,7 @@ class GatheredNorm:
         self._per_channel: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def gather(self, x: Tensor) -> None:
-        """x: (1, C, h, w), a strip."""
+        """Adds a strip (1, C, h, w) to the statistics."""
         _, channels, height, width = x.shape
         groups = self.norm.num_groups
         # The fused kernel also writes a normalised strip, which is not used; it is 50 times faster than var_mean.
@@ -42,7 +42,7 @@ class GatheredNorm:
         self._per_channel = None
 
     def apply(self, x: Tensor) -> Tensor:
-        """x: (1, C, h, w), any part of the picture -> the same shape, normalised with the picture's statistics."""
+        """Normalises any part (1, C, h, w) of the picture with the statistics of the whole picture."""
         if self._per_channel is None:
             norm, dtype = self.norm, at_least_float32(x).dtype
             repeats = norm.num_channels // norm.num_groups

@@ -1,9 +1,10 @@
 """Which boundaries of a chain are kept and which are computed again, so that a bound on memory holds.
 
-A norm needs statistics of its whole input before any of its output can be computed: a barrier. A segment is a run of
-steps between two boundaries that are kept (the input and the output always are). Every barrier inside a segment costs
-one pass over the picture, which computes again from the segment's start; the last pass computes the boundary at its
-end, while the one at its start is freed strip by strip. Long segments take less memory and more work.
+A norm needs statistics of its whole input before any of its output can be computed: this is a barrier. A segment is a
+sequence of steps between two boundaries that are kept (the input and the output always are). Every barrier inside a
+segment costs one pass over the picture, which computes everything from the segment's start again. The last pass
+computes the boundary at the segment's end, while the one at its start is freed strip by strip. Long segments take less
+memory and more work.
 """
 
 from __future__ import annotations
@@ -16,23 +17,26 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ldm_vae.errors import UserError
-from ldm_vae.networks.kl import Autoencoder
-from ldm_vae.piecewise.steps import Attending, Extent, Residual, Step, decoder_steps, encoder_steps
+from ldm_vae.networks.network import Network
+from ldm_vae.piecewise.chains.chain import chains_of
+from ldm_vae.piecewise.steps import AttentionStep, ChainStep, Extent, ResidualStep
 
-# Of the largest boundary, by default. At 1024 x 1024, strips of 4 MiB take 1.25 times the work of the full
-# pass, those of 16 MiB 1.1 times. From 32 MiB on malloc maps every block anew, which costs more.
+# Bytes of a strip of the largest boundary, by default. At 1024 x 1024, strips of 4 MiB take 1.25 times the work of the
+# full pass, those of 16 MiB 1.1 times. From 32 MiB on malloc maps every block anew, which costs more.
 STRIP_BYTES = 16 * 2**20
-STRIPS, SMALL_STRIP = 16, 2**20  # smaller boundaries are cut into so many, but no smaller than this many bytes
-MOST_STRIPS = 256  # by default
-MOST_WORK = 32.0  # times what computing nothing twice takes: a plan of more work is none
+STRIPS, SMALL_STRIP = 16, 2**20  # smaller boundaries are cut into 16 strips of at least 1 MiB
+MOST_STRIPS = 256  # highest number of strips, by default
+MOST_WORK = 32.0  # highest ratio of a plan's work to the work of computing nothing twice
 BOOKKEEPING = 2**16  # bytes for norm statistics and the like
 
 
 @dataclass(frozen=True)
 class Segment:
-    """steps[first:end], evaluated between two boundaries that are kept.
+    """The steps between two boundaries that are kept: steps[first:end].
 
-    keep_hidden: it ends with a residual block, of which hidden activation and shortcut are kept as well.
+    first: the first step.
+    end: the step after the last one.
+    keep_hidden: the segment ends with a residual block, whose hidden activation and shortcut are kept as well.
     """
 
     first: int
@@ -44,10 +48,13 @@ class Segment:
 class Plan:
     """How one picture is evaluated.
 
-    axis: 2 cuts rows of pixels, 3 columns.   strips: how many every boundary is cut into.
+    axis: 2 cuts rows of pixels, 3 columns.
+    strips: number of strips that every boundary is cut into.
+    segments: the segments, from input to output.
     working_bytes: upper bound on memory beyond weights, input, output, keys and values.
-    attention_bytes: of keys and values, at most.   work: operations, relative to computing nothing twice.
-    spill: boundaries that are kept rest in host memory.
+    attention_bytes: upper bound on the memory of keys and values.
+    work: operations, relative to computing nothing twice.
+    spill: whether the kept boundaries lie in host memory.
     """
 
     axis: int
@@ -59,24 +66,31 @@ class Plan:
     spill: bool
 
 
-def plan_decode(model: Autoencoder, height: int, width: int, *, max_memory: int | None = None) -> Plan:
-    """Plan for `model.decode` of latents of height x width.
+def plan_decode(model: Network, height: int, width: int, *, max_memory: int | None = None) -> Plan:
+    """The plan for `model.decode` of latents of height x width.
 
-    max_memory: bytes of working memory beyond weights, input, output, keys and values of attention. None: compute
-    nothing twice. Raises UserError for a bound below what is possible, naming the least.
+    max_memory: bound on the working memory in bytes; weights, input, output, keys and values of attention do not count.
+    None: nothing is computed twice.
+    Raises UserError for a bound that is too low, and names the lowest that is possible.
     """
     what = f"decoding {height} x {width} latents"
-    return make_plan(decoder_steps(model, height, width), model.decoder.conv_in.weight, what, max_memory)
+    return make_plan(chains_of(model).decoder_steps(model, height, width), next(model.parameters()), what, max_memory)
 
 
-def plan_encode(model: Autoencoder, height: int, width: int, *, max_memory: int | None = None) -> Plan:
-    """Plan for `model.encode` of images of height x width; else as `plan_decode`."""
+def plan_encode(model: Network, height: int, width: int, *, max_memory: int | None = None) -> Plan:
+    """The plan for `model.encode` of images of height x width; otherwise like `plan_decode`."""
     what = f"encoding {height} x {width} pixels"
-    return make_plan(encoder_steps(model, height, width), model.encoder.conv_in.weight, what, max_memory)
+    return make_plan(chains_of(model).encoder_steps(model, height, width), next(model.parameters()), what, max_memory)
 
 
-def make_plan(steps: Sequence[Step], weight: Tensor, what: str, max_memory: int | None) -> Plan:
-    """weight: any of the network, for type and device.   what: is being done, for the error."""
+def make_plan(steps: Sequence[ChainStep], weight: Tensor, what: str, max_memory: int | None) -> Plan:
+    """The plan of least work within a bound on memory.
+
+    steps: the steps of the chain.
+    weight: any weight of the network; its type and device are used.
+    what: what is to be done, for the error.
+    max_memory: as in `plan_decode`.
+    """
     size = weight.element_size()
     largest, most = (max(step.above.values() for step in steps) * size, max(step.above.rows for step in steps))
     strip = min(STRIP_BYTES, max(largest / STRIPS, SMALL_STRIP))
@@ -92,7 +106,7 @@ def make_plan(steps: Sequence[Step], weight: Tensor, what: str, max_memory: int 
             least = min(costs.least(reach) for costs in tried)
             raise UserError(f"max_memory of {max_memory:,} bytes", f"{what} takes at least {least:,}")
         route, costs = min(routes, key=lambda pair: pair[0].operations)
-    attention = max((2 * step.below.values() for step in steps if isinstance(step, Attending)), default=0)
+    attention = max((2 * step.below.values() for step in steps if isinstance(step, AttentionStep)), default=0)
     return Plan(
         axis=steps[0].axis,
         strips=costs.strips,
@@ -113,7 +127,12 @@ class _Route:
 
 @dataclass(frozen=True)
 class _Pass:
-    """operations: over the whole picture.   bytes: of one strip's work.   source_rows: that one strip needs."""
+    """The cost of one pass.
+
+    operations: operations over the whole picture.
+    bytes: memory that one strip takes.
+    source_rows: rows of the source that one strip needs.
+    """
 
     operations: float
     bytes: int
@@ -123,16 +142,16 @@ class _Pass:
 class _Costs:
     """Operations and bytes of every possible segment, for one number of strips."""
 
-    def __init__(self, steps: Sequence[Step], element_size: int, strips: int, spill: bool) -> None:
+    def __init__(self, steps: Sequence[ChainStep], element_size: int, strips: int, spill: bool) -> None:
         self.steps, self.element_size, self.strips, self.spill = steps, element_size, strips, spill
         self.boundaries = [steps[0].below, *(step.above for step in steps)]
-        # Statistics of a strip are taken by a kernel that writes another one; half types are copied to float32 first.
+        # The kernel that gathers a strip's statistics writes a second strip; half types are copied to float32 first.
         self.gathering = 2 if element_size >= 4 else 5
         self.segments = [segment for first in range(len(steps)) for segment in self._from(first)]
         self.segments.sort(key=lambda entry: entry[0].end)
 
     def cheapest(self, max_memory: float = math.inf, most_work: float = math.inf) -> _Route | None:
-        """The route of least work through segments within the bounds, and of less memory among equals."""
+        """The route of least work whose segments keep to the bounds; among equals, the one of least memory."""
         best = {0: _Route((), 0.0, 0)}
         for segment, operations, size in self.segments:
             if segment.first in best and size <= max_memory:
@@ -151,7 +170,7 @@ class _Costs:
         return route
 
     def least(self, most_work: float) -> float:
-        """Bytes of the route that takes the least memory."""
+        """The memory in bytes of the route that takes the least."""
         sizes = sorted({size for _, _, size in self.segments})
         i = bisect_left(sizes, True, key=lambda size: self.cheapest(size, most_work) is not None)
         return sizes[i] if i < len(sizes) else math.inf
@@ -162,12 +181,12 @@ class _Costs:
         operations, size = 0.0, 0  # of the passes for the barriers so far
         for k, step in enumerate(self.steps[first:], first):
             passes = [self._pass(first, k)] if k > first and step.norm is not None else []
-            if isinstance(step, Residual):
+            if isinstance(step, ResidualStep):
                 for done in passes:
                     operations, size = operations + done.operations, max(size, start + done.bytes)
                 yield self._keeping_hidden(first, k, operations, size)
                 passes = [self._pass(first, k, hidden=True)]
-            if isinstance(step, Attending):
+            if isinstance(step, AttentionStep):
                 keys = self._pass(first, k)
                 passes.append(
                     replace(keys, bytes=keys.bytes + step.working(self._rows(step.below)) * self.element_size)
@@ -177,13 +196,16 @@ class _Costs:
             last = self._pass(first, k + 1)
             traded = last.bytes + self._traded(self.boundaries[first], start, last.source_rows, self._kept(k + 1))
             yield Segment(first, k + 1, False), operations + last.operations, max(size, traded) + BOOKKEEPING
-            if isinstance(step, Attending):  # never computed twice
+            if isinstance(step, AttentionStep):  # never computed twice
                 return
 
     def _keeping_hidden(self, first: int, k: int, operations: float, size: int) -> tuple[Segment, float, int]:
-        """The segment that ends with steps[k]; operations, size: of the passes for the barriers before its hidden."""
+        """The segment that ends with the residual block steps[k] and keeps its hidden activation.
+
+        operations, size: operations and bytes of the passes for the barriers before that activation.
+        """
         step = self.steps[k]
-        assert isinstance(step, Residual)
+        assert isinstance(step, ResidualStep)
         rows, extent = self._rows(step.above), step.above
         kept = 0 if self.spill else 2 * extent.values() * self.element_size
         hidden = self._pass(first, k, hidden=True)
@@ -197,13 +219,13 @@ class _Costs:
         return Segment(first, k + 1, True), operations, max(size, hidden_bytes, joined_bytes) + BOOKKEEPING
 
     def _pass(self, first: int, k: int, hidden: bool = False) -> _Pass:
-        """Computes all of boundary k, or of the hidden activation of steps[k], from boundary `first`."""
+        """The cost of computing boundary k, or the hidden activation of steps[k], from boundary `first`."""
         extent = self.boundaries[k]
         rows = self._rows(extent)
         operations, values = 0.0, self.gathering * extent.values(rows)
         if hidden:
             step = self.steps[k]
-            assert isinstance(step, Residual)
+            assert isinstance(step, ResidualStep)
             operations, values = (
                 step.first.operations(rows),
                 max(step.first.working(rows), self.gathering * step.first.above.values(rows)),
@@ -217,9 +239,12 @@ class _Costs:
         return _Pass(operations * self._count(extent), values * self.element_size, rows)
 
     def _traded(self, extent: Extent, source: int, rows: int, target: int) -> int:
-        """Bytes held at most while a boundary of `source` bytes gives way to one of `target` bytes.
+        """Upper bound on the bytes of two boundaries, while one grows and the other one is freed.
 
-        extent: of the source.   rows: of it that one strip of the target needs.
+        extent: size of the boundary that is freed.
+        source: its bytes.
+        rows: rows of it that one strip of the other one needs.
+        target: bytes of the boundary that grows.
         """
         if source == 0:
             return target
@@ -227,7 +252,7 @@ class _Costs:
         return min(source + target, max(source, target) + extent.values(late) * self.element_size)
 
     def _kept(self, k: int) -> int:
-        """Bytes of boundary k where it is kept; input and output do not count."""
+        """Bytes of boundary k when it is kept; input and output do not count."""
         inner = 0 < k < len(self.steps) and not self.spill
         return self.boundaries[k].values() * self.element_size if inner else 0
 

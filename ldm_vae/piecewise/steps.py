@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm_vae.networks.kl import Autoencoder
-from ldm_vae.nn.blocks import Attention, DownLevel, Downsample, Level, Middle, ResBlock, UpLevel, Upsample
+from ldm_vae.nn.blocks import Attention, Level, Middle, ResBlock
 from ldm_vae.piecewise.norm import GatheredNorm
 
 CALL = 1.0e7  # operations that could be done in the time it takes to start one convolution
@@ -36,8 +35,14 @@ class Extent:
         return self.channels * self.cross * (self.rows if rows is None else min(rows, self.rows))
 
 
-class Step(ABC):
-    """One step of a chain.   norm: must have gathered all of the step's input before `forward` is called."""
+class ChainStep(ABC):
+    """One step of a chain.
+
+    axis: 2 cuts rows of pixels, 3 columns.
+    below: size of the input.
+    above: size of the output.
+    norm: a norm that must have gathered all of the step's input before `forward` is called; None where there is none.
+    """
 
     norm: GatheredNorm | None = None
 
@@ -46,11 +51,11 @@ class Step(ABC):
 
     @abstractmethod
     def needs(self, first: int, end: int) -> tuple[int, int]:
-        """Input rows on which output rows [first, end) depend."""
+        """The input rows that output rows [first, end) need."""
 
     @abstractmethod
     def rows_below(self, rows: int) -> int:
-        """Upper bound on how many `needs` asks for, for so many output rows anywhere."""
+        """Upper bound on the number of input rows that this number of output rows needs."""
 
     @abstractmethod
     def forward(self, x: Tensor, first: int, end: int) -> Tensor:
@@ -58,17 +63,17 @@ class Step(ABC):
 
     @abstractmethod
     def operations(self, rows: int) -> float:
-        """Multiplications and additions for so many output rows."""
+        """Multiplications and additions for this number of output rows."""
 
     @abstractmethod
     def working(self, rows: int) -> int:
-        """Upper bound on the numbers held at once by `forward` for so many output rows, input and output included.
+        """Upper bound on the values that `forward` holds at once for this number of output rows.
 
-        Convolution libraries keep copies of input, output and weight in a layout of their own: these are counted.
+        Input and output count, and so do the copies of input, output and weight that convolution libraries make.
         """
 
 
-class Convolution(Step):
+class ConvolutionStep(ChainStep):
     """Convolution of stride 1, after GroupNorm and SiLU where there is a norm."""
 
     def __init__(self, axis: int, below: Extent, conv: nn.Conv2d, norm: nn.GroupNorm | None = None) -> None:
@@ -101,12 +106,15 @@ class Convolution(Step):
         return below + 2 * padded + above + library
 
 
-class Residual(Step):
-    """A residual block: two normalised convolutions beside a shortcut.   hidden_norm: the norm between them."""
+class ResidualStep(ChainStep):
+    """A residual block: two normalised convolutions, added to a shortcut.
+
+    hidden_norm: the norm between the convolutions.
+    """
 
     def __init__(self, axis: int, below: Extent, block: ResBlock) -> None:
-        self.first = Convolution(axis, below, block.conv1, block.norm1)
-        self.second = Convolution(axis, self.first.above, block.conv2, block.norm2)
+        self.first = ConvolutionStep(axis, below, block.conv1, block.norm1)
+        self.second = ConvolutionStep(axis, self.first.above, block.conv2, block.norm2)
         self.conv_shortcut = block.conv_shortcut
         assert self.second.norm is not None
         self.hidden_norm = self.second.norm
@@ -126,11 +134,15 @@ class Residual(Step):
         return self.join(hidden, shortcut, first, end)
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Rows of the input -> the same rows of what is added to the output."""
+        """Rows of the input -> the same rows of the shortcut."""
         return x if self.conv_shortcut is None else cast(Tensor, self.conv_shortcut(x))
 
     def join(self, hidden: Tensor, shortcut: Tensor, first: int, end: int) -> Tensor:
-        """hidden: rows `second.needs(first, end)`.   shortcut: rows [first, end) -> output rows [first, end)."""
+        """Output rows [first, end).
+
+        hidden: rows `second.needs(first, end)` of the hidden activation.
+        shortcut: rows [first, end) of the shortcut.
+        """
         return self.second.forward(hidden, first, end).add_(shortcut)
 
     def operations(self, rows: int) -> float:
@@ -143,12 +155,12 @@ class Residual(Step):
         return self.below.values(rows + 4) + shortcut + max(self.first.working(rows + 2), self.second.working(rows))
 
 
-class Doubling(Step):
-    """Nearest neighbour, then a convolution."""
+class UpsampleStep(ChainStep):
+    """Doubles height and width: nearest neighbour, then a convolution."""
 
     def __init__(self, axis: int, below: Extent, conv: nn.Conv2d) -> None:
         super().__init__(axis, below, Extent(conv.out_channels, 2 * below.rows, 2 * below.cross))
-        self.convolution = Convolution(axis, replace(self.above, channels=below.channels), conv)
+        self.convolution = ConvolutionStep(axis, replace(self.above, channels=below.channels), conv)
 
     def needs(self, first: int, end: int) -> tuple[int, int]:
         low, high = self.convolution.needs(first, end)
@@ -173,8 +185,8 @@ class Doubling(Step):
         )
 
 
-class Halving(Step):
-    """Convolution of stride 2, padded at the end of both axes."""
+class DownsampleStep(ChainStep):
+    """Halves height and width: a convolution of stride 2, padded at the end of both axes."""
 
     def __init__(self, axis: int, below: Extent, conv: nn.Conv2d) -> None:
         super().__init__(axis, below, Extent(conv.out_channels, below.rows // 2, below.cross // 2))
@@ -198,8 +210,8 @@ class Halving(Step):
         return 3 * padded + 2 * self.above.values(rows) + self.conv.weight.numel()
 
 
-class Attending(Step):
-    """Attention, query rows by query rows, once `keys_and_values` of all rows are there."""
+class AttentionStep(ChainStep):
+    """Attention. Queries are computed some rows at a time, after `remember` has got all rows for keys and values."""
 
     def __init__(self, axis: int, below: Extent, attention: Attention) -> None:
         super().__init__(axis, below, below)
@@ -216,7 +228,7 @@ class Attending(Step):
         return rows
 
     def remember(self, x: Tensor) -> None:
-        """x: input rows, of which keys and values are kept. Attention does not care for the order of positions."""
+        """Keeps keys and values of the input rows x. Attention does not depend on the order of positions."""
         tokens = self._tokens(x)
         if self.keys is None or self.values is None:
             shape = (1, 1, self.below.rows * self.below.cross, self.below.channels)
@@ -250,56 +262,25 @@ class Attending(Step):
 def convolve(x: Tensor, conv: nn.Conv2d, axis: int, missing: tuple[int, int], cross: tuple[int, int]) -> Tensor:
     """conv(x), with zeros for `missing` rows before and after along `axis` and `cross` along the other."""
     (before, after), (left, right) = (missing, cross) if axis == 2 else (cross, missing)
-    if (before, left) != (after, right):  # the convolution itself pads alike on both sides alone
+    if (before, left) != (after, right):  # a convolution can only pad both sides equally
         same = (min(before, after), min(left, right))
         x = F.pad(x, (left - same[1], right - same[1], before - same[0], after - same[0]))
         before, left = same
     return F.conv2d(x, conv.weight, conv.bias, conv.stride, (before, left))
 
 
-def decoder_steps(model: Autoencoder, height: int, width: int) -> list[Step]:
-    """`model.decode` of latents of height x width, cut along the longer side."""
-    chain = _Chain(model.config.latent_channels, height, width)
-    decoder = model.decoder
-    if model.post_quant_conv is not None:
-        chain.add(Convolution, model.post_quant_conv)
-    chain.add(Convolution, decoder.conv_in)
-    chain.add_blocks(decoder.mid_block)
-    for level in decoder.up_blocks:
-        assert isinstance(level, UpLevel)
-        chain.add_blocks(level)
-        for upsample in level.upsamplers:
-            assert isinstance(upsample, Upsample)
-            chain.add(Doubling, upsample.conv)
-    chain.add(Convolution, decoder.conv_out, decoder.conv_norm_out)
-    return chain.steps
+class Chain:
+    """A network as steps, which are added from the input to the output.
 
+    channels, height, width: size of the input. It is cut along its longer side.
+    """
 
-def encoder_steps(model: Autoencoder, height: int, width: int) -> list[Step]:
-    """`model.encode` of images of height x width, cut along the longer side."""
-    chain = _Chain(model.config.in_channels, height, width)
-    encoder = model.encoder
-    chain.add(Convolution, encoder.conv_in)
-    for level in encoder.down_blocks:
-        assert isinstance(level, DownLevel)
-        chain.add_blocks(level)
-        for downsample in level.downsamplers:
-            assert isinstance(downsample, Downsample)
-            chain.add(Halving, downsample.conv)
-    chain.add_blocks(encoder.mid_block)
-    chain.add(Convolution, encoder.conv_out, encoder.conv_norm_out)
-    if model.quant_conv is not None:
-        chain.add(Convolution, model.quant_conv)
-    return chain.steps
-
-
-class _Chain:
     def __init__(self, channels: int, height: int, width: int) -> None:
         self.axis = 2 if height >= width else 3
         self.extent = Extent(channels, max(height, width), min(height, width))
-        self.steps: list[Step] = []
+        self.steps: list[ChainStep] = []
 
-    def add(self, kind: Callable[..., Step], *modules: nn.Module) -> None:
+    def add(self, kind: Callable[..., ChainStep], *modules: nn.Module) -> None:
         step = kind(self.axis, self.extent, *modules)
         self.steps.append(step)
         self.extent = step.above
@@ -307,6 +288,6 @@ class _Chain:
     def add_blocks(self, blocks: Level | Middle) -> None:
         """Attention follows each residual block of a level, and the first of the middle."""
         for i, resnet in enumerate(blocks.resnets):
-            self.add(Residual, resnet)
+            self.add(ResidualStep, resnet)
             if i < len(blocks.attentions):
-                self.add(Attending, blocks.attentions[i])
+                self.add(AttentionStep, blocks.attentions[i])

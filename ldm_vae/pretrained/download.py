@@ -1,7 +1,7 @@
-"""Files of weights from the internet: streamed, verified by sha256, and kept in a cache that processes share.
+"""Downloads files of weights, verifies them by sha256, and keeps them in a cache that processes share.
 
-The cache is $LDM_VAE_CACHE, or ~/.cache/ldm_vae. Processes may all ask for a file at once: the first takes a file lock
-and fetches, the others wait for it and read its file. Nothing here runs code from a pickle.
+The cache is $LDM_VAE_CACHE, or ~/.cache/ldm_vae. If several processes need a file at once, the first takes a file lock
+and downloads it, and the others wait and read its file. Nothing here runs code from a pickle.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import hashlib
 import logging
 import os
 import pickle
+import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import torch
@@ -25,15 +28,23 @@ from ldm_vae.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = 15  # seconds to connect, and without a byte, before a host counts as unreachable
+TIMEOUT = 15  # seconds without a connection or a byte until a host counts as unreachable
 
 
 class Unusable(Exception):
-    """A source that can't be reached, or a file that is not what it should be."""
+    """A host that can't be reached, or a file that is not what it should be."""
 
 
-class _Interrupted(Unusable):
-    """The host answered, and what came is not the file: worth another try."""
+class UnreachableHost(Unusable):
+    """A host that can't be reached, or that broke off."""
+
+
+class _Interrupted(UnreachableHost):
+    """The connection broke off in the middle of a file: worth another try."""
+
+
+class _Altered(Unusable):
+    """The host answered, and what came is not the file: worth another try, because it may have been cut off."""
 
 
 def cache_folder() -> Path:
@@ -43,7 +54,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def cache_lock() -> Iterator[Path]:
-    """The cache folder, made if need be, for this process alone. Raises UserError where it can't be written."""
+    """Makes the cache folder, and locks it for this process alone. Raises UserError if it can't be written."""
     cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -53,14 +64,17 @@ def cache_lock() -> Iterator[Path]:
         raise UserError(f"cache {cache} can't be written ({error})", "set LDM_VAE_CACHE to a folder") from error
 
 
-@retry(
-    retry=retry_if_exception_type(_Interrupted),
+_try_again = retry(
+    retry=retry_if_exception_type((_Interrupted, _Altered)),
     stop=stop_after_attempt(3),
     wait=wait_exponential(max=8),
     reraise=True,
 )
+
+
+@_try_again
 def download_file(url: str, sha256: str, path: Path, *, timeout: float = TIMEOUT) -> None:
-    """Stream a file whose sha256 begins as given to `path`. Raises Unusable."""
+    """Downloads a file whose sha256 begins with `sha256` to `path`. Raises Unusable."""
     logger.info("downloading %s", url)
     with open_url(url, timeout=timeout) as response, path.open("wb") as file:
         while chunk := _next_chunk(response, url):
@@ -68,28 +82,57 @@ def download_file(url: str, sha256: str, path: Path, *, timeout: float = TIMEOUT
     try:
         verify(path, sha256)
     except Unusable as error:
+        raise _Altered(f"{url}: {error}") from error
+
+
+@_try_again
+def download_with_torch_hub(url: str, sha256: str, path: Path) -> None:
+    """Downloads a file whose sha256 begins with `sha256` to `path`, by torch's own loader, which verifies it.
+
+    Raises UnreachableHost if the host does not answer, and Unusable if it sends another file.
+    """
+    logger.info("downloading %s", url)
+    try:
+        with _socket_timeout(TIMEOUT):
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
+    except URLError as error:
+        raise UnreachableHost(f"{url}: {error}") from error
+    except (HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
         raise _Interrupted(f"{url}: {error}") from error
+    except RuntimeError as error:  # the sha256 is another one
+        raise _Altered(f"{url} is incomplete or altered: {error}") from error
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """Sets the timeout of new sockets, because torch.hub waits for ever for a host that does not answer."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def open_url(url: str, *, timeout: float = TIMEOUT) -> Any:
-    """The response of a host. Raises Unusable where there is none."""
+    """The response of a host. Raises UnreachableHost if there is none."""
     request = Request(url, headers={"User-Agent": "ldm_vae", "Accept": "text/html, */*;q=0.1"})
     try:
         return urlopen(request, timeout=timeout)
     except (OSError, HTTPException, ValueError) as error:
-        raise Unusable(f"{url}: {error}") from error
+        raise UnreachableHost(f"{url}: {error}") from error
 
 
 def verify(path: Path, sha256: str) -> None:
-    """Raises Unusable for a file whose sha256 does not begin as given."""
+    """Raises Unusable if the sha256 of a file does not begin with `sha256`."""
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(sha256):
-        raise Unusable(f"{path.name} is incomplete or altered: its sha256 is {found}, not {sha256}")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(sha256):
+        raise Unusable(f"{path.name} is incomplete or altered: its sha256 is {digest}, not {sha256}")
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A state dict that torch saved, tensors alone. Raises Unusable for any other file."""
+    """A state dict of tensors that torch saved. Raises Unusable for any other file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:

@@ -1,8 +1,9 @@
-"""The Inception network of FID and KID, TensorFlow's of 2015-12-05: its weights found, verified and kept.
+"""The Inception network of FID and KID: its weights found, verified and kept.
 
-As torch-fidelity converted them; pytorch-fid publishes the same file. Looked for in this order: a file given by path;
-the cache; the copies that torch.hub has for torch-fidelity and pytorch-fid; torch-fidelity's own download. Whatever the
-source, the file must have the one sha256 that is pinned here, and it is read without running code from a pickle.
+The weights are TensorFlow's of 2015-12-05 as torch-fidelity converted them; pytorch-fid publishes the same file. They
+are looked for in this order: a file given by path; the cache; the copies that torch.hub keeps for torch-fidelity and
+pytorch-fid; torch-fidelity's own download. Whatever the source, the file must have the sha256 that is pinned here, and
+it is read without running code from a pickle.
 """
 
 from __future__ import annotations
@@ -20,27 +21,27 @@ from ldm_vae.pretrained.download import Unusable, cache_folder, cache_lock, down
 
 logger = logging.getLogger(__name__)
 
-SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-FILE = URL_INCEPTION_V3.rpartition("/")[2]
-FILE_OF_PYTORCH_FID = "pt_inception-2015-12-05-6726825d.pth"
+WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+WEIGHTS_FILE = URL_INCEPTION_V3.rpartition("/")[2]
+WEIGHTS_FILE_OF_PYTORCH_FID = "pt_inception-2015-12-05-6726825d.pth"
 PATIENCE = 5  # seconds to connect: without a network, an evaluation should soon go on without FID
 
 
 def inception(path: Path | None = None) -> FeatureExtractorInceptionV3:
     """torch-fidelity's network on the CPU: (B, 3, H, W) uint8 of any size -> a tuple of one, (B, 2048) float32.
 
-    path: the file of weights, instead of looking for it.
-    Raises UserError where the file is another, or where it can't be had.
+    path: the file of weights; None looks for it.
+    Raises UserError if the file is another one, or if it can't be downloaded.
     """
     if path is not None and not path.is_file():
         raise UserError(f"Inception weights {path} not found", "name the file, or none to fetch it")
     file = path or _kept() or _fetched()
     try:
-        verify(file, SHA256)
+        verify(file, WEIGHTS_SHA256)
         state = read_state(file)
     except (Unusable, OSError) as error:
         raise UserError(f"Inception weights {file}: {error}", f"give the file of {URL_INCEPTION_V3}") from error
-    # The class unpickles any file it is given, code and all. It is given one that was written a line before.
+    # The class runs the code in any pickle it is given. It is given one that is written here, and holds tensors alone.
     harmless = io.BytesIO()
     torch.save(state, harmless)
     harmless.seek(0)
@@ -48,12 +49,12 @@ def inception(path: Path | None = None) -> FeatureExtractorInceptionV3:
 
 
 def _kept() -> Path | None:
-    """A whole file on this machine."""
+    """A whole file of the weights on this machine, if there is one."""
     hub = Path(torch.hub.get_dir()) / "checkpoints"
-    for file in (cache_folder() / FILE, hub / FILE, hub / FILE_OF_PYTORCH_FID):
+    for file in (cache_folder() / WEIGHTS_FILE, hub / WEIGHTS_FILE, hub / WEIGHTS_FILE_OF_PYTORCH_FID):
         if file.is_file():
             try:
-                verify(file, SHA256)
+                verify(file, WEIGHTS_SHA256)
             except (Unusable, OSError) as error:
                 logger.warning("%s is not used: %s", file, error)
             else:
@@ -62,14 +63,15 @@ def _kept() -> Path | None:
 
 
 def _fetched() -> Path:
+    """Downloads the file of the weights to the cache."""
     with cache_lock() as cache:
         if (file := _kept()) is not None:  # another process fetched it while this one waited
             return file
         try:
-            with atomic_file(cache / FILE) as stage:
-                download_file(URL_INCEPTION_V3, SHA256, stage, timeout=PATIENCE)
+            with atomic_file(cache / WEIGHTS_FILE) as stage:
+                download_file(URL_INCEPTION_V3, WEIGHTS_SHA256, stage, timeout=PATIENCE)
         except Unusable as error:
             remedy = f"name the file by --inception, or copy it to {cache}"
             raise UserError(f"Inception weights can't be fetched ({error})", remedy) from error
     logger.info("Inception weights from %s, kept in %s", URL_INCEPTION_V3, cache)
-    return cache / FILE
+    return cache / WEIGHTS_FILE

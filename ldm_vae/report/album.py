@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ldm_vae.metrics.facts import fact
+from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.report.gallery import Gallery, GalleryImage
 from ldm_vae.report.numbers import short
 from ldm_vae.report.pictures import Pixels, choose_gain, data_uri, difference, difference_map, diverging_map, to_picture
@@ -155,8 +155,12 @@ def _values(image: GalleryImage) -> tuple[list[tuple[str, str]], list[tuple[str,
     if row is None:
         text = "infinite: the pictures are equal" if image.psnr is None else f"{short(image.psnr)} dB"
         return [("PSNR of what is shown", text)], []
-    values = [(fact(n).title, f"{short(v)} {fact(n).unit}".strip()) for n, v in row.values.items() if v is not None]
-    return values, [(fact(n).title, reason) for n, reason in row.missing.items()]
+    values = [
+        (describe_metric(n).title, f"{short(v)} {describe_metric(n).unit}".strip())
+        for n, v in row.values.items()
+        if v is not None
+    ]
+    return values, [(describe_metric(n).title, reason) for n, reason in row.missing.items()]
 
 
 def _latents(image: GalleryImage) -> LatentPictures:

@@ -20,7 +20,7 @@ from ldm_vae.data.shards.storage import Unreachable
 from ldm_vae.data.stream.fetch import Fetcher
 from ldm_vae.data.stream.order import SampleRef
 from ldm_vae.errors import UserError
-from ldm_vae.metrics.facts import fact
+from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.report.pictures import Pixels
 from ldm_vae.report.results import ImageRow
 
@@ -80,7 +80,7 @@ def worst_first(rows: Sequence[ImageRow]) -> tuple[str | None, list[ImageRow]]:
     """The metric that ranks the images, and the rows that have it, from worst to best."""
     for name in RANKED_BY:
         if having := [row for row in rows if row.values.get(name) is not None]:
-            sign = 1 if fact(name).better == "higher" else -1
+            sign = 1 if describe_metric(name).better == "higher" else -1
             return name, sorted(having, key=lambda row: (sign * (row.values[name] or 0.0), row.key))
     return None, []
 

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from ldm_vae.atomic import atomic_file
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
-from ldm_vae.metrics.facts import fact
+from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.report import curves, diagnosis, environment, tables
 from ldm_vae.report.album import Album, make_album
 from ldm_vae.report.charts import Drawing, draw
@@ -74,7 +74,7 @@ class Contents:
         results = self.run.results
         source = "held-out images" if results else "last validation while training"
         values = {n: results.metrics.get(n) if results else self.run.last(f"validation/{n}") for n in HEADLINES}
-        return [(fact(n), short(v), source) for n, v in values.items() if v is not None][:4]
+        return [(describe_metric(n), short(v), source) for n, v in values.items() if v is not None][:4]
 
     @property
     def stale(self) -> list[str]:
@@ -180,7 +180,7 @@ def _gallery(run: RunFolder, shards: str | None, gaps: list[Gap]) -> Gallery | N
         return None
     metric, rows = worst_first(run.results.per_image if run.results else [])
     try:
-        return make_gallery(codec, source, choose(rows, fact(metric).title if metric else ""))
+        return make_gallery(codec, source, choose(rows, describe_metric(metric).title if metric else ""))
     except UserError as error:
         sentence = f"Held-out images cannot be shown: {error}."
         gaps.append(Gap("images", sentence, f"ldm-vae report {shlex.quote(run.name)} --shards SHARDS"))

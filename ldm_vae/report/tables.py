@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ldm_vae.metrics.facts import FACTS, Fact, fact
+from ldm_vae.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription, describe_metric
 from ldm_vae.report.diagnosis import count_verdicts, verdicts
 from ldm_vae.report.gallery import worst_first
 from ldm_vae.report.numbers import short, signed
@@ -33,7 +33,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class MetricRow:
-    fact: Fact
+    metric: MetricDescription
     cells: list[Cell]
 
 
@@ -69,7 +69,7 @@ class DifferenceRow:
     images: number of images that have a value from both.
     """
 
-    fact: Fact
+    metric: MetricDescription
     cells: list[DifferenceCell]
     images: str
 
@@ -91,7 +91,7 @@ class ImageTable:
     notes: why values are missing, and for how many images.
     """
 
-    columns: list[Fact]
+    columns: list[MetricDescription]
     rows: list[tuple[ImageRow, list[Cell], list[float | None]]]
     metric: str
     left_out: int
@@ -110,13 +110,13 @@ def metric_table(columns: Sequence[tuple[str, Measured]]) -> MetricTable:
     """A table with a column for each codec or baseline; the best value of each row is marked."""
     names = {name for _, measured in columns for name in (*measured.metrics, *measured.missing)}
     rows = []
-    for name in [*(name for name in FACTS if name in names), *sorted(names - FACTS.keys())]:
+    for name in [*(name for name in METRIC_DESCRIPTIONS if name in names), *sorted(names - METRIC_DESCRIPTIONS.keys())]:
         values = [measured.metrics.get(name) for _, measured in columns]
         known = [value for value in values if value is not None]
-        better = {"higher": max, "lower": min}.get(fact(name).better)
+        better = {"higher": max, "lower": min}.get(describe_metric(name).better)
         best = better(known) if better and len(set(known)) > 1 else None
         cells = [Cell("–") if value is None else Cell(short(value), best=value == best) for value in values]
-        rows.append(MetricRow(fact(name), cells))
+        rows.append(MetricRow(describe_metric(name), cells))
     return MetricTable([name for name, _ in columns], rows, _notes(columns))
 
 
@@ -127,7 +127,7 @@ def _notes(columns: Sequence[tuple[str, Measured]]) -> list[str]:
         kinds = [(" missing", measured.missing), ("", measured.notes)]
         for kind, name, text in ((kind, name, text) for kind, texts in kinds for name, text in texts.items()):
             metrics, names = about.setdefault((kind, text), ({}, {}))
-            metrics[fact(name).title], names[column] = None, None
+            metrics[describe_metric(name).title], names[column] = None, None
     sentences = []
     for (kind, text), (metrics, names) in about.items():
         whose = f" for {', '.join(names)}" if len(names) < len(columns) else ""
@@ -152,7 +152,7 @@ def difference_table(results: StoredResults) -> DifferenceTable:
     for name in dict.fromkeys(name for comparison in comparisons for name in comparison.metrics):
         intervals = [comparison.metrics.get(name, Interval()) for comparison in comparisons]
         images = dict.fromkeys(str(interval.images) for interval in intervals if interval.images is not None)
-        rows.append(DifferenceRow(fact(name), [_difference(one) for one in intervals], ", ".join(images)))
+        rows.append(DifferenceRow(describe_metric(name), [_difference(one) for one in intervals], ", ".join(images)))
     return DifferenceTable([comparison.name for comparison in comparisons], rows)
 
 
@@ -169,19 +169,24 @@ def image_table(rows: Sequence[ImageRow]) -> ImageTable:
     shown_keys = {id(row) for row in ranked}
     ordered = [*ranked, *(row for row in rows if id(row) not in shown_keys)]
     names = {name for row in rows for name in (*row.values, *row.missing)}
-    columns = [*(name for name in FACTS if name in names), *sorted(names - FACTS.keys())]
+    columns = [*(name for name in METRIC_DESCRIPTIONS if name in names), *sorted(names - METRIC_DESCRIPTIONS.keys())]
     shown = []
     for row in ordered[:IMAGE_ROWS]:
         numbers = [row.values.get(name) for name in columns]
         cells = [Cell("–" if value is None else short(value)) for value in numbers]
         shown.append((row, cells, numbers))
-    title = fact(metric).title if metric else ""
+    title = describe_metric(metric).title if metric else ""
     reasons = Counter((name, reason) for row in rows for name, reason in row.missing.items())
     notes = [
-        f"{fact(name).title} is missing for {_images(count)}: {reason}." for (name, reason), count in reasons.items()
+        f"{describe_metric(name).title} is missing for {_images(count)}: {reason}."
+        for (name, reason), count in reasons.items()
     ]
     return ImageTable(
-        [fact(name) for name in columns], shown, title, max(0, len(ordered) - IMAGE_ROWS), notes[:IMAGE_NOTES]
+        [describe_metric(name) for name in columns],
+        shown,
+        title,
+        max(0, len(ordered) - IMAGE_ROWS),
+        notes[:IMAGE_NOTES],
     )
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from ldm_vae.cli.check import check
-from ldm_vae.data.shards.check import inspect_shards
+from ldm_vae.data.shards.check import check_shards
 from ldm_vae.data.shards.index import load_index, write_index
 from ldm_vae.errors import UserError
 
@@ -402,7 +402,7 @@ def test_remote_shards(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{server.server_port}"
 
         def found(spec: str) -> list[tuple[str, str, str]]:
-            reports = inspect_shards(spec, decode=True, channels=3)
+            reports = check_shards(spec, decode=True, channels=3)
             return [(report.url, problem.member, problem.reason) for report in reports for problem in report.problems]
 
         ((where, _, reason),) = found(url + "/{0..1}.tar")
@@ -410,7 +410,7 @@ def test_remote_shards(tmp_path: Path) -> None:
         assert "remote shards need an index" in reason
         write_index(folder)
         assert found(url) == []
-        usable = [report.shard for report in inspect_shards(url, decode=True, channels=3)]
+        usable = [report.shard for report in check_shards(url, decode=True, channels=3)]
         assert [shard.samples for shard in usable if shard is not None] == [2, 2]
         with tarfile.open(path) as tar:
             os.truncate(path, tar.getmember("d.jpg").offset)

@@ -18,7 +18,8 @@ from PIL import Image
 
 from ldm_vae import LatentCodec, LatentDataset, UserError
 from ldm_vae.bottlenecks.scale import LatentScale
-from ldm_vae.interop.diffusers import to_diffusers_config, write_folder
+from ldm_vae.interop.diffusers import write_folder
+from ldm_vae.interop.layouts import kl as layout
 from ldm_vae.latents import encode
 from ldm_vae.networks.kl import Autoencoder
 from tests.cli.conftest import CONFIG, write_shard
@@ -46,7 +47,7 @@ def export(folder: Path, seed: int, in_channels: int = 3) -> Path:
     """Another codec, as a diffusers folder."""
     torch.manual_seed(seed)
     model = Autoencoder(CONFIG.model_copy(update={"in_channels": in_channels, "out_channels": in_channels}))
-    config = to_diffusers_config(model.config, LatentScale(), sample_size=32, force_upcast=False)
+    config = layout.to_config(model.config, LatentScale(), sample_size=32, force_upcast=False)
     write_folder(folder, config, model.exported_state(), {})
     return folder
 

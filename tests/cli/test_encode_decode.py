@@ -20,8 +20,12 @@ from ldm_vae.cli.app import main
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.errors import UserError
-from ldm_vae.interop.diffusers import to_diffusers_config, write_folder
+from ldm_vae.interop.diffusers import write_folder
+from ldm_vae.interop.layouts import kl as layout
 from tests.conftest import write_tar
+from tests.tolerance import roundings
+
+pytestmark = pytest.mark.numerical
 
 
 def command(*arguments: object) -> int:
@@ -65,8 +69,9 @@ def test_moments_sizes_and_other_fields_are_those_of_the_samples(run: Path, shar
             ):
                 stored = array(latents[f"{key}.{field}"])
                 assert stored.dtype == torch.float16
-                # float16 keeps 11 bits; the batch rounds differently in float32
-                torch.testing.assert_close(stored.float(), expected[0], rtol=2**-11, atol=1e-5)
+                # float16 keeps 11 bits. In a batch, float32 is summed in another order: some tens of roundings.
+                atol = roundings(expected, 100)
+                torch.testing.assert_close(stored.float(), expected[0], rtol=2**-11, atol=atol)
             for field in ("cls", "txt"):
                 assert latents[f"{key}.{field}"] == images[f"{key}.{field}"]
     assert content["samples"] == 11
@@ -100,8 +105,11 @@ def test_one_latent_instead_of_moments(run: Path, shards: Path, tmp_path: Path, 
     first, second = (LatentDataset(tmp_path / name) for name in ("out", "again"))
     distance = torch.stack([(first.raw(i) - moments.raw(i)).abs().mean() for i in range(11)])
     assert (distance > 0.1).all() if latents == "sample" else (distance < 1e-3).all()
-    for i in range(11):  # the draw is a function of seed and key
-        torch.testing.assert_close(first.raw(i), second.raw(i), rtol=2**-10, atol=1e-4)
+    for i in range(
+        11
+    ):  # the draw is a function of seed and key; in other batches it may round to a neighbour in float16
+        one, other = first.raw(i), second.raw(i)
+        torch.testing.assert_close(one, other, rtol=2**-10, atol=roundings(other, 100))
     if latents == "sample":
         tars = [members(tmp_path / "moments" / name) for name in ("000000.tar", "000001.tar")]
         noise = []
@@ -201,7 +209,7 @@ def test_latents_of_another_codec_are_refused(
     other = LatentCodec.load(run, device="cpu")
     with torch.no_grad():
         other.model.decoder.conv_out.bias.add_(0.1)
-    config = to_diffusers_config(other.model.config, LatentScale(), sample_size=32, force_upcast=False)
+    config = layout.to_config(other.model.config, LatentScale(), sample_size=32, force_upcast=False)
     write_folder(tmp_path / "other", config, other.model.exported_state(), {})
     capfd.readouterr()
     assert command("decode", tmp_path / "other", tmp_path / "out", tmp_path / "images") == 2

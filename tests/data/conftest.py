@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_vae.data.shards.storage import RangeReader
 from tests import conftest
 
 
@@ -17,6 +19,13 @@ from tests import conftest
 def write_tar() -> Callable[[Path, Mapping[str, bytes]], Path]:
     """(path, name -> content) -> path of a tar with these members."""
     return conftest.write_tar
+
+
+@pytest.fixture
+def read_range() -> Iterator[Callable[[str, int, int], bytes]]:
+    """(path or URL, offset, size) -> the bytes there."""
+    with closing(RangeReader()) as reader:
+        yield reader.read
 
 
 @pytest.fixture

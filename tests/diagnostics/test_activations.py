@@ -15,6 +15,8 @@ from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.diagnostics.conftest import pictures
 from tests.diagnostics.test_channels import value
 
+pytestmark = pytest.mark.numerical
+
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_groups=4, attention_levels=(1,))
 
 

@@ -14,6 +14,8 @@ from ldm_vae.diagnostics.channels import ChannelSums
 from ldm_vae.diagnostics.findings import Section
 from tests.diagnostics.test_channels import level, value
 
+pytestmark = pytest.mark.numerical
+
 
 def inspected(deviations: list[float], offsets: list[float], logvar: float, scale: LatentScale | None) -> Section:
     generator = torch.Generator().manual_seed(0)

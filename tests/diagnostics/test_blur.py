@@ -14,6 +14,8 @@ from ldm_vae.diagnostics.findings import Section
 from ldm_vae.diagnostics.rings import RINGS, RingPower, ring_frequencies
 from tests.diagnostics.test_channels import level, value
 
+pytestmark = pytest.mark.numerical
+
 
 def noise(seed: int = 0) -> Tensor:
     return torch.randn(4, 1, 128, 128, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

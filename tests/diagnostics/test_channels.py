@@ -14,6 +14,8 @@ from ldm_vae.diagnostics.channels import ChannelSums, inspect_channels
 from ldm_vae.diagnostics.findings import Section
 from ldm_vae.metrics.latent import LatentMoments
 
+pytestmark = pytest.mark.numerical
+
 SIZES = [(5, 4), (7, 3), (5, 4)]
 PIXELS = 3  # per position and image; any number serves
 

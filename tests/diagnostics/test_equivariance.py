@@ -15,6 +15,8 @@ from ldm_vae.diagnostics.probes import Probes
 from tests.diagnostics.conftest import FACTOR, Averaging, pictures
 from tests.diagnostics.test_channels import level, value
 
+pytestmark = pytest.mark.numerical
+
 Make = Callable[[LatentCodec, Tensor], Probes]
 
 

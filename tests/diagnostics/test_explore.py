@@ -18,6 +18,8 @@ from ldm_vae.diagnostics.explore import explore, lerp, principal_directions, ran
 from ldm_vae.diagnostics.probes import Probes
 from tests.diagnostics.conftest import averaging, pictures
 
+pytestmark = pytest.mark.numerical
+
 Make = Callable[[LatentCodec, Tensor], Probes]
 
 

@@ -19,6 +19,8 @@ from ldm_vae.diagnostics.probes import (
 )
 from tests.diagnostics.conftest import Averaging, pictures
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize(("factor", "side"), [(1, 128), (4, 128), (8, 128), (16, 128), (32, 256)])
 def test_sides_hold_whole_quarters_of_eight_positions(factor: int, side: int) -> None:

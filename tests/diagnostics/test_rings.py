@@ -8,6 +8,8 @@ import torch
 
 from ldm_vae.diagnostics.rings import RINGS, RingPower, high_share, ring_frequencies
 
+pytestmark = pytest.mark.numerical
+
 
 def white(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)

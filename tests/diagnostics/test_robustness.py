@@ -21,6 +21,8 @@ from ldm_vae.latents.roundtrip import round_to_bits
 from tests.diagnostics.conftest import FACTOR, Averaging, averaging, pictures
 from tests.diagnostics.test_channels import level, value
 
+pytestmark = pytest.mark.numerical
+
 Make = Callable[[LatentCodec, Tensor], Probes]
 ROUNDING = 2 / 12 / 127.5**2  # of image and reconstruction to 8 bits, each by 1/12 of a squared step
 

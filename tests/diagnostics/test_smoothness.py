@@ -15,6 +15,8 @@ from ldm_vae.diagnostics.smoothness import STEPS_PER_LINE, inspect_smoothness, l
 from tests.diagnostics.conftest import Averaging, averaging, pictures
 from tests.diagnostics.test_channels import level, value
 
+pytestmark = pytest.mark.numerical
+
 Make = Callable[[LatentCodec, Tensor], Probes]
 
 

@@ -12,6 +12,8 @@ from ldm_vae.diagnostics.spectrum import LatentSpectrum, inspect_spectrum
 from tests.diagnostics.conftest import FACTOR, pictures
 from tests.diagnostics.test_channels import level, value
 
+pytestmark = pytest.mark.numerical
+
 
 def inspected(z: Tensor, images: Tensor) -> Section:
     spectrum = LatentSpectrum(z.shape[1], images.shape[1], FACTOR)

@@ -16,14 +16,14 @@ from ldm_vae.evaluation import baselines as choose
 from ldm_vae.evaluation.baselines import choose_baseline
 from ldm_vae.evaluation.lossy import LossyCodec
 from ldm_vae.evaluation.pca import PatchPCA, fit_pca
-from ldm_vae.interop.load import Source
+from ldm_vae.interop.load import ModelSource
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 
 
 def codec(folder: Path | None = None) -> LatentCodec:
     """f2, 3 numbers a position."""
     config = AutoencoderConfig(block_out_channels=(8, 8), layers_per_block=1, norm_groups=4, latent_channels=3)
-    return LatentCodec(Autoencoder(config).eval(), source=Source("a run", "run", folder))
+    return LatentCodec(Autoencoder(config).eval(), source=ModelSource("a run", "run", folder))
 
 
 def test_rates_are_those_of_the_model(shards: Path) -> None:

@@ -9,13 +9,16 @@ import scipy.stats
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation import compare as module
 from ldm_vae.evaluation.compare import compare, differences_to_json
-from ldm_vae.metrics.image import Row
+from ldm_vae.metrics.image import MeasuredImage
 
 
-def rows(values: dict[str, list[float]] | list[float], *, first: int = 0) -> list[Row]:
+def rows(values: dict[str, list[float]] | list[float], *, first: int = 0) -> list[MeasuredImage]:
     by_name = values if isinstance(values, dict) else {"psnr": values}
     count = len(next(iter(by_name.values())))
-    return [Row(f"{i + first:04d}", (3, 8, 9), 0, {name: v[i] for name, v in by_name.items()}) for i in range(count)]
+    return [
+        MeasuredImage(f"{i + first:04d}", (3, 8, 9), 0, {name: v[i] for name, v in by_name.items()})
+        for i in range(count)
+    ]
 
 
 def test_interval_is_that_of_the_differences() -> None:

@@ -32,6 +32,8 @@ from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.pretrained import inception
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.numerical
+
 TESTS = Path(__file__).parent
 PSNR_SSIM = EvaluationProtocol(metrics=("psnr", "ssim"))
 SIZES = {"wide": (40, 61), "tall": (77, 48), "square": (64, 64), "other": (64, 64)}
@@ -193,7 +195,7 @@ def test_sets_are_the_same_in_any_batches(monkeypatch: pytest.MonkeyPatch) -> No
     assert whole.metrics["rfid"] is not None and whole.metrics["rfid"] > 0
     assert parts.metrics == pytest.approx(whole.metrics, rel=1e-4)
     assert set(whole.notes) == set(SET_METRICS)
-    assert whole.protocol["metric_weights"]["rfid"] == inception.SHA256
+    assert whole.protocol["metric_weights"]["rfid"] == inception.WEIGHTS_SHA256
 
 
 def test_an_image_without_reconstruction_leaves_no_distance(monkeypatch: pytest.MonkeyPatch) -> None:

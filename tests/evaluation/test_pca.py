@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.pca import fit_pca
+from tests.tolerance import roundings
+
+pytestmark = pytest.mark.numerical
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def images() -> list[Tensor]:
 
 
 def test_equals_scikit_learn(images: list[Tensor]) -> None:
-    """Both in float64 until the end, where ours become float32: 1e-5."""
+    """In float64; ours become float32 for coding, through two products over 48 numbers: some tens of roundings."""
     patches = torch.cat([rearrange(x, "b c (h p) (w q) -> (b h w) (c p q)", p=4, q=4) for x in images]).double()
     theirs = PCA(n_components=5, svd_solver="full").fit(patches.numpy())
     expected = torch.from_numpy(theirs.inverse_transform(theirs.transform(patches.numpy()))).float()
@@ -39,7 +42,7 @@ def test_equals_scikit_learn(images: list[Tensor]) -> None:
             for x in images
         ]
     )
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=0, atol=roundings(expected, 100))
 
 
 def test_rate_is_that_of_a_latent(images: list[Tensor]) -> None:
@@ -52,7 +55,7 @@ def test_all_components_lose_nothing(images: list[Tensor]) -> None:
     codec = fit_pca(images, factor=4, components=48)
     odd = images[0][..., :29, :38]
     decoded = codec.decode(codec.encode(odd), size=(29, 38))
-    torch.testing.assert_close(decoded, odd, rtol=0, atol=1e-5)  # float32 products over 48 numbers
+    torch.testing.assert_close(decoded, odd, rtol=0, atol=roundings(odd, 100))  # two float32 products over 48 numbers
     padded = torch.from_numpy(np.pad(odd.numpy(), ((0, 0), (0, 0), (0, 3), (0, 2)), mode="edge"))
     torch.testing.assert_close(codec.encode(odd), codec.encode(padded))
 

@@ -66,7 +66,7 @@ def test_round_trip_of_any_layout(tmp_path: Path) -> None:
     meta = {"step": 7, "model": {"latent_channels": 4}, "metrics": {"psnr": 0.1 + 0.2}, "nested": [1, None, "é"]}
     checkpoint = Checkpoint.write(tmp_path / "checkpoints" / "step_00000007", tensors, meta)
     assert checkpoint.step == 7
-    assert checkpoint.meta == {"format": "ldm_vae.checkpoint", "version": 1, **meta}
+    assert checkpoint.meta == {"format": "ldm_vae.checkpoint", "version": 2, **meta}
     assert checkpoint.groups == ("model", "nothing", "state")
     assert checkpoint.verify() == []
     assert_equal_tensors(checkpoint, tensors)
@@ -150,8 +150,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_version_is_refused_not_skipped(tmp_path: Path) -> None:
     save(tmp_path, 1, 0)
-    meta = {"step": 2, "model": {}, "version": native.VERSION + 1}
-    with pytest.raises(UserError, match="version 2, newer than 1: update ldm_vae"):
+    meta = {"step": 2, "model": {}, "version": native.CHECKPOINT_VERSION + 1}
+    with pytest.raises(UserError, match="version 3, newer than 2: update ldm_vae"):
         Checkpoint.write(tmp_path / "checkpoints" / "step_00000002", {}, meta)
     with pytest.raises(UserError, match="newer"):
         Checkpoint.latest(tmp_path)

@@ -14,8 +14,12 @@ from diffusers import AutoencoderKL
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.interop import diffusers as interop
+from ldm_vae.interop.layouts import kl as layout
 from ldm_vae.interop.load import load_model
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from tests.tolerance import assert_as_exact, double
+
+pytestmark = pytest.mark.numerical
 
 PICTURE = torch.linspace(-1, 1, 3 * 16 * 24).reshape(1, 3, 16, 24)
 CONFIGS = [
@@ -29,10 +33,19 @@ CONFIGS = [
 ]  # fmt: skip
 
 
+def check_equal(ours: Autoencoder, theirs: AutoencoderKL, picture: torch.Tensor) -> None:
+    """Moments and pixels, but for rounding."""
+    exact = double(theirs)
+    dist, precise = theirs.encode(picture).latent_dist, exact.encode(picture.double()).latent_dist
+    assert_as_exact(ours.encode(picture), dist.parameters, precise.parameters)
+    z = dist.mode()
+    assert_as_exact(ours.decode(z), theirs.decode(z).sample, exact.decode(z.double()).sample)
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_configuration_survives_both_translations(config: AutoencoderConfig) -> None:
-    written = interop.to_diffusers_config(config, LatentScale(0.3), sample_size=256, force_upcast=True)
-    assert interop.from_diffusers_config(written, "test") == config
+    written = layout.to_config(config, LatentScale(0.3), sample_size=256, force_upcast=True)
+    assert layout.from_config(written, "test") == config
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -40,7 +53,7 @@ def test_export_is_loaded_by_diffusers_and_gives_the_same_pixels(config: Autoenc
     torch.manual_seed(0)
     ours = Autoencoder(config).eval()
     scale = LatentScale(0.3, shift=0.1)
-    written = interop.to_diffusers_config(config, scale, sample_size=256, force_upcast=False)
+    written = layout.to_config(config, scale, sample_size=256, force_upcast=False)
     interop.write_folder(tmp_path / "out", written, ours.exported_state(), {"README.md": "card"})
     theirs, report = AutoencoderKL.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report  # missing, unexpected and mismatched keys, error messages
@@ -50,11 +63,8 @@ def test_export_is_loaded_by_diffusers_and_gives_the_same_pixels(config: Autoenc
     assert theirs.config.force_upcast is False
     picture = torch.rand(2, config.in_channels, 3 * config.factor, 2 * config.factor) * 2 - 1
     with torch.no_grad():
-        moments = ours.encode(picture)
-        dist = theirs.encode(picture).latent_dist
         # The same weights in the same operations; attention alone sums in another order.
-        torch.testing.assert_close(dist.parameters, moments, rtol=0, atol=1e-5)
-        torch.testing.assert_close(theirs.decode(dist.mode()).sample, ours.decode(dist.mode()), rtol=0, atol=1e-5)
+        check_equal(ours, theirs, picture)
 
 
 def test_folder_that_diffusers_saved_is_loaded(vae: AutoencoderKL, tmp_path: Path) -> None:
@@ -62,10 +72,7 @@ def test_folder_that_diffusers_saved_is_loaded(vae: AutoencoderKL, tmp_path: Pat
     loaded = load_model(tmp_path)
     assert loaded.scale == LatentScale(0.5)
     assert loaded.source.resolution == 64
-    expected = vae.encode(PICTURE).latent_dist
-    torch.testing.assert_close(loaded.model.encode(PICTURE), expected.parameters, rtol=0, atol=1e-5)
-    pixels = vae.decode(expected.mode()).sample
-    torch.testing.assert_close(loaded.model.decode(expected.mode()), pixels, rtol=0, atol=1e-5)
+    check_equal(loaded.model, vae, PICTURE)
 
 
 def test_pipeline_folder_is_loaded_by_its_vae(vae: AutoencoderKL, tmp_path: Path) -> None:
@@ -82,10 +89,7 @@ def test_old_attention_names_and_pickled_tensors_are_read(vae: AutoencoderKL, tm
         state = {key.replace(f".{new}.", f".{name}."): value for key, value in state.items()}
     assert "decoder.mid_block.attentions.0.proj_attn.weight" in state
     torch.save(state, tmp_path / "diffusion_pytorch_model.bin")
-    loaded = load_model(tmp_path)
-    torch.testing.assert_close(
-        loaded.model.encode(PICTURE), vae.encode(PICTURE).latent_dist.parameters, rtol=0, atol=1e-5
-    )
+    check_equal(load_model(tmp_path).model, vae, PICTURE)
 
 
 def test_pickled_code_is_refused_and_does_not_run(vae: AutoencoderKL, tmp_path: Path) -> None:

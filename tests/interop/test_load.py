@@ -13,6 +13,7 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.interop.load import STATISTICS, load_model, weights_hash
+from ldm_vae.losses.pixel import LOG_VARIANCE_HEAD, LogVariance
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 
@@ -21,9 +22,9 @@ CONFIG = AutoencoderConfig(block_out_channels=(8, 16), norm_groups=4, layers_per
 
 def save(run: Path, step: int, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
     torch.manual_seed(step)
-    groups = {"model": Autoencoder(CONFIG, learned_variance=True).state_dict()}
+    groups = {"model": Autoencoder(CONFIG, {LOG_VARIANCE_HEAD: LogVariance()}).state_dict()}
     if ema:
-        groups["ema"] = Autoencoder(CONFIG, learned_variance=True).state_dict()
+        groups["ema"] = Autoencoder(CONFIG, {LOG_VARIANCE_HEAD: LogVariance()}).state_dict()
     meta = {"step": step, "model": CONFIG.model_dump(mode="json")}
     Checkpoint.write(run / "checkpoints" / f"step_{step:08d}", groups, meta)
     return groups

@@ -15,10 +15,13 @@ from ldm_vae import codec as codec_module
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.interop.export import export_model
-from ldm_vae.interop.load import LoadedModel, Source, weights_hash
+from ldm_vae.interop.load import LoadedModel, ModelSource, weights_hash
 from ldm_vae.interop.pipelines import PIPELINES, Target
 from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from tests.tolerance import assert_as_exact, double
+
+pytestmark = pytest.mark.numerical
 
 CHANNELS: dict[Target, int] = {"sd": 4, "sdxl": 4, "sd3": 16, "flux": 16, "dit": 4}
 
@@ -46,7 +49,7 @@ def statistics(model: Autoencoder, largest: float = 10.0) -> LatentStatistics:
 
 
 def export(folder: Path, model: Autoencoder, target: Target, **options: Any) -> list[str]:
-    loaded = LoadedModel(model, None, Source("test", "run"))
+    loaded = LoadedModel(model, None, ModelSource("test", "run"))
     measured = statistics(model, options.pop("largest", 10.0))
     return export_model(loaded, folder, measured, target=target, command="ldm-vae export", **options)
 
@@ -195,9 +198,14 @@ def test_pipeline_decodes_exactly_as_the_codec_does(
     if target == "flux":
         seen = [pipe._unpack_latents(latents, 16, 16, pipe.vae_scale_factor) for latents in seen]
     # The same affine map, written in another order.
-    torch.testing.assert_close(raw[0], codec.scale.remove(seen[-1]), rtol=1e-5, atol=1e-5)
-    expected = (codec.decode_raw(raw[0]) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-    torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=1e-5)
+    assert_as_exact(raw[0], codec.scale.remove(seen[-1]), codec.scale.remove(seen[-1].double()))
+    expected, exact = codec.decode_raw(raw[0]), double(codec.model).decode(raw[0].double())
+    assert_as_exact(torch.from_numpy(images), shown(expected), shown(exact))
+
+
+def shown(images: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) in [-1, 1] -> (B, H, W, C) in [0, 1], as pipelines give it."""
+    return (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 @pytest.mark.parametrize("target", PIPELINES)
@@ -219,13 +227,20 @@ def test_drop_in_makes_the_same_picture_in_pieces(
     monkeypatch.setattr("ldm_vae.codec.PIECES_FROM", 1)
     monkeypatch.setattr("ldm_vae.piecewise.plan.STRIP_BYTES", 2**10)
     pipe.vae = LatentCodec.load(tmp_path / "out", device="cpu").as_diffusers()
-    plans: list[Any] = []
+    passes: list[tuple[torch.Tensor, Any]] = []  # latents, and the plan by which they were decoded
     pieces = codec_module.decode_pieces
-    monkeypatch.setattr(codec_module, "decode_pieces", lambda *a, **k: _recorded_plan(pieces(*a, **k), plans))
+
+    def watched(model: Autoencoder, z: torch.Tensor, **options: Any) -> tuple[torch.Tensor, Any]:
+        result, plan = pieces(model, z, **options)
+        passes.append((z, plan))
+        return result, plan
+
+    monkeypatch.setattr(codec_module, "decode_pieces", watched)
     images = pipe(**arguments, generator=torch.Generator().manual_seed(0)).images
-    assert plans and all(plan.strips > 1 for plan in plans)
-    # Order of summation; pictures are in [0, 1].
-    torch.testing.assert_close(torch.from_numpy(images), torch.from_numpy(expected), rtol=0, atol=1e-5)
+    ((z, plan),) = passes
+    assert plan.strips > 1
+    exact = shown(double(LatentCodec.load(tmp_path / "out", device="cpu").model).decode(z.double()))
+    assert_as_exact(torch.from_numpy(images), torch.from_numpy(expected), exact)  # sums in another order
     torch.manual_seed(0)
     again, _ = BUILD[target](pipe.vae)  # built around it, a pipeline reads f of its configuration
     assert isinstance(again.vae, AutoencoderKL) and getattr(again, "vae_scale_factor", None) == factor
@@ -234,11 +249,6 @@ def test_drop_in_makes_the_same_picture_in_pieces(
     assert json.loads((tmp_path / "pipeline" / "model_index.json").read_text())["vae"] == ["diffusers", "AutoencoderKL"]
     saved = AutoencoderKL.from_pretrained(tmp_path / "pipeline", subfolder="vae")
     assert saved.config.scaling_factor == pipe.vae.config.scaling_factor
-
-
-def _recorded_plan(result: tuple[torch.Tensor, Any], plans: list[Any]) -> tuple[torch.Tensor, Any]:
-    plans.append(result[1])
-    return result
 
 
 def _keep(seen: list[torch.Tensor]) -> Any:
@@ -295,6 +305,6 @@ def test_pictures_of_other_channels_are_refused_and_unusual_latents_noted(tmp_pa
 
 
 def test_scale_of_a_diffusers_model_is_kept_for_a_target(tmp_path: Path) -> None:
-    loaded = LoadedModel(autoencoder(16), LatentScale(0.4), Source("test", "diffusers"))
+    loaded = LoadedModel(autoencoder(16), LatentScale(0.4), ModelSource("test", "diffusers"))
     export_model(loaded, tmp_path / "out", None, target="flux", command="")
     assert LatentCodec.load(tmp_path / "out", device="cpu").scale == LatentScale(0.4, shift=0.0)

@@ -7,13 +7,17 @@ import torch
 from torch import Tensor
 
 from ldm_vae.data.stream.batch import Batch
-from ldm_vae.losses.adversarial import DiscriminatorConfig
-from ldm_vae.losses.objective import LossConfig, Objective, build_objective
+from ldm_vae.losses.adversarial import DiscriminatorConfig, PatchAdversary
+from ldm_vae.losses.objective import LossConfig, Objective, WeightedTerm, build_heads, build_objective
 from ldm_vae.losses.perceptual import LPIPS, PerceptualConfig
-from ldm_vae.losses.pixel import PixelConfig
+from ldm_vae.losses.pixel import LOG_VARIANCE_HEAD, PixelConfig
 from ldm_vae.losses.rate import RateConfig
-from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig, Output
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from ldm_vae.networks.network import Output
 from ldm_vae.nn.discriminators.patch import PatchDiscriminator
+from ldm_vae.noise import GivenNoise, SlotNoise
+
+pytestmark = pytest.mark.numerical
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_groups=4, latent_channels=2)
 
@@ -25,7 +29,8 @@ def _batch(images: int = 2) -> Batch:
 
 def _networks(learned_variance: bool = False) -> tuple[Autoencoder, PatchDiscriminator, LPIPS]:
     torch.manual_seed(0)
-    model = Autoencoder(CONFIG, learned_variance=learned_variance).double()
+    loss = LossConfig(pixel=PixelConfig(learned_variance=learned_variance))
+    model = Autoencoder(CONFIG, build_heads(loss)).double()
     discriminator = PatchDiscriminator(3, channels=8, layers=2).double()
     return model, discriminator, LPIPS("alex").double()
 
@@ -33,12 +38,14 @@ def _networks(learned_variance: bool = False) -> tuple[Autoencoder, PatchDiscrim
 def _objective(
     model: Autoencoder, lpips: LPIPS | None, loss: LossConfig, adversarial: DiscriminatorConfig | None
 ) -> Objective:
-    return build_objective(loss, adversarial, lpips, model.decoder.conv_out.weight.shape, reduce=lambda value: value)
+    adversaries = [] if adversarial is None else [PatchAdversary(adversarial)]
+    frozen = {} if lpips is None else {"perceptual": lpips}
+    return build_objective(loss, adversaries, frozen, model.anchors, reduce=lambda value: value)
 
 
 def _forward(model: Autoencoder, batch: Batch) -> Output:
     noise = torch.randn(model.latent_shape(batch.image), generator=torch.Generator().manual_seed(2)).double()
-    output = model(batch.image, noise=noise)
+    output = model(batch.image, noise=GivenNoise(noise))
     assert isinstance(output, Output)
     return output
 
@@ -52,8 +59,9 @@ def _direct(
     pixel = (output.reconstruction - batch.image).abs().sum() / len(batch.image)
     perceptual = lpips(output.reconstruction, batch.image).mean() * elements
     nll = loss.pixel.weight * pixel + loss.perceptual.weight * perceptual
-    if model.log_variance is not None:
-        nll = nll / model.log_variance.exp() + elements * model.log_variance
+    if LOG_VARIANCE_HEAD in model.heads:
+        log_variance = model.heads[LOG_VARIANCE_HEAD].value
+        nll = nll / log_variance.exp() + elements * log_variance
     mean, logvar = output.posterior.stats["mean"], output.posterior.stats["logvar"]
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum() / len(batch.image)
     total = nll + loss.rate.weight * kl
@@ -80,7 +88,8 @@ def test_gradient_equals_the_direct_formulation(step: int, learned_variance: boo
     objective = _objective(model, lpips, loss, adversarial)
     batch = _batch()
 
-    losses = objective(_forward(model, batch), batch, discriminator.requires_grad_(False), step)
+    critics = {"discriminator": discriminator.requires_grad_(False)}
+    losses = objective(_forward(model, batch), batch, critics, step)
     torch.autograd.backward(losses.roots, losses.gradients)
     ours = {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -102,18 +111,18 @@ def test_gradient_equals_the_direct_formulation(step: int, learned_variance: boo
 def test_the_learned_log_variance_reaches_its_optimum() -> None:
     """d/ds (a / e^s + n s) = 0 at e^s = a / n: the mean error per element."""
     model, _, _ = _networks(learned_variance=True)
-    assert model.log_variance is not None
+    log_variance = model.heads[LOG_VARIANCE_HEAD].value
     loss = LossConfig(pixel=PixelConfig(learned_variance=True), rate=RateConfig(weight=0.0))
     objective = _objective(model, None, loss, None)
     batch = _batch()
-    optimizer = torch.optim.Adam([model.log_variance], lr=0.05)
+    optimizer = torch.optim.Adam([log_variance], lr=0.05)
     for step in range(300):
         optimizer.zero_grad()
-        losses = objective(_forward(model, batch), batch, lambda image: image, step)
+        losses = objective(_forward(model, batch), batch, {}, step)
         torch.autograd.backward(losses.roots, losses.gradients)
         optimizer.step()
     # Adam at a constant rate keeps within a few of its steps of the optimum
-    assert model.log_variance.exp().item() == pytest.approx(losses.values["pixel"].item(), rel=0.02)
+    assert log_variance.exp().item() == pytest.approx(losses.values["pixel"].item(), rel=0.02)
 
 
 def test_a_term_that_is_off_is_absent_and_the_critic_is_not_called() -> None:
@@ -122,13 +131,10 @@ def test_a_term_that_is_off_is_absent_and_the_critic_is_not_called() -> None:
     adversarial = DiscriminatorConfig(start=0, generator_start=5)
     objective = _objective(model, None, loss, adversarial)
 
-    def uncalled(image: Tensor) -> Tensor:
-        raise AssertionError("the generator does not feel the discriminator yet")
-
     batch = _batch()
-    losses = objective(_forward(model, batch), batch, uncalled, step=4)
+    losses = objective(_forward(model, batch), batch, {}, step=4)  # the discriminator is not even looked for
     assert losses.values.keys() == {"pixel", "total"}
-    assert objective.trains_discriminator(4)
+    assert objective.adversaries[0].learns(4)
 
 
 def test_the_perceptual_term_has_a_gradient() -> None:
@@ -138,6 +144,87 @@ def test_the_perceptual_term_has_a_gradient() -> None:
     )
     objective = _objective(model, lpips, loss, None)
     batch = _batch()
-    losses = objective(_forward(model, batch), batch, lambda image: image, step=0)
+    losses = objective(_forward(model, batch), batch, {}, step=0)
     assert losses.values.keys() == {"perceptual", "total"}
     assert losses.gradients[0].abs().sum() > 0
+
+
+class ToAnImage:
+    """A stand-in for alignment: half the square of what the encoder's last layer gives, and so a loss of the latent."""
+
+    def __call__(self, output: Output, batch: Batch, step: int) -> Tensor:
+        return 0.5 * (output.posterior.stats["mean"] - 1.0).square().flatten(1).sum(dim=1)
+
+
+def test_a_term_of_the_latent_is_balanced_at_the_encoders_last_layer() -> None:
+    """Against the formulation of VA-VAE (LightningDiT): norms of two `autograd.grad` at `encoder.conv_out.weight`."""
+    model, _, lpips = _networks()
+    loss = LossConfig(perceptual=PerceptualConfig(network="alex"), rate=RateConfig(weight=0.01))
+    objective = _objective(model, lpips, loss, None)
+    objective.regularizers = [
+        *objective.regularizers,
+        WeightedTerm("aligned", ToAnImage(), lambda step: 0.3, "encoder"),
+    ]
+    batch = _batch()
+    losses = objective(_forward(model, batch), batch, {}, 0)
+    torch.autograd.backward(losses.roots, losses.gradients)
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    model.zero_grad()
+    output = _forward(model, batch)
+    last = model.encoder.conv_out.weight
+    loss_of_latent = ToAnImage()(output, batch, 0).mean()
+    total = _direct(model, lpips, None, batch, loss, 0.0)
+    elements = batch.image[0].numel()
+    nll = (output.reconstruction - batch.image).abs().sum() / len(batch.image)
+    nll = nll + lpips(output.reconstruction, batch.image).mean() * elements
+    norms = [torch.autograd.grad(value, last, retain_graph=True)[0].norm() for value in (nll, loss_of_latent)]
+    weight = (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4)
+    (total + 0.3 * weight * loss_of_latent).backward()
+    assert weight > 0 and weight != 1e4
+    for name, parameter in model.named_parameters():
+        assert ours[name] is not None and parameter.grad is not None
+        torch.testing.assert_close(
+            ours[name], parameter.grad, rtol=1e-9, atol=1e-9 * parameter.grad.abs().max().item() + 1e-12
+        )
+
+
+class ImportanceWeighted:
+    """IWAE: the log of the mean likelihood over K samples (Burda et al. 2015), by its gradient's weights."""
+
+    samples = 3
+
+    def __call__(self, values: Tensor, total: Tensor) -> Tensor:
+        weights = torch.softmax(-total.view(-1, self.samples), dim=1)
+        return (weights * values.view(-1, self.samples)).sum(dim=1).mean()
+
+
+def test_a_bound_of_several_samples_is_a_reduction() -> None:
+    model, _, _ = _networks()
+    loss = LossConfig(pixel=PixelConfig(kind="l2", weight=0.01), rate=RateConfig(weight=1.0))
+    objective = _objective(model, None, loss, None)
+    objective.reduction = ImportanceWeighted()
+    batch = _batch()
+    noise = SlotNoise(0, 0, batch.slot)
+    output = model(batch.image, noise=noise, samples=objective.samples)
+    losses = objective(output, batch, {}, 0)
+    torch.autograd.backward(losses.roots, losses.gradients)
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    model.zero_grad()
+    output = model(batch.image, noise=noise, samples=3)
+    cost = 0.01 * (output.reconstruction - output.target).square().flatten(1).sum(dim=1) + output.posterior.rate
+    (-torch.logsumexp(-cost.view(-1, 3), dim=1)).mean().backward()
+    for name, parameter in model.named_parameters():
+        assert ours[name] is not None and parameter.grad is not None
+        torch.testing.assert_close(
+            ours[name], parameter.grad, rtol=1e-9, atol=1e-9 * parameter.grad.abs().max().item() + 1e-12
+        )
+
+
+def test_free_bits_are_a_term_of_the_rates() -> None:
+    """Groups of the rate come from the bottleneck, so that a term needs nothing else."""
+    model, _, _ = _networks()
+    output = _forward(model, _batch())
+    assert output.posterior.rates.shape == (2, CONFIG.latent_channels)
+    torch.testing.assert_close(output.posterior.rates.sum(dim=1), output.posterior.rate, rtol=1e-12, atol=0)

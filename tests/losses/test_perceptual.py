@@ -11,9 +11,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm_vae.errors import UserError
-from ldm_vae.losses.perceptual import BACKBONE, LPIPS, SMALLEST, PerceptualConfig, _unit_length, perceptual_channels
+from ldm_vae.losses.perceptual import (
+    BACKBONE,
+    LPIPS,
+    SMALLEST_IMAGE,
+    PerceptualConfig,
+    _unit_length,
+    perceptual_channels,
+)
 from ldm_vae.pretrained.backbones import backbone_weights
 from ldm_vae.recipe import validate
+
+pytestmark = pytest.mark.numerical
 
 Pair = tuple[LPIPS, lpips.LPIPS]
 
@@ -107,7 +116,7 @@ def test_vanishing_features_have_a_gradient(pair: Pair, photographs: Tensor, sca
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_gradients_are_finite_on_degenerate_images(pair: Pair, images: Tensor, precision: str) -> None:
     ours, _ = pair
-    size = SMALLEST[ours.network]  # bfloat16 is a hundred times slower on some processors
+    size = SMALLEST_IMAGE[ours.network]  # bfloat16 is a hundred times slower on some processors
     photograph, flat, black = (images[i : i + 1, :, :size, :size] for i in (0, 5, 6))
     pairs = [(black, black), (flat, flat), (photograph, photograph), (black, photograph), (photograph, flat)]
     for left, right in pairs:
@@ -125,7 +134,7 @@ def test_convolutions_in_bfloat16_distances_in_float32(pair: Pair, images: Tenso
     for layer in ours.features:
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(lambda _module, _inputs, output: types.add(output.dtype))
-    size = SMALLEST[ours.network]  # bfloat16 is a hundred times slower on some processors
+    size = SMALLEST_IMAGE[ours.network]  # bfloat16 is a hundred times slower on some processors
     images = images[:3, :, :size, :size]
     other = images.roll(1, dims=0)
     exact = ours(images, other)
@@ -178,7 +187,7 @@ def test_worse_pictures_are_further(pair: Pair, photographs: Tensor) -> None:
 
 def test_smallest_image(pair: Pair, photographs: Tensor) -> None:
     ours, theirs = pair
-    smallest = SMALLEST[ours.network]
+    smallest = SMALLEST_IMAGE[ours.network]
     left, right = photographs[:2, :, :smallest, :smallest], photographs[2:, :, :smallest, :smallest]
     torch.testing.assert_close(ours(left, right), theirs(left, right).flatten(), rtol=0, atol=1e-5)
     with pytest.raises(UserError, match=f"use at least {smallest}x{smallest}"):

@@ -6,6 +6,8 @@ from ldm_vae.errors import UserError
 from ldm_vae.losses.pixel import PixelConfig, pixel_distance
 from ldm_vae.recipe import validate
 
+pytestmark = pytest.mark.numerical
+
 SHAPE = (2, 3, 5, 7)
 
 

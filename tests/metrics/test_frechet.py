@@ -17,6 +17,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from ldm_vae.metrics import frechet
 from ldm_vae.metrics.frechet import frechet_distance, kernel_distance
 
+pytestmark = pytest.mark.numerical
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 

@@ -14,6 +14,8 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
 
+pytestmark = pytest.mark.numerical
+
 # Sums of float64 in another order than numpy's.
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 REST = {"codec": "0" * 64, "latents": "mode", "protocol": {}, "data": "shards"}

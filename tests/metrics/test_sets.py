@@ -18,10 +18,12 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from ldm_vae.errors import UserError
 from ldm_vae.losses.perceptual import LPIPS
 from ldm_vae.metrics import sets
-from ldm_vae.metrics.image import ImageMetrics, Row
+from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pair import PairNetwork
-from ldm_vae.metrics.sets import SET_METRICS, FeatureSets, SetMetrics, SetResults, describe
+from ldm_vae.metrics.sets import SET_METRICS, FeatureSets, SetMetrics, SetResults, describe_set_metrics
 from ldm_vae.pretrained.backbones import backbone_weights
+
+pytestmark = pytest.mark.numerical
 
 
 class Thumbnail(torch.nn.Module):
@@ -51,11 +53,11 @@ def pairs(count: int) -> Iterator[tuple[str, Tensor, Tensor]]:
         yield f"{i:03d}", image // 16 * 16, image
 
 
-def measured(metrics: SetMetrics, found: list[tuple[str, Tensor, Tensor]]) -> tuple[SetResults, list[Row]]:
+def measured(metrics: SetMetrics, found: list[tuple[str, Tensor, Tensor]]) -> tuple[SetResults, list[MeasuredImage]]:
     features = FeatureSets(metrics)
     rows = []
     for key, reconstruction, image in found:
-        row = Row(key, tuple(image.shape[1:]), 0)
+        row = MeasuredImage(key, tuple(image.shape[1:]), 0)
         features.add(reconstruction, image, [row])
         rows.append(row)
     return features.results(rows), rows
@@ -120,9 +122,11 @@ def test_few_images_are_noted_and_one_is_too_few(monkeypatch: pytest.MonkeyPatch
     assert set(results.values) == set(SET_METRICS)
     assert results.notes["rfid"] == "unreliable below 2,048 images (3)"
     assert "one subset" in results.notes["kid"]
-    assert describe(["kid"], 3)["kid"].startswith("Inception of 2015-12-05")  # also where rfid is not asked for
-    assert describe(["kid"], 3)["kid"].endswith("one subset, all 3 images")
-    assert "100 subsets of 1000 images" in describe(["kid"], 5000)["kid"]
+    assert describe_set_metrics(["kid"], 3)["kid"].startswith(
+        "Inception of 2015-12-05"
+    )  # also where rfid is not asked for
+    assert describe_set_metrics(["kid"], 3)["kid"].endswith("one subset, all 3 images")
+    assert "100 subsets of 1000 images" in describe_set_metrics(["kid"], 5000)["kid"]
     monkeypatch.setattr(sets, "RELIABLE", 3)
     assert not measured(SetMetrics(SET_METRICS), found)[0].notes  # enough
     results, _ = measured(SetMetrics(SET_METRICS), found[:1])

@@ -13,7 +13,7 @@ from ldm_vae.metrics.spool import Spool, chunks
 
 
 def test_rows_come_back_in_the_order_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool, "CHUNK", 3)  # so that there are several, the last one not full
+    monkeypatch.setattr(spool, "CHUNK_IMAGES", 3)  # so that there are several, the last one not full
     rows = np.random.default_rng(0).normal(size=(10, 2, 5)).astype(np.float32)
     keys = [f"{i:02d}" for i in np.random.default_rng(1).permutation(10)]
     kept = Spool((2, 5))

@@ -10,6 +10,8 @@ from torch.overrides import TorchFunctionMode
 from ldm_vae.nn.blocks import Attention, DownLevel, Downsample, Middle, ResBlock, UpLevel, Upsample
 from ldm_vae.nn.checkpointing import run_block
 
+pytestmark = pytest.mark.numerical
+
 
 class Calls(TorchFunctionMode):
     """Counts the calls of one torch function."""

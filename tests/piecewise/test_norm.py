@@ -5,6 +5,8 @@ from torch import nn
 from ldm_vae.piecewise.norm import GatheredNorm
 from ldm_vae.piecewise.strips import cuts
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize("strips", [1, 3, 40])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

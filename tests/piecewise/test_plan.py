@@ -5,8 +5,9 @@ import torch
 
 from ldm_vae.errors import UserError
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from ldm_vae.piecewise.chains.kl import decoder_steps, encoder_steps
 from ldm_vae.piecewise.plan import Plan, make_plan, plan_decode, plan_encode
-from ldm_vae.piecewise.steps import Attending, decoder_steps, encoder_steps
+from ldm_vae.piecewise.steps import AttentionStep
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def test_segments_join_up_and_attention_is_never_computed_twice(full_size: Autoe
         assert [segment.first for segment in plan.segments] == [0, *(segment.end for segment in plan.segments[:-1])]
         assert plan.segments[-1].end == len(steps)
         for segment in plan.segments:
-            assert not any(isinstance(step, Attending) for step in steps[segment.first : segment.end - 1])
+            assert not any(isinstance(step, AttentionStep) for step in steps[segment.first : segment.end - 1])
         assert plan.attention_bytes == 2 * 4 * 512 * 256 * 256
 
 

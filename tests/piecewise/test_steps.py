@@ -5,7 +5,10 @@ import torch
 from torch import Tensor
 
 from ldm_vae.networks.kl import Autoencoder
-from ldm_vae.piecewise.steps import Attending, Doubling, Halving, Residual, Step, decoder_steps, encoder_steps
+from ldm_vae.piecewise.chains.kl import decoder_steps, encoder_steps
+from ldm_vae.piecewise.steps import AttentionStep, ChainStep, DownsampleStep, ResidualStep, UpsampleStep
+
+pytestmark = pytest.mark.numerical
 
 
 @pytest.mark.parametrize(("height", "width"), [(7, 5), (4, 11), (1, 1)])
@@ -15,9 +18,9 @@ def test_rows_of_every_step_are_those_of_the_whole(
 ) -> None:
     model = network(attention_levels=(1,)).double()
     size = (height, width) if decode else (4 * height, 4 * width)
-    steps: Sequence[Step] = decoder_steps(model, *size) if decode else encoder_steps(model, *size)
+    steps: Sequence[ChainStep] = decoder_steps(model, *size) if decode else encoder_steps(model, *size)
     kinds = {type(step) for step in steps}
-    assert {Residual, Attending, Doubling if decode else Halving} <= kinds
+    assert {ResidualStep, AttentionStep, UpsampleStep if decode else DownsampleStep} <= kinds
     with torch.no_grad():
         for step in steps:
             axis, rows = step.axis, step.above.rows
@@ -33,13 +36,13 @@ def test_rows_of_every_step_are_those_of_the_whole(
                     torch.testing.assert_close(part, whole.narrow(axis, first, end - first), rtol=0, atol=1e-12)
 
 
-def prepare(step: Step, x: Tensor) -> None:
+def prepare(step: ChainStep, x: Tensor) -> None:
     """Everything that the step must know of its whole input."""
     if step.norm is not None:
         step.norm.gather(x)
-    if isinstance(step, Residual):
+    if isinstance(step, ResidualStep):
         step.hidden_norm.gather(step.first.forward(x, 0, step.above.rows))
-    if isinstance(step, Attending):
+    if isinstance(step, AttentionStep):
         step.remember(x)
 
 

@@ -5,6 +5,8 @@ import torch
 
 from ldm_vae.piecewise.strips import Strips, Whole, cuts
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize(("rows", "strips"), [(1, 1), (7, 3), (3, 8), (64, 64), (100, 7)])
 def test_cuts_cover_every_row_once(rows: int, strips: int) -> None:

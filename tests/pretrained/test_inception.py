@@ -23,6 +23,8 @@ from ldm_vae.evaluation.evaluate import Metrics, evaluate_batches
 from ldm_vae.evaluation.results import EvaluationProtocol
 from ldm_vae.pretrained import inception
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -43,7 +45,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def pinned(weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The random file is the one that is wanted; caches are empty, and no host answers."""
-    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(weights.read_bytes()).hexdigest())
+    monkeypatch.setattr(inception, "WEIGHTS_SHA256", hashlib.sha256(weights.read_bytes()).hexdigest())
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -56,8 +58,8 @@ def pinned(weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pa
 
 def test_the_pinned_file_is_torch_fidelitys() -> None:
     """Its own name holds the first eight digits."""
-    assert theirs.URL_INCEPTION_V3.endswith(f"-{inception.SHA256[:8]}.pth")
-    assert len(inception.SHA256) == 64
+    assert theirs.URL_INCEPTION_V3.endswith(f"-{inception.WEIGHTS_SHA256[:8]}.pth")
+    assert len(inception.WEIGHTS_SHA256) == 64
 
 
 def test_features_are_torch_fidelitys(pinned: Path) -> None:
@@ -113,7 +115,9 @@ def test_the_whole_way_agrees_with_torch_fidelity(pinned: Path, tmp_path: Path) 
     assert found["kid"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
 
 
-@pytest.mark.parametrize("place", [("cache", inception.FILE), ("torch/hub/checkpoints", inception.FILE_OF_PYTORCH_FID)])
+@pytest.mark.parametrize(
+    "place", [("cache", inception.WEIGHTS_FILE), ("torch/hub/checkpoints", inception.WEIGHTS_FILE_OF_PYTORCH_FID)]
+)
 def test_found_where_it_may_lie(pinned: Path, tmp_path: Path, place: tuple[str, str]) -> None:
     folder = tmp_path / place[0]
     folder.mkdir(parents=True)
@@ -124,7 +128,7 @@ def test_found_where_it_may_lie(pinned: Path, tmp_path: Path, place: tuple[str, 
 def test_fetched_once_into_the_cache(pinned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the real client, from a file:// address; a damaged file in the cache is fetched again."""
     monkeypatch.setattr(inception, "URL_INCEPTION_V3", pinned.as_uri())
-    kept = tmp_path / "cache" / inception.FILE
+    kept = tmp_path / "cache" / inception.WEIGHTS_FILE
     kept.parent.mkdir()
     kept.write_bytes(b"half a download")
     inception.inception()
@@ -138,14 +142,14 @@ def test_unreachable_names_the_remedies(pinned: Path, tmp_path: Path) -> None:
         inception.inception()
     message = str(caught.value)
     assert "--inception" in message and str(tmp_path / "cache") in message and "\n" not in message
-    assert not (tmp_path / "cache" / inception.FILE).exists()
+    assert not (tmp_path / "cache" / inception.WEIGHTS_FILE).exists()
 
 
 def test_another_file_is_refused(pinned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = torch.load(pinned, weights_only=True)
     state["fc.bias"][0] += 1
     torch.save(state, tmp_path / "changed.pth")
-    with pytest.raises(UserError, match=f"its sha256 is .*, not {inception.SHA256}"):
+    with pytest.raises(UserError, match=f"its sha256 is .*, not {inception.WEIGHTS_SHA256}"):
         inception.inception(tmp_path / "changed.pth")
     with pytest.raises(UserError, match="not found"):
         inception.inception(tmp_path / "absent.pth")
@@ -163,7 +167,7 @@ def test_no_code_of_a_file_runs(pinned: Path, tmp_path: Path, monkeypatch: pytes
     """Even of one with the right sha256. The attack is real: the class itself would fall for it."""
     trace, file = tmp_path / "trace", tmp_path / "attack.pth"
     torch.save({"fc.bias": _Command(trace)}, file)
-    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
+    monkeypatch.setattr(inception, "WEIGHTS_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
     with pytest.raises(UserError, match="no state dict of tensors alone"):
         inception.inception(file)
     assert not trace.exists()

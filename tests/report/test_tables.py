@@ -25,7 +25,7 @@ def test_the_best_of_each_row_is_marked() -> None:
     ours = Measured(metrics={"lpips_vgg": 0.1, "psnr": 20.0, "odd": 1.0, "ssim": 0.5}, missing={"rfid": "no weights"})
     theirs = Measured(metrics={"psnr": 30.0, "lpips_vgg": 0.2, "rfid": 3.0, "odd": 2.0, "ssim": 0.5})
     table = metric_table([("ours", ours), ("theirs", theirs)])
-    marked = {row.fact.title: [cell.best for cell in row.cells] for row in table.rows}
+    marked = {row.metric.title: [cell.best for cell in row.cells] for row in table.rows}
     assert marked == {
         "PSNR": [False, True],
         "LPIPS (VGG)": [True, False],

@@ -14,6 +14,8 @@ from torch import Tensor
 from ldm_vae.errors import UserError
 from tools.denoiser import NO_LABEL, TIMESTEPS, DenoiserConfig, build_denoiser, sample_latents, train_denoiser
 
+pytestmark = pytest.mark.numerical
+
 CHANNELS, SIDE = 2, 8
 
 

@@ -20,6 +20,8 @@ from tools.command import run_command
 from tools.learnability import AT_ONCE, picture_features, reconstruct, standardise
 from tools.probe import probe, read_images
 
+pytestmark = pytest.mark.numerical
+
 SIZE, IMAGES = 32, 23  # pixels, and how many the shards hold
 TINY = ["--size", str(SIZE), "--images", str(IMAGES), "--tokens", "4", "--width", "32", "--depth", "1"]
 TINY += ["--steps", "3", "--batch", "4", "--seeds", "2", "--sampling-steps", "2"]

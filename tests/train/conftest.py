@@ -13,7 +13,7 @@ from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import train_batches
 from ldm_vae.recipe import load_recipe
-from train.build import build_accelerator, build_autoencoder, build_run
+from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
 from train.recipe import Recipe
 from train.state import Run
 
@@ -30,7 +30,8 @@ def build(recipe: Path) -> Build:
         config = load_recipe(Recipe, recipe, overrides)
         accelerator = build_accelerator(config)
         autoencoder, config = build_autoencoder(config)
-        return build_run(config, accelerator, autoencoder), config
+        frozen, config = build_frozen(config)
+        return build_run(config, accelerator, autoencoder, frozen), config
 
     return build_with
 
@@ -53,7 +54,7 @@ def state_of(run: Run) -> dict[str, torch.Tensor]:
     """Copies of everything that a step may change."""
     groups = {
         "model": run.autoencoder.state_dict(),
-        "discriminator": run.discriminator.state_dict(),
+        "discriminator": run.critics["discriminator"].state_dict(),
         "ema": run.ema.model.state_dict(),
         **{f"optimizer_{name}": update.state() for name, update in run.updates.items()},
     }

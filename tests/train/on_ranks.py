@@ -14,15 +14,14 @@ import pytest
 import torch
 
 import train.loop
-from ldm_vae.errors import UserError
-from ldm_vae.ranks import first_to_say
+from ldm_vae.ranks import is_first_to_report
 from ldm_vae.recipe import load_recipe
-from train.__main__ import train as train_run
-from train.agreement import check_ranks_agree
-from train.build import build_accelerator, build_autoencoder, build_run
+from train.__main__ import run_training
+from train.agreement import RanksDiffer, check_ranks_agree
+from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
 from train.recipe import Recipe
 
-TRAIN_STEP = train.loop.STEPS["shared"]
+TRAIN_STEP = train.loop.TRAIN_STEPS["shared"]
 
 
 def bad_image_on_rank_1(recipe: Recipe) -> None:
@@ -38,8 +37,8 @@ def bad_image_on_rank_1(recipe: Recipe) -> None:
         seen[step] = run.autoencoder.decoder.conv_out.weight.detach().clone()
         return values
 
-    train.loop.STEPS["shared"] = step_with_nan
-    train_run(recipe)
+    train.loop.TRAIN_STEPS["shared"] = step_with_nan
+    run_training(recipe)
     assert torch.equal(seen[1], seen[3])
     assert not torch.equal(seen[3], seen[4])
 
@@ -48,20 +47,21 @@ def drift(recipe: Recipe) -> None:
     """One value on one rank moves by one bit: the check must notice on every rank, and name the group."""
     accelerator = build_accelerator(recipe)
     autoencoder, recipe = build_autoencoder(recipe)
-    run = build_run(recipe, accelerator, autoencoder)
+    frozen, recipe = build_frozen(recipe)
+    run = build_run(recipe, accelerator, autoencoder, frozen)
     check_ranks_agree({"model": run.autoencoder.state_dict()}, accelerator)
     if accelerator.process_index == 1:
         weight = run.autoencoder.decoder.conv_out.weight
         with torch.no_grad():
             weight[0, 0, 0, 0] = torch.nextafter(weight[0, 0, 0, 0], torch.tensor(9.0))
-    with pytest.raises(UserError, match="different values of model"):
+    with pytest.raises(RanksDiffer, match="different values of model"):
         check_ranks_agree({"ema": run.ema.model.state_dict(), "model": run.autoencoder.state_dict()}, accelerator)
 
 
 def say(recipe: Recipe) -> None:
     """What both ranks have to say, and what each has to say alone."""
     for message in ("said by both", f"said by {os.environ['RANK']}"):
-        if first_to_say(message):
+        if is_first_to_report(message):
             print(message, file=sys.stderr)
 
 

@@ -205,7 +205,7 @@ def test_a_tracker_that_is_not_installed_is_named(recipe: Path) -> None:
 @pytest.mark.slow
 def test_broken_samples_are_counted_over_all_ranks(recipe: Path, tmp_path: Path) -> None:
     index = load_index(str(write_shards(tmp_path / "shards", [24])))
-    refs = sample_refs(index, 0, 0, 24)
+    refs = sample_refs(index, 0, range(24))
     for ref in (refs[1], refs[3], refs[4], refs[6]):  # position % 2 is the rank: two on each
         url, offset, _ = index.shards[ref.shard].place(ref.ordinal, "png")
         with Path(url).open("r+b") as shard:

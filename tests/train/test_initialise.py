@@ -7,7 +7,10 @@ from skimage import data
 
 from ldm_vae.errors import UserError
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from ldm_vae.noise import GivenNoise
 from train.initialise import initialise_average
+
+pytestmark = pytest.mark.numerical
 
 CONFIG = AutoencoderConfig(
     block_out_channels=(32, 64, 64), layers_per_block=1, norm_groups=8, latent_channels=3, mid_attention=False
@@ -41,7 +44,7 @@ def test_every_parameter_has_a_gradient() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for _ in range(2):
         optimizer.zero_grad()
-        output = model(_photograph(), noise=torch.randn(1, 3, 32, 32, dtype=torch.float64))
+        output = model(_photograph(), noise=GivenNoise(torch.randn(1, 3, 32, 32, dtype=torch.float64)))
         (output.reconstruction.square().mean() + 1e-6 * output.posterior.rate.mean()).backward()
         optimizer.step()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]

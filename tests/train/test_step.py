@@ -8,7 +8,9 @@ import torch.nn.functional as F
 
 from ldm_vae.losses.adaptive import adaptive_weight
 from tests.train.conftest import Build, batches_of, state_of
-from train.step import STEPS, autoencoder_gradients, train_step, train_step_compvis
+from train.step import TRAIN_STEPS, autoencoder_gradients, train_step, train_step_compvis
+
+pytestmark = pytest.mark.numerical
 
 
 def _largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
@@ -37,13 +39,13 @@ def test_adaptive_weight_under_accumulation_is_each_micro_batchs_own(build: Buil
     run, recipe = build("precision=float64", "optimizer.accumulation=2")
     step = 5  # the ramp is over
     micro_batches = batches_of(run, recipe, 1)[0]
-    values, _ = autoencoder_gradients(run, micro_batches, step)
+    values, _, _ = autoencoder_gradients(run, micro_batches, step)
     weights = []
     for batch in micro_batches:
         output = run.autoencoder(batch.image, noise=run.noise(batch, step))
         lpips = run.objective.likelihood[1].term(output, batch, step)
         nll = (output.reconstruction - batch.image).abs().sum() / len(batch.image) + lpips.mean()
-        generator = -run.discriminator(output.reconstruction).mean()
+        generator = -run.critics["discriminator"](output.reconstruction).mean()
         last = run.autoencoder.decoder.conv_out.weight
         gradients = [torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in (nll, generator)]
         weights.append(0.5 * (gradients[0].norm() / (gradients[1].norm() + 1e-4)).clamp(0, 1e4))
@@ -58,7 +60,7 @@ def test_discriminator_learns_from_the_reconstructions_of_the_same_forward(build
     step = 5
     with torch.no_grad():
         fake = run.autoencoder(batch.image, noise=run.noise(batch, step)).reconstruction
-        real_logits, fake_logits = run.discriminator(batch.image), run.discriminator(fake)
+        real_logits, fake_logits = run.critics["discriminator"](batch.image), run.critics["discriminator"](fake)
         expected = 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
     values = train_step(run, micro_batches, step)
     torch.testing.assert_close(values["discriminator"], expected, rtol=1e-9, atol=0)
@@ -74,13 +76,14 @@ def test_compvis_order_recomputes_the_reconstructions_after_the_update(build: Bu
     micro_batches = batches_of(run, recipe, 1)[0]
     (batch,) = micro_batches
     step = 1  # the discriminator learns, the generator does not feel it yet
-    before = {name: value.clone() for name, value in run.discriminator.state_dict().items()}
+    before = {name: value.clone() for name, value in run.critics["discriminator"].state_dict().items()}
     values = train_step_compvis(run, micro_batches, step)
     with torch.no_grad():
         fake = run.autoencoder(batch.image, noise=run.noise(batch, step)).reconstruction  # by the updated weights
-        run.discriminator.load_state_dict(before)
+        run.critics["discriminator"].load_state_dict(before)
         expected = 0.5 * (
-            F.relu(1 - run.discriminator(batch.image)).mean() + F.relu(1 + run.discriminator(fake)).mean()
+            F.relu(1 - run.critics["discriminator"](batch.image)).mean()
+            + F.relu(1 + run.critics["discriminator"](fake)).mean()
         )
     torch.testing.assert_close(values["discriminator"], expected, rtol=1e-9, atol=0)
 
@@ -100,7 +103,7 @@ def test_discriminator_has_a_head_start_and_the_generator_a_ramp(build: Build) -
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_a_bad_image_changes_nothing_and_is_counted(build: Build, norm: str, order: str) -> None:
     run, recipe = build(f"discriminator.norm={norm}", f"discriminator.order={order}")
-    step_of = STEPS[order]
+    step_of = TRAIN_STEPS[order]
     batches = batches_of(run, recipe, 5)
     for step in range(4):
         step_of(run, batches[step], step)
@@ -160,7 +163,7 @@ def test_one_forward_of_the_autoencoder_per_micro_batch(build: Build, order: str
     run, recipe = build(f"discriminator.order={order}")
     calls: list[int] = []
     run.autoencoder.encoder.register_forward_hook(lambda *_: calls.append(1))
-    STEPS[order](run, batches_of(run, recipe, 1)[0], 5)
+    TRAIN_STEPS[order](run, batches_of(run, recipe, 1)[0], 5)
     assert len(calls) == forwards
 
 

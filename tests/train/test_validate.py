@@ -16,6 +16,8 @@ from ldm_vae.data.stream.reader import validation_batches
 from tests.train.conftest import Build
 from train.validate import build_validation, validation_data
 
+pytestmark = pytest.mark.numerical
+
 
 def test_an_image_without_a_reconstruction_leaves_the_others_counted_once_and_drawn(
     build: Build, tmp_path: Path

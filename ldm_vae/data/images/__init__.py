@@ -1,7 +1,7 @@
 """Pictures: the bytes of a file -> an array in [-1, 1], cut to size.
 
-pixels.py   Pixels in memory: their limits, their range, colours to sRGB, the way up
-decode.py   File bytes <-> (C, H, W) float32 in [-1, 1]
-tiff.py     TIFF and 16-bit PNG -> pixels: what Pillow would cut down to 8 bits or cannot open
-fit.py      Resize, crop and flip between the picture in a file and what the network sees
+pixels.py   What every decoder needs: limits, errors, colours to sRGB, orientation, rounding to 8 bits
+decode.py   Decodes jpg, png, webp, tiff and npy to (C, H, W) float32 in [-1, 1], and encodes it
+tiff.py     Reads TIFF and 16-bit PNG, which Pillow would cut down to 8 bits or cannot open
+fit.py      Resizes, crops and flips a decoded picture to what the network sees
 """

@@ -1,30 +1,30 @@
-"""File bytes <-> (C, H, W) float32 in [-1, 1].
+"""Decodes the bytes of picture files to (C, H, W) float32 in [-1, 1], and encodes such arrays.
 
-What a file's bytes become, in this order:
+Decoding takes these steps, in this order:
 
-1. Pixels. jpg, jpeg, png and webp through Pillow, which tells them apart by content; the first frame of an animation.
-   16-bit png and tif, tiff through `data/images/tiff.py` (extra `raster`). npy through numpy, never unpickling.
-2. ICC profile to sRGB (perceptual intent). A profile that does not open or belongs to another kind of pixel than the
-   file's is ignored, as browsers do. Without one, pixels are sRGB, and CMYK becomes R = (255-C)(255-K)/255, and so on.
-3. Palettes are expanded. Transparency (alpha channel, palette entry or colour key) is laid over white, in sRGB values:
-   what a browser shows on a blank page, and what img2dataset does, so that nothing hidden underneath reaches training.
-   With `channels` 4 it stays, straight, as the fourth channel, and a picture without it is refused.
-4. Channels. Grey becomes R = G = B; colour becomes grey by ITU-R 601-2, 0.299 R + 0.587 G + 0.114 B. Any other number
-   is never converted: the file has it or is refused.
+1. Pixels. Pillow reads jpg, jpeg, png and webp, and tells them apart by content; of an animation, the first frame.
+   `data/images/tiff.py` (extra `raster`) reads tif, tiff and 16-bit png. numpy reads npy, and never unpickles.
+2. Colours by the ICC profile to sRGB (perceptual intent). A profile that does not open, or does not fit the pixels, is
+   ignored, as browsers do. Without one, pixels are sRGB, and CMYK becomes R = (255-C)(255-K)/255, and so on.
+3. Transparency. Palettes are expanded. A transparent picture (alpha channel, palette entry or colour key) is laid over
+   white, in sRGB values, as a browser shows it on a blank page and as img2dataset does. So nothing that was hidden
+   reaches training. With `channels` 4, alpha stays, straight, as the fourth channel; a picture without it is refused.
+4. Channels. Grey becomes R = G = B; colour becomes grey by ITU-R 601-2, 0.299 R + 0.587 G + 0.114 B. A file with any
+   other number of channels than the one wanted is refused.
 5. EXIF orientation is applied (jpg, png, webp, tiff), so that up is up.
-6. Range. uint8: v / 127.5 - 1.   uint16: v / 32767.5 - 1, full range, whatever the sensor used.   Floats are taken to
-   be in [-1, 1]: past that by more than `RANGE_TOLERANCE`, or not finite, the file is refused; [0, 1] is not guessed.
+6. Range. uint8 becomes v / 127.5 - 1, and uint16 becomes v / 32767.5 - 1, whatever part of its range the sensor used.
+   Floats must lie in [-1, 1] already: a file with values beyond that (by more than `RANGE_TOLERANCE`), or with values
+   that are not finite, is refused. A range of [0, 1] is not guessed.
 
-npy is data, not a photograph: (H, W) for one channel, else (C, H, W) or (H, W, C), told apart by which of the outer
-sides is `channels` ((C, H, W) if both); uint8, uint16 or float; steps 2 to 5 do not apply.
+npy is data, not a photograph, and steps 2 to 5 do not apply to it. It holds uint8, uint16 or floats: (H, W) for one
+channel, else (C, H, W) or (H, W, C). The outer side that equals `channels` is C; if both do, it is the first.
 
-Whatever is refused raises `BrokenImage` with the reason, before memory is taken where the header tells (`MAX_PIXELS`).
+A file that is refused raises `BrokenImage` with the reason; a far too large one (`MAX_PIXELS`) before memory is taken.
 """
 
 from __future__ import annotations
 
 import io
-import struct
 from typing import Any
 
 import numpy as np
@@ -34,9 +34,10 @@ from PIL import Image
 from ldm_vae.data.images.pixels import (
     EXTENSIONS,
     RANGE_TOLERANCE,
-    Array,
     BrokenImage,
+    PixelArray,
     check_size,
+    decoding,
     from_pillow,
     orient,
     to_uint8,
@@ -44,24 +45,19 @@ from ldm_vae.data.images.pixels import (
 from ldm_vae.errors import UserError
 
 
-def decode_image(data: bytes, extension: str, channels: int) -> Array:
+def decode_image(data: bytes, extension: str, channels: int) -> PixelArray:
     """File bytes -> (C, H, W) float32 in [-1, 1], by the rules above.
 
-    extension: without dot, any case.   Raises BrokenImage with the reason; UserError where a package is missing.
+    extension: without dot, any case.
+    Raises BrokenImage with the reason, and UserError if a package is missing.
     """
-    try:
-        pixels = _read(data, extension.lower(), channels)
-        return _unit_range(pixels)
-    except (BrokenImage, UserError):
-        raise
-    except Exception as error:  # decoders raise anything on hostile bytes: struct.error, zlib.error, KeyError, ...
-        raise BrokenImage(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
+    return _unit_range(_read(data, extension.lower(), channels))
 
 
-def encode_image(array: Array, extension: str) -> bytes:
+def encode_image(array: PixelArray, extension: str) -> bytes:
     """(C, H, W) float in [-1, 1] -> file bytes: png and webp lossless, jpg at quality 95, each of 8 bits; npy float32.
 
-    Raises UserError for a format that cannot hold that number of channels.
+    Raises UserError if the format cannot hold that number of channels.
     """
     extension = extension.lower()
     file = io.BytesIO()
@@ -79,8 +75,8 @@ def encode_image(array: Array, extension: str) -> bytes:
     return file.getvalue()
 
 
-def _read(data: bytes, extension: str, channels: int) -> Array:
-    """-> (H, W, channels), upright: uint8, uint16, or float in [-1, 1]."""
+def _read(data: bytes, extension: str, channels: int) -> PixelArray:
+    """File bytes -> (H, W, channels), upright: uint8, uint16, or float in [-1, 1]."""
     if extension not in EXTENSIONS:
         raise BrokenImage(f"{extension!r} is no picture format known here: {', '.join(EXTENSIONS)}")
     if extension == "npy":
@@ -89,7 +85,9 @@ def _read(data: bytes, extension: str, channels: int) -> Array:
         from ldm_vae.data.images.tiff import read_tiff  # the extra `raster`, which most data does not need
 
         return read_tiff(data, channels)
-    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+    with decoding():
+        opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
+    with opened as image:
         check_size(image.height, image.width)
         if image.format == "PNG" and data[24] == 16:  # bit depth in the IHDR chunk; Pillow would drop the lower byte
             from ldm_vae.data.images.tiff import read_png
@@ -99,19 +97,32 @@ def _read(data: bytes, extension: str, channels: int) -> Array:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1..8; 1 where the EXIF block is missing or malformed, which spoils no pixel."""
+    """The EXIF orientation, 1 to 8; 1 if the EXIF block is missing or malformed, which spoils no pixel."""
     try:
-        return int(image.getexif().get(0x0112, 1))
-    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
+        with decoding():
+            return int(image.getexif().get(0x0112, 1))
+    except BrokenImage:
         return 1
 
 
-def _read_npy(data: bytes, channels: int) -> Array:
-    """The layout rule for arrays -> (H, W, channels), after the header has been held against the bytes there are."""
+def read_npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """(shape, dtype) of an array file, which is then at its first value. Raises BrokenImage."""
+    try:
+        with decoding():
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                version, np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read_header(file)
+            return shape, dtype
+    except MemoryError as error:  # Python's parser raises it for brackets that are nested too deeply
+        raise BrokenImage("a header of an array that cannot be parsed") from error
+
+
+def _read_npy(data: bytes, channels: int) -> PixelArray:
+    """An array file -> (H, W, channels), by the rule for layouts; its header is compared with its length before."""
     file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    read_header = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
-    shape, _, dtype = read_header(file)
+    shape, dtype = read_npy_header(file)
     if dtype.hasobject:
         raise BrokenImage("an array of Python objects is never unpickled")
     if len(shape) == 2:
@@ -120,15 +131,16 @@ def _read_npy(data: bytes, channels: int) -> Array:
         raise BrokenImage(f"array of shape {shape} is neither ({channels}, H, W) nor (H, W, {channels})")
     first = shape[0] == channels
     check_size(*(shape[1:] if first else shape[:2]), channels=channels)
-    # numpy takes the memory that the header asks for before it reads
+    # Checked first, because numpy reserves the memory that the header asks for before it reads.
     if int(np.prod(shape, dtype=object)) * dtype.itemsize != len(data) - file.tell():
         raise BrokenImage(f"{len(data) - file.tell()} bytes of data for shape {shape} of {dtype}: truncated?")
-    array: Array = np.load(io.BytesIO(data), allow_pickle=False).reshape(shape)
+    with decoding():
+        array: PixelArray = np.load(io.BytesIO(data), allow_pickle=False).reshape(shape)
     return array.transpose(1, 2, 0) if first else array
 
 
-def _unit_range(pixels: Array) -> Array:
-    """(H, W, C) of a known type -> (C, H, W) float32 in [-1, 1]: step 6."""
+def _unit_range(pixels: PixelArray) -> PixelArray:
+    """Step 6: (H, W, C) of any type -> (C, H, W) float32 in [-1, 1]. Raises BrokenImage for unknown types."""
     kind, bytes_each = pixels.dtype.kind, pixels.dtype.itemsize
     if kind == "u" and bytes_each <= 2:
         planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
@@ -136,6 +148,6 @@ def _unit_range(pixels: Array) -> Array:
     if kind != "f":
         raise BrokenImage(f"pixels of type {pixels.dtype}: uint8, uint16 and floats in [-1, 1] are known")
     low, high = float(pixels.min()), float(pixels.max())
-    if not (low >= -1.0 - RANGE_TOLERANCE and high <= 1.0 + RANGE_TOLERANCE):  # true of NaN
+    if not (low >= -1.0 - RANGE_TOLERANCE and high <= 1.0 + RANGE_TOLERANCE):  # NaN is refused, too
         raise BrokenImage(f"floats from {low:g} to {high:g}: they must be finite and in [-1, 1]")
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32).clip(-1.0, 1.0)

@@ -1,4 +1,4 @@
-"""Resize, crop and flip: what lies between the picture in a file and what the network sees."""
+"""Resizes, crops and flips a picture: from its size in the file to what the network sees."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from ldm_vae.data.images.pixels import MAX_CHANNELS, MAX_PIXELS, Array, BrokenImage
+from ldm_vae.data.images.pixels import MAX_CHANNELS, MAX_PIXELS, BrokenImage, PixelArray
 from ldm_vae.recipe import Config
-
-Positive = Annotated[int, Field(gt=0)]
 
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -27,13 +25,13 @@ class ImageConfig(Config):
     channels: Annotated[int, Field(gt=0, le=MAX_CHANNELS)] = 3
     """Channels of the image."""
 
-    resize: Positive | None = None
+    resize: PositiveInt | None = None
     """Short side in pixels; smaller images are enlarged to it. null keeps the size."""
 
     resize_filter: Literal["bicubic", "bilinear", "lanczos", "area"] = "bicubic"
     """How pixels are resampled; the filter is widened where the image shrinks, against aliasing."""
 
-    crop: Positive | None = None
+    crop: PositiveInt | None = None
     """Side in pixels of the square that is cut out after the resize; null keeps everything."""
 
     crop_mode: Literal["random", "center"] = "random"
@@ -49,10 +47,10 @@ class ImageConfig(Config):
         return self
 
 
-def fit_image(array: Array, config: ImageConfig, generator: np.random.Generator | None) -> Array:
-    """Resize, crop, flip: (C, H, W) -> (C, h, w), float32 in [-1, 1].
+def fit_image(array: PixelArray, config: ImageConfig, generator: np.random.Generator | None) -> PixelArray:
+    """Resizes, crops and flips: (C, H, W) -> (C, h, w), float32 in [-1, 1].
 
-    generator: every random choice comes from it, the flip first, then top and left. None: centre crop, no flip.
+    generator: gives every random choice, the flip first, then top and left. None means centre crop and no flip.
     Raises BrokenImage for an image smaller than the crop.
     """
     flip = config.flip and generator is not None and bool(generator.integers(2))
@@ -74,15 +72,15 @@ def fit_image(array: Array, config: ImageConfig, generator: np.random.Generator 
 
 
 def resized(height: int, width: int, short: int) -> tuple[int, int]:
-    """(height, width) with the short side `short`; the long side is rounded down, as in torchvision's Resize."""
+    """(height, width) after a resize of the short side to `short`. The long one is rounded down, as in torchvision."""
     return (short, short * width // height) if height <= width else (short * height // width, short)
 
 
-def resize_image(array: Array, height: int, width: int, resize_filter: str) -> Array:
-    """(C, H, W) -> (C, height, width), float32, clipped to [-1, 1], where bicubic and lanczos overshoot.
+def resize_image(array: PixelArray, height: int, width: int, resize_filter: str) -> PixelArray:
+    """(C, H, W) -> (C, height, width), float32, clipped to [-1, 1], because bicubic and lanczos overshoot.
 
-    Pillow's filters, which widen when shrinking, on each channel as floats: for 8-bit pictures that is Pillow's own
-    result without its two roundings, and it serves any number of channels.
+    Applies Pillow's filters, which widen when they shrink a picture, to each channel as floats. For 8-bit pictures this
+    is Pillow's own result without its two roundings, and it works for any number of channels.
     """
     if array.shape[1:] == (height, width):
         return array

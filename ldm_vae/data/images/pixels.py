@@ -1,8 +1,10 @@
-"""Pixels in memory: their limits, their range, colours to sRGB, the way up. What every decoder of files needs."""
+"""What every decoder of picture files needs: limits, errors, colours to sRGB, orientation, and rounding to 8 bits."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -11,26 +13,45 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
+from ldm_vae.errors import UserError
 from ldm_vae.precision import at_least_float32
 
-Array = np.ndarray[Any, np.dtype[Any]]
+PixelArray = np.ndarray[Any, np.dtype[Any]]
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy", "tif", "tiff")  # the fields of a sample that hold a picture
-MAX_PIXELS = 2**27  # pixels of one picture, 134 million (1.6 GB as three float32 channels); more is taken for a bomb
-MAX_CHANNELS = 256  # channels of one picture; more is taken for a bomb
-RANGE_TOLERANCE = 1e-3  # how far floats may pass 1: one step of float16 there
+MAX_PIXELS = 2**27  # pixels of one picture (1.6 GB as three float32 channels); more count as an attack
+MAX_CHANNELS = 256  # channels of one picture; more count as an attack
+RANGE_TOLERANCE = 1e-3  # how far floats may lie outside of [-1, 1]: one step of float16 at 1
 
 
 class BrokenImage(Exception):
-    """A picture that cannot be used. The caller replaces, counts and reports it.   reason: one line."""
+    """A picture that cannot be used. The caller replaces, counts and reports it.
+
+    reason: what is wrong with it, in one line.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Turns whatever a decoder raises on damaged or hostile bytes into BrokenImage.
+
+    Put nothing but calls of Pillow, numpy, tifffile and imagecodecs into such a block: an error in our own code must
+    not look like a broken picture. MemoryError passes, because it says nothing about the picture.
+    """
+    try:
+        yield
+    except (BrokenImage, UserError, MemoryError):
+        raise
+    except Exception as error:  # struct.error, zlib.error, KeyError, ...: decoders raise anything
+        raise BrokenImage(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
+
+
 def check_size(height: int, width: int, channels: int = 1) -> None:
-    """Raises BrokenImage for an empty picture and for a bomb; called before any pixel is decoded."""
+    """Raises BrokenImage for an empty or far too large picture. Call it before any pixel is decoded."""
     if min(height, width) < 1:
         raise BrokenImage(f"no pixels: {width}x{height}")
     if height * width > MAX_PIXELS or channels > MAX_CHANNELS:
@@ -38,33 +59,37 @@ def check_size(height: int, width: int, channels: int = 1) -> None:
         raise BrokenImage(f"{width}x{height} pixels of {channels} channels are over the limit of {limit}")
 
 
-def from_pillow(image: Image.Image, channels: int) -> Array:
-    """Steps 2 to 4 for an 8-bit Pillow image -> (H, W, channels) uint8."""
-    if channels not in (1, 3, 4) or (channels == 4 and not image.has_transparency_data):
+def from_pillow(image: Image.Image, channels: int) -> PixelArray:
+    """Steps 2 to 4 of `decode.py` for an 8-bit Pillow image, which is decoded here -> (H, W, channels) uint8."""
+    with decoding():
+        transparent = image.has_transparency_data
+    if channels not in (1, 3, 4) or (channels == 4 and not transparent):
         raise BrokenImage(f"{image.format} of mode {image.mode} where {channels} channels are wanted")
-    picture = image.convert("RGBA") if image.has_transparency_data else image
-    alpha = picture.getchannel("A") if image.has_transparency_data else None
     grey = image.mode in ("1", "L", "LA")
-    colour = image.convert("L") if grey else picture if picture.mode == "CMYK" else picture.convert("RGB")
+    with decoding():
+        picture = image.convert("RGBA") if transparent else image
+        colour = image.convert("L") if grey else picture if picture.mode == "CMYK" else picture.convert("RGB")
+    alpha = picture.getchannel("A") if transparent else None
     colour = _to_srgb(colour, image.info.get("icc_profile"))
     if channels == 4 and alpha is not None:
         return np.dstack([np.asarray(colour.convert("RGB")), np.asarray(alpha)])
     if alpha is not None:
         colour = Image.composite(colour, Image.new(colour.mode, colour.size, "white"), alpha)
-    pixels: Array = np.asarray(colour.convert("L" if channels == 1 else "RGB"))
+    pixels: PixelArray = np.asarray(colour.convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     transform = _srgb_transform(profile, image.mode) if profile else None
-    if transform is not None:
-        return ImageCms.applyTransform(image, transform) or image
-    return image.convert("RGB") if image.mode == "CMYK" else image
+    with decoding():
+        if transform is not None:
+            return ImageCms.applyTransform(image, transform) or image
+        return image.convert("RGB") if image.mode == "CMYK" else image
 
 
 @lru_cache(maxsize=16)  # a data set has few profiles, and building a transform takes longer than a small picture
 def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """None where the profile does not open or does not fit the mode."""
+    """The transform to sRGB; None if the profile does not open or does not fit the mode."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
@@ -72,8 +97,8 @@ def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
         return None
 
 
-def orient(pixels: Array, orientation: int) -> Array:
-    """Undo the EXIF orientation 1..8 of (H, W, C); other values mean 1."""
+def orient(pixels: PixelArray, orientation: int) -> PixelArray:
+    """Turns (H, W, C) upright by its EXIF orientation, 1 to 8; other values mean 1."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)  # 5: mirrored along the diagonal
     if orientation in (3, 4, 7, 8):
@@ -84,8 +109,8 @@ def orient(pixels: Array, orientation: int) -> Array:
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """[-1, 1] -> 0..255, any shape: clamp, then round half to even. The one rounding of pictures and metrics.
+    """[-1, 1] -> 0..255, any shape: clamps, then rounds half to even. Pictures and metrics all use this rounding.
 
-    NaN has no meaning as uint8: the caller has looked for it.
+    NaN has no meaning as uint8: callers look for it before.
     """
     return ((at_least_float32(image).clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)

@@ -1,8 +1,9 @@
-"""TIFF and 16-bit PNG -> pixels: what Pillow would cut down to 8 bits or cannot open. Needs the extra `raster`.
+"""Reads TIFF and 16-bit PNG, which Pillow would cut down to 8 bits or cannot open. Needs the extra `raster`.
 
-The rules are those of `data/images/decode.py`, for 8 or 16 bits or floats and for any number of channels. A TIFF
-gives its first page, or its pages as channels if they are single and as many as the channels wanted. Palette, CMYK and
-the like are left to Pillow, at 8 bits. Floats are taken for data in [-1, 1]: no ICC profile applies.
+The rules are those of `data/images/decode.py`, for 8 or 16 bits or floats, and for any number of channels. The picture
+is the first page of a TIFF; or all its pages, as channels, if each has one channel and there are as many pages as
+channels are wanted. Palettes, CMYK and the like are left to Pillow, at 8 bits. Floats are data in [-1, 1]: ICC profiles
+do not apply to them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm_vae.data.images.pixels import Array, BrokenImage, check_size, from_pillow, orient
+from ldm_vae.data.images.pixels import BrokenImage, PixelArray, check_size, decoding, from_pillow, orient
 from ldm_vae.errors import UserError
 
 try:
@@ -27,62 +28,83 @@ PREMULTIPLIED, STRAIGHT = 1, 2  # TIFF tag 338, what an extra sample is
 ORIENTATION, PROFILE = 274, 34675  # TIFF tags
 
 
-def read_png(data: bytes, channels: int, profile: bytes | None) -> Array:
+def read_png(data: bytes, channels: int, profile: bytes | None) -> PixelArray:
     """16-bit PNG -> (H, W, channels) uint16, or float in [-1, 1] where channels had to be mixed."""
-    pixels = _three_axes(imagecodecs.png_decode(data))
+    with decoding():
+        pixels = imagecodecs.png_decode(data)
+    pixels = _three_axes(pixels)
     return _match(pixels, channels, alpha=pixels.shape[2] in (2, 4), profile=profile)
 
 
-def read_tiff(data: bytes, channels: int) -> Array:
+def read_tiff(data: bytes, channels: int) -> PixelArray:
     """TIFF -> (H, W, channels), upright: uint8, uint16 or float."""
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages.first
-        check_size(page.imagelength, page.imagewidth, page.samplesperpixel)
-        if page.imagedepth != 1:
-            raise BrokenImage(f"a volume of depth {page.imagedepth}")
-        kind, compressed_ycbcr = page.photometric, page.photometric == YCBCR and page.compression in (6, 7)
+    with decoding():
+        opened = tifffile.TiffFile(io.BytesIO(data))
+    with opened as file:
+        with decoding():
+            page = file.pages.first
+            sides = int(page.imagelength), int(page.imagewidth)
+            samples, depth = int(page.samplesperpixel), int(page.imagedepth)
+            kind, compressed_ycbcr = int(page.photometric), page.photometric == YCBCR and page.compression in (6, 7)
+            extra = tuple(page.extrasamples)
+            orientation, profile = page.tags.valueof(ORIENTATION), page.tags.valueof(PROFILE)
+        orientation = orientation if isinstance(orientation, int) else 1
+        profile = profile if isinstance(profile, bytes) else None
+        check_size(*sides, samples)
+        if depth != 1:
+            raise BrokenImage(f"a volume of depth {depth}")
         if kind not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB) and not compressed_ycbcr:
-            with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
-                return orient(from_pillow(image, channels), page.tags.valueof(ORIENTATION, default=1))
+            with decoding():
+                picture = Image.open(io.BytesIO(data), formats=("TIFF",))
+            with picture as image:
+                return orient(from_pillow(image, channels), orientation)
         pixels = _pixels(page)
         if pixels.shape[2] == 1 and channels > 1 and _pages(file, channels) == channels:
-            stack = [_pixels(file.pages[i], like=pixels) for i in range(1, channels)]
-            pixels = np.concatenate([pixels, *stack], axis=2)
+            with decoding():
+                others = [file.pages[i] for i in range(1, channels)]
+            pixels = np.concatenate([pixels, *(_pixels(other, like=pixels) for other in others)], axis=2)
         if kind == WHITE_IS_ZERO and pixels.dtype.kind == "u":
             pixels = np.iinfo(pixels.dtype).max - pixels
-        if PREMULTIPLIED in page.extrasamples:
+        if PREMULTIPLIED in extra:
             raise BrokenImage("premultiplied alpha: save it straight (unassociated)")
         colours = 3 if kind in (RGB, YCBCR) else 1
-        alpha = tuple(page.extrasamples) == (STRAIGHT,) and pixels.shape[2] == colours + 1
-        pixels = _match(pixels, channels, alpha=alpha, profile=page.tags.valueof(PROFILE))
-        return orient(pixels, page.tags.valueof(ORIENTATION, default=1))
+        alpha = extra == (STRAIGHT,) and pixels.shape[2] == colours + 1
+        pixels = _match(pixels, channels, alpha=alpha, profile=profile)
+        return orient(pixels, orientation)
 
 
 def _pages(file: tifffile.TiffFile, limit: int) -> int:
-    """Number of pages, counted no further than limit + 1: the chain of a hostile file may run in a circle."""
+    """Counts the pages, up to limit + 1 at most, because the chain of a hostile file may run in a circle."""
     for index in range(limit + 1):
-        try:
-            file.pages[index]
-        except IndexError:
-            return index
+        with decoding():
+            try:
+                file.pages[index]
+            except IndexError:
+                return index
     return limit + 1
 
 
-def _pixels(page: Any, like: Array | None = None) -> Array:
+def _pixels(page: Any, like: PixelArray | None = None) -> PixelArray:
     """One page -> (H, W, samples)."""
-    if like is not None and (page.imagelength, page.imagewidth, 1) != like.shape:
-        raise BrokenImage(f"pages of different sizes: {page.shape} beside {like.shape}")
-    pixels = np.asarray(page.asarray(maxworkers=1))
-    planar = page.planarconfig == 2 and pixels.ndim == 3
-    return _three_axes(pixels.transpose(1, 2, 0) if planar else pixels)
+    with decoding():
+        shape = (int(page.imagelength), int(page.imagewidth), 1)
+        planar = page.planarconfig == 2
+    if like is not None and shape != like.shape:
+        raise BrokenImage(f"pages of different sizes: {shape[:2]} beside {like.shape[:2]}")
+    with decoding():
+        pixels = np.asarray(page.asarray(maxworkers=1))
+    return _three_axes(pixels.transpose(1, 2, 0) if planar and pixels.ndim == 3 else pixels)
 
 
-def _three_axes(pixels: Array) -> Array:
+def _three_axes(pixels: PixelArray) -> PixelArray:
+    """(H, W) or (H, W, n) -> (H, W, n)."""
+    if pixels.ndim not in (2, 3):
+        raise BrokenImage(f"pixels of shape {pixels.shape} are no picture")
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def _match(pixels: Array, channels: int, *, alpha: bool, profile: bytes | None) -> Array:
-    """Profile, transparency, channels: steps 2 to 4. (H, W, n) -> (H, W, channels); mixing is done in floats."""
+def _match(pixels: PixelArray, channels: int, *, alpha: bool, profile: bytes | None) -> PixelArray:
+    """Steps 2 to 4, profile, transparency and channels: (H, W, n) -> (H, W, channels). Mixing is done in floats."""
     present = pixels.shape[2]
     if present == channels and not (profile and pixels.dtype.kind == "u"):
         return pixels
@@ -110,17 +132,18 @@ def _match(pixels: Array, channels: int, *, alpha: bool, profile: bytes | None) 
     return np.broadcast_to(mixed, (*mixed.shape[:2], channels))
 
 
-def _to_srgb(colour: Array, profile: bytes) -> Array:
-    """(H, W, 1 or 3) -> (H, W, 3) in sRGB; unchanged where the profile does not open or does not fit the pixels."""
+def _to_srgb(colour: PixelArray, profile: bytes) -> PixelArray:
+    """(H, W, 1 or 3) -> (H, W, 3) in sRGB; unchanged if the profile does not open or does not fit the pixels."""
     grey = colour.shape[2] == 1
     # At 16 bits littlecms would replace curves and matrix by a coarse table, off by 4 steps of 8 bits in dark colours.
     flags = imagecodecs.CMS.FLAGS.NOOPTIMIZE if colour.dtype == np.uint16 else None
     pixels, space = (colour[:, :, 0], "gray") if grey else (colour, "rgb")
     target = imagecodecs.cms_profile("srgb")
-    try:
-        converted = imagecodecs.cms_transform(
-            np.ascontiguousarray(pixels), profile, target, colorspace=space, outcolorspace="rgb", flags=flags
-        )
-    except imagecodecs.CmsError:
-        return colour
+    with decoding():
+        try:
+            converted = imagecodecs.cms_transform(
+                np.ascontiguousarray(pixels), profile, target, colorspace=space, outcolorspace="rgb", flags=flags
+            )
+        except imagecodecs.CmsError:
+            return colour
     return np.asarray(converted)

@@ -1,6 +1,6 @@
-"""What is wrong with shards: everything that webdataset loses, mixes up or follows without a word, and broken contents.
+"""Finds what is wrong with shards: what webdataset silently loses, mixes up or follows, and broken contents.
 
-Reads headers, and contents one member at a time where asked. Writes nothing, extracts nothing, follows nothing.
+It reads headers and, if asked, contents, one member at a time. It writes nothing, extracts nothing and follows no link.
 """
 
 from __future__ import annotations
@@ -20,28 +20,32 @@ from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage
 from ldm_vae.data.shards.scan import scan_shard
 from ldm_vae.data.shards.shard import (
+    INDEX_FILE,
     LABEL,
     MAX_SAMPLE,
-    NAME,
     BrokenSample,
     ShardIndex,
     parse_index,
     parse_label,
     split_name,
 )
-from ldm_vae.data.shards.storage import Missing, Source, Unreachable, expand_shards, is_remote, read_whole
-from ldm_vae.data.shards.tar import BLOCK
+from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable, expand_shards, is_remote, read_whole
+from ldm_vae.data.shards.tar import TAR_BLOCK
 from ldm_vae.errors import UserError
 
 TEXTS = ("json", "txt")
-MAX_TEXT = 2**24  # bytes of one json or txt; more is taken for a bomb
-CHUNK = 2**20  # bytes read at once behind the end mark
+MAX_TEXT = 2**24  # bytes of one json or txt; more count as an attack
+TAIL_BYTES = 2**20  # bytes read at once after the end mark
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # names that webdataset leaves out (tar_file_iterator, skip_meta)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """member: name or key in the shard, empty for the whole of it.   reason: one line."""
+    """Something that is wrong with a shard.
+
+    member: name of a member, or key of a sample; empty if the whole shard is concerned.
+    reason: what is wrong, in one line.
+    """
 
     member: str
     reason: str
@@ -49,18 +53,23 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """shard: its samples without those that training could not use; None where `url` is an index."""
+    """What was found in a shard or in an index.
+
+    url: where it lies.
+    shard: the samples of the shard that training can use; None if `url` is an index.
+    problems: everything that is wrong with it.
+    """
 
     url: str
     shard: ShardIndex | None
     problems: list[Problem]
 
 
-def inspect_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report]:
-    """A report per shard, and one per index with problems of its own.
+def check_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report]:
+    """Gives a report for each shard, and one for each index that has problems of its own.
 
     decode: also read every picture (as `channels` channels), label, json and txt.
-    Raises UserError where `spec` names nothing or a source stays away.
+    Raises UserError if `spec` names nothing, or if a server does not answer.
     """
     shards: dict[str, ShardIndex] = {}
     try:
@@ -70,7 +79,7 @@ def inspect_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report
             if not is_remote(folder) and Path(spec.removeprefix("file://")).is_dir():
                 problems += [Problem(name, "listed, but not there") for name in known if name not in names]
             if problems:
-                yield Report(f"{folder}/{NAME}", None, problems)
+                yield Report(f"{folder}/{INDEX_FILE}", None, problems)
             for name in present:
                 url = f"{folder}/{name}"
                 try:
@@ -87,7 +96,7 @@ def inspect_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report
 
 
 def index_folders(spec: str) -> list[Path]:
-    """The folders that `spec` has all shards of. Raises UserError where shards are left out or remote."""
+    """The folders whose shards `spec` names. Raises UserError if it leaves some of them out, or if they are remote."""
     folders = _by_folder(expand_shards(spec))
     for folder, names in folders.items():
         if is_remote(folder):
@@ -100,7 +109,7 @@ def index_folders(spec: str) -> list[Path]:
 
 
 def _by_folder(urls: list[str]) -> dict[str, list[str]]:
-    """Folder -> names of shards; none for a remote folder."""
+    """Groups shards: folder -> names of its shards; no names for a remote folder."""
     folders: dict[str, list[str]] = {}
     for url in urls:
         if is_remote(url) and not url.endswith(".tar"):
@@ -114,8 +123,8 @@ def _by_folder(urls: list[str]) -> dict[str, list[str]]:
 
 
 def _read_index(folder: str) -> tuple[dict[str, ShardIndex], list[Problem]]:
-    """-> name -> what the index says, and what is wrong with it. A local folder needs none."""
-    url = f"{folder}/{NAME}"
+    """Reads the index of a folder, if it has one: name of a shard -> its entry, and what is wrong with the index."""
+    url = f"{folder}/{INDEX_FILE}"
     try:
         return parse_index(read_whole(url), url, folder), []
     except Missing as error:
@@ -125,12 +134,12 @@ def _read_index(folder: str) -> tuple[dict[str, ShardIndex], list[Problem]]:
 
 
 def _inspect(url: str, decode: bool, channels: int) -> tuple[ShardIndex, list[Problem]]:
-    """One shard by itself -> the samples that training can use, and all problems. Raises Missing, Unreachable."""
+    """Checks one shard: the samples that training can use, and all problems. Raises Missing or Unreachable."""
     scan = scan_shard(url)
     shard, problems = scan.shard, [Problem(member, reason) for member, reason in scan.problems]
     labelled = LABEL in shard.members
     usable = np.ones(shard.samples, dtype=bool)
-    with closing(Source()) as source:
+    with closing(RangeReader()) as reader:
         for ordinal in range(shard.samples):
             key, fields = shard.key(ordinal), shard.fields(ordinal)
             for name in (f"{key}.{field}" if field else key for field in fields):
@@ -139,19 +148,19 @@ def _inspect(url: str, decode: bool, channels: int) -> tuple[ShardIndex, list[Pr
             lost = [] if any(field in EXTENSIONS for field in fields) else [Problem(key, "no picture in this sample")]
             if decode:
                 for field, (offset, size) in fields.items():
-                    reason = _content_problem(source, url, field, offset, size, channels)
+                    reason = _content_problem(reader, url, field, offset, size, channels)
                     lost += [Problem(f"{key}.{field}", reason)] if reason else []
             if labelled and LABEL not in fields and not lost:
                 problems.append(Problem(key, "no cls, which other samples have: training then uses none"))
             usable[ordinal] = not lost
             problems += lost
         if not scan.problems:
-            problems += _behind_the_end(source, shard)
+            problems += _behind_the_end(reader, shard)
     return shard.subset(usable), problems
 
 
 def _name_problem(name: str) -> str | None:
-    """What plain webdataset makes of a name, where that differs from what we do."""
+    """How webdataset reads a name, if it reads it differently from us; else None."""
     key, field = base_plus_ext(name)
     if key is None or SKIPPED.match(name):
         return "webdataset skips this name"
@@ -160,14 +169,14 @@ def _name_problem(name: str) -> str | None:
     return None
 
 
-def _content_problem(source: Source, url: str, field: str, offset: int, size: int, channels: int) -> str | None:
+def _content_problem(reader: RangeReader, url: str, field: str, offset: int, size: int, channels: int) -> str | None:
     limit = MAX_TEXT if field in TEXTS else MAX_SAMPLE
     if field not in (*EXTENSIONS, *TEXTS, LABEL):
         return None
     if size > limit:
         return f"{size} bytes are over the limit of {limit}"
     try:
-        data = source.read(url, offset, size)
+        data = reader.read(url, offset, size)
         if field in EXTENSIONS:
             decode_image(data, field, channels)
         elif field == LABEL:
@@ -183,46 +192,48 @@ def _content_problem(source: Source, url: str, field: str, offset: int, size: in
     return None
 
 
-def _behind_the_end(source: Source, shard: ShardIndex) -> list[Problem]:
-    """Whatever follows the end mark, the first empty block: `cat a.tar b.tar` shows a reader nothing of b."""
+def _behind_the_end(reader: RangeReader, shard: ShardIndex) -> list[Problem]:
+    """Looks for data after the end mark, the first empty block. After `cat a.tar b.tar`, readers see nothing of b."""
     last = max(int(table.sum(1).max()) for table in shard.members.values()) if shard.members else 0
-    position, ended = -(-last // BLOCK) * BLOCK, False
+    position, ended = -(-last // TAR_BLOCK) * TAR_BLOCK, False
     while position < shard.size:
-        data = source.read(shard.url, position, min(CHUNK, shard.size - position))
-        padded = np.frombuffer(data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0"), np.uint8)
-        filled = [bool(block.any()) for block in padded.reshape(-1, BLOCK)]
+        data = reader.read(shard.url, position, min(TAIL_BYTES, shard.size - position))
+        padded = np.frombuffer(data.ljust(-(-len(data) // TAR_BLOCK) * TAR_BLOCK, b"\0"), np.uint8)
+        filled = [bool(block.any()) for block in padded.reshape(-1, TAR_BLOCK)]
         start = 0
         if not ended:  # headers of folders may come before the end mark
             start = filled.index(False) if False in filled else len(filled)
             ended = start < len(filled)
         if True in filled[start:]:
-            at = position + filled.index(True, start) * BLOCK
+            at = position + filled.index(True, start) * TAR_BLOCK
             return [Problem("", f"the archive ends before byte {at} of {shard.size}: no reader sees what follows")]
         position += len(data)
     return []
 
 
 def _compare(shard: ShardIndex, known: ShardIndex | None, problems: list[Problem]) -> list[Problem]:
-    """A shard against its entry in the index. What is known to be unusable may be missing there."""
+    """Compares a shard with its entry in the index, which may leave out samples that are broken."""
     if known is None:
-        return [Problem("", f"{NAME} does not list it")]
+        return [Problem("", f"{INDEX_FILE} does not list it")]
     found = []
     if known.size != shard.size:
-        found.append(Problem("", f"{NAME} says {known.size} bytes, it has {shard.size}"))
+        found.append(Problem("", f"{INDEX_FILE} says {known.size} bytes, it has {shard.size}"))
     listed = {known.key(ordinal): known.fields(ordinal) for ordinal in range(known.samples)}
     here = {shard.key(ordinal): shard.fields(ordinal) for ordinal in range(shard.samples)}
     broken = {split_name(problem.member)[0] for problem in problems} | {problem.member for problem in problems}
-    found += [Problem(key, f"in {NAME}, not in the shard") for key in listed if key not in here and key not in broken]
+    found += [
+        Problem(key, f"in {INDEX_FILE}, not in the shard") for key in listed if key not in here and key not in broken
+    ]
     for key, fields in here.items():
         if key not in listed:
-            found.append(Problem(key, f"in the shard, not in {NAME}"))
+            found.append(Problem(key, f"in the shard, not in {INDEX_FILE}"))
         elif fields != listed[key]:
-            found.append(Problem(key, f"{NAME} has other places or fields"))
+            found.append(Problem(key, f"{INDEX_FILE} has other places or fields"))
     return found
 
 
 def _repeated_keys(shards: Mapping[str, ShardIndex]) -> Iterator[Report]:
-    """Keys that two shards have, by hashes: 8 bytes a key."""
+    """Reports keys that occur in two shards. Keys are compared by hashes of 8 bytes, which keeps memory small."""
     order = list(shards.values())
     hashes = [np.array([_hash(shard.key(i)) for i in range(shard.samples)], dtype=np.uint64) for shard in order]
     joined = np.concatenate([*hashes, np.empty(0, np.uint64)])

@@ -1,4 +1,4 @@
-"""The samples in a folder of images: a picture with the files beside it of the same name.
+"""Finds the samples in a folder of images: each is a picture with the files of the same name beside it.
 
 `cats/tom.jpg`, `cats/tom.txt`, `cats/tom.json` become key `cats/tom` with fields jpg, txt, json. A dot inside the name
 becomes `_`, because webdataset cuts the key there.
@@ -20,17 +20,21 @@ SIDECARS = ("cls", "json", "txt")
 
 
 @dataclass(frozen=True)
-class Sample:
-    """key: unique in the shards.   files: field -> file."""
+class FolderSample:
+    """A picture in a folder, with the files of the same name beside it.
+
+    key: name of the sample, unique in the shards.
+    files: field -> path of the file.
+    """
 
     key: str
     files: dict[str, Path]
 
 
-def find_samples(folder: Path) -> tuple[list[Sample], int, Counter[str]]:
-    """-> samples sorted by folder and name, number of those renamed, ignored files by extension.
+def find_samples(folder: Path) -> tuple[list[FolderSample], int, Counter[str]]:
+    """The samples sorted by folder and name, how many were renamed, and how many files of each kind are ignored.
 
-    Raises UserError for two files that would be one sample, and for what cannot be read.
+    Raises UserError if two files would become one sample, and if something cannot be read.
     """
     found: dict[str, dict[str, Path]] = {}  # name without extension -> field -> file
     ignored: Counter[str] = Counter()
@@ -42,7 +46,7 @@ def find_samples(folder: Path) -> tuple[list[Sample], int, Counter[str]]:
             raise _clash(files[field], path)
         else:
             files[field] = path
-    samples: dict[str, Sample] = {}
+    samples: dict[str, FolderSample] = {}
     renamed = 0
     for stem, files in found.items():
         pictures = [files[field] for field in EXTENSIONS if field in files]
@@ -55,13 +59,13 @@ def find_samples(folder: Path) -> tuple[list[Sample], int, Counter[str]]:
             raise _clash(*pictures[:2])
         if key in samples:
             raise _clash(next(iter(samples[key].files.values())), pictures[0])
-        samples[key] = Sample(key, files)
+        samples[key] = FolderSample(key, files)
         renamed += key != stem
     return list(samples.values()), renamed, ignored
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below, sorted, links to files included; nothing hidden; no linked folder, which may be a circle."""
+    """Every file in a folder and below, sorted, without hidden files and linked folders, which may form a circle."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read ({error.strerror})", "change its rights or remove it")

@@ -1,4 +1,4 @@
-"""What is in all shards of a data set: from `index.json` beside them (`data/shards/shard.py`), else from headers."""
+"""The index of a data set: what is in all its shards, from `index.json` (see `shard.py`) or from their headers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,17 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ldm_vae.atomic import atomic_file, disk_told
-from ldm_vae.data.shards.scan import measure, scan_folder, scan_shard
-from ldm_vae.data.shards.shard import NAME, REMEDY, ShardIndex, dump_index, from_json, parse_index, to_json
+from ldm_vae.atomic import atomic_file, explain_disk_errors
+from ldm_vae.data.shards.scan import add_picture_sizes, scan_folder, scan_shard
+from ldm_vae.data.shards.shard import (
+    INDEX_FILE,
+    INDEX_REMEDY,
+    ShardIndex,
+    dump_index,
+    parse_index,
+    shard_from_json,
+    shard_to_json,
+)
 from ldm_vae.data.shards.storage import Missing, Unreachable, expand_shards, is_remote, read_whole
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config
@@ -48,7 +56,12 @@ class SourceConfig(Config):
 
 @dataclass(frozen=True)
 class Part:
-    """One source of a mixture: the shards from `first` on, before `stop`.   weight: its share of all samples."""
+    """The shards of one source of a mixture.
+
+    first: number of its first shard in the index.
+    stop: number after its last shard.
+    weight: its share of all samples, against the other sources.
+    """
 
     first: int
     stop: int
@@ -57,15 +70,18 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """shards: those of each part sorted by URL, each with at least one sample.   parts: the sources, one after the
-    other."""
+    """What is in the shards of a data set.
+
+    shards: all shards, source after source, sorted by URL within a source; each has at least one sample.
+    parts: the sources.
+    """
 
     shards: tuple[ShardIndex, ...]
     parts: tuple[Part, ...]
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
-        """Samples of each shard."""
+        """How many samples each shard has."""
         return np.array([shard.samples for shard in self.shards], dtype=np.int64)
 
     @cached_property
@@ -74,16 +90,16 @@ class Index:
 
     @cached_property
     def weights(self) -> tuple[float, ...]:
-        """Of the parts."""
+        """The weight of each part."""
         return tuple(part.weight for part in self.parts)
 
     def locate(self, number: int) -> tuple[int, int]:
-        """Sample `number` of all, in the order of the index -> (shard, ordinal)."""
+        """(shard, ordinal) of sample `number` in the order of the index."""
         shard = int(np.searchsorted(self._ends, number, side="right"))
         return shard, int(number - (self._ends[shard] - self.counts[shard]))
 
     def range_of_part(self, shard: int) -> tuple[int, int]:
-        """First sample, in the order of the index, and number of samples of the source that a shard belongs to."""
+        """(first, count) of the samples of the source that a shard belongs to, in the order of the index."""
         part = next(part for part in self.parts if part.first <= shard < part.stop)
         return int(self.counts[: part.first].sum()), int(self.counts[part.first : part.stop].sum())
 
@@ -93,7 +109,7 @@ class Index:
 
     @cached_property
     def fields(self) -> dict[str, int]:
-        """Field -> number of samples that have it."""
+        """Name of a field -> number of samples that have it."""
         totals: dict[str, int] = {}
         for shard in self.shards:
             for field, table in shard.members.items():
@@ -102,7 +118,7 @@ class Index:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells whether two runs see the same data in the same order, wherever the shards lie."""
+        """A hash that is equal for the same data in the same order, wherever the shards lie."""
         digest = hashlib.sha256(repr(self.parts).encode())
         for shard in self.shards:
             digest.update(f"{Path(shard.url).name}\n{shard.size}\n{shard.samples}\n".encode() + shard.names)
@@ -110,10 +126,11 @@ class Index:
 
 
 def load_index(spec: str | Sequence[SourceConfig], *, cache: Path | None = None) -> Index:
-    """The index of the shards that `spec` names (see `expand_shards`): `index.json`, else a scan of local shards.
+    """The index of shards: from `index.json` beside them, or by a scan if they are local.
 
-    spec: also a folder of images; or several sources, mixed by weight and filtered by the sizes of their pictures.
-    cache: a folder that keeps scans; a shard that has changed since is scanned again.
+    spec: names shards (see `expand_shards`) or a folder of images; or several sources, which are mixed by weight and
+        filtered by the sizes of their pictures.
+    cache: a folder that keeps the results of scans. A shard that has changed since then is scanned again.
     Raises UserError for missing, empty and broken shards, and for remote shards without an index.
     """
     shards: list[ShardIndex] = []
@@ -126,14 +143,14 @@ def load_index(spec: str | Sequence[SourceConfig], *, cache: Path | None = None)
 
 
 def write_index(folder: Path) -> Path:
-    """Scans every tar of a folder and writes its `index.json`. Raises UserError for a shard with any problem."""
+    """Scans every tar of a folder and writes its `index.json`. Raises UserError if a shard has any problem."""
     shards = [_scan_whole(path) for path in expand_shards(str(folder))]
-    return save_index(shards, folder / NAME)
+    return save_index(shards, folder / INDEX_FILE)
 
 
 def save_index(shards: Iterable[ShardIndex], path: Path) -> Path:
-    """Writes the `index.json` of local shards, with the sizes of their pictures."""
-    text = dump_index(measure(shard) for shard in shards)
+    """Writes an `index.json` of local shards, with the sizes of their pictures."""
+    text = dump_index(add_picture_sizes(shard) for shard in shards)
     with atomic_file(path) as stage:
         stage.write_text(text)
     return path
@@ -158,7 +175,7 @@ def _load_source(source: SourceConfig, cache: Path | None) -> list[ShardIndex]:
 
 
 def _fitting(shard: ShardIndex, source: SourceConfig) -> NDArray[np.bool_]:
-    """(samples,): which pass the filters. A picture of unknown size does, so that reading it tells what is wrong."""
+    """(samples,) Which pass the filters. A picture of unknown size passes, so that reading it tells what is wrong."""
     assert shard.pictures is not None
     short, long = shard.pictures.min(axis=1), shard.pictures.max(axis=1)
     fitting = np.ones(shard.samples, dtype=bool)
@@ -170,13 +187,13 @@ def _fitting(shard: ShardIndex, source: SourceConfig) -> NDArray[np.bool_]:
 
 
 def _load_shards(spec: str, cache: Path | None, *, sizes: bool) -> list[ShardIndex]:
-    """sizes: whether those of the pictures are needed."""
+    """The shards that `spec` names.   sizes: whether the sizes of their pictures are needed."""
     local = Path(spec.removeprefix("file://"))
     if local.is_dir() and next(local.glob("[!.]*.tar"), None) is None:
         found = scan_folder(local)
         if not found:
             raise UserError(f"no shards and no images in {local}", "give a folder of .tar files or of pictures")
-        return [measure(shard) for shard in found] if sizes else found
+        return [add_picture_sizes(shard) for shard in found] if sizes else found
     by_folder: dict[str, list[str]] = {}
     for url in expand_shards(spec):
         if is_remote(url):  # a remote folder means whatever its index names
@@ -188,7 +205,7 @@ def _load_shards(spec: str, cache: Path | None, *, sizes: bool) -> list[ShardInd
     for folder, names in by_folder.items():
         if is_remote(folder):
             shards += _remote_shards(folder, names, sizes=sizes)
-        elif (Path(folder) / NAME).is_file():
+        elif (Path(folder) / INDEX_FILE).is_file():
             shards += _indexed_shards(folder, names, sizes=sizes, whole=local.is_dir())
         else:
             shards += _scanned_shards(folder, names, cache, sizes=sizes)
@@ -196,37 +213,37 @@ def _load_shards(spec: str, cache: Path | None, *, sizes: bool) -> list[ShardInd
 
 
 def _remote_shards(folder: str, names: list[str], *, sizes: bool) -> list[ShardIndex]:
-    url = f"{folder}/{NAME}"
+    url = f"{folder}/{INDEX_FILE}"
     try:
         known = parse_index(read_whole(url), url, folder)
     except Missing as error:
-        raise UserError(f"{folder} has no {NAME} ({error})", f"remote shards need one; {REMEDY}") from error
+        raise UserError(f"{folder} has no {INDEX_FILE} ({error})", f"remote shards need one; {INDEX_REMEDY}") from error
     except Unreachable as error:
         raise UserError(str(error), "check the network and the address, then run it again") from error
     shards = list(known.values()) if names == [""] else _select(known, names, url)
     if sizes and any(shard.pictures is None for shard in shards):
-        raise UserError(f"{url} has no sizes of pictures", f"filters by size and aspect need them; {REMEDY}")
+        raise UserError(f"{url} has no sizes of pictures", f"filters by size and aspect need them; {INDEX_REMEDY}")
     return shards
 
 
 def _indexed_shards(folder: str, names: list[str], *, sizes: bool, whole: bool) -> list[ShardIndex]:
-    """whole: all shards of the folder are meant, so that one which is not there has been lost."""
-    path = Path(folder) / NAME
+    """The shards of a local folder with an index.   whole: all its shards are meant, so that a missing one was lost."""
+    path = Path(folder) / INDEX_FILE
     known = parse_index(path.read_bytes(), str(path), folder)
     shards = _select(known, names, str(path))
     if whole and len(known) > len(shards):
         gone = next(name for name in known if name not in names)
-        raise UserError(f"{path} lists {gone}, which is not there", "restore the shard, or " + REMEDY)
+        raise UserError(f"{path} lists {gone}, which is not there", "restore the shard, or " + INDEX_REMEDY)
     for shard in shards:
         size = Path(shard.url).stat().st_size
         if size != shard.size:
             what = f"shard {shard.url} has {size} bytes, its index says {shard.size}"
             raise UserError(what, "it was cut or changed; `ldm-vae check` shows what is left")
-    return [measure(shard) if sizes and shard.pictures is None else shard for shard in shards]
+    return [add_picture_sizes(shard) if sizes and shard.pictures is None else shard for shard in shards]
 
 
 def _scanned_shards(folder: str, names: list[str], cache: Path | None, *, sizes: bool) -> list[ShardIndex]:
-    scan: Callable[[str], ShardIndex] = (lambda path: measure(_scan_whole(path))) if sizes else _scan_whole
+    scan: Callable[[str], ShardIndex] = (lambda path: add_picture_sizes(_scan_whole(path))) if sizes else _scan_whole
     paths = [f"{folder}/{name}" for name in names]
     if cache is None:
         return [scan(path) for path in paths]
@@ -237,10 +254,10 @@ def _scan_cached(
     folder: str, paths: list[str], cache: Path, scan: Callable[[str], ShardIndex], kind: str
 ) -> list[ShardIndex]:
     stored = cache / f"{kind}-{hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]}.json"
-    with disk_told(stored):
+    with explain_disk_errors(stored):
         cache.mkdir(parents=True, exist_ok=True)
-        held = FileLock(stored.with_suffix(".lock")).acquire()
-    with held:  # the first of several processes scans, the others read what it found
+        lock = FileLock(stored.with_suffix(".lock")).acquire()
+    with lock:  # the first of several processes scans; the others wait for it and read its result
         return _known_or_scanned(folder, paths, stored, scan)
 
 
@@ -254,9 +271,9 @@ def _known_or_scanned(
         stamp = [status.st_size, status.st_mtime_ns]
         name = Path(path).name
         if known.get(name, {}).get("stamp") != stamp:
-            known[name] = {"stamp": stamp, "shard": to_json(scan(path))}
+            known[name] = {"stamp": stamp, "shard": shard_to_json(scan(path))}
             changed = True
-        shards.append(from_json(known[name]["shard"], folder))
+        shards.append(shard_from_json(known[name]["shard"], folder))
     if changed:
         with atomic_file(stored) as stage:
             stage.write_text(json.dumps(known, separators=(",", ":")))
@@ -279,5 +296,5 @@ def _scan_whole(path: str) -> ShardIndex:
 def _select(known: Mapping[str, ShardIndex], names: list[str], index: str) -> list[ShardIndex]:
     for name in names:
         if name not in known:
-            raise UserError(f"{index} does not list {name}", "it is older than the shards; " + REMEDY)
+            raise UserError(f"{index} does not list {name}", "it is older than the shards; " + INDEX_REMEDY)
     return [known[name] for name in names]

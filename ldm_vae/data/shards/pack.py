@@ -1,8 +1,9 @@
-"""A folder of images -> tar shards that `webdataset` and we read, with `index.json` and the names of the classes.
+"""Packs a folder of images into tar shards that we and `webdataset` read, with `index.json` and names of classes.
 
 A sample is a picture with the files beside it of the same name: `cats/tom.jpg`, `cats/tom.txt`, `cats/tom.json` become
 key `cats/tom` with fields jpg, txt, json. A dot inside the name becomes `_`, because webdataset cuts the key there.
-Pictures are packed as they are, byte by byte. The bytes of the shards depend on names, contents, seed and count alone.
+Pictures are packed byte by byte, as they are. The bytes of the shards depend on names, contents, seed and the number of
+samples in a shard, and on nothing else.
 """
 
 from __future__ import annotations
@@ -19,17 +20,23 @@ from webdataset import TarWriter
 
 from ldm_vae.atomic import atomic_folder
 from ldm_vae.data.images.pixels import EXTENSIONS
-from ldm_vae.data.shards.folder import Sample, find_samples
+from ldm_vae.data.shards.folder import FolderSample, find_samples
 from ldm_vae.data.shards.index import write_index
 from ldm_vae.errors import UserError
 
-CLASSES = "classes.json"  # beside the shards: a list of names, by the number in the field cls
+CLASSES_FILE = "classes.json"  # beside the shards: a list of names, by the number in the field cls
 
 
 @dataclass(frozen=True)
 class Packed:
-    """classes: names by number, empty without.   renamed: samples with dots in their names.
-    ignored: extension -> number of files that are neither picture nor beside one."""
+    """What `pack_folder` did.
+
+    samples: how many were packed.
+    shards: how many were written.
+    classes: name of each class by its number; empty without classes.
+    renamed: how many samples had dots in their names.
+    ignored: extension -> number of files that are no picture and lie beside none.
+    """
 
     samples: int
     shards: int
@@ -41,9 +48,12 @@ class Packed:
 def pack_folder(folder: Path, out: Path, *, samples_per_shard: int, seed: int, classes: bool | None) -> Packed:
     """Packs every picture under `folder` into `out`, which appears whole or not at all.
 
-    seed: of the order of the samples over the shards.
-    classes: label each picture with the folder of `folder` that it lies in; None: if every picture lies in one, there
-    are two or more, and no picture has a cls file. Raises UserError for what cannot be packed.
+    samples_per_shard: how many samples a shard holds; the last one may hold fewer.
+    seed: decides the order of the samples over the shards.
+    classes: whether the folder inside `folder` that a picture lies in is its class. None decides by what is there:
+        pictures are labelled if all lie in such folders, if there are two folders or more, and if no picture has a cls
+        file.
+    Raises UserError for what cannot be packed.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder", "give a folder of images")
@@ -61,12 +71,12 @@ def pack_folder(folder: Path, out: Path, *, samples_per_shard: int, seed: int, c
             _write_shard(stage / f"{number:06d}.tar", shard, names, progress.update)
         write_index(stage)
         if names:
-            (stage / CLASSES).write_text(json.dumps(names, ensure_ascii=False))
+            (stage / CLASSES_FILE).write_text(json.dumps(names, ensure_ascii=False))
     return Packed(len(samples), len(shards), names, renamed, ignored)
 
 
-def _class_names(folder: Path, samples: Sequence[Sample], classes: bool | None) -> list[str]:
-    """Sorted names of the folders that samples lie in; empty where they are not labels."""
+def _class_names(folder: Path, samples: Sequence[FolderSample], classes: bool | None) -> list[str]:
+    """Sorted names of the folders that the samples lie in; empty if they are not labels."""
     if classes is False:
         return []
     outside = next((sample for sample in samples if "/" not in sample.key), None)
@@ -81,7 +91,9 @@ def _class_names(folder: Path, samples: Sequence[Sample], classes: bool | None) 
     return names if classes or obvious else []
 
 
-def _write_shard(path: Path, samples: Iterable[Sample], classes: Sequence[str], advance: Callable[[], object]) -> None:
+def _write_shard(
+    path: Path, samples: Iterable[FolderSample], classes: Sequence[str], advance: Callable[[], object]
+) -> None:
     numbers = {name: number for number, name in enumerate(classes)}
     # PAX: names of any length and alphabet. mtime 0 and no user: equal input gives equal bytes.
     with (

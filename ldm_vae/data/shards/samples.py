@@ -1,55 +1,53 @@
-"""Every sample of a shard with all its fields, in order: what is carried along when images become latents."""
+"""Reads every sample of a shard with all its fields, in order, for `ldm-vae encode`, which carries the fields along."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
 
-from ldm_vae.data.shards.shard import ShardIndex
-from ldm_vae.data.shards.storage import Missing, Source, Unreachable
-from ldm_vae.data.shards.tar import BLOCK, verify_header
+from ldm_vae.data.shards.shard import Fields, ShardIndex
+from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable
+from ldm_vae.data.shards.tar import TAR_BLOCK, verify_header
 from ldm_vae.errors import UserError
 
 READ_AHEAD = 2**23  # bytes of a tar read at once
 
-Fields = dict[str, bytes]  # field -> content, in the order of the shard
-
 
 def read_samples(shard: ShardIndex) -> Iterator[tuple[str, Fields | str]]:
-    """(key, fields), or (key, reason) where the shard is not what its index says.
+    """Gives (key, fields) for each sample, or (key, reason) if the shard is not what its index says.
 
-    Raises UserError where the shard cannot be read.
+    Raises UserError if the shard cannot be read.
     """
-    with closing(Source()) as source:
+    with closing(RangeReader()) as reader:
         try:
-            yield from _read_folder(shard, source) if shard.files is not None else _read_tar(shard, source)
+            yield from _read_folder(shard, reader) if shard.files is not None else _read_tar(shard, reader)
         except (Missing, Unreachable) as error:
             what = f"shard {shard.url} cannot be read ({error})"
             raise UserError(what, "mend it, then run this again: what is finished is kept") from error
 
 
-def _read_folder(shard: ShardIndex, source: Source) -> Iterator[tuple[str, Fields]]:
+def _read_folder(shard: ShardIndex, reader: RangeReader) -> Iterator[tuple[str, Fields]]:
     for ordinal in range(shard.samples):
         places = {field: shard.place(ordinal, field) for field in shard.fields(ordinal)}
-        yield shard.key(ordinal), {field: source.read(*place) for field, place in places.items()}
+        yield shard.key(ordinal), {field: reader.read(*place) for field, place in places.items()}
 
 
-def _read_tar(shard: ShardIndex, source: Source) -> Iterator[tuple[str, Fields | str]]:
+def _read_tar(shard: ShardIndex, reader: RangeReader) -> Iterator[tuple[str, Fields | str]]:
     for first, end in _runs(shard):
         start = _span(shard, first)[0]
-        data = source.read(shard.url, start, _span(shard, end - 1)[1] - start)
+        data = reader.read(shard.url, start, _span(shard, end - 1)[1] - start)
         for ordinal in range(first, end):
             key, fields, problem = shard.key(ordinal), {}, None
             for field, (offset, size) in sorted(shard.fields(ordinal).items(), key=lambda item: item[1]):
                 at = offset - start
                 name = f"{key}.{field}" if field else key
-                problem = problem or verify_header(data[at - BLOCK : at], name, size)
+                problem = problem or verify_header(data[at - TAR_BLOCK : at], name, size)
                 fields[field] = data[at : at + size]
             yield key, problem or fields
 
 
 def _runs(shard: ShardIndex) -> Iterator[tuple[int, int]]:
-    """(first, end) of samples that one read serves."""
+    """Groups samples so that one read serves each group: number of its first sample, and number after its last."""
     first = 0
     while first < shard.samples:
         start, end = _span(shard, first)[0], first + 1
@@ -60,6 +58,6 @@ def _runs(shard: ShardIndex) -> Iterator[tuple[int, int]]:
 
 
 def _span(shard: ShardIndex, ordinal: int) -> tuple[int, int]:
-    """Where a sample starts, with the header of its first member, and ends: bytes of the tar."""
+    """(start, end) of a sample in the tar, in bytes, with the header of its first member."""
     places = shard.fields(ordinal).values()
-    return min(offset for offset, _ in places) - BLOCK, max(offset + size for offset, size in places)
+    return min(offset for offset, _ in places) - TAR_BLOCK, max(offset + size for offset, size in places)

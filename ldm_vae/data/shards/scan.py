@@ -1,4 +1,4 @@
-"""Finding out what is in a shard or a folder of images where no index tells."""
+"""Finds out what is in a shard, or in a folder of images, that has no index."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ldm_vae.data.images.decode import read_npy_header
+from ldm_vae.data.images.pixels import BrokenImage, decoding
 from ldm_vae.data.shards.folder import find_samples
 from ldm_vae.data.shards.shard import ShardIndex, pack_shard, split_name
-from ldm_vae.data.shards.storage import Missing, Source
+from ldm_vae.data.shards.storage import Missing, RangeReader
 from ldm_vae.data.shards.tar import BrokenTar, members
 
-HEAD = 2**15  # bytes of a picture in which its size nearly always stands
+SIZE_BYTES = 2**15  # bytes at the start of a picture that nearly always tell its size
 FOLDER_SHARD = 256  # samples of a folder that count as one shard
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A shard as its headers tell it. problems: (member or "", reason) of what training would refuse."""
+    """A shard by its headers.
+
+    shard: the samples in it.
+    problems: (name of the member, or "" for the whole shard; reason) of everything that training would refuse.
+    """
 
     shard: ShardIndex
     problems: list[tuple[str, str]]
@@ -32,10 +38,10 @@ def scan_shard(url: str) -> Scan:
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     problems: list[tuple[str, str]] = []
     previous = None
-    with closing(Source()) as source:
-        size = source.size(url)
+    with closing(RangeReader()) as reader:
+        size = reader.size(url)
         try:
-            for member in members(url, source):
+            for member in members(url, reader):
                 key, field = split_name(member.name)
                 if member.problem is not None:
                     problems.append((member.name, member.problem))
@@ -53,7 +59,7 @@ def scan_shard(url: str) -> Scan:
 
 
 def scan_folder(folder: Path) -> list[ShardIndex]:
-    """The pictures in a folder and below (`data/shards/folder.py`), some hundred at a time as if they were a shard."""
+    """The samples in a folder of images (see `folder.py`), in groups of `FOLDER_SHARD` that count as a shard each."""
     found, _, _ = find_samples(folder)
     shards = []
     for start in range(0, len(found), FOLDER_SHARD):
@@ -69,18 +75,18 @@ def scan_folder(folder: Path) -> list[ShardIndex]:
     return shards
 
 
-def measure(shard: ShardIndex) -> ShardIndex:
-    """With the width and height of every picture, from the pictures' headers."""
+def add_picture_sizes(shard: ShardIndex) -> ShardIndex:
+    """The same shard with the width and height of every picture, as the headers of the pictures tell them."""
     pictures = np.zeros((shard.samples, 2), dtype=np.int64)
-    with closing(Source()) as source:
+    with closing(RangeReader()) as reader:
         for ordinal in range(shard.samples):
             field = shard.picture(ordinal)
             if field is None:
                 continue
             url, offset, size = shard.place(ordinal, field)
-            for count in sorted({min(HEAD, size), size}):
+            for count in sorted({min(SIZE_BYTES, size), size}):
                 try:
-                    found = _picture_size(source.read(url, offset, count), field)
+                    found = _picture_size(reader.read(url, offset, count), field)
                 except Missing:
                     break
                 if found is not None:
@@ -90,20 +96,15 @@ def measure(shard: ShardIndex) -> ShardIndex:
 
 
 def _picture_size(data: bytes, extension: str) -> tuple[int, int] | None:
-    """Width and height as stored, from the beginning of a file; None where they are not in it."""
+    """(width, height) as stored, from the first bytes of a file; None if they do not tell."""
     file = io.BytesIO(data)
     try:
         if extension == "npy":
-            version = np.lib.format.read_magic(file)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-                version, np.lib.format.read_array_header_2_0
-            )
-            shape = read_header(file)[0]
-            if len(shape) == 3:  # (C, H, W) or (H, W, C): the smaller of the outer ones counts channels
+            shape, _ = read_npy_header(file)
+            if len(shape) == 3:  # (C, H, W) or (H, W, C): the smaller of the outer sides counts channels
                 shape = shape[1:] if shape[0] <= shape[2] else shape[:2]
-            height, width = shape
-            return int(width), int(height)
-        with Image.open(file, formats=("JPEG", "PNG", "WEBP", "TIFF")) as image:
+            return (shape[1], shape[0]) if len(shape) == 2 else None
+        with decoding(), Image.open(file, formats=("JPEG", "PNG", "WEBP", "TIFF")) as image:
             return image.width, image.height
-    except Exception:  # decoders raise anything on hostile bytes; reading the picture will tell the reason
+    except BrokenImage:  # reading the whole picture will tell the reason
         return None

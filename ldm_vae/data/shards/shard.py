@@ -1,13 +1,14 @@
-"""What is in one shard: the place of every member of every sample, and how `index.json` writes it down.
+"""The index of one shard: where every member of every sample lies, and how `index.json` stores that.
 
     {"format": "ldm_vae.index", "version": 1, "shards": [
         {"name": "000000.tar", "bytes": 8960000, "samples": 200, "keys": ["n01440764", ...],
          "members": {"jpg": {"offset": [512, ...], "size": [27960, ...]}, "cls": ...},
          "pictures": {"width": [256, ...], "height": [384, ...]}}]}
 
-offset and size are those of the member's content in bytes, offset -1 where a sample lacks the field. A field is what
-follows the last dot of a name, in lower case; the key is what stands before, with its folders. width and height are
-those of the sample's picture as stored, 0 where its header did not tell; `pictures` may be missing.
+The key of a sample is the name of its members up to the last dot, with folders; a field is what follows the dot, in
+lower case. `offset` and `size` tell where the content of a member lies, in bytes; offset is -1 if a sample lacks the
+field. `width` and `height` are those of the sample's picture as stored, 0 if its header did not tell. `pictures` may be
+missing.
 """
 
 from __future__ import annotations
@@ -22,21 +23,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldm_vae.data.images.pixels import EXTENSIONS
-from ldm_vae.data.shards.tar import BLOCK
+from ldm_vae.data.shards.tar import TAR_BLOCK
 from ldm_vae.errors import UserError
 
-NAME = "index.json"
+INDEX_FILE = "index.json"
 LABEL = "cls"  # the field that holds a class
-MAX_SAMPLE = 2**30  # bytes of one sample; more is taken for a bomb
-FORMAT, VERSION = "ldm_vae.index", 1
-REMEDY = "make it with `ldm-vae shards`, or `ldm-vae check --write-index` where the shards are local"
+MAX_SAMPLE = 2**30  # bytes of one sample; more count as an attack
+INDEX_FORMAT, INDEX_VERSION = "ldm_vae.index", 1
+INDEX_REMEDY = "make it with `ldm-vae shards`, or `ldm-vae check --write-index` where the shards are local"
 
 Fields = dict[str, bytes]  # field -> content
 Samples = Mapping[str, Mapping[str, tuple[int, int]]]  # key -> field -> offset, size
 
 
 class BrokenSample(Exception):
-    """A sample that cannot be had.   reason: one line."""
+    """A sample that cannot be read.
+
+    reason: why, in one line.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -45,10 +49,17 @@ class BrokenSample(Exception):
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """url: path or URL of the tar.   size: its bytes.   names, ends: the keys, UTF-8, end to end, and where each ends.
-    members: field -> (samples, 2) int64, offset and size of the content in bytes; offset -1 where there is none.
-    pictures: (samples, 2) int64, width and height as stored, 0 where unknown; None where not measured.
-    files: of a folder of images, which counts as a shard without a tar: the paths in it; offsets are places in here."""
+    """What is in one shard. A group of pictures in a folder counts as a shard, too.
+
+    url: path or URL of the tar, or of the folder of images.
+    size: its bytes.
+    names: all keys end to end, as UTF-8.
+    ends: (samples,) where each key ends in `names`.
+    members: field -> (samples, 2) int64, offset and size of its content in bytes; offset -1 if a sample lacks it.
+    pictures: (samples, 2) int64, width and height as stored, 0 if unknown; None if nobody looked.
+    files: paths of the files in a folder of images, which `members` then refers to by number instead of by offset;
+        None for a tar.
+    """
 
     url: str
     size: int
@@ -67,21 +78,21 @@ class ShardIndex:
         return self.names[start : int(self.ends[ordinal])].decode("utf-8", "surrogateescape")
 
     def fields(self, ordinal: int) -> dict[str, tuple[int, int]]:
-        """Field -> (offset, size) of one sample."""
+        """The fields of one sample: name -> (offset, size)."""
         places = ((field, table[ordinal]) for field, table in self.members.items())
         return {field: (int(offset), int(size)) for field, (offset, size) in places if offset >= 0}
 
     def picture(self, ordinal: int) -> str | None:
-        """The field of the sample's picture; of several the first in EXTENSIONS."""
+        """The field that holds the sample's picture; if there are several, the first in EXTENSIONS."""
         return next((f for f in EXTENSIONS if f in self.members and self.members[f][ordinal, 0] >= 0), None)
 
     def place(self, ordinal: int, field: str) -> tuple[str, int, int]:
-        """URL, offset and size of a field's content."""
+        """(URL, offset, size) of the content of a field."""
         offset, size = self.members[field][ordinal].tolist()
         return (self.url, offset, size) if self.files is None else (f"{self.url}/{self.files[offset]}", 0, size)
 
     def subset(self, chosen: NDArray[np.bool_]) -> ShardIndex:
-        """Only the samples where `chosen` (samples,) is true."""
+        """The same shard with only the samples for which `chosen` (samples,) is true."""
         keys = [self.key(int(ordinal)) for ordinal in np.flatnonzero(chosen)]
         tables = {field: table[chosen] for field, table in self.members.items()}
         pictures = None if self.pictures is None else self.pictures[chosen]
@@ -100,6 +111,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def pack_shard(url: str, size: int, samples: Samples, files: tuple[str, ...] | None = None) -> ShardIndex:
+    """The index of a shard with these samples."""
     fields = sorted({field for sample in samples.values() for field in sample})
     places = {field: [sample.get(field, (-1, 0)) for sample in samples.values()] for field in fields}
     tables = {field: np.array(rows, dtype=np.int64).reshape(-1, 2) for field, rows in places.items()}
@@ -108,26 +120,29 @@ def pack_shard(url: str, size: int, samples: Samples, files: tuple[str, ...] | N
 
 def dump_index(shards: Iterable[ShardIndex]) -> str:
     """The content of `index.json`, which `parse_index` reads."""
-    entries = [to_json(shard) for shard in sorted(shards, key=lambda shard: shard.url)]
-    return json.dumps({"format": FORMAT, "version": VERSION, "shards": entries}, separators=(",", ":"))
+    entries = [shard_to_json(shard) for shard in sorted(shards, key=lambda shard: shard.url)]
+    return json.dumps({"format": INDEX_FORMAT, "version": INDEX_VERSION, "shards": entries}, separators=(",", ":"))
 
 
 def parse_index(data: bytes, index: str, folder: str) -> dict[str, ShardIndex]:
-    """Bytes of `index.json` -> name of shard -> its index. Nothing in it is believed unchecked.
+    """Parses the bytes of an `index.json`: name of a shard -> its index. Everything in it is checked.
 
-    index, folder: where it was read, and where its shards lie.   Raises UserError.
+    index: where it was read, for messages.
+    folder: where its shards lie.
+    Raises UserError if it is not an index.
     """
     try:
         content = json.loads(data)
-        if content["format"] != FORMAT or content["version"] != VERSION:
+        if content["format"] != INDEX_FORMAT or content["version"] != INDEX_VERSION:
             raise ValueError(f"format {content['format']!r} version {content['version']!r}")
-        return {entry["name"]: from_json(entry, folder) for entry in content["shards"]}
+        return {entry["name"]: shard_from_json(entry, folder) for entry in content["shards"]}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{index} is no index of shards ({reason})", REMEDY) from error
+        raise UserError(f"{index} is no index of shards ({reason})", INDEX_REMEDY) from error
 
 
-def to_json(shard: ShardIndex) -> dict[str, Any]:
+def shard_to_json(shard: ShardIndex) -> dict[str, Any]:
+    """The entry of a shard in `index.json`."""
     entry: dict[str, Any] = {
         "name": Path(shard.url).name,
         "bytes": shard.size,
@@ -140,8 +155,11 @@ def to_json(shard: ShardIndex) -> dict[str, Any]:
     return entry
 
 
-def from_json(entry: Mapping[str, Any], folder: str) -> ShardIndex:
-    """Raises ValueError, KeyError, TypeError, AttributeError or OverflowError for what is no entry."""
+def shard_from_json(entry: Mapping[str, Any], folder: str) -> ShardIndex:
+    """The shard that an entry of `index.json` describes.
+
+    Raises ValueError, KeyError, TypeError, AttributeError or OverflowError if it is not such an entry.
+    """
     name, size, keys = entry["name"], int(entry["bytes"]), entry["keys"]
     if not name or Path(name).name != name:
         raise ValueError(f"shard name {name!r}")
@@ -149,7 +167,7 @@ def from_json(entry: Mapping[str, Any], folder: str) -> ShardIndex:
         raise ValueError(f"samples of {name}")
     tables = {field: _table(columns, "offset", "size", len(keys)) for field, columns in entry["members"].items()}
     for table in tables.values():
-        inside = (table[:, 0] >= BLOCK) & (table[:, 1] >= 0) & (table.sum(1) <= size)
+        inside = (table[:, 0] >= TAR_BLOCK) & (table[:, 1] >= 0) & (table.sum(1) <= size)
         if not np.all(inside | (table[:, 0] == -1)):
             raise ValueError(f"members of {name}")
     pictures = _table(entry["pictures"], "width", "height", len(keys)) if "pictures" in entry else None
@@ -173,7 +191,7 @@ def _pack_names(keys: Iterable[str]) -> tuple[bytes, NDArray[np.int64]]:
 
 
 def parse_label(data: bytes) -> int:
-    """The content of the field `cls` -> its class. Raises BrokenSample for anything but an integer of 64 bits."""
+    """The class in the content of the field `cls`. Raises BrokenSample if it is no integer of 64 bits."""
     try:
         label = int(data[:32])
     except ValueError:

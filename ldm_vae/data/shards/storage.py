@@ -1,7 +1,8 @@
-"""Bytes at an offset: local files by pread; http(s), s3, gs and whatever else fsspec opens by ranged reads.
+"""Reads ranges of bytes from local files, and from http(s), s3, gs and whatever else fsspec opens.
 
-A remote read is cut into chunks. What has arrived is kept: after a drop, a short body, 429 or 5xx the next try asks
-for the bytes from there on, and waits longer each time that nothing came.
+A remote range is read in requests of `REQUEST_BYTES`, and what has arrived is kept. After a dropped connection, a short
+answer or a status of 429 or 5xx, the next request asks for the missing bytes only. As long as nothing comes, the pause
+before the next request grows.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ import tenacity
 
 from ldm_vae.errors import UserError
 
-CHUNK = 2**20  # bytes asked for in one remote request: what a dropped connection can cost
-TRIES = 20  # requests in a row that bring nothing before a source counts as unreachable: some three minutes
+REQUEST_BYTES = 2**20  # bytes of one remote request; a dropped connection loses no more
+REQUEST_TRIES = 20  # requests in a row that bring nothing until a server counts as unreachable: some three minutes
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0  # seconds between tries: a random part of a bound that doubles up to the longest
 OPEN_FILES = 64  # local files kept open
-TRANSIENT_STATUS = (408, 425, 429)  # with 5xx: answers of a server that may come to its senses
+TRANSIENT_STATUS = (408, 425, 429)  # with 5xx: answers that may be different next time
 
-T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 
 
 class Missing(Exception):
-    """The bytes are not there: no such file, not allowed, or the file ends before. Trying again is no use."""
+    """The bytes cannot be had: the file is missing, too short, or may not be read. Trying again is no use."""
 
 
 class Unreachable(Exception):
-    """A source that gave nothing in `TRIES` tries."""
+    """A server that gave nothing in `REQUEST_TRIES` requests."""
 
 
-class Source:
-    """Reads ranges of files and URLs. One per process: it holds open files.
+class RangeReader:
+    """Reads ranges of files and URLs. It holds open files, so each process makes its own.
 
-    reads: ranges read so far; a remote range counts once, however many requests it took.
+    reads: how many ranges were read; a remote one counts once, however many requests it took.
     """
 
     def __init__(self) -> None:
@@ -47,12 +48,12 @@ class Source:
         self._files: OrderedDict[str, int] = OrderedDict()  # path -> descriptor, the least recently used first
 
     def read(self, url: str, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes from `offset`. Raises Missing or Unreachable."""
+        """The `size` bytes from `offset` on, never fewer. Raises Missing or Unreachable."""
         self.reads += 1
         return _read_remote(url, offset, size) if is_remote(url) else self._read_local(url, offset, size)
 
     def size(self, url: str) -> int:
-        """Bytes of the whole file. Raises Missing or Unreachable."""
+        """How many bytes the file has. Raises Missing or Unreachable."""
         if is_remote(url):
             return _remote_size(url)
         try:
@@ -88,16 +89,10 @@ class Source:
         return descriptor
 
 
-def read_range(url: str, offset: int, size: int) -> bytes:
-    """Exactly `size` bytes of a file or URL from `offset`. Raises Missing or Unreachable."""
-    with closing(Source()) as source:
-        return source.read(url, offset, size)
-
-
 def read_whole(url: str) -> bytes:
-    """All of a file or URL. Raises Missing or Unreachable."""
-    with closing(Source()) as source:
-        return source.read(url, 0, source.size(url))
+    """All bytes of a file or URL. Raises Missing or Unreachable."""
+    with closing(RangeReader()) as reader:
+        return reader.read(url, 0, reader.size(url))
 
 
 def is_remote(url: str) -> bool:
@@ -105,10 +100,10 @@ def is_remote(url: str) -> bool:
 
 
 def expand_shards(spec: str) -> list[str]:
-    """A folder, a glob, a brace pattern or the URL or path of one tar -> the tars it names, sorted.
+    """The tars that `spec` names, sorted. It is a folder, a glob, a brace pattern, or the path or URL of one tar.
 
-    A remote folder (a URL that does not end in .tar) is left as it is: what it holds is in its index.
-    Raises UserError where nothing is found, and for shell pipes, which are never run.
+    A remote folder (a URL that does not end in .tar) stays as it is, because only its index tells what it holds.
+    Raises UserError if nothing is found, and for shell pipes, which are never run.
     """
     if spec.lstrip().startswith("pipe:"):
         raise UserError(f"shards {spec!r}", "shell pipes are never run; give the http(s), s3 or gs URL itself")
@@ -143,7 +138,7 @@ def _expand_pattern(pattern: str) -> list[str]:
         matches = glob.glob(pattern, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
         found = [match for match in matches if match.endswith(".tar")]
     elif Path(pattern).is_dir():
-        found = [str(path) for path in Path(pattern).glob("[!.]*.tar")]  # hidden: what a killed writer left
+        found = [str(path) for path in Path(pattern).glob("[!.]*.tar")]  # hidden files are what a killed writer left
     else:
         return [pattern]
     if not found:
@@ -155,7 +150,7 @@ def _read_remote(url: str, offset: int, size: int) -> bytes:
     filesystem, path = _filesystem(url)
 
     def request() -> bytes:
-        count = min(CHUNK, end - offset)
+        count = min(REQUEST_BYTES, end - offset)
         data: bytes = filesystem.cat_file(path, start=offset, end=offset + count)
         if len(data) > count:
             raise Missing("the server ignores byte ranges and sends the whole file; shards need one that does not")
@@ -178,9 +173,9 @@ def _remote_size(url: str) -> int:
     return size
 
 
-def _retry(url: str, action: Callable[[], T]) -> T:
+def _retry(url: str, action: Callable[[], ResultT]) -> ResultT:
     retrying = tenacity.Retrying(
-        stop=tenacity.stop_after_attempt(TRIES),
+        stop=tenacity.stop_after_attempt(REQUEST_TRIES),
         wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
         retry=tenacity.retry_if_exception(_transient),
         reraise=True,
@@ -189,7 +184,7 @@ def _retry(url: str, action: Callable[[], T]) -> T:
         return retrying(action)
     except (Missing, UserError):
         raise
-    except Exception as error:  # fsspec's file systems each raise errors of their own
+    except Exception as error:  # each file system of fsspec raises errors of its own
         if _transient(error):
             raise Unreachable(f"{url}: {_reason(error)}") from error
         raise Missing(_reason(error)) from error
@@ -198,18 +193,18 @@ def _retry(url: str, action: Callable[[], T]) -> T:
 def _transient(error: BaseException) -> bool:
     """Whether trying again may help."""
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # how fsspec's http reports any answer to a question for the size
+        error = error.__cause__  # fsspec over http reports every failed request for a size as FileNotFoundError
     status = getattr(error, "status", None)  # aiohttp.ClientResponseError
     if isinstance(status, int):
         return status in TRANSIENT_STATUS or status >= 500
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         return False
-    # Drops: aiohttp.ClientPayloadError, ServerDisconnectedError and the like are Exceptions of aiohttp's own.
+    # aiohttp has its own errors for dropped connections: ClientPayloadError, ServerDisconnectedError and so on.
     return isinstance(error, OSError | asyncio.TimeoutError) or type(error).__module__.startswith("aiohttp")
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system and the path in it. Not kept here: fsspec keeps one for each process, safe after a fork."""
+    """fsspec's file system, and the path in it. fsspec keeps one for each process, also after a fork."""
     import fsspec
 
     protocol = url.split("://")[0]
@@ -217,7 +212,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
     if protocol in ("http", "https"):
         import aiohttp
 
-        # No limit on the whole, for slow lines; a minute of silence counts as a drop.
+        # Slow lines have all the time they need; a minute of silence counts as a dropped connection.
         options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)}}
     try:
         filesystem, path = fsspec.core.url_to_fs(url, **options)

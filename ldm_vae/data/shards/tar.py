@@ -1,7 +1,7 @@
-"""The members of a tar, read from its headers alone and held against everything that a tar can get wrong.
+"""Reads the members of a tar from its headers alone, and checks everything that can be wrong with a tar.
 
-`tarfile` reads a header block; how blocks follow each other is read here, because `tarfile` takes a damaged header in
-mid-file for the end of the archive and reads long-name records of any size into memory.
+`tarfile` parses one header block. How blocks follow each other is parsed here, because `tarfile` mistakes a damaged
+header in the middle for the end of the archive, and reads long-name records of any size into memory.
 Format: POSIX.1-2001 pax and GNU tar, https://www.gnu.org/software/tar/manual/html_node/Standard.html
 """
 
@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from ldm_vae.data.shards.storage import Missing, Source, is_remote
+from ldm_vae.data.shards.storage import Missing, RangeReader, is_remote
 
-BLOCK = 512  # bytes, the unit of a tar
-MAX_RECORD = 2**16  # bytes of a long-name or pax record; more is hostile
+TAR_BLOCK = 512  # bytes, the unit of a tar
+MAX_RECORD = 2**16  # bytes of a long-name or pax record; more count as an attack
 LOCAL_AHEAD, REMOTE_AHEAD = 2**12, 2**23  # bytes fetched at once while headers are read
 
 _NAME_RECORDS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -32,12 +32,18 @@ _WITHOUT_CONTENT = (tarfile.DIRTYPE, *(kind for kind in _KINDS if kind != tarfil
 
 
 class BrokenTar(Exception):
-    """What makes the rest of the archive unreadable."""
+    """The rest of the archive cannot be read."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """name: path in the archive.   offset, size: of its content, in bytes.   problem: why it must not be used."""
+    """A file in a tar.
+
+    name: its path in the archive.
+    offset: where its content starts, in bytes.
+    size: bytes of its content.
+    problem: why it must not be used; None if it may be.
+    """
 
     name: str
     offset: int
@@ -45,16 +51,16 @@ class Member:
     problem: str | None = None
 
 
-def members(url: str, source: Source) -> Iterator[Member]:
-    """The files in a tar, in order; folders are left out. Memory does not grow with the archive.
+def members(url: str, reader: RangeReader) -> Iterator[Member]:
+    """The files in a tar, in order, without folders. Memory does not grow with the archive.
 
-    Raises BrokenTar at the place where the archive stops making sense, after the members before it.
+    Raises BrokenTar where the archive stops making sense, after it gave the members before that place.
     """
-    archive = _Blocks(url, source)
+    archive = _Blocks(url, reader)
     position, record_name, pax_name, pax_size = 0, None, None, None
     while True:
-        block = archive.read(position, BLOCK)
-        if block.count(0) == BLOCK:
+        block = archive.read(position, TAR_BLOCK)
+        if block.count(0) == TAR_BLOCK:
             return
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -64,7 +70,7 @@ def members(url: str, source: Source) -> Iterator[Member]:
         size = info.size if pax_size is None else pax_size
         if size < 0:
             raise BrokenTar(f"member {info.name!r} of {size} bytes")
-        content, following = position + BLOCK, position + BLOCK + -(-size // BLOCK) * BLOCK
+        content, following = position + TAR_BLOCK, position + TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK
         if info.type in _NAME_RECORDS or info.type in _PAX_RECORDS:
             if info.size > MAX_RECORD:
                 raise BrokenTar(f"a header record of {info.size} bytes at byte {position}")
@@ -76,7 +82,7 @@ def members(url: str, source: Source) -> Iterator[Member]:
         else:
             name = pax_name or record_name or info.name
             record_name = pax_name = pax_size = None
-            if info.type in _WITHOUT_CONTENT:  # whatever size they claim
+            if info.type in _WITHOUT_CONTENT:  # even if the header claims a size
                 size, following = 0, content
             if following > archive.bytes:
                 raise BrokenTar(f"truncated: member {name!r} ends at byte {content + size} of {archive.bytes}")
@@ -86,23 +92,23 @@ def members(url: str, source: Source) -> Iterator[Member]:
 
 
 def verify_header(block: bytes, name: str, size: int) -> str | None:
-    """Why the header block before a member's content is not the one of `name` with `size` bytes; None if it is."""
+    """Why a header block does not belong to the member `name` with `size` bytes; None if it does."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         return f"no member where the index says ({error})"
-    # Long names and others than ASCII stand in a record before the header, which holds a stump.
+    # Names that are long or not ASCII stand in a record before the header, which then holds a part of the name.
     if len(name) <= tarfile.LENGTH_NAME and name.isascii() and info.name.lower() != name.lower():
         return f"the index says {name!r}, the shard has {info.name!r}"
     return None if info.size == size else f"the index says {size} bytes, the shard has {info.size}"
 
 
 class _Blocks:
-    """Small reads at rising offsets, fetched some at a time."""
+    """Serves small reads at rising offsets from a buffer that is filled in larger reads."""
 
-    def __init__(self, url: str, source: Source) -> None:
-        self.url, self.source = url, source
-        self.bytes = source.size(url)
+    def __init__(self, url: str, reader: RangeReader) -> None:
+        self.url, self.reader = url, reader
+        self.bytes = reader.size(url)
         self.ahead = REMOTE_AHEAD if is_remote(url) else LOCAL_AHEAD
         self.start, self.buffer = 0, b""
 
@@ -113,14 +119,14 @@ class _Blocks:
         if not self.start <= offset <= offset + size <= self.start + len(self.buffer):
             count = min(max(size, self.ahead), self.bytes - offset)
             try:
-                self.start, self.buffer = offset, self.source.read(self.url, offset, count)
-            except Missing as error:  # it shrank while we read it
+                self.start, self.buffer = offset, self.reader.read(self.url, offset, count)
+            except Missing as error:  # the file shrank while it was read
                 raise BrokenTar(str(error)) from error
         return self.buffer[offset - self.start : offset - self.start + size]
 
 
 def _parse_pax(record: bytes, position: int) -> tuple[str | None, int | None]:
-    """`LENGTH KEY=VALUE\\n` entries -> (path, size), None where not given."""
+    """(path, size) in a record of `LENGTH KEY=VALUE\\n` entries; None for what it does not hold."""
     values: dict[bytes, bytes] = {}
     try:
         while record.rstrip(b"\0"):

@@ -1,13 +1,11 @@
-"""The stream of training: the order of samples, read by workers, as batches.
+"""The stream of training: which sample comes when, read and decoded by workers, as batches.
 
-order.py     The order of training: which sample stands at each position, from the seed and the index alone
-mixture.py   Whose turn it is, where samples come from several sources: positions of the mixture <-> positions
-             of a source
-steps.py     Which samples a rank reads at which step, and what is drawn for them
-fetch.py     The bytes of samples: from local shards one at a time, from remote ones a window of a lane at a
-             time
-worker.py    What one worker does: positions -> decoded samples, its share of every step
-signals.py   What a DataLoader worker does about signals
-reader.py    Order -> decoded batches
+order.py     The order of training: which sample stands at each position
+mixture.py   A mixture of several sources: which source gives the sample at a position
+steps.py     Which samples a rank reads at which step, and the random numbers of each
+fetch.py     Reads the bytes of samples from local and remote shards
+worker.py    What one worker of a DataLoader does: reads and decodes its share of every step
+signals.py   How a DataLoader worker handles signals
+reader.py    Puts the shares of the workers together as batches
 batch.py     What a training step receives
 """

@@ -1,4 +1,4 @@
-"""The bytes of samples: from local shards one at a time, from remote ones a window of a lane at a time."""
+"""Reads the bytes of samples: one sample at a time from local shards, a window of a lane at a time from remote ones."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ from typing import NamedTuple
 
 from ldm_vae.data.shards.index import Index
 from ldm_vae.data.shards.shard import LABEL, MAX_SAMPLE, BrokenSample, Fields
-from ldm_vae.data.shards.storage import Missing, Source, is_remote
-from ldm_vae.data.shards.tar import BLOCK, verify_header
+from ldm_vae.data.shards.storage import Missing, RangeReader, is_remote
+from ldm_vae.data.shards.tar import TAR_BLOCK, verify_header
 from ldm_vae.data.stream.order import SampleRef
 
-GAP = 2**16  # bytes of other members read over rather than asking again
+LARGEST_GAP = 2**16  # bytes; members that are no further apart are read at once, with what lies between them
 LANE_BYTES = 2**23  # bytes fetched ahead in a lane at most: 512 MiB over all lanes, however large the images
 
 
 class Place(NamedTuple):
-    """Where the content of a field lies.   head: bytes of the header before it, 0 for a file by itself."""
+    """Where the content of one field of a sample lies.
+
+    ref: the sample.
+    field: name of the field.
+    url: path or URL of the file that holds it.
+    offset: first byte of the content.
+    size: bytes of the content.
+    head: bytes of the tar header before the content; 0 for a file that is no tar.
+    """
 
     ref: SampleRef
     field: str
@@ -35,18 +43,19 @@ class Place(NamedTuple):
 
 
 class Fetcher:
-    """Reads the picture of a sample, and its label where all samples have one. One per process."""
+    """Reads the picture of a sample, and its label if all samples have one. Each process has its own."""
 
     def __init__(self, index: Index) -> None:
-        self.source = Source()
+        self.reader = RangeReader()
         self._index = index
         self._labelled = index.fields.get(LABEL) == index.samples
-        self._ahead: dict[SampleRef, Fields | BrokenSample] = {}  # read, and not yet asked for
+        self._ahead: dict[SampleRef, Fields | BrokenSample] = {}  # read ahead, not yet asked for
 
     def get(self, ref: SampleRef, coming: Callable[[], Iterable[SampleRef]]) -> Fields:
-        """The fields of a sample. Raises BrokenSample; Unreachable where the source is down.
+        """The fields of a sample. Raises BrokenSample, or Unreachable when the server stays down.
 
-        coming: the samples of this window that this reader will ask for from `ref` on; called for remote shards.
+        coming: gives the samples of this window that will be asked for from `ref` on. It is called for remote shards
+        only, which are read ahead.
         """
         if ref not in self._ahead:
             if is_remote(self._index.shards[ref.shard].url):
@@ -84,10 +93,10 @@ class Fetcher:
         return found
 
     def _read_run(self, run: list[Place], found: dict[SampleRef, Fields | BrokenSample]) -> None:
-        """One read of neighbouring members, each with its header, which is held against the index."""
+        """Reads neighbouring members in one piece, and compares the header before each with the index."""
         begin = run[0].begin
         try:
-            data = self.source.read(run[0].url, begin, run[-1].end - begin)
+            data = self.reader.read(run[0].url, begin, run[-1].end - begin)
         except Missing as error:
             found.update({place.ref: BrokenSample(str(error)) for place in run})
             return
@@ -100,12 +109,12 @@ class Fetcher:
                 fields[place.field] = data[place.offset - begin : place.end - begin]
 
     def _changed(self, place: Place, head: bytes) -> str | None:
-        """Why this is not what the index says; None if it is."""
+        """Why the bytes are not those that the index describes; None if they are."""
         if place.head:
             key = self._index.shards[place.ref.shard].key(place.ref.ordinal)
             return verify_header(head, f"{key}.{place.field}", place.size)
         try:
-            size = self.source.size(place.url)
+            size = self.reader.size(place.url)
         except Missing as error:  # removed while it was still open here
             return str(error)
         return None if size == place.size else f"the file had {place.size} bytes at the start, it has {size}"
@@ -114,16 +123,16 @@ class Fetcher:
         shard = self._index.shards[ref.shard]
         picture = shard.picture(ref.ordinal)
         wanted = ([] if picture is None else [picture]) + ([LABEL] if self._labelled else [])
-        head = BLOCK if shard.files is None else 0
+        head = TAR_BLOCK if shard.files is None else 0
         return [Place(ref, field, *shard.place(ref.ordinal, field), head) for field in wanted]
 
 
 def _runs(places: list[Place]) -> list[list[Place]]:
-    """Sorted places -> groups that one read each serves."""
+    """Groups sorted places, so that one read serves each group."""
     runs: list[list[Place]] = []
     for place in places:
         last = runs[-1][-1] if runs else None
-        if last is not None and last.url == place.url and place.begin - last.end <= GAP:
+        if last is not None and last.url == place.url and place.begin - last.end <= LARGEST_GAP:
             runs[-1].append(place)
         else:
             runs.append([place])

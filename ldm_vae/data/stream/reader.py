@@ -1,4 +1,4 @@
-"""Order -> decoded batches. Each worker reads its share of every step; the shares are put together in order here."""
+"""Batches of decoded images. Each worker reads its share of every step; here the shares are put together in order."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ldm_vae.data.images.pixels import EXTENSIONS
 from ldm_vae.data.shards.index import Index, SourceConfig
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.signals import outlive_signals
-from ldm_vae.data.stream.steps import Steps, TrainingOrder, ValidationOrder
-from ldm_vae.data.stream.worker import Fault, Sample, Share, Shares
+from ldm_vae.data.stream.steps import RankSteps, TrainingOrder, ValidationOrder
+from ldm_vae.data.stream.worker import DecodedSample, Fault, Share, Shares
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config
 
@@ -26,14 +26,18 @@ LISTED = 10  # broken samples named in the message that stops a run
 
 
 def _sources(train: Any) -> Any:
-    """The shorter form of data.train, a string."""
+    """Turns the short form of data.train, a string, into the long one, a tuple of sources."""
     return ({"shards": train},) if isinstance(train, str) else tuple(train) if isinstance(train, list) else train
 
 
 class DataConfig(Config):
     """The images: where they lie, how many make a step, and how they are prepared."""
 
-    train: Annotated[tuple[SourceConfig, ...], BeforeValidator(_sources), Field(min_length=1)]
+    train: Annotated[
+        tuple[SourceConfig, ...],
+        BeforeValidator(_sources, json_schema_input_type=str | tuple[SourceConfig, ...]),
+        Field(min_length=1),
+    ]
     """What to train on: one folder, glob, brace pattern or URL of shards, or folder of images; or a list of sources,
     which are mixed."""
 
@@ -61,12 +65,12 @@ class DataConfig(Config):
 def train_batches(
     config: DataConfig, index: Index, seed: int, *, start_step: int, rank: int, world: int, accumulation: int
 ) -> TrainBatches:
-    """This rank's batches from `start_step` on, without end. Raises UserError where they cannot be cut evenly."""
+    """This rank's batches from `start_step` on, without end. Raises UserError if the batch does not divide evenly."""
     if config.batch % (world * accumulation):
         what = f"data.batch {config.batch} is not divisible by {world} ranks x {accumulation} micro-batches"
         raise UserError(what, "choose a multiple: it is the number of images per step over all of them")
     order = TrainingOrder(index, seed, config.batch)
-    steps = Steps(order, rank, world, per_step=config.batch // world, first=start_step, stop=None)
+    steps = RankSteps(order, rank, world, per_step=config.batch // world, first=start_step, stop=None)
     return TrainBatches(config, index, steps, accumulation)
 
 
@@ -76,14 +80,14 @@ def validation_batches(config: DataConfig, index: Index, *, batch: int, rank: in
     Ranks may get different numbers of batches, or none. Images of different sizes come in batches of their own.
     """
     stop = len(range(rank, index.samples, world))
-    steps = Steps(ValidationOrder(index), rank, world, per_step=batch, first=0, stop=stop)
+    steps = RankSteps(ValidationOrder(index), rank, world, per_step=batch, first=0, stop=stop)
     return ValidationBatches(config, index, steps)
 
 
 def measured_batches(
     index: Index, shards: str, image: ImageConfig, *, batch: int, device: torch.device, rank: int, world: int
 ) -> ValidationBatches:
-    """`validation_batches` of all images of `shards` for networks on `device`; any number may be broken."""
+    """`validation_batches` over all images of `shards`, for networks on `device`. Any number of them may be broken."""
     config = DataConfig(
         train=(SourceConfig(shards=shards),),
         batch=batch,
@@ -95,7 +99,7 @@ def measured_batches(
 
 
 def check_budget(broken: Collection[Fault], budget: int) -> None:
-    """Raises UserError where more different samples are broken than data.broken_budget allows."""
+    """Raises UserError if more different samples are broken than data.broken_budget allows."""
     if len(broken) > budget:
         listed = [f"{fault.url} {fault.key} ({fault.reason})" for fault in broken]
         more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
@@ -104,9 +108,13 @@ def check_budget(broken: Collection[Fault], budget: int) -> None:
 
 
 class _Stream:
-    """Steps of decoded samples. faults: new ones, until the caller takes them away.   reads: ranges read so far."""
+    """Iterates over steps of decoded samples, put together from the shares of the workers.
 
-    def __init__(self, config: DataConfig, index: Index, steps: Steps) -> None:
+    faults: broken samples that were met and that the caller has not taken from this list yet.
+    reads: byte ranges read so far.
+    """
+
+    def __init__(self, config: DataConfig, index: Index, steps: RankSteps) -> None:
         if not any(field in EXTENSIONS for field in index.fields):
             what = f"no pictures in {index.shards[0].url} and the others: their fields are {sorted(index.fields)}"
             raise UserError(what, f"pictures are members that end in {', '.join(EXTENSIONS)}")
@@ -125,12 +133,12 @@ class _Stream:
         self._shares: Iterator[Share] = iter(loader)
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Stops the workers."""
         self._shares = iter(())
 
-    def _next_step(self) -> list[tuple[Sample, Tensor]]:
-        """The samples of a step in the order of their positions. Raises StopIteration; UserError to end the run."""
-        found: list[tuple[Sample, Tensor]] = []
+    def _next_step(self) -> list[tuple[DecodedSample, Tensor]]:
+        """The samples of the next step, in the order of their positions. Raises StopIteration after the last step."""
+        found: list[tuple[DecodedSample, Tensor]] = []
         first = next(self._shares)
         for share in itertools.chain([first], itertools.islice(self._shares, self._workers - 1)):
             self.reads += share.reads
@@ -151,9 +159,9 @@ class _Stream:
 
 
 class TrainBatches(_Stream):
-    """Iterates over steps; each gives this rank's micro-batches."""
+    """Iterates over optimizer steps; each gives the micro-batches of this rank."""
 
-    def __init__(self, config: DataConfig, index: Index, steps: Steps, accumulation: int) -> None:
+    def __init__(self, config: DataConfig, index: Index, steps: RankSteps, accumulation: int) -> None:
         super().__init__(config, index, steps)
         self._micro = steps.per_step // accumulation
 
@@ -166,9 +174,9 @@ class TrainBatches(_Stream):
 
 
 class ValidationBatches(_Stream):
-    """Iterates over batches."""
+    """Iterates over batches; images of different sizes come in batches of their own."""
 
-    def __init__(self, config: DataConfig, index: Index, steps: Steps) -> None:
+    def __init__(self, config: DataConfig, index: Index, steps: RankSteps) -> None:
         super().__init__(config, index, steps)
         self._ready: list[Batch] = []
 
@@ -182,7 +190,7 @@ class ValidationBatches(_Stream):
         return self._ready.pop(0)
 
 
-def _collate(samples: list[tuple[Sample, Tensor]]) -> Batch:
+def _collate(samples: list[tuple[DecodedSample, Tensor]]) -> Batch:
     shapes = {sample.shape for sample, _ in samples}
     if len(shapes) > 1:
         what = f"images of different sizes in a batch: {' and '.join(str(shape) for shape in sorted(shapes)[:2])}"

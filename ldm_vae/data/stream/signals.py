@@ -1,4 +1,4 @@
-"""What a DataLoader worker does about signals."""
+"""How a DataLoader worker handles signals: it ignores those that mean the trainer."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import threading
 
 
 def outlive_signals(worker: int) -> None:
-    """For `DataLoader(worker_init_fn=...)`: the worker lives on while the trainer answers a signal with a save.
+    """Keeps a worker alive until the trainer ends it; pass this to `DataLoader(worker_init_fn=...)`.
 
-    Schedulers signal every process of a job, and a terminal its whole group. torch's workers die of SIGTERM, and the
-    trainer of them, before it has saved. Only the trainer's own SIGTERM counts here: it ends the workers with it, and
-    waits for ever where they ignore it.
+    A scheduler sends SIGTERM or SIGUSR1 to every process of a job, and Ctrl-C reaches every process in a terminal. A
+    worker of torch would die of it, and torch then stops the trainer before it has saved a checkpoint. So a worker
+    ignores these signals, with one exception: a SIGTERM that the trainer itself sends. That is how torch ends its
+    workers, and it waits for ever for one that does not obey.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for this thread and those to come; left to the next
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in this and later threads; the one below waits for it
     threading.Thread(target=_obey_parent, daemon=True).start()
 
 
 def _obey_parent() -> None:
+    """Ends the process on a SIGTERM of its parent, the trainer, and drops those of other processes."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

@@ -1,8 +1,8 @@
-"""Which samples a rank reads at which step, and what is drawn for them.
+"""Which samples a rank reads at which step, and the random numbers of each.
 
-Sample number c of a rank stands at position c * world + rank, and worker c % workers reads it: with 64 lanes and
-powers of two, every worker has lanes of its own. What a batch holds depends on neither, and nothing is split by shard,
-so that any shards go with any ranks and workers.
+Sample number c of a rank stands at position c * world + rank, and worker c % workers of that rank reads it. With 64
+lanes, and powers of two of ranks and workers, every worker has lanes of its own. The global batch is the same for any
+number of ranks and workers. Shards are not shared out to ranks, so their number need not fit that of the ranks.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from typing import Protocol
 import numpy as np
 
 from ldm_vae.data.shards.index import Index
-from ldm_vae.data.stream.order import WINDOW, Positions, SampleRef, refs_at, rest_of_window
+from ldm_vae.data.stream.mixture import Positions
+from ldm_vae.data.stream.order import WINDOW_SAMPLES, SampleRef, rest_of_window, sample_refs
 from ldm_vae.noise import rng
 
 
 class Order(Protocol):
-    """Positions -> samples, and what is drawn for them."""
+    """An order of samples: which stands at a position, and the random numbers for it."""
 
     def refs(self, positions: Positions) -> list[SampleRef]: ...
     def window(self, position: int, stride: int) -> Positions:
-        """The positions from this one on that are worth reading together; stride: between those of one reader."""
+        """The positions from `position` on that are worth reading together; a reader takes every `stride`-th."""
 
     def slot(self, position: int) -> int: ...
     def generator(self, position: int) -> np.random.Generator | None:
-        """For crop and flip; None for the centre and no flip."""
+        """The random numbers for crop and flip; None means the centre and no flip."""
 
     def replacement(self, position: int, attempt: int, broken: SampleRef) -> SampleRef | None:
-        """What takes the place of a broken sample; None to leave it out."""
+        """The sample that replaces a broken one; None to leave it out."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class TrainingOrder:
     batch: int
 
     def refs(self, positions: Positions) -> list[SampleRef]:
-        return refs_at(self.index, self.seed, positions)
+        return sample_refs(self.index, self.seed, positions)
 
     def window(self, position: int, stride: int) -> Positions:
         return rest_of_window(self.index, self.seed, position)
@@ -53,7 +54,7 @@ class TrainingOrder:
         return rng(self.seed, "augment", *divmod(position, self.batch))
 
     def replacement(self, position: int, attempt: int, broken: SampleRef) -> SampleRef:
-        """Any sample of the same source."""
+        """A random sample of the same source."""
         first, count = self.index.range_of_part(broken.shard)
         number = first + int(rng(self.seed, "replacement", position, attempt).integers(count))
         return SampleRef(*self.index.locate(number), epoch=broken.epoch)
@@ -67,7 +68,7 @@ class ValidationOrder:
         return [SampleRef(*self.index.locate(position), epoch=0) for position in positions.tolist()]
 
     def window(self, position: int, stride: int) -> Positions:
-        return np.arange(position, min(position + WINDOW * stride, self.index.samples), stride, dtype=np.int64)
+        return np.arange(position, min(position + WINDOW_SAMPLES * stride, self.index.samples), stride, dtype=np.int64)
 
     def slot(self, position: int) -> int:
         return position
@@ -80,14 +81,22 @@ class ValidationOrder:
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Which positions a rank reads at which step. stop: samples of this rank, None without end."""
+class RankSteps:
+    """The positions that one rank reads, step by step.
+
+    order: which sample stands at a position.
+    rank: number of this process.
+    world: number of processes.
+    per_step: samples of this rank in one step.
+    first: number of the first step.
+    stop: samples of this rank in total; None for no end.
+    """
 
     order: Order
     rank: int
     world: int
-    per_step: int  # samples
-    first: int  # step
+    per_step: int
+    first: int
     stop: int | None
 
     def __iter__(self) -> Iterator[Positions]:
@@ -99,6 +108,6 @@ class Steps:
             yield numbers * self.world + self.rank
 
     def of_worker(self, positions: Positions, worker: int, workers: int) -> Positions:
-        """Those of any positions that this rank's worker reads."""
+        """The ones among `positions` that worker number `worker` of this rank reads."""
         numbers, remainder = np.divmod(positions - self.rank, self.world)
         return positions[(remainder == 0) & (numbers % workers == worker)]

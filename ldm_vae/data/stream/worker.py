@@ -1,4 +1,4 @@
-"""What one worker does: positions -> decoded samples, its share of every step."""
+"""What one worker of a DataLoader does: it reads and decodes its share of the samples of every step."""
 
 from __future__ import annotations
 
@@ -13,21 +13,27 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import ImageConfig, fit_image
-from ldm_vae.data.images.pixels import Array, BrokenImage
+from ldm_vae.data.images.pixels import BrokenImage, PixelArray
 from ldm_vae.data.shards.index import Index
 from ldm_vae.data.shards.shard import LABEL, BrokenSample, Fields, parse_label
 from ldm_vae.data.shards.storage import Unreachable
 from ldm_vae.data.stream.fetch import Fetcher
-from ldm_vae.data.stream.order import Positions, SampleRef
-from ldm_vae.data.stream.steps import Steps
+from ldm_vae.data.stream.mixture import Positions
+from ldm_vae.data.stream.order import SampleRef
+from ldm_vae.data.stream.steps import RankSteps
 from ldm_vae.errors import UserError
 
-TRIES = 100  # samples tried for one slot before the data count as broken
+SAMPLE_TRIES = 100  # samples tried for one place in a batch before the whole data set counts as broken
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A sample that was replaced (training) or left out (validation).   url: of its shard."""
+    """A broken sample, which was replaced (in training) or left out (in validation).
+
+    url: the shard that holds it.
+    key: name of the sample.
+    reason: what is wrong with it, in one line.
+    """
 
     url: str
     key: str
@@ -35,7 +41,16 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Sample:
+class DecodedSample:
+    """What is known about a decoded sample; its pixels lie in the `Share` that lists it.
+
+    position: its place in the order of training or validation.
+    slot: its place in the global batch.
+    key: name of the sample.
+    label: its class, if all samples have one.
+    shape: (C, H, W) of its image.
+    """
+
     position: int
     slot: int
     key: str
@@ -45,10 +60,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Share:
-    """What a worker made of its part of a step. pixels: all images end to end, one tensor for one file descriptor.
-    reads: since the last share.   failure: (what, remedy) that ends the run."""
+    """What a worker made of its part of a step.
 
-    samples: list[Sample]
+    samples: the samples that could be read.
+    pixels: their images end to end, in one tensor, because every tensor that a worker sends takes a file descriptor.
+    faults: broken samples met on the way.
+    reads: byte ranges read since the last share.
+    failure: (what, remedy) of the error that ends the run; None if all is well.
+    """
+
+    samples: list[DecodedSample]
     pixels: Tensor
     faults: list[Fault]
     reads: int
@@ -56,7 +77,9 @@ class Share:
 
 
 class Shares(IterableDataset[Share]):
-    def __init__(self, image: ImageConfig, index: Index, steps: Steps) -> None:
+    """The data set that a DataLoader iterates over: in each worker, that worker's share of one step after the other."""
+
+    def __init__(self, image: ImageConfig, index: Index, steps: RankSteps) -> None:
         self.image = image
         self.index = index
         self.steps = steps
@@ -72,19 +95,19 @@ class Shares(IterableDataset[Share]):
 
 
 class _Reader:
-    """One worker: positions -> decoded samples."""
+    """Reads and decodes the samples of one worker."""
 
-    def __init__(self, image: ImageConfig, index: Index, steps: Steps, worker: int, workers: int) -> None:
+    def __init__(self, image: ImageConfig, index: Index, steps: RankSteps, worker: int, workers: int) -> None:
         self.image, self.index, self.steps, self.order = image, index, steps, steps.order
         self.worker, self.workers = worker, workers
         self.fetcher = Fetcher(index)
         self.faults: list[Fault] = []
-        self.reads_told = 0
+        self.reads_reported = 0
 
     def share(self, positions: Positions) -> Share:
         mine = self.steps.of_worker(positions, self.worker, self.workers)
-        samples: list[Sample] = []
-        images: list[Array] = []
+        samples: list[DecodedSample] = []
+        images: list[PixelArray] = []
         failure = None
         try:
             for position, ref in zip(mine.tolist(), self.order.refs(mine), strict=True):
@@ -93,34 +116,35 @@ class _Reader:
                     samples.append(found[0])
                     images.append(found[1])
         except Unreachable as error:
-            failure = (str(error), "the source stayed away; run it again to go on from the last checkpoint")
-        except UserError as error:  # as data: DataLoader cannot rebuild it from its text
+            failure = (str(error), "the server did not answer; run it again to go on from the last checkpoint")
+        except UserError as error:  # passed on as data: DataLoader could not rebuild this exception from its text
             failure = (error.what, error.remedy)
         pixels = np.concatenate([image.ravel() for image in images]) if images else np.empty(0, dtype=np.float32)
         faults, self.faults = self.faults, []
-        reads, self.reads_told = self.fetcher.source.reads - self.reads_told, self.fetcher.source.reads
+        reads, self.reads_reported = self.fetcher.reader.reads - self.reads_reported, self.fetcher.reader.reads
         return Share(samples, torch.from_numpy(pixels), faults, reads, failure)
 
-    def _sample(self, position: int, ref: SampleRef) -> tuple[Sample, Array] | None:
-        """The sample of this position, or what replaces it; None to leave it out."""
+    def _sample(self, position: int, ref: SampleRef) -> tuple[DecodedSample, PixelArray] | None:
+        """The sample at a position, or its replacement if it is broken; None if it is left out."""
         chosen: SampleRef | None = ref
         coming: Callable[[], list[SampleRef]] = partial(self._coming, position)
-        for attempt in range(TRIES):
+        for attempt in range(SAMPLE_TRIES):
             if chosen is None:
                 return None
             try:
                 label, image = self._decode(self.fetcher.get(chosen, coming), position)
                 key = self.index.shards[chosen.shard].key(chosen.ordinal)
-                return Sample(position, self.order.slot(position), key, label, image.shape), image
+                return DecodedSample(position, self.order.slot(position), key, label, image.shape), image
             except (BrokenSample, BrokenImage) as error:
                 shard = self.index.shards[chosen.shard]
                 self.faults.append(Fault(shard.url, shard.key(chosen.ordinal), error.reason))
-                chosen, coming = self.order.replacement(position, attempt, chosen), list  # a replacement comes alone
+                chosen = self.order.replacement(position, attempt, chosen)
+                coming = list  # nothing is read ahead of a replacement
         last = self.faults[-1]
-        what = f"{TRIES} samples in a row are broken, the last {last.url} {last.key} ({last.reason})"
+        what = f"{SAMPLE_TRIES} samples in a row are broken, the last {last.url} {last.key} ({last.reason})"
         raise UserError(what, "check the shards and data.image")
 
-    def _decode(self, fields: Fields, position: int) -> tuple[int | None, Array]:
+    def _decode(self, fields: Fields, position: int) -> tuple[int | None, PixelArray]:
         label = parse_label(fields.pop(LABEL)) if LABEL in fields else None
         ((extension, data),) = fields.items()
         image = decode_image(data, extension, self.image.channels)

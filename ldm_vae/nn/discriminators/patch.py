@@ -21,7 +21,7 @@ DEVIATION = 0.02  # of the normal distribution that initialises weights
 
 
 def smallest_side(layers: int) -> int:
-    """Pixels along the shorter side that leave the two last convolutions one position."""
+    """Pixels along the shorter side of the smallest image whose output has one position."""
     return int(3 * 2**layers)
 
 
@@ -29,7 +29,8 @@ class PatchDiscriminator(nn.Module):
     """(N, in_channels, H, W) in [-1, 1] -> (N, 1, H // 2^layers - 2, W // 2^layers - 2), a logit per overlapping patch.
 
     channels: width after the first convolution; it doubles with every layer, up to eight times.
-    layers: convolutions of stride 2.   Raises UserError for images smaller than `smallest` pixels.
+    layers: number of convolutions of stride 2.
+    Raises UserError for images whose shorter side has fewer than `smallest` pixels.
     """
 
     def __init__(self, in_channels: int, channels: int = 64, layers: int = 3, norm: NormKind = "group") -> None:

@@ -10,6 +10,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import imagecodecs
 import numpy as np
@@ -22,11 +23,15 @@ from PIL import Image, ImageOps
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from ldm_vae.data.images import decode
+from ldm_vae.data.images import tiff as tiff_module
 from ldm_vae.data.images.decode import decode_image, encode_image
 from ldm_vae.data.images.fit import FILTERS, ImageConfig, fit_image, resize_image, resized
 from ldm_vae.data.images.pixels import BrokenImage, to_uint8
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import validate
+
+pytestmark = pytest.mark.numerical
 
 # One rounding of v / 127.5 - 1 in float32; the rules below are exact otherwise.
 ROUNDING = 2e-7
@@ -646,6 +651,54 @@ def test_damaged_bytes_give_pixels_or_broken_image(extension: str, changes: list
         return
     assert image.dtype == np.float32
     assert np.abs(image).max() <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("extension", "module", "name"),
+    [
+        ("jpg", decode, "_unit_range"),
+        ("jpg", decode, "from_pillow"),
+        ("png", decode, "orient"),
+        ("npy", decode, "check_size"),
+        ("tif", tiff_module, "_match"),
+        ("tiff", tiff_module, "_pixels"),
+        ("PNG", tiff_module, "_three_axes"),
+    ],
+)
+@pytest.mark.parametrize("error", [TypeError("a bug of ours"), MemoryError()], ids=["a bug", "no memory"])
+def test_an_error_of_ours_is_not_a_broken_image(
+    monkeypatch: pytest.MonkeyPatch, extension: str, module: ModuleType, name: str, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, name, fail)
+    with pytest.raises(type(error)):
+        decode_image(samples()[extension], extension, 3)
+
+
+def test_a_decoder_that_runs_out_of_memory_is_not_a_broken_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    for extension, owner, name in (
+        ("jpg", Image.Image, "convert"),
+        ("npy", np, "load"),
+        ("tif", tifffile.TiffPage, "asarray"),
+        ("PNG", imagecodecs, "png_decode"),
+    ):
+        data = samples()[extension]
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            with pytest.raises(MemoryError):
+                decode_image(data, extension, 3)
+
+
+def test_malformed_tags_spoil_no_pixel(noise: np.ndarray) -> None:
+    """An orientation of many numbers and a profile that is text count as missing."""
+    orientation, profile = (274, "H", 600, (6,) * 600, True), (34675, "s", 0, "no profile", True)
+    data = tiff(noise, photometric="rgb", extratags=[orientation, profile])
+    np.testing.assert_array_equal(decode_image(data, "tif", 3), decode_image(tiff(noise, photometric="rgb"), "tif", 3))
 
 
 def test_unknown_extensions_are_named() -> None:

@@ -17,7 +17,7 @@ import webdataset
 from ldm_vae.data.shards.index import Index, load_index, write_index
 from ldm_vae.data.shards.scan import scan_shard
 from ldm_vae.data.shards.shard import split_name
-from ldm_vae.data.shards.storage import read_range
+from ldm_vae.data.shards.storage import read_whole
 from ldm_vae.errors import UserError
 
 
@@ -25,9 +25,10 @@ def contents(index: Index) -> dict[str, dict[str, bytes]]:
     """Key -> field -> bytes, read at the places in the index."""
     found = {}
     for shard in index.shards:
+        content = read_whole(shard.url)
         for ordinal in range(shard.samples):
-            places = shard.fields(ordinal)
-            found[shard.key(ordinal)] = {field: read_range(shard.url, *place) for field, place in places.items()}
+            places = shard.fields(ordinal).items()
+            found[shard.key(ordinal)] = {field: content[offset : offset + size] for field, (offset, size) in places}
     return found
 
 

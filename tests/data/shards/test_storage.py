@@ -4,11 +4,11 @@ import fsspec
 import pytest
 
 from ldm_vae.data.shards import storage as source_module
-from ldm_vae.data.shards.storage import Missing, Source, expand_shards, read_range, read_whole
+from ldm_vae.data.shards.storage import Missing, RangeReader, expand_shards, read_whole
 from ldm_vae.errors import UserError
 
 
-def test_ranges_of_local_files(tmp_path):
+def test_ranges_of_local_files(read_range, tmp_path):
     content = bytes(range(256)) * 10
     (tmp_path / "a").write_bytes(content)
     assert read_range(str(tmp_path / "a"), 100, 700) == content[100:800]
@@ -24,7 +24,7 @@ def test_few_files_are_open_at_once(tmp_path, monkeypatch):
     paths = [tmp_path / f"{i}" for i in range(10)]
     for i, path in enumerate(paths):
         path.write_bytes(bytes([i] * 4))
-    source = Source()
+    source = RangeReader()
     for _ in range(2):
         assert [source.read(str(path), 1, 2) for path in paths] == [bytes([i, i]) for i in range(10)]
         assert len(source._files) == 3
@@ -33,8 +33,8 @@ def test_few_files_are_open_at_once(tmp_path, monkeypatch):
     assert not source._files
 
 
-def test_any_file_system_of_fsspec(monkeypatch):
-    monkeypatch.setattr(source_module, "CHUNK", 7)
+def test_any_file_system_of_fsspec(read_range, monkeypatch):
+    monkeypatch.setattr(source_module, "REQUEST_BYTES", 7)
     filesystem = fsspec.filesystem("memory")
     content = bytes(range(100))
     for name in ("b", "a"):
@@ -81,7 +81,7 @@ def test_what_names_no_shards(tmp_path, spec, named):
         expand_shards(spec.replace("TMP", str(tmp_path)))
 
 
-def test_missing_package_and_unknown_protocol_name_the_remedy():
+def test_missing_package_and_unknown_protocol_name_the_remedy(read_range):
     with pytest.raises(UserError, match=r"ldm-vae\[s3\]"):
         read_range("s3://bucket/a.tar", 0, 1)
     with pytest.raises(UserError, match="use a path"):

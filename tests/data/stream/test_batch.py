@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from ldm_vae.data.stream.batch import Batch
-from ldm_vae.noise import rng, slot_noise
+from ldm_vae.noise import rng
 
 
 def test_rng_depends_on_every_argument_and_on_nothing_else():
@@ -26,17 +26,6 @@ def test_rng_depends_on_every_argument_and_on_nothing_else():
 def test_rng_stays_what_it_is():
     """A resumed run meets the numbers it would have met: these were drawn once and written down."""
     assert rng(3, "shards", 5).permutation(8).tolist() == [0, 7, 2, 3, 4, 5, 6, 1]
-
-
-def test_slot_noise_is_a_function_of_seed_step_and_slot():
-    whole = slot_noise(0, 3, range(8), (8, 4, 2, 2))
-    part = slot_noise(0, 3, torch.tensor([5, 1]), (2, 4, 2, 2))
-    assert whole.dtype == torch.float32 and whole.shape == (8, 4, 2, 2)
-    assert torch.equal(part, whole[[5, 1]])
-    assert not torch.equal(slot_noise(0, 4, range(8), (8, 4, 2, 2)), whole)
-    many = slot_noise(1, 0, range(4096), (4096, 16))
-    # 65536 normal numbers: the mean's standard error is 1/256, the standard deviation's 1/362; five of each
-    assert abs(many.mean().item()) < 5 / 256 and abs(many.std().item() - 1) < 5 / 362
 
 
 def test_to_moves_what_the_networks_take():

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ldm_vae.data.shards.index import Index, Part, SourceConfig, load_index, write_index
-from ldm_vae.data.shards.scan import measure
+from ldm_vae.data.shards.scan import add_picture_sizes
 from ldm_vae.data.shards.shard import ShardIndex, parse_index
-from ldm_vae.data.stream.mixture import BLOCK, from_source, to_source
-from ldm_vae.data.stream.order import refs_at, rest_of_window, sample_refs
+from ldm_vae.data.stream.mixture import MIXTURE_BLOCK, from_source, to_source
+from ldm_vae.data.stream.order import rest_of_window, sample_refs
 from ldm_vae.data.stream.reader import DataConfig, train_batches, validation_batches
 from ldm_vae.errors import UserError
 from ldm_vae.noise import rng
@@ -41,7 +41,7 @@ def index_of(parts: list[list[int]], weights: tuple[float, ...]) -> Index:
 @given(weights_of_sources, st.integers(0, 2**40), st.integers(0, 3))
 def test_turns_equal_counting_from_the_start(weights, seed, block):
     """The positions of each source are 0, 1, 2, ... in the order in which its turns come."""
-    positions = np.arange((block + 1) * BLOCK)
+    positions = np.arange((block + 1) * MIXTURE_BLOCK)
     sources, steps = to_source(weights, seed, positions)
     for source in range(len(weights)):
         mine = positions[sources == source]
@@ -52,22 +52,22 @@ def test_turns_equal_counting_from_the_start(weights, seed, block):
 @settings(max_examples=30, deadline=None)
 @given(weights_of_sources, st.integers(0, 100))
 def test_shares_hold_in_every_block(weights, block):
-    sources, _ = to_source(weights, 0, np.arange(block * BLOCK, (block + 1) * BLOCK))
+    sources, _ = to_source(weights, 0, np.arange(block * MIXTURE_BLOCK, (block + 1) * MIXTURE_BLOCK))
     for source, weight in enumerate(weights):
-        assert abs((sources == source).sum() - weight / sum(weights) * BLOCK) < 1
+        assert abs((sources == source).sum() - weight / sum(weights) * MIXTURE_BLOCK) < 1
 
 
 def test_turns_are_mixed_and_differ_between_blocks():
-    sources, _ = to_source((1.0, 1.0), 0, np.arange(2 * BLOCK))
-    first, second = sources[:BLOCK], sources[BLOCK:]
-    assert (first != second).sum() > BLOCK / 4
-    # Runs of equal turns in a fair random sequence: BLOCK / 2, with a standard deviation of 16; five of them.
-    assert abs((np.diff(first) != 0).sum() - BLOCK / 2) < 80
+    sources, _ = to_source((1.0, 1.0), 0, np.arange(2 * MIXTURE_BLOCK))
+    first, second = sources[:MIXTURE_BLOCK], sources[MIXTURE_BLOCK:]
+    assert (first != second).sum() > MIXTURE_BLOCK / 4
+    # Runs of equal turns in a fair random sequence: MIXTURE_BLOCK / 2, with a standard deviation of 16; five of them.
+    assert abs((np.diff(first) != 0).sum() - MIXTURE_BLOCK / 2) < 80
 
 
 def test_each_source_keeps_its_own_order_and_epochs():
     index = index_of([[50, 70], [30]], (3.0, 1.0))
-    refs = sample_refs(index, 5, 0, 2000)
+    refs = sample_refs(index, 5, range(2000))
     sources, steps = to_source((3.0, 1.0), 5, np.arange(2000))
     assert {source: {ref.shard for ref, s in zip(refs, sources, strict=True) if s == source} for source in (0, 1)} == {
         0: {0, 1},
@@ -79,7 +79,7 @@ def test_each_source_keeps_its_own_order_and_epochs():
         for epoch in range(len(mine) // samples):
             part = mine[epoch * samples : (epoch + 1) * samples]
             assert len({(ref.shard, ref.ordinal) for ref in part}) == samples
-    alone = sample_refs(index_of([[50, 70]], (1.0,)), 5, 0, 100)
+    alone = sample_refs(index_of([[50, 70]], (1.0,)), 5, range(100))
     assert [ref for ref in refs if ref.shard < 2][:100] == alone  # adding a source moves no other's order
 
 
@@ -89,12 +89,12 @@ def test_window_of_a_mixture(position):
     index = index_of([[500, 700], [300]], (2.0, 1.0))
     rest = rest_of_window(index, 0, position)
     assert rest[0] == position and (np.diff(rest) > 0).all()
-    assert len({(ref.shard < 2, ref.epoch) for ref in refs_at(index, 0, rest)}) == 1
+    assert len({(ref.shard < 2, ref.epoch) for ref in sample_refs(index, 0, rest)}) == 1
 
 
 def test_too_small_a_weight():
     with pytest.raises(UserError, match=r"the weight of source 2, 0\.0001"):
-        sample_refs(index_of([[5], [5]], (1.0, 0.0001)), 0, 0, 1)
+        sample_refs(index_of([[5], [5]], (1.0, 0.0001)), 0, range(1))
 
 
 def picture(width: int, height: int, kind: str = "PNG") -> bytes:
@@ -134,7 +134,7 @@ def test_batches_of_a_mixture(make_shards, tmp_path):
             batches.close()
     one, two = found.values()
     assert one == two
-    shares = Counter(index.shards[ref.shard].url.split("/")[-2] for ref in sample_refs(index, 3, 0, BLOCK))
+    shares = Counter(index.shards[ref.shard].url.split("/")[-2] for ref in sample_refs(index, 3, range(MIXTURE_BLOCK)))
     assert shares == {"a": 768, "b": 256}
 
 
@@ -153,7 +153,7 @@ def test_validation_and_broken_samples_of_a_mixture_stay_in_their_source(make_sh
     batches = train_batches(
         config.model_copy(update={"batch": 1}), index, 0, start_step=0, rank=0, world=1, accumulation=1
     )
-    refs = sample_refs(index, 0, 0, 200)
+    refs = sample_refs(index, 0, range(200))
     for (batch,), ref in zip(batches, refs, strict=False):
         assert batch.image.shape[2] == (4 if ref.shard == 0 else 8)
         shapes.append(ref)
@@ -242,10 +242,10 @@ def test_a_remote_index_without_sizes_cannot_be_filtered():
 def test_sizes_from_headers(write_tar, tmp_path, name, content):
     write_tar(tmp_path / "0.tar", {name: content, "a.txt": b""})
     (shard,) = load_index(str(tmp_path)).shards
-    assert (measure(shard).pictures == ([[300, 200]] if len(content) > 20000 else [[30, 20]])).all()
+    assert (add_picture_sizes(shard).pictures == ([[300, 200]] if len(content) > 20000 else [[30, 20]])).all()
     path = write_index(tmp_path)
     known = parse_index(path.read_bytes(), str(path), str(tmp_path))["0.tar"]
-    assert (known.pictures == measure(shard).pictures).all()
+    assert (known.pictures == add_picture_sizes(shard).pictures).all()
 
 
 def test_size_behind_a_long_profile(write_tar, tmp_path):
@@ -254,7 +254,7 @@ def test_size_behind_a_long_profile(write_tar, tmp_path):
     Image.new("RGB", (31, 17)).save(file, "JPEG", icc_profile=b"x" * 60_000)
     write_tar(tmp_path / "0.tar", {"a.jpg": file.getvalue()})
     (shard,) = load_index(str(tmp_path)).shards
-    assert (measure(shard).pictures == [[31, 17]]).all()
+    assert (add_picture_sizes(shard).pictures == [[31, 17]]).all()
 
 
 def test_a_folder_of_images_without_packing(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ldm_vae.data.shards.index import Index, Part
 from ldm_vae.data.shards.shard import ShardIndex
-from ldm_vae.data.stream.order import LANES, WINDOW, SampleRef, refs_at, rest_of_window, sample_refs
+from ldm_vae.data.stream.order import SHARD_LANES, WINDOW_SAMPLES, SampleRef, rest_of_window, sample_refs
 from ldm_vae.noise import rng
 
 
@@ -28,15 +28,15 @@ def plain_epoch(counts: list[int], seed: int, epoch: int) -> list[SampleRef]:
     order = rng(seed, "shards", 0, epoch).permutation(len(counts))
     ring = [SampleRef(int(shard), ordinal, epoch) for shard in order for ordinal in range(counts[shard])]
     total = len(ring)
-    lanes = min(LANES, total)
+    lanes = min(SHARD_LANES, total)
     lengths = [total // lanes + (lane < total % lanes) for lane in range(lanes)]
     at = int(rng(seed, "ring", 0, epoch).integers(total))
     queues: list[list[SampleRef]] = [[] for _ in range(lanes)]
     for lane in rng(seed, "lanes", 0, epoch).permutation(lanes):
         stretch = [ring[(at + i) % total] for i in range(lengths[lane])]
         at += lengths[lane]
-        first = WINDOW - int(lane)
-        bounds = [0, *range(first, len(stretch), WINDOW), len(stretch)]
+        first = WINDOW_SAMPLES - int(lane)
+        bounds = [0, *range(first, len(stretch), WINDOW_SAMPLES), len(stretch)]
         for window, (begin, end) in enumerate(itertools.pairwise(bounds)):
             shuffled = rng(seed, "window", 0, epoch, int(lane), window).permutation(end - begin)
             queues[lane] += [stretch[begin:end][i] for i in shuffled]
@@ -52,15 +52,16 @@ def test_any_stretch_equals_the_plain_version(counts, seed, epoch, data):
     index = index_of(counts)
     plain = plain_epoch(counts, seed, epoch) + plain_epoch(counts, seed, epoch + 1)
     start = data.draw(st.integers(0, index.samples - 1))
+    first = epoch * index.samples + start
     count = data.draw(st.integers(0, index.samples))
-    assert sample_refs(index, seed, epoch * index.samples + start, count) == plain[start : start + count]
+    assert sample_refs(index, seed, range(first, first + count)) == plain[start : start + count]
 
 
 @settings(max_examples=40, deadline=None)
 @given(counts_of_shards, st.integers(0, 1000))
 def test_every_epoch_gives_every_sample_once(counts, seed):
     index = index_of(counts)
-    refs = sample_refs(index, seed, 0, 2 * index.samples)
+    refs = sample_refs(index, seed, range(2 * index.samples))
     everything = {(shard, ordinal) for shard, count in enumerate(counts) for ordinal in range(count)}
     for epoch in range(2):
         part = refs[epoch * index.samples : (epoch + 1) * index.samples]
@@ -70,9 +71,9 @@ def test_every_epoch_gives_every_sample_once(counts, seed):
 
 def test_any_positions_in_any_order():
     index = index_of([30, 500, 7])
-    refs = sample_refs(index, 1, 0, 2000)
+    refs = sample_refs(index, 1, range(2000))
     chosen = np.random.default_rng(0).integers(0, 2000, size=300)
-    assert refs_at(index, 1, chosen) == [refs[i] for i in chosen]
+    assert sample_refs(index, 1, chosen) == [refs[i] for i in chosen]
 
 
 @settings(max_examples=60, deadline=None)
@@ -80,31 +81,33 @@ def test_any_positions_in_any_order():
 def test_rest_of_window_is_one_lane_and_one_stretch_of_the_ring(counts, position):
     index = index_of(counts)
     rest = rest_of_window(index, 0, position)
-    assert rest[0] == position and len(rest) <= WINDOW
-    lanes = min(LANES, index.samples)
+    assert rest[0] == position and len(rest) <= WINDOW_SAMPLES
+    lanes = min(SHARD_LANES, index.samples)
     assert len(set((rest % index.samples) % lanes)) == 1 and len(set(rest // index.samples)) == 1
-    refs = refs_at(index, 0, rest)
+    refs = sample_refs(index, 0, rest)
     order = rng(0, "shards", 0, refs[0].epoch).permutation(len(counts)).tolist()
     begins = np.cumsum([0, *(counts[s] for s in order)])
     on_ring = sorted(int(begins[order.index(ref.shard)]) + ref.ordinal for ref in refs)
     gaps = [b - a for a, b in itertools.pairwise(on_ring)]
-    assert sum(gap > WINDOW for gap in gaps) <= 1  # one stretch of WINDOW samples, or two around the ring's end
+    assert sum(gap > WINDOW_SAMPLES for gap in gaps) <= 1  # one stretch of WINDOW_SAMPLES, or two around the ring's end
 
 
 def test_epochs_and_seeds_differ_and_repeat():
     index = index_of([100] * 12)
-    first, second = (sample_refs(index, 0, epoch * 1200, 1200) for epoch in range(2))
-    strip = [[(ref.shard, ref.ordinal) for ref in part] for part in (first, second, sample_refs(index, 1, 0, 1200))]
+    first, second = (sample_refs(index, 0, range(epoch * 1200, (epoch + 1) * 1200)) for epoch in range(2))
+    strip = [[(ref.shard, ref.ordinal) for ref in part] for part in (first, second, sample_refs(index, 1, range(1200)))]
     for a, b in ((0, 1), (0, 2)):
         # Two random orders of n have one place in common on average; 12 is improbable (Poisson, 1e-10).
         assert sum(x == y for x, y in zip(strip[a], strip[b], strict=True)) < 12
-    assert sample_refs(index, 0, 0, 1200) == first
+    assert sample_refs(index, 0, range(1200)) == first
 
 
 def test_one_shard_is_shuffled_anew_each_epoch():
     """With a single shard there is no order of shards to change: windows and their places must."""
     index = index_of([64 * 64])
-    first, second = ([ref.ordinal for ref in sample_refs(index, 0, epoch * 4096, 4096)] for epoch in range(2))
+    first, second = (
+        [ref.ordinal for ref in sample_refs(index, 0, range(epoch * 4096, (epoch + 1) * 4096))] for epoch in range(2)
+    )
     assert sum(a == b for a, b in zip(first, second, strict=True)) < 12
 
 
@@ -113,7 +116,7 @@ def test_samples_of_a_batch_come_from_far_apart(batch):
     """The distance in the shards between neighbours in training: a uniform shuffle of n has mean n/3."""
     index = index_of([1000] * 40)
     total = index.samples
-    places = np.array([ref.shard * 1000 + ref.ordinal for ref in sample_refs(index, 0, 0, total)])
+    places = np.array([ref.shard * 1000 + ref.ordinal for ref in sample_refs(index, 0, range(total))])
     distance = np.abs(np.diff(places))
     assert distance.mean() > 0.9 * total / 3
     batches = places[: total // batch * batch].reshape(-1, batch)
@@ -128,13 +131,13 @@ def test_far_positions_cost_no_more_than_near_ones(monkeypatch):
 
     drawn = []
     monkeypatch.setattr(order, "rng", lambda *key: drawn.append(key) or rng(*key))
-    sample_refs(index_of([100] * 100), 5, 10**10, 64)
-    assert len(drawn) <= 2 * (3 + LANES)  # three for each epoch touched, one for each window
+    sample_refs(index_of([100] * 100), 5, range(10**10, 10**10 + 64))
+    assert len(drawn) <= 2 * (3 + SHARD_LANES)  # three for each epoch touched, one for each window
 
 
 def test_lanes_come_to_new_windows_one_after_the_other():
-    """So that reading ahead is spread evenly: in each row of LANES positions, one lane starts a window."""
-    index = index_of([LANES * 1000])
+    """So that reading ahead is spread evenly: in each row of SHARD_LANES positions, one lane starts a window."""
+    index = index_of([SHARD_LANES * 1000])
     for row in (1, 2, 70, 500):
-        rest = [len(rest_of_window(index, 0, row * LANES + lane)) for lane in range(LANES)]
-        assert sorted(rest) == list(range(1, WINDOW + 1))
+        rest = [len(rest_of_window(index, 0, row * SHARD_LANES + lane)) for lane in range(SHARD_LANES)]
+        assert sorted(rest) == list(range(1, WINDOW_SAMPLES + 1))

@@ -17,7 +17,6 @@ from torch import Tensor
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import Index, load_index
-from ldm_vae.data.shards.storage import read_range
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.order import sample_refs
 from ldm_vae.data.stream.reader import DataConfig, train_batches, validation_batches
@@ -84,7 +83,7 @@ def index(make_shards, tmp_path) -> Index:
 
 def test_batches_hold_the_samples_of_the_order(index):
     batches = train_batches(config_of(10), index, 3, start_step=0, rank=0, world=1, accumulation=2)
-    refs = sample_refs(index, 3, 0, 250)
+    refs = sample_refs(index, 3, range(250))
     for step, micro in enumerate(itertools.islice(batches, 25)):
         for half, batch in enumerate(micro):
             expected = refs[step * 10 + half * 5 : step * 10 + half * 5 + 5]
@@ -201,7 +200,7 @@ def test_validation_of_different_sizes(make_shards, tmp_path):
         next(train_batches(config_of(9, image=ImageConfig()), index, 0, start_step=0, rank=0, world=1, accumulation=1))
 
 
-def test_labels_only_where_all_samples_have_one(make_shards, write_tar, tmp_path):
+def test_labels_only_where_all_samples_have_one(read_range, make_shards, write_tar, tmp_path):
     index = load_index(str(make_shards(tmp_path / "a", [5], labelled=False)))
     assert next(validation_batches(config_of(1), index, batch=5, rank=0, world=1)).label is None
     picture = read_range(index.shards[0].url, *index.shards[0].fields(0)["png"])
@@ -299,7 +298,7 @@ def test_a_shard_that_is_not_what_the_index_says(index, make_shards, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"seven", b"", b"1" * 5000, b"9" * 20, b"1.5"])
-def test_label_that_is_no_integer(write_tar, make_shards, tmp_path, content):
+def test_label_that_is_no_integer(read_range, write_tar, make_shards, tmp_path, content):
     source = load_index(str(make_shards(tmp_path / "a", [1])))
     picture = read_range(source.shards[0].url, *source.shards[0].fields(0)["png"])
     write_tar(tmp_path / "b" / "0.tar", {"x.png": picture, "x.cls": content, "y.png": picture, "y.cls": b"-3\n"})

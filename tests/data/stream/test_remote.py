@@ -17,8 +17,8 @@ import ldm_vae.data.shards.storage as source_module
 import ldm_vae.data.stream.fetch as fetch_module
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import Index, load_index, write_index
-from ldm_vae.data.shards.storage import Missing, Unreachable, read_range, read_whole
-from ldm_vae.data.stream.order import LANES, WINDOW
+from ldm_vae.data.shards.storage import Missing, Unreachable, read_whole
+from ldm_vae.data.stream.order import SHARD_LANES, WINDOW_SAMPLES
 from ldm_vae.data.stream.reader import DataConfig, train_batches, validation_batches
 from ldm_vae.errors import UserError
 
@@ -121,7 +121,7 @@ def serve() -> Iterator:
 @pytest.fixture(autouse=True)
 def small_chunks_and_short_waits(monkeypatch):
     """So that a small shard takes many requests; the waits, in seconds, only make the test faster."""
-    monkeypatch.setattr(source_module, "CHUNK", 3000)
+    monkeypatch.setattr(source_module, "REQUEST_BYTES", 3000)
     monkeypatch.setattr(source_module, "FIRST_WAIT", 0.001)
     monkeypatch.setattr(source_module, "LONGEST_WAIT", 0.01)
 
@@ -158,7 +158,7 @@ def test_samples_from_a_flaky_server_are_those_of_a_calm_one_and_of_the_disk(fol
     injected(f"server answers 429 or 503, drops the connection, cuts or shortens bodies ({workers} workers)", times)
 
 
-def test_a_retry_goes_on_where_the_bytes_stopped(folder, serve):
+def test_a_retry_goes_on_where_the_bytes_stopped(read_range, folder, serve):
     server = serve(folder, flaky=True)
     content = (folder / "000001.tar").read_bytes()
     assert read_whole(f"{server.url}/000001.tar") == content
@@ -176,7 +176,7 @@ def test_a_remote_folder_or_its_shards(folder, serve, name):
 
 def test_each_lane_is_read_a_window_at_a_time(make_shards, tmp_path, serve, monkeypatch):
     """Reads of one epoch: one for each window of each lane, and one more where it spans two shards."""
-    monkeypatch.setattr(source_module, "CHUNK", 2**20)
+    monkeypatch.setattr(source_module, "REQUEST_BYTES", 2**20)
     folder = make_shards(tmp_path / "long", [2000, 2500], side=1)
     write_index(folder)
     server = serve(folder)
@@ -187,15 +187,17 @@ def test_each_lane_is_read_a_window_at_a_time(make_shards, tmp_path, serve, monk
     )  # fmt: skip
     keys = [key for (batch,) in itertools.islice(batches, 50) for key in batch.key]
     assert len(set(keys)) == 4500
-    lengths = [4500 // LANES + (lane < 4500 % LANES) for lane in range(LANES)]
-    windows = sum(len({(item + lane) // WINDOW for item in range(lengths[lane])}) for lane in range(LANES))
+    lengths = [4500 // SHARD_LANES + (lane < 4500 % SHARD_LANES) for lane in range(SHARD_LANES)]
+    windows = sum(
+        len({(item + lane) // WINDOW_SAMPLES for item in range(lengths[lane])}) for lane in range(SHARD_LANES)
+    )
     assert windows <= batches.reads <= windows + 4
 
 
 @pytest.mark.parametrize(("workers", "start"), [(0, 57), (2, 57), (2, 250)])
 def test_resume_reads_at_most_one_window_a_lane(make_shards, tmp_path, serve, monkeypatch, workers, start):
     """However far into training: not the epoch so far, and before the first batches no more than a window of each."""
-    monkeypatch.setattr(source_module, "CHUNK", 2**20)
+    monkeypatch.setattr(source_module, "REQUEST_BYTES", 2**20)
     folder = make_shards(tmp_path / "long", [1000] * 5, side=4)
     write_index(folder)
     server = serve(folder)
@@ -206,12 +208,12 @@ def test_resume_reads_at_most_one_window_a_lane(make_shards, tmp_path, serve, mo
     first = [next(batches)[0] for _ in range(4)]  # 64 samples: each lane once
     assert [(batch.key, batch.image.numpy().tobytes()) for batch in first] == local
     assert (
-        batches.reads <= 2 * LANES
+        batches.reads <= 2 * SHARD_LANES
     )  # what is left of a window takes one read, or two where far apart or in two shards
     batches.close()
     taken = sum(last - first + 1 for _, first, last in server.requests)
     sample = 3 * 512 + 3 * 512  # bytes at most: two headers, a picture and a label, padded
-    assert taken <= LANES * WINDOW * sample
+    assert taken <= SHARD_LANES * WINDOW_SAMPLES * sample
 
 
 def test_reading_ahead_is_bounded_in_bytes(folder, serve, monkeypatch):
@@ -243,8 +245,8 @@ def test_a_shard_that_is_gone_is_a_fault_of_its_samples(folder, serve):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_server_that_stays_away_ends_the_run(folder, serve, monkeypatch, workers):
-    monkeypatch.setattr(source_module, "TRIES", 4)
+def test_a_server_that_stays_away_ends_the_run(read_range, folder, serve, monkeypatch, workers):
+    monkeypatch.setattr(source_module, "REQUEST_TRIES", 4)
     server = serve(folder)
     index = load_index(server.url)
     server.dead = True
@@ -259,7 +261,7 @@ def test_a_server_that_stays_away_ends_the_run(folder, serve, monkeypatch, worke
         load_index(server.url)
 
 
-def test_what_trying_again_does_not_mend(folder, serve):
+def test_what_trying_again_does_not_mend(read_range, folder, serve):
     server = serve(folder)
     size = (folder / "000000.tar").stat().st_size
     with pytest.raises(Missing, match="416"):

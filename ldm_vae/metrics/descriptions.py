@@ -1,0 +1,36 @@
+"""What each metric is called, its unit, and whether higher or lower is better."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+
+class MetricDescription(NamedTuple):
+    """How a metric is shown.
+
+    title: its name in tables.
+    unit: empty if it has none.
+    better: whether higher or lower values are better; empty if neither is.
+    """
+
+    title: str
+    unit: str = ""
+    better: Literal["higher", "lower", ""] = ""
+
+
+METRIC_DESCRIPTIONS = {
+    "psnr": MetricDescription("PSNR", "dB", "higher"),
+    "psnr_pooled": MetricDescription("PSNR, pooled", "dB", "higher"),
+    "ssim": MetricDescription("SSIM", "", "higher"),
+    "ms_ssim": MetricDescription("MS-SSIM", "", "higher"),
+    "lpips_vgg": MetricDescription("LPIPS (VGG)", "", "lower"),
+    "lpips_alex": MetricDescription("LPIPS (AlexNet)", "", "lower"),
+    "rfid": MetricDescription("rFID", "", "lower"),
+    "kid": MetricDescription("KID", "", "lower"),
+    "frechet_vgg16": MetricDescription("Fréchet distance, VGG16", "", "lower"),
+}
+
+
+def describe_metric(name: str) -> MetricDescription:
+    """The description of a metric; one that is not listed here is called by its name."""
+    return METRIC_DESCRIPTIONS.get(name, MetricDescription(name))

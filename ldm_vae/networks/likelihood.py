@@ -1,0 +1,30 @@
+"""How a decoder's output is read: as a picture, or as the parameters of a distribution of pixels."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Likelihood(Protocol):
+    """The distribution of pixels whose parameters a decoder outputs.
+
+    One that has a density also has `log_prob(parameters, target) -> (B,)` in nats; `PlainPicture` has none.
+    """
+
+    def channels(self, image_channels: int) -> int:
+        """Channels of the decoder's output for images of `image_channels` channels."""
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """Parameters (B, P, H, W) -> the picture (B, C, H, W); a trained decoder gives values in [-1, 1]."""
+
+
+class PlainPicture:
+    """The decoder outputs the picture itself; the losses decide what a deviation costs."""
+
+    def channels(self, image_channels: int) -> int:
+        return image_channels
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return parameters

@@ -1,0 +1,36 @@
+"""The kinds of networks, bottlenecks and adversaries: the name of each in a recipe, and the module that holds it.
+
+A new kind is a file of its own and a line here. A module is imported when a recipe or a model names its kind.
+"""
+
+from __future__ import annotations
+
+from ldm_vae.recipe import Kind, Kinds
+
+NETWORKS = Kinds(
+    "a network",
+    default="kl",
+    table={
+        "kl": Kind("ldm_vae.networks.kl", "AutoencoderConfig", "Autoencoder"),
+    },
+)
+BOTTLENECKS = Kinds(
+    "a bottleneck",
+    default="gaussian",
+    table={
+        "gaussian": Kind("ldm_vae.bottlenecks.gaussian", "GaussianConfig", "DiagonalGaussian"),
+        "deterministic": Kind("ldm_vae.bottlenecks.deterministic", "DeterministicConfig", "Deterministic"),
+    },
+)
+ADVERSARIES = Kinds(
+    "an adversary",
+    default="patch",
+    table={
+        "patch": Kind("ldm_vae.losses.adversarial", "DiscriminatorConfig", "PatchAdversary"),
+    },
+)
+
+# Class of diffusers -> the kind of network that it holds, and the module that translates both ways.
+LAYOUTS = {"AutoencoderKL": ("kl", "ldm_vae.interop.layouts.kl")}
+# Kind of network that can be evaluated in pieces -> the module that cuts it into steps.
+CHAINS = {"kl": "ldm_vae.piecewise.chains.kl"}

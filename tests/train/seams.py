@@ -1,0 +1,65 @@
+"""A new part through the unchanged trainer: on one process, on two, and stopped and resumed.
+
+The test of a part has `register(monkeypatch)`, which makes the part known, and ends with `train_as_script(register)`,
+so that it can be launched on several processes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.recipe import load_recipe
+from train.__main__ import app, run_training
+from train.recipe import Recipe
+
+ROOT = Path(__file__).parent.parent.parent
+Register = Callable[[pytest.MonkeyPatch], None]
+# Rounding of 1e-16 stays small where Adam's eps does not enlarge it; the schedule does not depend on the last step.
+SETTINGS = ("precision=float64", "optimizer.eps=1e-4", "optimizer.decay=constant", "log.every=1", "checkpoint.every=1")
+
+
+def train_as_script(register: Register) -> None:
+    """Trains with the part: torchrun ... test_of_a_part.py RECIPE [a.b=value ...]."""
+    register(pytest.MonkeyPatch())
+    app()
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    """Everything in the last checkpoint, but the sums of the log, which each rank has for itself."""
+    checkpoint = Checkpoint.latest(run)
+    assert checkpoint is not None and checkpoint.step == 6
+    groups = [group for group in checkpoint.groups if group != "state"]
+    return {f"{group}/{name}": value for group in groups for name, value in checkpoint.tensors(group).items()}
+
+
+def train_here(recipe: Path, output: Path, *settings: str) -> None:
+    run_training(load_recipe(Recipe, recipe, [*SETTINGS, *settings, f"output={output}"]))
+
+
+def holds(test: Path, recipe: Path, folder: Path, *settings: str) -> dict[str, torch.Tensor]:
+    """Asserts that two processes equal one, and that a resumed run is bitwise the other. Returns what one ends with."""
+    train_here(recipe, folder / "one", *settings)
+    for steps in (2, 6):
+        train_here(recipe, folder / "resumed", *settings, f"steps={steps}")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(test)]
+    done = subprocess.run(
+        [*command, str(recipe), *SETTINGS, *settings, f"output={folder / 'two'}"],
+        cwd=ROOT, env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stderr
+    one, two, resumed = (tensors(folder / name) for name in ("one", "two", "resumed"))
+    assert one.keys() == two.keys() == resumed.keys()
+    for name, value in one.items():
+        assert torch.equal(value, resumed[name]), name
+        torch.testing.assert_close(two[name], value, rtol=1e-7, atol=1e-9)
+    return one
