@@ -50,8 +50,8 @@ one window of 64 samples per lane (`tests/data/stream/test_remote.py`).
 
 ## What ends a run, and with which code
 A worker that saved after SIGTERM, SIGUSR1 or Ctrl-C ends with exit code 85; a worker that met bad input ends with 2.
-Launchers turn both into 1. So `status.json` says `preempted` or `failed`, and why;
-`configs/accelerate/slurm_requeue.sh` uses it.
+Launchers turn both into 1, so `status.json` says `preempted` or `failed`, and why.
+`configs/accelerate/slurm_requeue.sh` uses no launcher and goes by the exit code.
 
 Elastic torchrun may hang after a restart (seen with PyTorch 2.15), because workers meet through a store that still
 holds the addresses of dead workers ([pytorch#135712](https://github.com/pytorch/pytorch/issues/135712)).
