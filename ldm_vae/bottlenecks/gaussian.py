@@ -27,7 +27,7 @@ class GaussianConfig(BottleneckConfig):
     """[low, high], natural logarithm: the log-variance is clamped to it, as in CompVis and diffusers."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> GaussianConfig:
+    def _check_range(self) -> GaussianConfig:
         if self.logvar_range[0] >= self.logvar_range[1]:
             raise ValueError("give logvar_range as [low, high] with low < high")
         return self
