@@ -323,3 +323,12 @@ def test_large_pictures_pass_in_pieces_by_themselves(codec: LatentCodec, monkeyp
     codec.model.encoder.register_forward_hook(lambda *_: passes.append(1))
     assert_as_exact(codec.moments(image), moments, exact)
     assert passes == []
+
+
+class Labelled(Autoencoder):
+    codec = False
+
+
+def test_a_network_that_is_no_codec_is_refused_in_a_line() -> None:
+    with pytest.raises(UserError, match="is a network of kind kl: it needs labels or one size of image"):
+        LatentCodec(Labelled(CONFIG))

@@ -173,14 +173,14 @@ def test_a_term_of_the_latent_is_balanced_at_the_encoders_last_layer() -> None:
     model.zero_grad()
     output = _forward(model, batch)
     last = model.encoder.conv_out.weight
-    aligned = ToAnImage()(output, batch, 0).mean()
+    loss_of_latent = ToAnImage()(output, batch, 0).mean()
     total = _direct(model, lpips, None, batch, loss, 0.0)
     elements = batch.image[0].numel()
     nll = (output.reconstruction - batch.image).abs().sum() / len(batch.image)
     nll = nll + lpips(output.reconstruction, batch.image).mean() * elements
-    norms = [torch.autograd.grad(value, last, retain_graph=True)[0].norm() for value in (nll, aligned)]
+    norms = [torch.autograd.grad(value, last, retain_graph=True)[0].norm() for value in (nll, loss_of_latent)]
     weight = (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4)
-    (total + 0.3 * weight * aligned).backward()
+    (total + 0.3 * weight * loss_of_latent).backward()
     assert weight > 0 and weight != 1e4
     for name, parameter in model.named_parameters():
         assert ours[name] is not None and parameter.grad is not None
