@@ -93,7 +93,7 @@ class Recipe(Config):
 
     @field_validator("precision", mode="before")
     @classmethod
-    def _no_fp16(cls, value: Any) -> Any:
+    def _refuse_fp16(cls, value: Any) -> Any:
         if value in ("fp16", "float16"):
             raise ValueError(
                 "fp16 is refused, because two losses share one gradient scaler and it overflows in silence; use bf16"
@@ -101,7 +101,7 @@ class Recipe(Config):
         return value
 
     @model_validator(mode="after")
-    def _possible(self) -> Recipe:
+    def _check_fields_together(self) -> Recipe:
         model, image = self.model, self.data.image
         if model.train not in ("all", *model.train_parts):
             known = ", ".join(("all", *model.train_parts))
@@ -124,18 +124,18 @@ class Recipe(Config):
         if self.loss.pixel.weight == 0 and (perceptual.weight == 0 or perceptual.channels == "off"):
             raise ValueError("loss.pixel and loss.perceptual are both off, and nothing asks for a reconstruction")
         if (side := image.crop or image.resize) is not None:  # else images come in their own sizes
-            self._large_enough(side)
+            self._check_image_size(side)
         if self.optimizer.weight_decay and self.optimizer.kind == "adam":
             raise ValueError("optimizer.weight_decay is for kind: adamw")
         if self.checkpoint.best is not None:
-            self._best_can_be_found(self.checkpoint.best)
+            self._check_best_metric(self.checkpoint.best)
         if self.discriminator is not None and self.discriminator.sees_batches and self.optimizer.accumulation > 1:
             raise ValueError(
                 "discriminator.norm: batch sees micro-batches, not the batch, under accumulation; use group"
             )
         return self
 
-    def _large_enough(self, side: int) -> None:
+    def _check_image_size(self, side: int) -> None:
         """Refuses images that are too small for LPIPS or the discriminator.
 
         side: pixels along the shorter side.
@@ -152,7 +152,7 @@ class Recipe(Config):
                 f"use at least {discriminator.smallest_image}, or fewer discriminator.layers"
             )
 
-    def _best_can_be_found(self, best: str) -> None:
+    def _check_best_metric(self, best: str) -> None:
         """Refuses a metric that is never measured at a step that is saved: it would silently keep no checkpoint."""
         known = [f"validation/{name}" for name in (*self.validation.metrics, "rate")]
         if best not in known or self.data.validation is None:

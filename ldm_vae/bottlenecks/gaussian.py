@@ -27,7 +27,7 @@ class GaussianConfig(BottleneckConfig):
     """[low, high], natural logarithm: the log-variance is clamped to it, as in CompVis and diffusers."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> GaussianConfig:
+    def _check_range(self) -> GaussianConfig:
         if self.logvar_range[0] >= self.logvar_range[1]:
             raise ValueError("give logvar_range as [low, high] with low < high")
         return self
@@ -36,7 +36,8 @@ class GaussianConfig(BottleneckConfig):
 def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mean, e^logvar) || N(0, I)), element by element.
 
-    mean, logvar: any equal shape.   Returns that shape, in nats; sum over (C, h, w) for nats per image.
+    mean, logvar: tensors of one shape.
+    Returns nats in that shape; their sum over (C, h, w) is nats per image.
     Source: Kingma & Welling 2013, arXiv:1312.6114, appendix B.
     """
     return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar)

@@ -130,7 +130,7 @@ class Checkpoint:
         folders: list[Path] = []
         while folders != (folders := _folders(run)):  # a running trainer may delete old ones while they are read
             for folder in reversed(folders):
-                if not (problems := _problems(folder)):
+                if not (problems := find_damage(folder)):
                     return Checkpoint.open(folder)
                 logger.warning("skipped checkpoint %s: %s", folder, "; ".join(problems))
         return None
@@ -143,16 +143,12 @@ class Checkpoint:
                 return checkpoint
         raise UserError(f"{run} has no checkpoint of step {step}", "give a step that its folder checkpoints/ holds")
 
-    def verify(self) -> list[str]:
-        """Reads all files, and returns what is wrong with them, one line each; empty where nothing is."""
-        return _problems(self.folder)
-
     def tensors(self, name: str, device: str = "cpu") -> dict[str, Tensor]:
         """One group of tensors, checked against the manifest. Raises UserError where it is missing or damaged."""
         path = self.folder / f"{name}.safetensors"
         if name not in self.groups:
             raise UserError(f"{self.folder} holds no tensors {name!r}", f"it has {', '.join(self.groups)}")
-        if problems := _problems(self.folder, only=path.name):
+        if problems := find_damage(self.folder, only=path.name):
             raise UserError(f"checkpoint {self.folder} is damaged", f"{'; '.join(problems)}; use another of the run")
         found = load_file(path, device=device)
         return found if self.meta["version"] > 1 else {_renamed(key): value for key, value in found.items()}
@@ -177,7 +173,11 @@ def _folders(run: Path) -> list[Path]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _problems(folder: Path, only: str | None = None) -> list[str]:
+def find_damage(folder: Path, only: str | None = None) -> list[str]:
+    """Reads the files of a checkpoint, and returns what is wrong with them, one line each; empty where nothing is.
+
+    only: name of the one file to read; None reads all.
+    """
     try:
         manifest = _Manifest.model_validate_json((folder / "manifest.json").read_bytes())
     except OSError:
@@ -190,10 +190,10 @@ def _problems(folder: Path, only: str | None = None) -> list[str]:
     if only is not None:
         present, listed = {only}, {name: file for name, file in listed.items() if name == only}
     problems = [f"{name} is not in the manifest" for name in sorted(present - listed.keys())]
-    return problems + [problem for file in listed.values() for problem in _problems_of_file(folder, file)]
+    return problems + [problem for file in listed.values() for problem in _damage_of_file(folder, file)]
 
 
-def _problems_of_file(folder: Path, expected: _ManifestEntry) -> Iterator[str]:
+def _damage_of_file(folder: Path, expected: _ManifestEntry) -> Iterator[str]:
     path = folder / expected.name
     if path.parent != folder or not path.is_file():
         yield f"{expected.name} is missing"

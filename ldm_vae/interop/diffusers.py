@@ -27,7 +27,7 @@ WEIGHT_FILES = (
     WEIGHTS,
     "diffusion_pytorch_model.fp16.safetensors",
     "diffusion_pytorch_model.bin",
-    NATIVE_WEIGHTS,  # of a codec that diffusers has no class for
+    NATIVE_WEIGHTS,  # weights of a codec that diffusers has no class for
 )
 
 # Names of attention before diffusers 0.15, by which older folders still go.

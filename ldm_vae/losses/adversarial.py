@@ -61,7 +61,7 @@ class DiscriminatorConfig(AdversaryConfig):
     """Steps from generator_start up to the full weight, linearly."""
 
     @model_validator(mode="after")
-    def _possible(self) -> DiscriminatorConfig:
+    def _check_weight_and_start(self) -> DiscriminatorConfig:
         if self.weight == 0:
             raise ValueError("weight 0 leaves nothing for a discriminator to do: write `discriminator: null`")
         if self.generator_start < self.start:

@@ -46,7 +46,7 @@ class AutoencoderConfig(NetworkConfig):
     """Whether a 1x1 convolution stands between latent and decoder."""
 
     @model_validator(mode="after")
-    def _possible(self) -> AutoencoderConfig:
+    def _check_levels(self) -> AutoencoderConfig:
         for width in self.block_out_channels:
             if width % self.norm_groups:
                 raise ValueError(f"norm_groups {self.norm_groups} must divide every width, and does not divide {width}")

@@ -178,7 +178,7 @@ class _Costs:
     def _from(self, first: int) -> Iterator[tuple[Segment, float, int]]:
         """Every segment that starts at this boundary."""
         start = self._kept(first)
-        operations, size = 0.0, 0  # of the passes for the barriers so far
+        operations, size = 0.0, 0  # what the passes for the barriers take so far
         for k, step in enumerate(self.steps[first:], first):
             passes = [self._pass(first, k)] if k > first and step.norm is not None else []
             if isinstance(step, ResidualStep):

@@ -19,7 +19,7 @@ from ldm_vae.networks.network import NetworkConfig
 from ldm_vae.recipe import validate
 
 CLASS = "AutoencoderKL"
-_FORMAT_VERSION = "0.36.0"  # of diffusers; the oldest that reads what is written here
+_FORMAT_VERSION = "0.36.0"  # the oldest version of diffusers that reads what is written here
 LOWEST_LOGVAR = -30.0  # what diffusers clamps the log-variance to
 
 # AutoencoderKL's own defaults, which old folders leave out (diffusers 0.42, models/autoencoders/autoencoder_kl.py).

@@ -16,8 +16,8 @@ from ldm_vae.errors import UserError
 
 NormKind = Literal["group", "none", "batch"]
 KERNEL = 4  # pixels
-SLOPE = 0.2  # of LeakyReLU below 0
-DEVIATION = 0.02  # of the normal distribution that initialises weights
+SLOPE = 0.2  # slope of LeakyReLU below 0
+DEVIATION = 0.02  # standard deviation of the normal distribution that first weights are drawn from
 
 
 def smallest_side(layers: int) -> int:
