@@ -9,7 +9,7 @@ denoiser.py           A small DiT and its training, for the probe and the worked
 command.py            Runs a function as a command: options by typer, a UserError as one line on stderr
 bench_decode.py       Measures time, memory and error of full passes, tiles and pieces on one large picture
 screenshot.py         Takes a picture of the top of a report, for the README
-golden.py             Golden rows: does this checkout train and encode as an older commit does, bit for bit?
-release.py            Builds and checks a release, and says how to publish it
+golden.py             `make golden`: compares training and encoding with an older commit, bit for bit
+release.py            `make release`: builds and checks a release, and prints how to publish it
 reliability.py        Writes docs/reliability.md: which faults were injected, and what was lost
 """

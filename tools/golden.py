@@ -1,11 +1,11 @@
 """Golden rows: does this checkout train and encode as an older commit does, bit for bit, on this machine?
 
-    python -m tools.golden COMMIT       the recipes of tests/golden/ in both; prints what differs, and exits with 1
-    python -m tools.golden --record     stores what this checkout gives as tests/golden/rows/
+    python -m tools.golden COMMIT       runs the recipes of tests/golden/ in both, and prints what differs (exit code 1)
+    python -m tools.golden --record     stores the results of this checkout in tests/golden/rows/
 
-Both sides are driven through what stays when modules move: `python -m train`, `from ldm_vae import LatentCodec`, and
-files. The recipes, pictures and weights are this checkout's; a process has one thread and no GPU. The rows that are
-stored are of float64, since machines differ in float32: see tests/golden/test_golden.py.
+Both commits are used through what stays the same when modules move: `python -m train`, `from ldm_vae import
+LatentCodec`, and files. Recipes, pictures and weights are those of this checkout. Every process has one thread and no
+GPU. The stored rows are computed in float64, because machines differ in float32: see tests/golden/test_golden.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GOLDEN = ROOT / "tests" / "golden"
 ROWS = GOLDEN / "rows"
 RECIPES = ("demo", "compvis", "decoder")
 NAMES = (*RECIPES, "codec")
-RENAMED = {"log_variance": "heads.log_variance.value"}  # tensors of older checkpoints -> their names today
+RENAMED = {"log_variance": "heads.log_variance.value"}  # name of a tensor in older checkpoints -> name today
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -44,14 +44,16 @@ ONE_THREAD = {
 
 
 def golden(
-    base: Annotated[str | None, typer.Argument(metavar="COMMIT", help="Compare this checkout with it.")] = None,
-    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help=f"Of {', '.join(NAMES)}.")] = None,
+    base: Annotated[str | None, typer.Argument(metavar="COMMIT", help="Commit to compare this checkout with.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help=f"Run only these of {', '.join(NAMES)}.")
+    ] = None,
     record: Annotated[bool, typer.Option("--record", help="Store this checkout's rows as the golden ones.")] = False,
 ) -> None:
-    """Compare this checkout with an older commit, bit for bit, or store what it gives."""
+    """Compare this checkout with an older commit, bit for bit, or store its results."""
     names = only or list(NAMES)
     if unknown := sorted(set(names) - set(NAMES)):
-        raise UserError(f"--only {unknown[0]}", f"choose among {', '.join(NAMES)}")
+        raise UserError(f"--only {unknown[0]}", f"choose from {', '.join(NAMES)}")
     if (base is None) != record:
         raise UserError("a commit or --record", "give one of them")
     with TemporaryDirectory(prefix="golden-") as folder:
@@ -59,27 +61,27 @@ def golden(
             for name in names:
                 store(name, Path(folder))
         else:
-            compare(base, names, Path(folder))
+            compare_with(base, names, Path(folder))
 
 
 def store(name: str, folder: Path) -> None:
-    """One name's rows or tensors into tests/golden/rows/."""
+    """Stores the rows of a recipe, or the tensors of the codec, in tests/golden/rows/."""
     ROWS.mkdir(exist_ok=True)
     if name == "codec":
         save_file(rounded(run(ROOT, name, folder / name)), ROWS / "codec.safetensors")
-        (ROWS / "codec.safetensors").chmod(0o644)  # safetensors writes for the owner alone
+        (ROWS / "codec.safetensors").chmod(0o644)  # safetensors writes files that only the owner can read
         return
     rows = read_rows(run(ROOT, name, folder / name, "precision=float64") / "metrics.jsonl")
     (ROWS / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def rounded(path: Path) -> dict[str, Tensor]:
-    """The codec's tensors of float64, as float32: what is stored."""
+    """The float64 tensors of the codec, rounded to float32 to be stored."""
     return {key: value.float() for key, value in load_file(path).items() if key.endswith("float64")}
 
 
-def compare(base: str, names: list[str], folder: Path) -> None:
-    """Runs both, two processes at a time, and prints a line for each difference. Exits with 1 where there is one."""
+def compare_with(base: str, names: list[str], folder: Path) -> None:
+    """Runs both commits, two processes at a time, and prints their differences. Exits with 1 where there are any."""
     differences: list[str] = []
     with worktree(base, folder / "checkout") as older, ThreadPoolExecutor(2) as pool:
         for name in names:
@@ -87,18 +89,20 @@ def compare(base: str, names: list[str], folder: Path) -> None:
                 pool.submit(run, checkout, name, folder / side / name) for checkout, side in ((older, "a"), (ROOT, "b"))
             ]
             first, second = (job.result() for job in jobs)
-            found = list(differences_of(first, second))
-            print(f"{name}: {'the same, bit for bit' if not found else 'differs'}", flush=True)
-            differences += [f"{name}: {line}" for line in found]
+            lines = list(differences_of(first, second))
+            print(f"{name}: {'the same, bit for bit' if not lines else 'differs'}", flush=True)
+            differences += [f"{name}: {line}" for line in lines]
     if differences:
         print("\n".join(differences), file=sys.stderr)
         sys.exit(1)
 
 
 def run(checkout: Path, name: str, out: Path, *overrides: str) -> Path:
-    """One name in a checkout, with this interpreter. Returns the run folder, or the file of the codec's tensors.
+    """Runs a recipe, or the codec, in a checkout. Returns the run folder, or the file of the codec's tensors.
 
-    overrides: of the recipe. Raises UserError with the end of what the process said where it fails.
+    overrides: fields of the recipe, as `a.b=value`.
+
+    Raises UserError with the end of the process's errors where it fails.
     """
     train, validation, codec = GOLDEN / "shards/train", GOLDEN / "shards/validation", GOLDEN / "codec"
     if name == "codec":
@@ -119,7 +123,7 @@ def run(checkout: Path, name: str, out: Path, *overrides: str) -> Path:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl, without what depends on the clock."""
+    """The rows of a metrics.jsonl without the values that depend on the clock."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
 
@@ -134,27 +138,29 @@ def differences_of(first: Path, second: Path) -> Iterator[str]:
         {str(path.relative_to(run)) for path in run.glob("checkpoints/*/*.safetensors")} for run in (first, second)
     ]
     for name in sorted(files[0] ^ files[1]):
-        yield f"{name} is in one of them alone"
+        yield f"only one of them has {name}"
     for name in sorted(files[0] & files[1]):
-        yield from differences_of_tensors(name, *(today(load_file(folder / name)) for folder in (first, second)))
+        yield from differences_of_tensors(
+            name, *(with_todays_names(load_file(folder / name)) for folder in (first, second))
+        )
 
 
 def differences_of_rows(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> Iterator[str]:
-    """The first step at which each key differs."""
+    """A line for each key that differs, with the first step at which it does."""
     if [row["step"] for row in first] != [row["step"] for row in second]:
-        yield f"{len(first)} and {len(second)} rows, or of other steps"
-    told: set[str] = set()
+        yield f"{len(first)} and {len(second)} rows, or rows of different steps"
+    reported: set[str] = set()
     for ours, theirs in zip(first, second, strict=False):
-        for name in sorted((ours.keys() | theirs.keys()) - told):
+        for name in sorted((ours.keys() | theirs.keys()) - reported):
             if (a := ours.get(name, "absent")) != (b := theirs.get(name, "absent")):
-                told.add(name)
+                reported.add(name)
                 yield f"{name} from step {ours['step']} on: {a} and {b}"
 
 
 def differences_of_tensors(name: str, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Iterator[str]:
-    """A line for the tensors that one of them lacks, and one for those whose type, shape or bits differ."""
+    """A line for the tensors that one of them lacks, and a line for those whose type, shape or bits differ."""
     if lacking := sorted(first.keys() ^ second.keys()):
-        yield f"{name}: {len(lacking)} tensors are in one of them alone, such as {lacking[0]}"
+        yield f"{name}: only one of them has {len(lacking)} tensors, such as {lacking[0]}"
     differing = [key for key in sorted(first.keys() & second.keys()) if not same_bits(first[key], second[key])]
     if differing:
         a, b = first[differing[0]], second[differing[0]]
@@ -162,20 +168,20 @@ def differences_of_tensors(name: str, first: Mapping[str, Tensor], second: Mappi
         yield f"{name}: {len(differing)} of {len(first)} tensors differ, such as {differing[0]} ({how})"
 
 
-def today(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names that they have today; in optimizers a moment stands before, such as `exp_avg/`."""
+def with_todays_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under today's names. In optimizers a name begins with the moment, such as `exp_avg/`."""
     split = {key: key.rpartition("/") for key in tensors}
     return {f"{moment}{slash}{RENAMED.get(name, name)}": tensors[key] for key, (moment, slash, name) in split.items()}
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal type, shape and bytes: a NaN equals itself, and 0 is not -0."""
+    """Whether type, shape and bytes are equal: a NaN equals itself, and 0 differs from -0."""
     return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
 
 
 @contextmanager
 def worktree(commit: str, folder: Path) -> Iterator[Path]:
-    """A checkout of `commit` that is gone afterwards. Raises UserError where git does not know it."""
+    """A checkout of `commit`, which is removed afterwards. Raises UserError where git does not know the commit."""
     git = ["git", "-C", str(ROOT), "worktree"]
     done = subprocess.run([*git, "add", "--detach", str(folder), commit], capture_output=True, text=True)
     if done.returncode:

@@ -1,7 +1,6 @@
-"""Builds and checks a release, and says how to publish it: make release VERSION=1.2.3
+"""Builds and checks a release, and prints how to publish it: make release VERSION=1.2.3
 
-The version in pyproject.toml, CITATION.cff and CHANGELOG.md is written by hand and committed first. Nothing is
-uploaded.
+First write the version into pyproject.toml, CITATION.cff and CHANGELOG.md, and commit. Nothing is uploaded.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ruamel.yaml import YAML
 from ldm_vae.errors import UserError
 from tools.command import run_command
 
-# What a stranger does first, in the fresh environment: the imported package is the wheel's, and its names are there.
+# What a user does first, in a new environment: the imported package must be that of the wheel, with its public names.
 TRIAL = """\
 import sys, ldm_vae
 assert ldm_vae.__version__ == sys.argv[1], ldm_vae.__version__
@@ -35,12 +34,12 @@ print(ldm_vae.LatentCodec, ldm_vae.LatentDataset, ldm_vae.UserError)
 
 
 def release(
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="Such as 1.2.3.")],
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="The version, such as 1.2.3.")],
     dependencies: Annotated[
         Literal["fetched", "present"],
         typer.Option(
-            help="fetched: what pip takes for a stranger, several GB. present: those installed here; quick, needs no "
-            "downloads, and does not show that the bounds in pyproject.toml can be met."
+            help="fetched: pip installs them, several GB. present: those that are installed here; quick, without "
+            "downloads, but does not show that the bounds in pyproject.toml can be met."
         ),
     ] = "fetched",
 ) -> None:
@@ -68,7 +67,7 @@ def read(path: Path) -> str:
 
 
 def disagreements(version: str, pyproject: str, citation: str, changelog: str) -> list[str]:
-    """What the texts of the three files say that is not this release, a phrase each; empty where they agree."""
+    """Phrases that say where the texts of the three files do not fit this release; empty where all fit."""
     faults = []
     if (project := tomllib.loads(pyproject)["project"]["version"]) != version:
         faults.append(f"pyproject.toml has version {project}")
@@ -81,12 +80,12 @@ def disagreements(version: str, pyproject: str, citation: str, changelog: str) -
     elif not is_date(heading.removeprefix(" - ")):
         faults.append(f"the section [{version}] of CHANGELOG.md has no date, such as [{version}] - {date.today()}")
     if sections.get("Unreleased", "").strip():
-        faults.append(f"CHANGELOG.md lists changes as unreleased, which belong to [{version}]")
+        faults.append(f"CHANGELOG.md lists unreleased changes, which belong to [{version}]")
     return faults
 
 
 def is_date(text: str) -> bool:
-    """Whether the text is a day of the calendar, as year-month-day."""
+    """Whether the text is a date, as year-month-day."""
     try:
         return str(date.fromisoformat(text)) == text
     except ValueError:
@@ -94,16 +93,16 @@ def is_date(text: str) -> bool:
 
 
 def check_clean(root: Path, version: str) -> None:
-    """Raises UserError for changes that are not committed, and for a version that has a tag on another commit."""
+    """Raises UserError where changes are not committed, or where the version is a tag of another commit."""
     if changed := git(root, "status", "--porcelain"):
         raise UserError(f"{len(changed.splitlines())} changed or new files", "commit or remove them: see `git status`")
     tagged = git(root, "tag", "--list", f"v{version}") and git(root, "rev-list", "--max-count=1", f"v{version}")
     if tagged and tagged != git(root, "rev-parse", "HEAD"):
-        raise UserError(f"v{version} is tagged at {tagged[:12]}", "take a new version")
+        raise UserError(f"v{version} is tagged at {tagged[:12]}", "choose a new version")
 
 
 def git(root: Path, *arguments: str) -> str:
-    """Standard output of git, without the last line's end."""
+    """The output of git, without space at its ends."""
     done = subprocess.run(["git", *arguments], cwd=root, text=True, capture_output=True)
     if done.returncode:
         raise UserError(f"git {arguments[0]} failed", " ".join(done.stderr.split()))
@@ -111,10 +110,10 @@ def git(root: Path, *arguments: str) -> str:
 
 
 def build(root: Path, version: str) -> tuple[Path, Path]:
-    """Wheel and source archive in dist/, the wheel built from the archive, both checked as an index checks them."""
+    """Builds a source archive in dist/ and a wheel from it, and checks both as a package index does."""
     folder = root / "dist" / version
     shutil.rmtree(folder, ignore_errors=True)
-    # The archive would else take in what an earlier build found, such as modules that were moved since.
+    # Else the archive would include what an earlier build left, such as modules that were moved since.
     shutil.rmtree(root / "build" / "lib", ignore_errors=True)
     call(sys.executable, "-m", "build", "--outdir", folder, root)
     (wheel,), (archive,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
@@ -123,17 +122,17 @@ def build(root: Path, version: str) -> tuple[Path, Path]:
 
 
 def try_wheel(wheel: Path, version: str, *, present: bool) -> None:
-    """Installs the wheel in an empty environment, outside of the checkout, and calls it there.
+    """Installs the wheel in an empty environment outside the checkout, and runs it there.
 
-    present: the environment sees what is installed in this one, as if its dependencies had been fetched.
+    present: whether the environment uses the packages that are installed here instead of fetching dependencies.
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
         call(sys.executable, "-m", "venv", folder)
         python = folder / "bin" / "python"
         if present:
-            seen = Path(sysconfig.get_path("purelib", vars={"base": str(folder)})) / "installed_elsewhere.pth"
-            seen.write_text(sysconfig.get_path("purelib") + "\n")
+            path_file = Path(sysconfig.get_path("purelib", vars={"base": str(folder)})) / "installed_elsewhere.pth"
+            path_file.write_text(sysconfig.get_path("purelib") + "\n")
             call(python, "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-installed", wheel)
         else:
             call(python, "-m", "pip", "install", "--quiet", wheel)
@@ -143,7 +142,7 @@ def try_wheel(wheel: Path, version: str, *, present: bool) -> None:
 
 
 def call(*command: object, cwd: Path | None = None) -> None:
-    """Shows and runs a command, without PYTHONPATH, by which it would find the checkout. Raises UserError."""
+    """Prints and runs a command, without PYTHONPATH, through which it would find the checkout. Raises UserError."""
     words: Sequence[str] = [str(word) for word in command]
     print("$", " ".join(word if "\n" not in word else "..." for word in words), flush=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -33,7 +33,7 @@ class Score:
     """The scores of one image.
 
     squared_error: mean over the values of the image, range [-1, 1], decoded from the posterior's mode.
-    kl: nats per image; None for a codec whose posterior has no variance, and which has no evidence bound.
+    kl: nats per image; None where the posterior has no variance, so that there is no evidence bound.
     values: number of values of the image, channels times pixels.
     """
 
@@ -44,7 +44,7 @@ class Score:
 
 
 def negative_elbo(scores: Sequence[Score], variance: float) -> FloatArray:
-    """(N,), nats per value: squared error / (2 variance) + ln(2 pi variance) / 2 + KL / values; NaN without a KL."""
+    """(N,), nats per value: squared error / (2 variance) + ln(2 pi variance) / 2 + KL / values. NaN without a KL."""
     constant = 0.5 * math.log(2 * math.pi * variance)
     kl = [math.nan if s.kl is None else s.kl for s in scores]
     return np.array(

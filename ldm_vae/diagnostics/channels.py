@@ -41,7 +41,7 @@ class ChannelSums:
         self._kl: FloatArray = np.zeros(channels)
 
     def update(self, mean: Tensor, logvar: Tensor | None, pixels: int) -> None:
-        """mean, logvar: (B, C, h, w), finite; logvar is clamped already, and None for a posterior without a variance.
+        """mean, logvar: (B, C, h, w), finite; logvar is clamped already. None for a posterior without a variance.
         pixels: pixels of one image, without padding.
         """
         mean = mean.double()

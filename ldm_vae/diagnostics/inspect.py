@@ -100,7 +100,7 @@ def inspect_codec(
     with atomic_folder(folder) as stage:
         sections = (
             _images(images, faults),
-            *_of_posteriors(codec, images, job.seed),
+            *_posterior_sections(codec, images, job.seed),
             inspect_spectrum(images.spectrum),
             inspect_blur(images.blur),
             *_probed(codec, job, images, probes, views, stage),
@@ -164,8 +164,8 @@ def _probed(
     return sections
 
 
-def _of_posteriors(codec: LatentCodec, images: Survey, seed: int) -> list[Section]:
-    """What is measured on Gaussian posteriors; where the codec has none, the sections say so."""
+def _posterior_sections(codec: LatentCodec, images: Survey, seed: int) -> list[Section]:
+    """The sections that need Gaussian posteriors. Where the codec has none, they say so."""
     if not codec.model.bottleneck.gaussian:
         kind = codec.model.config.bottleneck.kind
         reason = f"Not measured, because a bottleneck of kind {kind} has no Gaussian posterior."

@@ -30,7 +30,6 @@ from ldm_vae.metrics.image import ImageMetrics
 from ldm_vae.metrics.sets import SET_METRICS
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.pretrained import inception
-from tests.conftest import ROOT
 
 pytestmark = pytest.mark.numerical
 
@@ -260,7 +259,7 @@ def test_two_processes_equal_one(shards: Path, tmp_path: Path, monkeypatch: pyte
     bit, but for VGG, which sums in another order in other batches: 1e-4."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    path = os.pathsep.join(map(str, (TESTS, ROOT)))
+    path = os.pathsep.join(map(str, (TESTS, TESTS.parent.parent)))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     subprocess.run([*command, str(program), str(shards / "train"), str(tmp_path)], check=True, env=environment)
