@@ -37,7 +37,12 @@ def test_files_that_agree() -> None:
         ("changelog", "2026-02-28", "unreleased", "the section [1.2.3] of CHANGELOG.md has no date"),
         ("changelog", "2026-02-28", "2026-02-30", "the section [1.2.3] of CHANGELOG.md has no date"),
         ("changelog", " - 2026-02-28", "", "the section [1.2.3] of CHANGELOG.md has no date"),
-        ("changelog", "## [Unreleased]\n", "## [Unreleased]\n\n- Forgotten.\n", "CHANGELOG.md lists changes as unrel"),
+        (
+            "changelog",
+            "## [Unreleased]\n",
+            "## [Unreleased]\n\n- Forgotten.\n",
+            "CHANGELOG.md lists unreleased changes",
+        ),
     ],
 )
 def test_each_disagreement_is_told(changed: str, old: str, new: str, told: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ldm_vae.bottlenecks.gaussian import gaussian_kl
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.reader import validation_batches
+from ldm_vae.nn.last_layer import LastLayer
 from tests.train.conftest import Build
 from train.validate import build_validation, validation_data
 
@@ -34,9 +35,8 @@ def test_an_image_without_a_reconstruction_leaves_the_others_counted_once_and_dr
     *good, bad = order.tolist()
     limit = mean[order[-2:]].sum(dim=(1, 2, 3)).mean()
 
-    def fails_on_the_last(decoder: Any, given: tuple[Tensor], images: Tensor) -> Tensor:
-        images[given[0].double().sum(dim=(1, 2, 3)) > limit] = float("nan")
-        return images
+    def fails_on_the_last(decoder: Any, given: tuple[Tensor], last: LastLayer) -> None:
+        last.output[given[0].double().sum(dim=(1, 2, 3)) > limit] = float("nan")
 
     model.post_quant_conv = None  # so that the decoder is given z
     model.decoder.register_forward_hook(fails_on_the_last)
