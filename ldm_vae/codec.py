@@ -104,7 +104,9 @@ class LatentCodec:
         if dtype is None and not live:
             dtype = torch.float32
         digest = None if dtype in (None, torch.float32) else weights_hash(loaded.model)
-        model = loaded.model.to(device, dtype)
+        model = loaded.model.to(device)
+        if dtype is not None:
+            model.cast(dtype)
         if channels_last:
             model = model.to(memory_format=torch.channels_last)
         if compile:
@@ -127,7 +129,7 @@ class LatentCodec:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        return self.model.dtype
 
     @property
     def precision(self) -> str:
@@ -248,7 +250,7 @@ class LatentCodec:
             shape = (moments.shape[0], self.latent_channels, *moments.shape[2:])
             where = moments.device if generator is None else generator.device
             noise = GivenNoise(torch.randn(shape, generator=generator, device=where, dtype=moments.dtype))
-        z: Tensor = self.model.bottleneck(moments, noise).z
+        z: Tensor = self.model.bottleneck(at_least_float32(moments), noise).z
         return z
 
     def _scaled(self, z: Tensor) -> Tensor:

@@ -189,10 +189,16 @@ def _merge(base: dict[str, Any], change: Mapping[str, Any], schema: type[BaseMod
             continue
         field = None if schema is None else schema.model_fields.get(key)
         kinds = None if field is None else _kinds(field)
-        if kinds is not None and "kind" in value and value["kind"] != old.get("kind", kinds.default):
-            merged[key] = dict(value)
-            continue
-        merged[key] = _merge(old, value, None if field is None else next(_sections(field.annotation), None))
+        section = None if field is None else next(_sections(field.annotation), None)
+        if kinds is not None:
+            kind = old.get("kind", kinds.default)
+            if value.get("kind", kind) != kind:
+                merged[key] = dict(value)
+                continue
+            section = (
+                kinds.config(kind) if isinstance(kind, str) and kind in kinds.table else None
+            )  # an unknown kind is refused later
+        merged[key] = _merge(old, value, section)
     return merged
 
 

@@ -1,11 +1,12 @@
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import model_validator
+from pydantic import SerializeAsAny, model_validator
 
 from ldm_vae.bottlenecks.base import BottleneckConfig
+from ldm_vae.bottlenecks.deterministic import DeterministicConfig
 from ldm_vae.bottlenecks.gaussian import GaussianConfig
 from ldm_vae.errors import UserError
 from ldm_vae.networks.kl import AutoencoderConfig
@@ -212,6 +213,21 @@ def test_a_section_of_another_kind_is_replaced_and_of_the_same_merged(tmp_path: 
     found = load_recipe(Holder, tmp_path / "base.yaml", ["model.bottleneck.kind=toy"])
     assert found.model.bottleneck == ToyConfig()
     assert found.model_dump(mode="json")["model"]["bottleneck"] == {"kind": "toy", "size": 3}  # and not the base's
+
+
+class HolderConfig(BottleneckConfig):
+    kind: Literal["holder"] = "holder"
+    inner: Annotated[SerializeAsAny[BottleneckConfig], BOTTLENECKS] = GaussianConfig()
+
+
+def test_the_rule_holds_for_a_section_that_only_one_kind_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BOTTLENECKS.table, "holder", Kind(__name__, "HolderConfig", "HolderConfig"))
+    base = tmp_path / "base.yaml"
+    base.write_text("model: {bottleneck: {kind: holder, inner: {kind: gaussian, logvar_range: [-5.0, 5.0]}}}\n")
+    found = load_recipe(Holder, base, ["model.bottleneck.inner.kind=deterministic"])
+    assert found.model.bottleneck == HolderConfig(inner=DeterministicConfig())
+    found = load_recipe(Holder, base, ["model.bottleneck.inner.logvar_range=[-3.0, 3.0]"])
+    assert found.model.bottleneck == HolderConfig(inner=GaussianConfig(logvar_range=(-3.0, 3.0)))
 
 
 @pytest.mark.usefixtures("toy")

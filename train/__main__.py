@@ -168,7 +168,7 @@ def train_under_lock(
         world=accelerator.num_processes,
         accumulation=recipe.optimizer.accumulation,
     )
-    validation = build_validation(recipe.validation, recipe.data, folder, accelerator)
+    validation = build_validation(recipe.validation, recipe.data, folder, accelerator, autoencoder)
     Loop(run, recipe, batches, index, validation, meter, health, preemption, start).run_to_end()
 
 

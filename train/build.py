@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import cast
 
@@ -25,6 +25,7 @@ from train.guard import Guard
 from train.initialise import initialise_average
 from train.optimizer import Update, build_update
 from train.recipe import MODELS, ModelConfig, Recipe, resolve_precision
+from train.snapshot import RUN_GROUPS
 from train.state import Run
 
 REFUSED_LAUNCHES = {  # environment variable that accelerate sets -> what was asked for
@@ -85,10 +86,20 @@ def build_autoencoder(recipe: Recipe, checkpoint: Checkpoint | None = None) -> t
     if source is not None:
         model.load_state_dict(model.state_dict() | source.exported_state())
     if recipe.model.train != "all":
-        model.requires_grad_(False)
-        for part in (*model.parts(recipe.model.train), model.heads):
-            part.requires_grad_(True)
+        train_only(model, [*model.parts(recipe.model.train), model.heads])
     return model, recipe
+
+
+def train_only(model: Network, parts: Sequence[nn.Module]) -> None:
+    """Freezes everything else in the model, as it is in evaluation: no dropout, and statistics that do not move."""
+    model.eval()
+    trained = set()
+    for part in parts:
+        part.train()
+        trained |= set(part.parameters())  # what the network itself has frozen stays so
+    for parameter in model.parameters():
+        if parameter not in trained:
+            parameter.requires_grad_(False)
 
 
 def build_adversaries(recipe: Recipe) -> list[Adversary]:
@@ -105,6 +116,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator, autoencoder: Network, fr
     autoencoder = autoencoder.to(accelerator.device)
     torch.manual_seed(recipe.seed)
     adversaries = build_adversaries(recipe)
+    _check_names(adversaries)
     networks = {adversary.name: adversary.build(recipe.model).to(accelerator.device) for adversary in adversaries}
     for module in frozen.values():
         module.to(accelerator.device).requires_grad_(False).eval()
@@ -153,6 +165,14 @@ def build_frozen(recipe: Recipe) -> tuple[dict[str, nn.Module], Recipe]:
     lpips = LPIPS(config.network, channels=channels, backbone=config.backbone)
     loss = recipe.loss.model_copy(update={"perceptual": pin(config, lpips, "loss.perceptual")})
     return {"perceptual": lpips}, recipe.model_copy(update={"loss": loss})
+
+
+def _check_names(adversaries: Sequence[Adversary]) -> None:
+    """Raises ValueError where two groups of a checkpoint would have the same name."""
+    names = [adversary.name for adversary in adversaries]
+    groups = [*RUN_GROUPS, *names, *(f"optimizer_{name}" for name in ("model", *names))]
+    if len(set(groups)) < len(groups):
+        raise ValueError(f"adversaries named {', '.join(names)}: each needs a name of its own, and none of a group")
 
 
 def _update(module: nn.Module, recipe: Recipe, lr: float) -> Update:

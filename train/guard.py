@@ -7,7 +7,7 @@ Flags stay on the device; the host looks at them only where it waits for the log
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,8 @@ class Guard:
         self.longest = torch.zeros((), dtype=torch.int64, device=device)  # most bad steps in a row so far
         self.longest_end = torch.zeros((), dtype=torch.int64, device=device)  # the last step of these
         self.samples: deque[tuple[int, list[str]]] = deque(maxlen=patience + look)
-        self._buffers = [buffer for module in modules for buffer in module.buffers()]
-        self._good = [buffer.clone() for buffer in self._buffers]
+        self.modules = list(modules)
+        self._good = [buffer.clone() for buffer in self._buffers()]
 
     @staticmethod
     def judge(norms: Iterable[Tensor]) -> Tensor:
@@ -44,10 +44,14 @@ class Guard:
         self.in_a_row.copy_(torch.where(finite, 0, self.in_a_row + 1))
         self.longest_end.copy_(torch.where(self.in_a_row > self.longest, step, self.longest_end))
         self.longest.copy_(torch.maximum(self.longest, self.in_a_row))
-        for buffer, good in zip(self._buffers, self._good, strict=True):
+        for buffer, good in zip(self._buffers(), self._good, strict=True):
             good.copy_(torch.where(finite, buffer, good))
             buffer.copy_(good)
         self.samples.append((step, [key for batch in micro_batches for key in batch.key]))
+
+    def _buffers(self) -> Iterator[Tensor]:
+        """The buffers that the modules have now: `learn` and `module.to(device)` may replace them."""
+        return (buffer for module in self.modules for buffer in module.buffers())
 
     def exhausted(self) -> bool:
         """Whether there were `patience` bad steps in a row, now or since the last check. Waits for the device."""

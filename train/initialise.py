@@ -60,8 +60,9 @@ def initialise_average(model: Network) -> None:
             nn.init.zeros_(_bias(convolution))
     _enter(encoder.conv_in, groups, values)
     _leave(encoder.conv_norm_out, encoder.conv_out, groups, values)
-    encoder.conv_out.weight[config.latent_channels :] = 0.0
-    _bias(encoder.conv_out)[config.latent_channels :] = FIRST_LOG_VARIANCE
+    if model.bottleneck.gaussian:
+        encoder.conv_out.weight[config.latent_channels :] = 0.0
+        _bias(encoder.conv_out)[config.latent_channels :] = FIRST_LOG_VARIANCE
     _enter(decoder.conv_in, groups, values)
     _leave(decoder.conv_norm_out, decoder.conv_out, groups, values)
 

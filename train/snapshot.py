@@ -5,16 +5,21 @@ Position in the data, schedules, crops and noise are functions of the step, so t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.pretrained.backbones import weights_sha256
 from train.health import Health
 from train.log import Meter
 from train.recipe import Recipe
 from train.state import Run
+
+RUN_GROUPS = ("model", "ema", "state")  # groups of tensors in a checkpoint, beside those of adversaries and optimizers
 
 
 def tensors_of(run: Run, meter: Meter) -> dict[str, dict[str, Tensor]]:
@@ -47,6 +52,7 @@ def meta_of(run: Run, recipe: Recipe, data: str, meter: Meter, health: Health, s
         "recipe": recipe.model_dump(mode="json"),
         "meter": meter.names,
         "health": health.means,
+        "frozen": _frozen_hashes(run),
     }
 
 
@@ -55,6 +61,7 @@ def restore(run: Run, meter: Meter, health: Health, checkpoint: Checkpoint) -> N
     run.autoencoder.load_state_dict(checkpoint.tensors("model"))
     run.ema.model.load_state_dict(checkpoint.tensors("ema"))
     run.updates["model"].load(checkpoint.tensors("optimizer_model"))
+    _check_frozen(run, checkpoint.meta.get("frozen", {}), str(checkpoint.folder))
     for name, critic in run.critics.items():
         network = run.accelerator.unwrap_model(critic)
         network.load_state_dict(network.state_dict() | checkpoint.tensors(name))
@@ -69,10 +76,28 @@ def restore(run: Run, meter: Meter, health: Health, checkpoint: Checkpoint) -> N
         meter.sums = dict(zip(checkpoint.meta["meter"], sums.to(run.accelerator.device).unbind(), strict=True))
 
 
+def _frozen(module: nn.Module) -> dict[str, Tensor]:
+    """The frozen weights of a network, which come from a file of their own and are in no checkpoint."""
+    return {name: value for name, value in module.named_parameters() if not value.requires_grad}
+
+
 def _without_frozen(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a network without its frozen weights, which come from a file of their own."""
-    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    """The state dict of a network without its frozen weights."""
+    frozen = _frozen(module)
     return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
+def _frozen_hashes(run: Run) -> dict[str, str]:
+    """The hash of each critic's frozen weights, by the critic's name; those without any are left out."""
+    frozen = {name: _frozen(run.accelerator.unwrap_model(critic)) for name, critic in run.critics.items()}
+    return {name: weights_sha256(weights) for name, weights in frozen.items() if weights}
+
+
+def _check_frozen(run: Run, expected: Mapping[str, str], where: str) -> None:
+    """Raises UserError where a critic's frozen weights are not those that the checkpoint was trained with."""
+    for name, found in _frozen_hashes(run).items():
+        if expected.get(name, found) != found:
+            raise UserError(f"the frozen weights of {name} differ from those of {where}", "put the former weights back")
 
 
 def _sums_of_rank(saved: Tensor, rank: int, world: int) -> Tensor:

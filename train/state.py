@@ -53,7 +53,7 @@ class Run:
     @property
     def dtype(self) -> torch.dtype:
         """The type of weights and images: float32, or float64 where the recipe asks for it."""
-        return next(self.autoencoder.parameters()).dtype
+        return self.autoencoder.dtype
 
     @property
     def adversaries(self) -> Sequence[Adversary]:
@@ -85,10 +85,12 @@ class Run:
         trained = [value for critic in critics.values() for value in critic.parameters() if value.requires_grad]
         for parameter in trained:
             parameter.requires_grad_(False)
-        with self.accelerator.autocast():
-            yield critics
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        try:
+            with self.accelerator.autocast():
+                yield critics
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
     @torch.no_grad()
     def pairs(self, batch: Batch, step: int) -> dict[str, Pair]:

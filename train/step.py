@@ -38,7 +38,7 @@ def train_step_compvis(run: Run, micro_batches: list[Batch], step: int) -> dict[
     """Updates in CompVis' order: the adversaries learn from reconstructions of the updated autoencoder.
 
     This takes a second forward pass. If the autoencoder's gradient is not finite, no network changes; if an adversary's
-    is not, the autoencoder has changed already.
+    is not, the autoencoder has changed already, and no adversary changes.
     """
     values, _, sums = autoencoder_gradients(run, micro_batches, step)
     norms = {"model": run.updates["model"].gradient_norm()}
@@ -47,11 +47,11 @@ def train_step_compvis(run: Run, micro_batches: list[Batch], step: int) -> dict[
     run.update_bottleneck(sums, micro_batches[0], step)
     learning = [adversary for adversary in run.adversaries if adversary.learns(step)]
     pairs = [run.pairs(batch, step) for batch in micro_batches] if learning else []
-    all_finite = finite
     for adversary in learning:
         values |= adversary_gradients(run, adversary, [pair[adversary.name] for pair in pairs], step)
         norms[adversary.name] = run.updates[adversary.name].gradient_norm()
-        all_finite = run.guard.judge(norms.values())
+    all_finite = run.guard.judge(norms.values())
+    for adversary in learning:
         run.updates[adversary.name].apply(norms[adversary.name], all_finite, step)
     run.guard.conclude(all_finite, step, micro_batches)
     run.ema.update(finite, step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Callable, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
@@ -25,6 +27,8 @@ from ldm_vae.evaluation.evaluate import measure_batches
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage, MetricName
 from ldm_vae.networks.network import Network
 from ldm_vae.recipe import Config
+
+logger = logging.getLogger(__name__)
 
 
 class ValidationConfig(Config):
@@ -57,6 +61,7 @@ class ObservedCodec:
 
     def __init__(self, codec: LatentCodec) -> None:
         self.codec, self.device = codec, codec.device
+        self.bottleneck = copy.deepcopy(codec.model.bottleneck).double()
         channels, colours = codec.latent_channels, codec.model.config.out_channels
         zeros = {
             "rate": codec.model.bottleneck.groups(channels),
@@ -70,7 +75,7 @@ class ObservedCodec:
 
     def encode(self, images: Tensor) -> Tensor:
         moments = self.codec.moments(images)
-        self.latent: Latent = self.codec.model.bottleneck(moments.double())
+        self.latent: Latent = self.bottleneck(moments.double())
         return self.latent.z.to(moments)
 
     def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
@@ -181,11 +186,15 @@ def validation_data(config: ValidationConfig, data: DataConfig, index: Index) ->
 
 
 def build_validation(
-    config: ValidationConfig, data: DataConfig, folder: Path, accelerator: Accelerator
+    config: ValidationConfig, data: DataConfig, folder: Path, accelerator: Accelerator, model: Network
 ) -> Validation | None:
-    """The validation of a recipe; None where it names no validation shards."""
+    """The validation of a recipe; None where it names no validation shards, and where the network is no codec."""
     shards = data.validation
     if shards is None:
+        return None
+    if not model.codec:
+        if accelerator.is_main_process:
+            logger.warning("not validated, because a network of kind %s is no codec of images", model.config.kind)
         return None
     index = load_index(shards, cache=folder / "index")
     data = validation_data(config, data, index)

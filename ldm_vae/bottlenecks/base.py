@@ -66,7 +66,7 @@ class Bottleneck(nn.Module, ABC):
     def forward(self, hidden: Tensor, noise: Noise | None = None) -> Latent:
         """The latent.
 
-        hidden: (B, width * c, *positions), the encoder's output.
+        hidden: (B, width * c, *positions), the encoder's output, in at least float32, whatever the network runs in.
         noise: draws the latent; None takes the mode.
         """
 

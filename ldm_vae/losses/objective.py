@@ -104,6 +104,9 @@ class Objective:
         reduce: Callable[[Tensor], Tensor],
         reduction: Reduction | None = None,
     ) -> None:
+        for adversary in adversaries:
+            if (adversary.felt, adversary.balance) == ("latent", "decoder"):
+                raise ValueError(f"adversary {adversary.name}: what is felt in the latent does not pass the decoder")
         self.likelihood = likelihood
         self.regularizers = regularizers
         self.adversaries = adversaries
@@ -220,10 +223,10 @@ class _Balance:
 
         gradient: gradient of that loss with respect to the decoder's output.
         """
-        if anchor is None:
-            return gradient.new_ones(())
         if anchor == "decoder":
             return self._compare(anchor, self.gradient, gradient)
+        if anchor is None or self._is_frozen(anchor):
+            return gradient.new_ones(())
         return self._compare(anchor, self._down_to(anchor), self._down_to(anchor, gradient))
 
     def of_latent(self, anchor: str | None, loss: Tensor) -> Tensor:
@@ -231,10 +234,14 @@ class _Balance:
 
         loss: that loss, a scalar with its graph.
         """
-        if anchor is None:
+        if anchor is None or self._is_frozen(anchor):
             return loss.detach().new_ones(())
         (gradient,) = torch.autograd.grad(loss, [self.output.above[anchor]], retain_graph=True)
         return self._compare(anchor, self._down_to(anchor), gradient)
+
+    def _is_frozen(self, anchor: str) -> bool:
+        """Whether no gradient reaches the last layer, as in the training of the decoder alone."""
+        return not self.output.above[anchor].requires_grad
 
     def _down_to(self, anchor: str, gradient: Tensor | None = None) -> Tensor:
         """The gradient at the decoder's output -> the gradient at the output of the last layer `anchor`."""

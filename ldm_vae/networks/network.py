@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple
 
+import torch
 from pydantic import SerializeAsAny
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from ldm_vae.networks.likelihood import Likelihood, PlainPicture
 from ldm_vae.nn.last_layer import LastLayer
 from ldm_vae.noise import Noise
 from ldm_vae.parts import BOTTLENECKS
+from ldm_vae.precision import at_least_float32
 from ldm_vae.recipe import Config, Positive
 from ldm_vae.views.view import View
 
@@ -190,7 +192,8 @@ class Network(nn.Module, ABC):
         if samples > 1:
             hidden, target = hidden.repeat_interleave(samples, dim=0), target.repeat_interleave(samples, dim=0)
             label = None if label is None else label.repeat_interleave(samples, dim=0)
-        posterior = self.bottleneck(hidden, noise)
+        with torch.autocast(hidden.device.type, enabled=False):
+            posterior = self.bottleneck(at_least_float32(hidden), noise)
         heads = {name: head(encoded, posterior) for name, head in self.heads.items()}
         latent = posterior.z
         if view is not None:
@@ -206,6 +209,19 @@ class Network(nn.Module, ABC):
             heads=heads,
             likelihood=self.likelihood,
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of encoder and decoder."""
+        apart = {id(parameter) for part in (self.bottleneck, self.heads) for parameter in part.parameters()}
+        return next(parameter.dtype for parameter in self.parameters() if id(parameter) not in apart)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Encoder and decoder compute in another type; the bottleneck stays in at least float32."""
+        for part in self.children():
+            if part is not self.bottleneck:
+                part.to(dtype)
+        self.bottleneck.to(torch.promote_types(dtype, torch.float32))
 
     def latent_shape(self, image: Tensor) -> tuple[int, int, int, int]:
         """Shape of z for a batch of images (B, C, H, W). Raises UserError where H or W is no multiple of f."""

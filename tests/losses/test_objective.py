@@ -223,11 +223,60 @@ def test_a_bound_of_several_samples_is_a_reduction() -> None:
 
 
 def test_free_bits_are_a_term_of_the_rates() -> None:
-    """Groups of the rate come from the bottleneck, so that a term needs nothing else."""
+    """Kingma et al. 2016 (arXiv:1606.04934), eq. 15, in the limit of single images: max(rate of a group, floor)."""
     model, _, _ = _networks()
+    floor = _forward(model, _batch()).posterior.rates.mean().item()  # one channel lies below it, one above
+
+    def free_bits(output: Output, batch: Batch, step: int) -> Tensor:
+        return output.posterior.rates.clamp(min=floor).sum(dim=1)
+
+    objective = _objective(model, None, LossConfig(rate=RateConfig(weight=0)), None)
+    objective.regularizers = [WeightedTerm("rate", free_bits, lambda step: 0.5)]
+    losses = objective(_forward(model, _batch()), _batch(), {}, 0)
+    torch.autograd.backward(losses.roots, losses.gradients)
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    model.zero_grad()
     output = _forward(model, _batch())
-    assert output.posterior.rates.shape == (2, CONFIG.latent_channels)
-    torch.testing.assert_close(output.posterior.rates.sum(dim=1), output.posterior.rate, rtol=1e-12, atol=0)
+    mean, logvar = output.posterior.stats["mean"], output.posterior.stats["logvar"]
+    per_channel = (0.5 * (mean**2 + logvar.exp() - 1 - logvar)).sum(dim=(2, 3))
+    assert (per_channel < floor).any() and (per_channel > floor).any()
+    pixel = (output.reconstruction - output.target).abs().sum() / 2
+    (pixel + 0.5 * torch.where(per_channel > floor, per_channel, floor).sum() / 2).backward()
+    for name, parameter in model.named_parameters():
+        assert ours[name] is not None and parameter.grad is not None
+        torch.testing.assert_close(
+            ours[name], parameter.grad, rtol=1e-9, atol=1e-9 * parameter.grad.abs().max().item() + 1e-12
+        )
+
+
+class Felt(PatchAdversary):
+    """A critic of latents."""
+
+    felt = "latent"
+
+
+def test_a_balanced_term_of_a_frozen_encoder_moves_nothing() -> None:
+    """In the training of the decoder alone, no gradient reaches the anchor: there is nothing to balance."""
+    model, _, _ = _networks()
+    for part in (model.encoder, model.quant_conv):
+        assert part is not None
+        part.requires_grad_(False)
+    objective = _objective(model, None, LossConfig(rate=RateConfig(weight=0.01)), None)
+    plain = objective(_forward(model, _batch()), _batch(), {}, 0)
+    objective.regularizers = [
+        *objective.regularizers,
+        WeightedTerm("aligned", ToAnImage(), lambda step: 0.3, "encoder"),
+    ]
+    losses = objective(_forward(model, _batch()), _batch(), {}, 0)
+    assert torch.equal(losses.gradients[0], plain.gradients[0]) and len(losses.roots) == 1
+    assert losses.values["aligned"] > 0
+
+
+def test_what_is_felt_in_the_latent_is_not_balanced_at_the_decoder() -> None:
+    model, _, _ = _networks()
+    with pytest.raises(ValueError, match="does not pass the decoder"):
+        build_objective(LossConfig(), [Felt(DiscriminatorConfig())], {}, model.anchors, reduce=lambda value: value)
 
 
 class Squashed:

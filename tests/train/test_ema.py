@@ -34,6 +34,15 @@ def test_averages_are_pytorchs_and_bad_steps_are_passed_over() -> None:
         assert not ours.requires_grad
 
 
+def test_buffers_are_copied_those_too_that_took_anothers_place() -> None:
+    model = Autoencoder(CONFIG)
+    model.register_buffer("codes", torch.zeros(3))
+    ema = Ema(model, EmaConfig())
+    model.codes = torch.arange(3.0)
+    ema.update(torch.tensor(True), 0)
+    assert torch.equal(ema.model.get_buffer("codes"), torch.arange(3.0))
+
+
 def test_the_warm_up_is_that_of_diffusers() -> None:
     """Which counts from 1, and gives 0 for its own first step, where it copies."""
     ema = Ema(Autoencoder(CONFIG), EmaConfig(decay=0.99))

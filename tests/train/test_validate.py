@@ -20,6 +20,15 @@ from train.validate import build_validation, validation_data
 pytestmark = pytest.mark.numerical
 
 
+def test_a_network_that_is_no_codec_is_not_validated(
+    build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, recipe = build()
+    monkeypatch.setattr(type(run.autoencoder), "codec", False)
+    assert build_validation(recipe.validation, recipe.data, tmp_path, run.accelerator, run.autoencoder) is None
+    assert "not validated, because a network of kind kl is no codec of images" in caplog.text
+
+
 def test_an_image_without_a_reconstruction_leaves_the_others_counted_once_and_drawn(
     build: Build, tmp_path: Path
 ) -> None:
@@ -40,7 +49,7 @@ def test_an_image_without_a_reconstruction_leaves_the_others_counted_once_and_dr
 
     model.post_quant_conv = None  # so that the decoder is given z
     model.decoder.register_forward_hook(fails_on_the_last)
-    validation = build_validation(recipe.validation, recipe.data, tmp_path, run.accelerator)
+    validation = build_validation(recipe.validation, recipe.data, tmp_path, run.accelerator, model)
     assert validation is not None
     row = validation(model, taken=7)
     assert row["validation/images"] == 4
