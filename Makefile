@@ -6,19 +6,22 @@ STEPS ?=
 VERSION ?=
 BASE ?= HEAD
 ONLY ?=
+JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 DEPENDENCIES ?= fetched
 BIN := .venv/bin
+# As many processes as cores, at most 4, for each takes up to 2 GB; torch has one thread in each (tests/conftest.py).
+PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 .PHONY: demo test slow test-portable golden lint format docs help hooks release
 
 demo: .venv/installed  ## The whole path on real photographs, into runs/demo; STEPS=n shortens it
 	@$(BIN)/python -m tools.demo $(if $(STEPS),--steps $(STEPS))
 
-test: .venv/installed  ## The tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+test: .venv/installed  ## The tests without the slow ones, on JOBS=n processes
+	$(PYTEST) -m "not slow"
 
 slow: .venv/installed  ## The slow tests
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # Kernels of torch (MKL with them, and numpy's OpenBLAS), of oneDNN, and threads: each two of their values meet once.
 SSE := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem

@@ -58,7 +58,7 @@ def shard(path: Path, entries: Sequence[Entry]) -> Path:
 def run(spec: Path | str, *options: object) -> tuple[Result, dict[str, object]]:
     """The result of the command, and what --json wrote."""
     target = Path(str(spec)).parent / "report.json"
-    result = CliRunner(env={"COLUMNS": "500"}).invoke(app, [str(spec), "--json", str(target), *map(str, options)])
+    result = CliRunner(env={"COLUMNS": "2000"}).invoke(app, [str(spec), "--json", str(target), *map(str, options)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result, json.loads(target.read_text())

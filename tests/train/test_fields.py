@@ -11,11 +11,13 @@ from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
+from typer.testing import CliRunner
 
 from ldm_vae.data.stream.reader import DataConfig
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config, load_recipe
 from tests.conftest import ROOT
+from train.__main__ import app
 from train.fields import RecipeSection, find_fields, markdown, print_fields, recipe_sections
 from train.recipe import Recipe
 
@@ -209,20 +211,17 @@ def test_the_terminal_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, said.splitlines())) <= 120
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "train", *arguments], cwd=ROOT, capture_output=True, text=True)
-
-
 def test_the_command_needs_no_recipe() -> None:
-    shown = run("--fields", "loss.rate")
+    command = [sys.executable, "-m", "train", "--fields", "loss.rate"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0 and shown.stderr == ""
     assert shown.stdout.startswith("loss.rate  section; default {}\n")
     assert "  loss.rate.weight  number >= 0; default 1e-06\n" in shown.stdout
 
 
 def test_the_command_refuses_what_it_does_not_know() -> None:
-    unknown = run("--fields", "optimiser")
-    assert (unknown.returncode, unknown.stdout) == (2, "")
+    unknown = CliRunner().invoke(app, ["--fields", "optimiser"])
+    assert (unknown.exit_code, unknown.stdout) == (2, "")
     assert unknown.stderr == "train: a recipe has no section or field 'optimiser': did you mean 'optimizer'?\n"
-    nothing = run()
-    assert nothing.returncode == 2 and "Missing argument 'RECIPE'" in nothing.stderr
+    nothing = CliRunner().invoke(app, [])
+    assert nothing.exit_code == 2 and "Missing argument 'RECIPE'" in nothing.stderr
