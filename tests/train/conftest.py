@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import train_batches
 from ldm_vae.recipe import load_recipe
+from tests.train import seams
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
 from train.recipe import Recipe
 from train.state import Run
 
 Build = Callable[..., tuple[Run, Recipe]]
+Holds = Callable[..., dict[str, torch.Tensor]]
 
 
 @pytest.fixture
@@ -34,6 +37,13 @@ def build(recipe: Path) -> Build:
         return build_run(config, accelerator, autoencoder, frozen), config
 
     return build_with
+
+
+@pytest.fixture
+def holds(request: pytest.FixtureRequest, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Holds:
+    """holds("a.b=value", ...): trains with the part that the test's module registers, as `seams.holds` says."""
+    request.module.register(monkeypatch)
+    return partial(seams.holds, request.module.__name__, recipe, tmp_path)
 
 
 def batches_of(run: Run, recipe: Recipe, steps: int) -> list[list[Batch]]:

@@ -1,7 +1,7 @@
 """A new part through the unchanged trainer: on one process, on two, and stopped and resumed.
 
-The test of a part has `register(monkeypatch)`, which makes the part known, and ends with `train_as_script(register)`,
-so that it can be launched on several processes.
+The test of a part has `register(monkeypatch)`, which makes the part known. On several processes each launches this
+module: torchrun ... -m tests.train.seams MODULE_OF_THE_TEST RECIPE [a.b=value ...].
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -21,15 +21,8 @@ from train.__main__ import app, run_training
 from train.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent.parent
-Register = Callable[[pytest.MonkeyPatch], None]
 # Rounding of 1e-16 stays small where Adam's eps does not enlarge it; the schedule does not depend on the last step.
 SETTINGS = ("precision=float64", "optimizer.eps=1e-4", "optimizer.decay=constant", "log.every=1", "checkpoint.every=1")
-
-
-def train_as_script(register: Register) -> None:
-    """Trains with the part: torchrun ... test_of_a_part.py RECIPE [a.b=value ...]."""
-    register(pytest.MonkeyPatch())
-    app()
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
@@ -44,14 +37,17 @@ def train_here(recipe: Path, output: Path, *settings: str) -> None:
     run_training(load_recipe(Recipe, recipe, [*SETTINGS, *settings, f"output={output}"]))
 
 
-def holds(test: Path, recipe: Path, folder: Path, *settings: str) -> dict[str, torch.Tensor]:
-    """Asserts that two processes equal one, and that a resumed run is bitwise the other. Returns what one ends with."""
+def holds(test: str, recipe: Path, folder: Path, *settings: str) -> dict[str, torch.Tensor]:
+    """Asserts that two processes equal one, and that a resumed run is bitwise the other. Returns what one ends with.
+
+    test: name of the module whose part is registered here already.
+    """
     train_here(recipe, folder / "one", *settings)
     for steps in (2, 6):
         train_here(recipe, folder / "resumed", *settings, f"steps={steps}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(test)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, str(recipe), *SETTINGS, *settings, f"output={folder / 'two'}"],
+        [*command, "-m", __name__, test, str(recipe), *SETTINGS, *settings, f"output={folder / 'two'}"],
         cwd=ROOT, env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
@@ -63,3 +59,8 @@ def holds(test: Path, recipe: Path, folder: Path, *settings: str) -> dict[str, t
         assert torch.equal(value, resumed[name]), name
         torch.testing.assert_close(two[name], value, rtol=1e-7, atol=1e-9)
     return one
+
+
+if __name__ == "__main__":
+    import_module(sys.argv.pop(1)).register(pytest.MonkeyPatch())
+    app()

@@ -16,30 +16,26 @@ from ldm_vae.nn.last_layer import LastLayer
 from ldm_vae.noise import Noise
 from ldm_vae.parts import NETWORKS
 from ldm_vae.recipe import Kind
-from tests.train.seams import holds, train_as_script
+from tests.train.conftest import Holds
 
 
 class PatchesConfig(NetworkConfig):
     kind: Literal["patches"] = "patches"
-    side: int = 4
 
     @property
     def factor(self) -> int:
-        return self.side
+        return 4
 
 
 class Patches(Network):
-    config: PatchesConfig
-
     def __init__(self, config: PatchesConfig, heads: Mapping[str, nn.Module] | None = None) -> None:
         super().__init__(config, heads)
-        c, f = config.latent_channels, config.side
+        c, f = config.latent_channels, config.factor
         self.analysis = nn.Conv2d(config.in_channels, self.bottleneck.width * c, f, stride=f)
         self.synthesis = nn.Sequential(nn.Conv2d(c, config.out_channels * f * f, 1), nn.PixelShuffle(f))
 
     def run_encoder(self, image: Tensor, label: Tensor | None = None) -> Encoded:
-        hidden = self.analysis(image)
-        return Encoded(hidden, LastLayer(image, hidden))
+        return Encoded(hidden := self.analysis(image), LastLayer(image, hidden))
 
     def run_decoder(self, z: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Decoded:
         z = z if noise is None else z * (noise.uniform("dropout", z) > 0.1)  # by slot: the same on any number of ranks
@@ -54,16 +50,9 @@ def register(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETWORKS.table, "patches", Kind(__name__, "PatchesConfig", "Patches"))
 
 
-def test_trains_on_one_and_two_processes_and_resumes(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    register(monkeypatch)
-    holds(Path(__file__), recipe, tmp_path, "model={kind: patches, latent_channels: 3}")
+def test_trains_on_one_and_two_processes_and_resumes(holds: Holds, tmp_path: Path) -> None:
+    holds("model={kind: patches, latent_channels: 3}")
     codec = LatentCodec.load(tmp_path / "one")
     assert codec.decode_raw(codec.draw(codec.moments(torch.zeros(1, 3, 1030, 1022)))).shape == (1, 3, 1032, 1024)
     with pytest.raises(UserError, match="a network of kind patches runs as a whole"):
         codec.moments(torch.zeros(1, 3, 8, 8), max_memory=2**20)
-
-
-if __name__ == "__main__":
-    train_as_script(register)
