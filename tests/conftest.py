@@ -35,7 +35,7 @@ def encoded(image: Image.Image, kind: str = "png") -> bytes:
     return file.getvalue()
 
 
-def npy(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
+def npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
@@ -52,7 +52,18 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
     return path
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:  # type: ignore[type-arg]
+def members(path: Path) -> dict[str, bytes]:
+    """Name -> content of the files in a tar."""
+    found: dict[str, bytes] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            assert file is not None, f"{member.name} is no file"
+            found[member.name] = file.read()
+    return found
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """A tar of key.npy."""
     write_tar(path, {f"{key}.npy": npy(array) for key, array in arrays.items()})
 

@@ -6,6 +6,8 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -40,9 +42,12 @@ def test_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == {"export"}
 
 
+Writer = Callable[[Path], AbstractContextManager[Path]]
+
+
 @pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_exception_leaves_the_old_and_no_stage(tmp_path: Path, writer, error) -> None:
+def test_an_exception_leaves_the_old_and_no_stage(tmp_path: Path, writer: Writer, error: type[BaseException]) -> None:
     final = tmp_path / "name"
     with writer(final) as stage:
         (stage if writer is atomic_file else stage / "part").write_text("old")

@@ -17,6 +17,7 @@ from ldm_vae import LatentCodec, UserError
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import NonFiniteError, from_numpy, from_pil, pad_to_multiple, to_numpy, to_pil
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from tests.kl import autoencoder_in
 from tests.tolerance import assert_as_exact, double
 
 pytestmark = pytest.mark.numerical
@@ -142,7 +143,7 @@ def test_overflow_of_a_half_type_is_computed_again_in_float32(
 ) -> None:
     """float16 stands for bfloat16 here: it overflows at 65504, and takes the same path."""
     with torch.no_grad():
-        codec.model.encoder.conv_in.weight.mul_(3e5)
+        autoencoder_in(codec.model).encoder.conv_in.weight.mul_(3e5)
     half = LatentCodec(codec.model.half(), codec.scale)
     expected = LatentCodec(Autoencoder(CONFIG).eval(), codec.scale)
     expected.model.load_state_dict(half.model.state_dict())  # the rounded weights, in float32
@@ -157,7 +158,7 @@ def test_overflow_of_a_half_type_is_computed_again_in_float32(
 
 def test_what_stays_non_finite_is_never_passed_on(codec: LatentCodec) -> None:
     with torch.no_grad():
-        codec.model.encoder.conv_in.weight.fill_(1e38)
+        autoencoder_in(codec.model).encoder.conv_in.weight.fill_(1e38)
     images = pictures(8, 8)
     images[0] = 0
     moments, broken = codec.checked_moments(images)
@@ -219,11 +220,12 @@ def test_options_of_speed_change_neither_results_nor_names(tmp_path: Path, optio
     torch.manual_seed(0)
     AutoencoderKL(block_out_channels=[32], norm_num_groups=4, scaling_factor=0.5).save_pretrained(tmp_path)
     plain = LatentCodec.load(tmp_path, device="cpu")
-    fast = LatentCodec.load(tmp_path, device="cpu", **options)  # type: ignore[arg-type]
-    if "compile" in options:
-        assert fast.model.encoder._compiled_call_impl is not None
+    channels_last, compiled = "channels_last" in options, "compile" in options
+    fast = LatentCodec.load(tmp_path, device="cpu", channels_last=channels_last, compile=compiled)
+    if compiled:
+        assert autoencoder_in(fast.model).encoder._compiled_call_impl is not None
     else:
-        assert fast.model.encoder.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
+        assert autoencoder_in(fast.model).encoder.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
     assert list(fast.model.state_dict()) == list(plain.model.state_dict())
     assert fast.weights_hash == plain.weights_hash
     images, exact = pictures(16, 24), exactly(plain)
@@ -244,7 +246,7 @@ def test_numpy_and_pil_come_back_bit_by_bit() -> None:
     with pytest.raises(UserError, match="2 sizes"):
         from_pil([Image.new("RGB", (2, 3)), Image.new("RGB", (3, 2))])
     with pytest.raises(UserError, match="uint8"):
-        from_numpy(np.zeros((4, 4, 3)))  # type: ignore[arg-type]
+        from_numpy(np.zeros((4, 4, 3)))  # type: ignore[arg-type]  # float64, on purpose
 
 
 def test_codec_needs_no_package_of_training_or_measuring(tmp_path: Path) -> None:
@@ -277,7 +279,7 @@ def test_a_bound_on_memory_decodes_in_pieces_to_the_same_picture(codec: LatentCo
     latent = torch.randn(1, codec.latent_channels, 48, 40, generator=torch.Generator().manual_seed(0))
     whole = codec.decode(latent, size=(90, 79))
     passes: list[int] = []
-    codec.model.decoder.register_forward_hook(lambda *_: passes.append(1))
+    autoencoder_in(codec.model).decoder.register_forward_hook(lambda *_: passes.append(1))
     pieces = codec.decode(latent, size=(90, 79), max_memory=3 * 2**19)
     assert passes == []  # the network was never run as a whole
     assert_as_exact(pieces, whole, exactly(codec).decode(latent, size=(90, 79)))  # the order of summation alone
@@ -289,7 +291,7 @@ def test_a_bound_on_memory_holds_for_encoding_too(codec: LatentCodec) -> None:
     image = pictures(181, 158, batch=1)
     whole = codec.encode(image)
     passes: list[int] = []
-    codec.model.encoder.register_forward_hook(lambda *_: passes.append(1))
+    autoencoder_in(codec.model).encoder.register_forward_hook(lambda *_: passes.append(1))
     pieces = codec.encode(image, max_memory=3 * 2**19)
     assert passes == []
     assert_as_exact(pieces, whole, exactly(codec).encode(image))
@@ -307,9 +309,10 @@ def test_options_of_speed_leave_pieces_exact(
     expected, exact = (codec.reconstruct(pictures(40, 56)) for codec in (plain, exactly(plain)))
     monkeypatch.setattr("ldm_vae.codec.PIECES_FROM", 1)
     monkeypatch.setattr("ldm_vae.piecewise.plan.STRIP_BYTES", 2**12)
-    fast = LatentCodec.load(tmp_path, device="cpu", **options)  # type: ignore[arg-type]
+    channels_last, compiled = "channels_last" in options, "compile" in options
+    fast = LatentCodec.load(tmp_path, device="cpu", channels_last=channels_last, compile=compiled)
     passes: list[int] = []
-    fast.model.decoder.register_forward_hook(lambda *_: passes.append(1))
+    autoencoder_in(fast.model).decoder.register_forward_hook(lambda *_: passes.append(1))
     result = fast.reconstruct(pictures(40, 56))
     assert passes == []
     assert_as_exact(result, expected, exact)
@@ -320,7 +323,7 @@ def test_large_pictures_pass_in_pieces_by_themselves(codec: LatentCodec, monkeyp
     moments, exact, passes = codec.moments(image), exactly(codec).moments(image), []
     monkeypatch.setattr("ldm_vae.codec.PIECES_FROM", 96 * 80)
     monkeypatch.setattr("ldm_vae.piecewise.plan.STRIP_BYTES", 2**14)  # cut what would be small enough
-    codec.model.encoder.register_forward_hook(lambda *_: passes.append(1))
+    autoencoder_in(codec.model).encoder.register_forward_hook(lambda *_: passes.append(1))
     assert_as_exact(codec.moments(image), moments, exact)
     assert passes == []
 

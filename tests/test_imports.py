@@ -1,4 +1,4 @@
-"""Imports point one way: from the shards towards the report, and never in a circle."""
+"""Imports point one way: from the shards towards the report, never in a circle, and never at a test."""
 
 from __future__ import annotations
 
@@ -67,6 +67,18 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names if alias.name in MODULES)
 
 
+def named(path: Path) -> Iterator[str]:
+    """Every dotted name that the imports of a file may mean as a module, relative ones in full."""
+    folder = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            above = folder[: len(folder) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([] if node.module is None else [node.module])])
+            yield from (module, *(f"{module}.{alias.name}" for alias in node.names))
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
 TOPS = ("ldm_vae", "train", "tools")
 GRAPH = {name: set(imported(path)) for name, path in MODULES.items()}
 
@@ -130,3 +142,14 @@ def test_train_and_tools_use_the_package_and_never_each_other() -> None:
         for module in MODULES:
             if module.split(".")[0] == top:
                 assert not [name for name in GRAPH[module] if name.split(".")[0] == other], module
+
+
+def test_no_module_of_tests_imports_a_test_module() -> None:
+    """What two of them need has a module of its own: the one would bring the other's tests and fixtures along."""
+    paths = sorted((ROOT / "tests").rglob("*.py"))
+    modules = [f".{module_of(path)}" for path in paths if path.name.startswith("test_")]
+    assert modules
+    for path in paths:
+        # A name may also be short, where a file puts its own folder on the path.
+        taken = [name for name in named(path) if any(module.endswith(f".{name}") for module in modules)]
+        assert not taken, f"{path.relative_to(ROOT)} imports {taken}: move what it needs to a module of its own"

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from ldm_vae.schedules import ramp, warmup_decay
+from ldm_vae.schedules import Decay, ramp, warmup_decay
 
 
 def test_ramp_is_zero_before_continuous_after_and_stays_at_one() -> None:
@@ -18,8 +18,8 @@ def test_ramp_without_length_is_a_step() -> None:
 
 
 @pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
-def test_learning_rate_reaches_full_after_the_warmup_and_final_at_the_last_step(decay: str) -> None:
-    factors = [warmup_decay(step, warmup=5, decay=decay, final=0.1, steps=50) for step in range(50)]  # type: ignore[arg-type]
+def test_learning_rate_reaches_full_after_the_warmup_and_final_at_the_last_step(decay: Decay) -> None:
+    factors = [warmup_decay(step, warmup=5, decay=decay, final=0.1, steps=50) for step in range(50)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[5] == 1.0
     assert factors[-1] == pytest.approx(1.0 if decay == "constant" else 0.1)

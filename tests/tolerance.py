@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 FACTOR = 10
 
+Module = TypeVar("Module", bound=nn.Module)
 
-def double(module: nn.Module) -> nn.Module:
+
+def double(module: Module) -> Module:
     """A copy in float64."""
     return copy.deepcopy(module).double()
 

@@ -132,7 +132,7 @@ def _pass(way: str, model: str, given: Path, threads: int, kind: Method, number:
     """
     torch.set_num_threads(threads)
     x = torch.from_numpy(np.load(given)).to(DEVICE)
-    vae: Any = AutoencoderKL.from_pretrained(model)  # type: ignore[no-untyped-call]
+    vae: Any = AutoencoderKL.from_pretrained(model)
     vae = vae.eval().to(DEVICE)
     ours = LatentCodec.load(vae).model
     if kind == "tiles":

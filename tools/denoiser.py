@@ -74,7 +74,7 @@ def build_denoiser(config: DenoiserConfig, channels: int, side: int) -> Any:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model: Any = DiTTransformer2DModel(  # type: ignore[no-untyped-call]
+        model: Any = DiTTransformer2DModel(
             in_channels=channels,
             out_channels=channels,
             sample_size=side,
@@ -133,9 +133,7 @@ def train_denoiser(
 
 def flow_scheduler() -> Any:
     """The sampler for models of this training, for any pipeline that takes a scheduler."""
-    return DPMSolverMultistepScheduler(  # type: ignore[no-untyped-call]
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0
-    )
+    return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ import torch
 import typer
 from diffusers import AutoencoderKL, DiTPipeline
 from torch import Tensor
-from torchvision.utils import make_grid  # type: ignore[import-untyped, unused-ignore]
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from ldm_vae.atomic import atomic_file, atomic_folder
@@ -80,7 +80,7 @@ def latent_diffusion(
         losses = train_denoiser(denoiser, crops(dataset, labels, side, batch, seed), config, lambda loss: bar.update())
 
     vae: Any = AutoencoderKL
-    pipe: Any = DiTPipeline(denoiser, vae.from_pretrained(model), flow_scheduler())  # type: ignore[no-untyped-call]
+    pipe: Any = DiTPipeline(denoiser, vae.from_pretrained(model), flow_scheduler())
     pipe.register_to_config(id2label=dict(enumerate(names)))
     with atomic_folder(out / "pipeline") as stage:
         pipe.save_pretrained(stage)

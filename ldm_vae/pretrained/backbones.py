@@ -188,7 +188,7 @@ def _from_cache(name: BackboneName, cached: Path) -> dict[str, Tensor] | None:
 def torchvision_url(name: BackboneName) -> str:
     """The address of torchvision's weights. The name of the file holds the first digits of its sha256."""
     # Imported here, because it takes seconds and only a first download needs it.
-    from torchvision.models import AlexNet_Weights, VGG16_Weights  # type: ignore[import-untyped, unused-ignore]
+    from torchvision.models import AlexNet_Weights, VGG16_Weights
 
     url: str = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "alexnet": AlexNet_Weights.IMAGENET1K_V1}[name].url
     return url

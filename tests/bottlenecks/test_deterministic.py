@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL
 
 from ldm_vae import LatentCodec
 from ldm_vae.bottlenecks.deterministic import DeterministicConfig
-from ldm_vae.cli.app import main
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from tests.cli.commands import command
 from tests.tolerance import assert_as_exact, double
 
 
@@ -29,12 +29,6 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     meta = {"step": 1, "model": config.model_dump(mode="json")}
     Checkpoint.write(folder / "checkpoints" / "step_00000001", {"model": model.state_dict()}, meta)
     return folder
-
-
-def command(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    return int(stop.value.code or 0)
 
 
 def test_every_command(run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,8 @@ def test_help_names_every_command_and_imports_no_torch() -> None:
 @pytest.mark.parametrize("name", app.COMMANDS)
 def test_help_page_says_what_the_command_says_of_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     function = getattr(import_module(f"ldm_vae.cli.{name}"), name)
-    assert inspect.getdoc(function).splitlines()[0] == app.COMMANDS[name]  # type: ignore[union-attr]
+    said = inspect.getdoc(function)
+    assert said is not None and said.splitlines()[0] == app.COMMANDS[name]
     with pytest.raises(SystemExit) as stop:
         app.main([name, "--help"])
     assert stop.value.code == 0

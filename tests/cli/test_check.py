@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def shard(path: Path, entries: Sequence[Entry]) -> Path:
     return path
 
 
-def run(spec: Path | str, *options: object) -> tuple[Result, dict[str, object]]:
+def run(spec: Path | str, *options: object) -> tuple[Result, dict[str, Any]]:
     """The result of the command, and what --json wrote."""
     target = Path(str(spec)).parent / "report.json"
     result = CliRunner(env={"COLUMNS": "2000"}).invoke(app, [str(spec), "--json", str(target), *map(str, options)])
@@ -67,7 +68,7 @@ def run(spec: Path | str, *options: object) -> tuple[Result, dict[str, object]]:
 def problems(spec: Path | str, *options: object) -> list[tuple[str, str]]:
     """(member, reason) of a set with something wrong: also in the table, and in the exit code."""
     result, report = run(spec, *options)
-    found = [(problem["member"], problem["reason"]) for problem in report["problems"]]  # type: ignore[attr-defined]
+    found = [(problem["member"], problem["reason"]) for problem in report["problems"]]
     assert result.exit_code == (1 if found else 0)
     assert found
     assert found[0][1] in result.output
@@ -261,7 +262,7 @@ def test_hostile_members_are_named_and_not_followed(tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     result, report = run(folder, "--decode", "--write-index")
     assert result.exit_code == 1
-    found = {problem["member"]: problem["reason"] for problem in report["problems"]}  # type: ignore[attr-defined]
+    found = {problem["member"]: problem["reason"] for problem in report["problems"]}
     assert "symbolic link" in found["symbolic.jpg"]
     assert "hard link" in found["hard.jpg"]
     assert "device" in found["device.jpg"]
@@ -301,7 +302,7 @@ def test_gigabytes_claimed_or_there_take_no_memory(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     found: dict[str, str] = {}
-    for problem in report["problems"]:  # type: ignore[attr-defined]
+    for problem in report["problems"]:
         found.setdefault(Path(problem["url"]).name, problem["reason"])
     assert "header record of 4294967296 bytes" in found["longname.tar"]
     assert "header record of 4294967296 bytes" in found["pax.tar"]

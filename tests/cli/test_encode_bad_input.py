@@ -21,10 +21,11 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.interop.diffusers import write_folder
 from ldm_vae.interop.layouts import kl as layout
 from ldm_vae.latents import encode
+from ldm_vae.latents.format import LatentJob, open_job
 from ldm_vae.networks.kl import Autoencoder
+from tests.cli.commands import command, digests
 from tests.cli.conftest import CONFIG, write_shard
-from tests.cli.test_encode_decode import command, digests, members
-from tests.conftest import encoded, npy, write_tar
+from tests.conftest import encoded, members, npy, write_tar
 
 Refused = Callable[..., str]
 
@@ -52,7 +53,7 @@ def export(folder: Path, seed: int, in_channels: int = 3) -> Path:
     return folder
 
 
-def tiff(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
+def tiff(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     tifffile.imwrite(file, array, photometric="rgb")
     return file.getvalue()
@@ -189,10 +190,9 @@ def test_shards_that_vanish_while_they_are_encoded(
         write_shard(shards / f"{name}.tar", [f"{name}_{i}" for i in range(20)])
     options = ("--batch", 1)  # windows of eight pictures, which get done before the third shard is met
     assert command("encode", run, shards, tmp_path / "calm", *options) == 0
-    open_job = encode.open_job
 
-    def vanish(*arguments: object) -> None:
-        open_job(*arguments)  # type: ignore[arg-type]
+    def vanish(folder: Path, job: LatentJob) -> None:
+        open_job(folder, job)
         shutil.move(shards / "2.tar", kept)  # the index has been read
 
     with monkeypatch.context() as patch:

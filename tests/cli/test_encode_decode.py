@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +14,17 @@ from PIL import Image
 
 from ldm_vae import LatentCodec, LatentDataset
 from ldm_vae.bottlenecks.scale import LatentScale
-from ldm_vae.cli.app import main
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.errors import UserError
 from ldm_vae.interop.diffusers import write_folder
 from ldm_vae.interop.layouts import kl as layout
-from tests.conftest import write_tar
+from tests.cli.commands import command, digests
+from tests.conftest import members, write_tar
+from tests.kl import autoencoder_in
 from tests.tolerance import roundings
 
 pytestmark = pytest.mark.numerical
-
-
-def command(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    return int(stop.value.code or 0)
-
-
-def members(path: Path) -> dict[str, bytes]:
-    with tarfile.open(path) as tar:
-        return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def array(data: bytes) -> torch.Tensor:
@@ -206,11 +189,13 @@ def test_latents_of_another_codec_are_refused(
     run: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert command("encode", run, shards, tmp_path / "out") == 0
-    other = LatentCodec.load(run, device="cpu")
+    other = autoencoder_in(LatentCodec.load(run, device="cpu").model)
+    last = other.decoder.conv_out
+    assert last.bias is not None
     with torch.no_grad():
-        other.model.decoder.conv_out.bias.add_(0.1)
-    config = layout.to_config(other.model.config, LatentScale(), sample_size=32, force_upcast=False)
-    write_folder(tmp_path / "other", config, other.model.exported_state(), {})
+        last.bias.add_(0.1)
+    config = layout.to_config(other.config, LatentScale(), sample_size=32, force_upcast=False)
+    write_folder(tmp_path / "other", config, other.exported_state(), {})
     capfd.readouterr()
     assert command("decode", tmp_path / "other", tmp_path / "out", tmp_path / "images") == 2
     assert "of another codec" in capfd.readouterr().err
@@ -253,7 +238,10 @@ def test_dataset_scales_draws_and_mirrors_by_seed_and_epoch(run: Path, shards: P
     assert 0 < kept < 11
     loader = torch.utils.data.DataLoader(drawn, batch_size=4, num_workers=2)
     batches = list(loader)
-    assert torch.equal(torch.cat([batch["latent"] for batch in batches]), torch.stack([d["latent"] for d in drawn]))
+    one_by_one = torch.stack([drawn[i]["latent"] for i in range(len(drawn))])
+    assert torch.equal(torch.cat([batch["latent"] for batch in batches]), one_by_one)
+    with pytest.raises(IndexError):  # by which `for item in drawn` ends
+        drawn[len(drawn)]
     assert batches[0]["key"] == ["a", "b.v1.0", "c", "d"]
     with pytest.raises(UserError, match="of another codec"):
         LatentDataset(out, codec="0" * 64)

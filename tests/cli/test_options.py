@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from ldm_vae.cli import options
 from ldm_vae.cli.options import ProgressMeter
-from tests.cli.test_encode_decode import command
+from tests.cli.commands import command
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def test_encode_counts_the_images_of_its_share(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(world))
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(options, "tqdm", partial(options.tqdm, mininterval=0))  # draws each image, however fast
+    monkeypatch.setattr(options, "tqdm", partial(tqdm, mininterval=0))  # draws each image, however fast
     with terminal(monkeypatch) as drawn:
         assert command("encode", run, shards, tmp_path / "out") == 0
         for count in range(1, total + 1):

@@ -14,21 +14,16 @@ from diffusers import AutoencoderKL
 
 from ldm_vae import LatentCodec
 from ldm_vae.bottlenecks.scale import LatentScale
-from ldm_vae.cli.app import main
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.shards.storage import read_whole
 from ldm_vae.interop.diffusers import write_folder
 from ldm_vae.interop.layouts import kl as layout
+from tests.cli.commands import command
+from tests.kl import autoencoder_in
 from tests.tolerance import assert_as_exact, double
 
 pytestmark = pytest.mark.numerical
-
-
-def command(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    return int(stop.value.code or 0)
 
 
 def pictures(shards: Path) -> list[torch.Tensor]:
@@ -169,11 +164,11 @@ def test_measured_on_the_way_with_another_kind_of_scale(run: Path, shards: Path,
 
 
 def test_activations_beyond_the_margin_ask_for_float32(run: Path, shards: Path, tmp_path: Path) -> None:
-    codec = LatentCodec.load(run, device="cpu")
+    model = autoencoder_in(LatentCodec.load(run, device="cpu").model)
     with torch.no_grad():
-        codec.model.decoder.conv_in.weight.mul_(1e6)  # normalised again right after
-    written = layout.to_config(codec.model.config, LatentScale(0.3), sample_size=32, force_upcast=False)
-    write_folder(tmp_path / "hot", written, codec.model.exported_state(), {})
+        model.decoder.conv_in.weight.mul_(1e6)  # normalised again right after
+    written = layout.to_config(model.config, LatentScale(0.3), sample_size=32, force_upcast=False)
+    write_folder(tmp_path / "hot", written, model.exported_state(), {})
     assert command("export", tmp_path / "hot", tmp_path / "out", "--shards", shards) == 0
     exported = json.loads((tmp_path / "out" / "config.json").read_text())
     statistics = json.loads((tmp_path / "out" / "latent_statistics.json").read_text())

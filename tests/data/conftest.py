@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -14,22 +15,31 @@ from PIL import Image
 from ldm_vae.data.shards.storage import RangeReader
 from tests import conftest
 
+WriteTar = Callable[[Path, Mapping[str, bytes]], Path]
+ReadRange = Callable[[str, int, int], bytes]
+
+
+class MakeShards(Protocol):
+    """What the fixture `make_shards` gives."""
+
+    def __call__(self, folder: Path, counts: Sequence[int], *, side: int = 4, labelled: bool = True) -> Path: ...
+
 
 @pytest.fixture
-def write_tar() -> Callable[[Path, Mapping[str, bytes]], Path]:
+def write_tar() -> WriteTar:
     """(path, name -> content) -> path of a tar with these members."""
     return conftest.write_tar
 
 
 @pytest.fixture
-def read_range() -> Iterator[Callable[[str, int, int], bytes]]:
+def read_range() -> Iterator[ReadRange]:
     """(path or URL, offset, size) -> the bytes there."""
     with closing(RangeReader()) as reader:
         yield reader.read
 
 
 @pytest.fixture
-def make_shards() -> Callable[..., Path]:
+def make_shards() -> MakeShards:
     """(folder, samples of each shard) -> folder of shards. Sample n of all has key s<n>, cls n, and the colour of n."""
     return _make_shards
 

@@ -13,7 +13,8 @@ from ldm_vae.diagnostics.activations import inspect_activations
 from ldm_vae.diagnostics.probes import Probes
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.diagnostics.conftest import pictures
-from tests.diagnostics.test_channels import value
+from tests.diagnostics.values import value
+from tests.kl import autoencoder_in
 
 pytestmark = pytest.mark.numerical
 
@@ -35,8 +36,10 @@ def test_float16(
 ) -> None:
     """The last convolution alone is scaled: its output, the image, is then the largest, and half types agree."""
     factor = peak / probes_of(network, pictures(2)).reconstruction.abs().max()
-    network.model.decoder.conv_out.weight.mul_(factor)
-    network.model.decoder.conv_out.bias.mul_(factor)
+    last = autoencoder_in(network.model).decoder.conv_out
+    assert last.bias is not None
+    last.weight.mul_(factor)
+    last.bias.mul_(factor)
     probes = probes_of(network, pictures(2))
     section = inspect_activations(network, probes)
     verdict = section.verdicts[0]
@@ -64,7 +67,7 @@ def test_a_codec_that_overflows_in_its_own_type_says_so(
     network: LatentCodec, probes_of: Callable[[LatentCodec, Tensor], Probes]
 ) -> None:
     """float16 overflows inside, the codec computes again in float32, and the reconstruction is finite."""
-    network.model.decoder.conv_in.weight.mul_(1.5e5)  # normalised again right after
+    autoencoder_in(network.model).decoder.conv_in.weight.mul_(1.5e5)  # normalised again right after
     network.model.half()
     probes = probes_of(network, pictures(2))
     assert probes.reconstruction.isfinite().all()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.distributions import Normal
 
 from ldm_vae.diagnostics.anomaly import ROC_POINTS, Score, auc, inspect_anomaly, negative_elbo, roc, write_scores
-from tests.diagnostics.test_channels import value
+from tests.diagnostics.values import heights, value
 
 SCORES = [Score("a", 0.01, 50.0, 300), Score("b", 0.03, 80.0, 300), Score("c", 0.02, 20.0, 100)]
 OTHERS = [Score("x", 0.5, 90.0, 300), Score("y", 0.02, 60.0, 300)]
@@ -52,7 +52,7 @@ def test_two_sets() -> None:
     names = [chart.name for chart in section.charts]
     assert names == ["error_histogram", "elbo_histogram", "roc"]
     for line in section.charts[0].lines:
-        assert sum(line.y) == pytest.approx(100)
+        assert sum(heights(line)) == pytest.approx(100)
 
 
 def test_one_set_has_no_area_and_no_images_have_nothing() -> None:

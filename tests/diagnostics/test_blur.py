@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm_vae.diagnostics.blur import first_below, inspect_blur
 from ldm_vae.diagnostics.findings import Section
 from ldm_vae.diagnostics.rings import RINGS, RingPower, ring_frequencies
-from tests.diagnostics.test_channels import level, value
+from tests.diagnostics.values import level, value
 
 pytestmark = pytest.mark.numerical
 

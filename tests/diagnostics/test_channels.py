@@ -13,6 +13,7 @@ from torch.distributions import Normal, kl_divergence
 from ldm_vae.diagnostics.channels import ChannelSums, inspect_channels
 from ldm_vae.diagnostics.findings import Section
 from ldm_vae.metrics.latent import LatentMoments
+from tests.diagnostics.values import heights, level, value
 
 pytestmark = pytest.mark.numerical
 
@@ -35,14 +36,6 @@ def gathered(batches: list[tuple[Tensor, Tensor]]) -> ChannelSums:
     return sums
 
 
-def value(section: Section, name: str) -> float | None:
-    return next(number.value for number in section.numbers if number.name == name)
-
-
-def level(section: Section, name: str) -> str:
-    return next(verdict.level for verdict in section.verdicts if verdict.name == name)
-
-
 def test_kl_is_that_of_torch_distributions() -> None:
     batches = [posteriors(size, seed) for seed, size in enumerate(SIZES)]
     section = inspect_channels(gathered(batches))
@@ -51,7 +44,7 @@ def test_kl_is_that_of_torch_distributions() -> None:
     expected = torch.stack(kl).sum(dim=0) / 6  # images
     bars = next(chart for chart in section.charts if chart.name == "kl_per_channel").lines[0]
     # float64 sums in another order
-    np.testing.assert_allclose(bars.y, expected.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(heights(bars), expected.numpy(), rtol=1e-12)
     assert value(section, "kl") == pytest.approx(float(expected.sum()), rel=1e-12)
     pixels = sum(2 * PIXELS * height * width for height, width in SIZES)
     assert value(section, "rate") == pytest.approx(6 * float(expected.sum()) / pixels / math.log(2), rel=1e-12)

@@ -18,7 +18,7 @@ def test_classes_stand_where_their_means_are() -> None:
     chart = scatter(means, classes, ["cat", "dog"])
     assert chart is not None
     assert [line.label for line in chart.lines] == ["cat", "dog", "class 7"]
-    centres = [np.mean(line.x) for line in chart.lines]
+    centres = [np.asarray(line.x, dtype=float).mean() for line in chart.lines]
     assert centres[1] - centres[0] == pytest.approx(5, abs=0.2)
     assert centres[2] == pytest.approx(centres[0], abs=0.2)
     assert all(len(line.x) == 20 for line in chart.lines)

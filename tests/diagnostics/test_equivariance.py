@@ -13,7 +13,7 @@ from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.equivariance import SCALES, TURNS, inspect_equivariance, measure_change
 from ldm_vae.diagnostics.probes import Probes
 from tests.diagnostics.conftest import FACTOR, Averaging, pictures
-from tests.diagnostics.test_channels import level, value
+from tests.diagnostics.values import level, value
 
 pytestmark = pytest.mark.numerical
 
@@ -110,11 +110,12 @@ def test_the_quality_of_the_codec_does_not_decide(
     signs = torch.ones(FACTOR, FACTOR)
     signs[:, ::2] = -1
     images = flat + detail * signs.repeat(16, 16)  # gone in the average over 4 x 4
-    codec = LatentCodec(Wandering(strength).eval().requires_grad_(False))
+    network = Wandering(strength).eval().requires_grad_(False)
+    codec = LatentCodec(network)
     probes = probes_of(codec, images)
     section = inspect_equivariance(codec, probes)
     assert level(section, "equivariance_turns") == expected
-    spread = float((F.avg_pool2d(flat, FACTOR) + codec.model.pattern(16)).std(dim=(0, 2, 3)).square().mean().sqrt())
+    spread = float((F.avg_pool2d(flat, FACTOR) + network.pattern(16)).std(dim=(0, 2, 3)).square().mean().sqrt())
     error = strength * 2**0.5 / spread  # two patterns that have nothing in common
     assert value(section, "encoder_turns") == pytest.approx(100 * error, rel=0.1)
     if expected == "good":

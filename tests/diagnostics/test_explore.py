@@ -90,7 +90,7 @@ def test_every_picture_is_made(probes_of: Make, tmp_path: Path, channels: int) -
     assert np.abs(grid[top : top + 64, left : left + 64, 0].astype(int) - ends[0].numpy()).max() <= 1
 
 
-def tile(sheet: np.ndarray, up: int, left: int) -> Tensor:  # type: ignore[type-arg]
+def tile(sheet: np.ndarray, up: int, left: int) -> Tensor:
     """(3, 64, 64) in [-1, 1], so many tiles from the lower right corner of a mosaic."""
     bottom, right = sheet.shape[0] - 67 * up, sheet.shape[1] - 67 * left
     return torch.from_numpy(sheet[bottom - 64 : bottom, right - 64 : right] / 127.5 - 1.0).permute(2, 0, 1)

@@ -21,7 +21,8 @@ from ldm_vae.errors import UserError
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.conftest import picture, write_shards
 from tests.diagnostics.conftest import averaging
-from tests.diagnostics.test_channels import value
+from tests.diagnostics.values import value
+from tests.kl import autoencoder_in
 
 SECTIONS = [
     "images", "channels", "aggregate_posterior", "spectrum", "blur", "equivariance", "smoothness", "robustness",
@@ -122,7 +123,7 @@ def spoil_white(codec: LatentCodec) -> None:
     def overflow(module: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         output[inputs[0].mean(dim=(1, 2, 3)) > 0.99] = torch.inf
 
-    codec.model.encoder.conv_in.register_forward_hook(overflow)
+    autoencoder_in(codec.model).encoder.conv_in.register_forward_hook(overflow)
 
 
 def test_broken_images_are_counted_and_left_out(tmp_path: Path) -> None:
@@ -144,7 +145,9 @@ def test_broken_images_are_counted_and_left_out(tmp_path: Path) -> None:
 def test_a_decoder_of_nan_leaves_the_latents(tmp_path: Path) -> None:
     """Everything about reconstructions is missing with the reason, and the rest is there."""
     codec = network()
-    codec.model.decoder.conv_out.bias.fill_(torch.nan)
+    model = autoencoder_in(codec.model)
+    assert model.decoder.conv_out.bias is not None and model.encoder.conv_in.bias is not None
+    model.decoder.conv_out.bias.fill_(torch.nan)
     shards = folder_of(tmp_path / "in", [(40, 40)] * 3)
     inspection = inspect_codec(codec, InspectionJob(shards, IMAGE), tmp_path / "out", model={})
     assert value(sections(inspection)["images"], "broken_reconstructions") == 3
@@ -152,7 +155,7 @@ def test_a_decoder_of_nan_leaves_the_latents(tmp_path: Path) -> None:
     assert {"resolution_loss", "auc_error"} <= set(missing(inspection))
     assert sections(inspection)["robustness"].verdicts[0].level == "unknown"
     assert not (tmp_path / "out" / "scores.csv").exists()
-    codec.model.encoder.conv_in.bias.fill_(torch.nan)
+    model.encoder.conv_in.bias.fill_(torch.nan)
     with pytest.raises(UserError, match=r"no image of .* could be encoded: 3 are broken or give no finite latent"):
         inspect_codec(codec, InspectionJob(shards, IMAGE), tmp_path / "out", model={})
     assert Inspection.read(tmp_path / "out") == inspection  # the older one stays
@@ -193,11 +196,11 @@ def test_an_older_inspection_is_replaced(shards: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_kept_does_not_grow_with_the_images(tmp_path: Path) -> None:
-    from ldm_vae.data.shards.index import load_index
+    from ldm_vae.data.shards.index import SourceConfig, load_index
     from ldm_vae.data.stream.reader import DataConfig, validation_batches
 
     write_shards(tmp_path / "many", [60])
-    config = DataConfig(train=str(tmp_path / "many"), batch=4, workers=0)
+    config = DataConfig(train=(SourceConfig(shards=str(tmp_path / "many")),), batch=4, workers=0)
     kept = Survey(network(), seed=0)
     for batch in validation_batches(config, load_index(str(tmp_path / "many")), batch=4, rank=0, world=1):
         kept.update(batch)

@@ -32,7 +32,7 @@ def test_the_middle_is_cut() -> None:
     cut = cut_probe(rows, 4)
     assert cut is not None
     assert cut.shape == (1, 128, 128)
-    assert (cut[0, 0, 0], cut[0, -1, 0]) == (36, 163)
+    assert cut[0, [0, -1], 0].tolist() == [36, 163]
     small = cut_probe(torch.zeros(1, 50, 300), 4)
     assert small is not None
     assert small.shape == (1, 48, 48)

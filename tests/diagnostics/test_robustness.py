@@ -19,7 +19,7 @@ from ldm_vae.diagnostics.robustness import BITS, NOISE, inspect_robustness, leas
 from ldm_vae.diagnostics.smoothness import inspect_smoothness
 from ldm_vae.latents.roundtrip import round_to_bits
 from tests.diagnostics.conftest import FACTOR, Averaging, averaging, pictures
-from tests.diagnostics.test_channels import level, value
+from tests.diagnostics.values import level, measured, value
 
 pytestmark = pytest.mark.numerical
 
@@ -91,7 +91,7 @@ def _seeded() -> torch.Generator:
 def test_fragile_latents_are_found(probes_of: Make) -> None:
     codec = LatentCodec(Amplifying(3, [1.0] * 3, -6.0).eval().requires_grad_(False))
     section = inspect_robustness(codec, probes_of(codec, pictures(2)), seed=0)
-    assert value(section, "psnr_clean") > 25
+    assert measured(section, "psnr_clean") > 25
     assert level(section, "noise_sensitivity") == "warning"
     assert level(section, "quantisation") == "warning"
     assert "float16" in next(v.advice for v in section.verdicts if v.name == "quantisation")

@@ -19,6 +19,7 @@ def test_cuts_do_not_matter(sizes: list[int], limit: int) -> None:
         many.offer(part)
     np.testing.assert_array_equal(one.rows, many.rows)
     assert len(one) == min(limit, len(rows))
+    assert one.rows is not None and many.rows is not None
     assert (np.diff(one.rows[:, 0]) > 0).all()  # the order of the stream
 
 

@@ -13,7 +13,7 @@ from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.probes import Probes
 from ldm_vae.diagnostics.smoothness import STEPS_PER_LINE, inspect_smoothness, line_steps
 from tests.diagnostics.conftest import Averaging, averaging, pictures
-from tests.diagnostics.test_channels import level, value
+from tests.diagnostics.values import heights, level, measured, value
 
 pytestmark = pytest.mark.numerical
 
@@ -33,7 +33,7 @@ def test_a_linear_decoder(probes_of: Make, gain: float) -> None:
     assert level(section, "smoothness") == "good"
     assert value(section, "detour") == pytest.approx(1.0, abs=1e-5)
     np.testing.assert_allclose(line_steps(codec, probes.z[0], probes.z[1]), 1 / STEPS_PER_LINE, rtol=1e-4)
-    np.testing.assert_allclose(section.charts[0].lines[0].y, 1.0, rtol=1e-4)  # of an even share, at every step
+    np.testing.assert_allclose(heights(section.charts[0].lines[0]), 1.0, rtol=1e-4)  # of an even share, at every step
 
 
 class Folded(Averaging):
@@ -46,8 +46,8 @@ class Folded(Averaging):
 def test_a_folded_decoder_makes_a_detour(probes_of: Make) -> None:
     codec = LatentCodec(Folded(3, [1.0] * 3, -6.0).eval().requires_grad_(False))
     section = inspect_smoothness(codec, probes_of(codec, pictures(4)), seed=0)
-    assert value(section, "detour") > 2
-    assert value(section, "gain") > 4
+    assert measured(section, "detour") > 2
+    assert measured(section, "gain") > 4
     assert level(section, "smoothness") == "bad"
 
 

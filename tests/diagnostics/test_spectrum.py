@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm_vae.diagnostics.findings import Section
 from ldm_vae.diagnostics.spectrum import LatentSpectrum, inspect_spectrum
 from tests.diagnostics.conftest import FACTOR, pictures
-from tests.diagnostics.test_channels import level, value
+from tests.diagnostics.values import heights, level, value
 
 pytestmark = pytest.mark.numerical
 
@@ -51,7 +51,7 @@ def test_noise_on_top_is_hot() -> None:
     assert "arXiv:2502.14831" in next(v.advice for v in section.verdicts)
     assert "White noise has 75 %" in section.verdicts[0].statement
     one = inspected(torch.cat([clean[:, :2], noise[:, :1]], dim=1), images)
-    shares = next(chart for chart in one.charts if chart.name == "high_share_per_channel").lines[0].y
+    shares = heights(next(chart for chart in one.charts if chart.name == "high_share_per_channel").lines[0])
     assert shares[2] > 10 * max(shares[:2])
 
 

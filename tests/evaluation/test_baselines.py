@@ -9,7 +9,7 @@ import torch
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.fit import ImageConfig
-from ldm_vae.data.shards.index import load_index
+from ldm_vae.data.shards.index import SourceConfig, load_index
 from ldm_vae.data.stream.reader import DataConfig, validation_batches
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation import baselines as choose
@@ -42,7 +42,7 @@ def test_pca_is_fitted_on_what_the_run_was_trained_on(shards: Path, tmp_path: Pa
     (tmp_path / "recipe.yaml").write_text(f"data: {{train: {train}, batch: 4}}\n")
     image = ImageConfig(crop=32)
     found = choose_baseline("pca", codec(tmp_path), image)
-    data = DataConfig(train=str(shards / "train"), batch=1, workers=0, image=image)  # type: ignore[arg-type]
+    data = DataConfig(train=(SourceConfig(shards=str(shards / "train")),), batch=1, workers=0, image=image)
     batches = validation_batches(data, load_index(str(shards / "train")), batch=1, rank=0, world=1)
     expected = fit_pca((batch.image for batch in batches), 2, 3)
     assert isinstance(found, PatchPCA)

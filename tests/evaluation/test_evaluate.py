@@ -26,7 +26,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import evaluate_batches, evaluate_shards, measure_batches
 from ldm_vae.evaluation.results import BROKEN, EvaluationProtocol, Results, summarize
 from ldm_vae.metrics import sets
-from ldm_vae.metrics.image import ImageMetrics
+from ldm_vae.metrics.image import ImageMetrics, MetricName
 from ldm_vae.metrics.sets import SET_METRICS
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.pretrained import inception
@@ -34,7 +34,8 @@ from ldm_vae.pretrained import inception
 pytestmark = pytest.mark.numerical
 
 TESTS = Path(__file__).parent
-PSNR_SSIM = EvaluationProtocol(metrics=("psnr", "ssim"))
+IMAGE_METRICS: tuple[MetricName, ...] = ("psnr", "ssim")
+PSNR_SSIM = EvaluationProtocol(metrics=IMAGE_METRICS)
 SIZES = {"wide": (40, 61), "tall": (77, 48), "square": (64, 64), "other": (64, 64)}
 
 
@@ -74,7 +75,8 @@ def test_means_are_over_images_and_pooling_over_values() -> None:
     results = evaluate_batches(Quantizer(), batches(), PSNR_SSIM)
     errors, sizes = [], []
     for batch in batches():
-        reconstruction = Quantizer().decode(Quantizer().encode(batch.image), size=tuple(batch.image.shape[2:]))
+        height, width = batch.image.shape[2:]
+        reconstruction = Quantizer().decode(Quantizer().encode(batch.image), size=(height, width))
         for ours, theirs in zip(to_uint8(reconstruction), to_uint8(batch.image), strict=True):
             errors.append((ours.double() - theirs.double()).square().sum().item())
             sizes.append(theirs.numel())
@@ -89,7 +91,7 @@ def test_means_are_over_images_and_pooling_over_values() -> None:
 
 def test_any_division_into_processes_and_batches_gives_the_same_numbers() -> None:
     """Bitwise: each row is measured by itself, and means are exact sums (fsum) in no matter which order."""
-    metrics = ImageMetrics(PSNR_SSIM.metrics)
+    metrics = ImageMetrics(IMAGE_METRICS)
     whole = evaluate_batches(Quantizer(), batches(), PSNR_SSIM)
     alone = [
         Batch(batch.image[i : i + 1], None, [key], batch.slot[:1])
@@ -113,12 +115,11 @@ def test_overflow_inside_the_codec_is_named() -> None:
     """LatentCodec raises for the batch; the other images of the batch are measured all the same."""
     model = Autoencoder(AutoencoderConfig(block_out_channels=(8, 8), layers_per_block=1, norm_groups=4))
     codec = LatentCodec(model.eval(), LatentScale())
-    inside = codec.model.encoder.conv_in
 
     def overflow(module: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         output[inputs[0].mean(dim=(1, 2, 3)) > 0.99] = torch.inf  # the white image
 
-    inside.register_forward_hook(overflow)
+    model.encoder.conv_in.register_forward_hook(overflow)
     white = torch.cat([photograph(32, 32, 200)[None], torch.ones(1, 3, 32, 32), photograph(32, 32, 260)[None]])
     results = evaluate_batches(codec, [Batch(white, None, ["a", "white", "b"], torch.zeros(3))], PSNR_SSIM)
     assert results.missing["psnr"] == f"{BROKEN} (1 of 3 images, the first white)"
@@ -217,8 +218,9 @@ def test_a_sample_depends_on_seed_and_key_alone() -> None:
     model = Autoencoder(AutoencoderConfig(block_out_channels=(8, 8), layers_per_block=1, norm_groups=4)).eval()
     codec = LatentCodec(model, LatentScale())
     mode, sample, other = (
-        EvaluationProtocol(metrics=("psnr",), latent=latent, seed=seed)
-        for latent, seed in (("mode", 0), ("sample", 0), ("sample", 1))
+        EvaluationProtocol(metrics=("psnr",), latent="mode", seed=0),
+        EvaluationProtocol(metrics=("psnr",), latent="sample", seed=0),
+        EvaluationProtocol(metrics=("psnr",), latent="sample", seed=1),
     )
     squares = list(batches())[1]
     together = evaluate_batches(codec, [squares], sample)

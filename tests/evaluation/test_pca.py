@@ -37,7 +37,10 @@ def test_equals_scikit_learn(images: list[Tensor]) -> None:
     found = torch.cat(
         [
             rearrange(
-                codec.decode(codec.encode(x), size=tuple(x.shape[2:])), "b c (h p) (w q) -> (b h w) (c p q)", p=4, q=4
+                codec.decode(codec.encode(x), size=(x.shape[2], x.shape[3])),
+                "b c (h p) (w q) -> (b h w) (c p q)",
+                p=4,
+                q=4,
             )
             for x in images
         ]

@@ -28,7 +28,9 @@ def pictures(shard: Path) -> list[Tensor]:
         members = [member for member in tar if member.name.endswith(".png")]
         found = []
         for member, (height, width) in zip(members, SIZES, strict=False):
-            pixels = np.asarray(Image.open(tar.extractfile(member)).convert("RGB"))[:height, :width]  # type: ignore[arg-type]
+            file = tar.extractfile(member)
+            assert file is not None  # a picture is no folder
+            pixels = np.asarray(Image.open(file).convert("RGB"))[:height, :width]
             found.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].double() / 127.5 - 1)
     return found
 

@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 from html import unescape
 from pathlib import Path
 from shutil import copytree
@@ -24,7 +23,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from ldm_vae import LatentCodec, LatentDataset
-from tests.conftest import ROOT
+from tests.conftest import ROOT, members
 from tests.golden.codec_tensors import tensors_of
 from tools.golden import GOLDEN, ONE_THREAD, read_rows
 
@@ -50,12 +49,6 @@ def python(home: Path, *arguments: object) -> str:
     return done.stdout
 
 
-def members(tar: Path) -> dict[str, bytes]:
-    """Name -> content."""
-    with tarfile.open(tar) as file:
-        return {member.name: file.extractfile(member).read() for member in file}  # type: ignore[union-attr]
-
-
 @pytest.mark.parametrize("model", ["run", "run/checkpoints/step_00000006", "run/export"])
 def test_the_codec_loads_from_run_checkpoint_and_export(home: Path, model: str) -> None:
     stored, found = (
@@ -67,7 +60,7 @@ def test_the_codec_loads_from_run_checkpoint_and_export(home: Path, model: str) 
 
 
 def test_diffusers_loads_the_export(home: Path) -> None:
-    vae = AutoencoderKL.from_pretrained(home / "run" / "export")  # type: ignore[no-untyped-call]
+    vae = AutoencoderKL.from_pretrained(home / "run" / "export")
     codec = LatentCodec.load(home / "run")
     assert codec.scale is not None and vae.config.scaling_factor == codec.scale.factor
     latent = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))

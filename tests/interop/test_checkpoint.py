@@ -14,10 +14,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from ldm_vae.atomic import REPLACED
 from ldm_vae.errors import UserError
 from ldm_vae.interop import checkpoint as native
 from ldm_vae.interop.checkpoint import Checkpoint, find_damage
@@ -78,11 +81,10 @@ def test_only_what_must_be_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyP
     base = torch.zeros(4, 4)
     named = {"alone": torch.zeros(3), "first": base, "tied": base, "strided": torch.zeros(4, 4).t()}
     received: dict[str, int] = {}
-    real = native.save_file
 
-    def spy(tensors: dict[str, torch.Tensor], *args: object, **kwargs: object) -> None:
+    def spy(tensors: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> None:
         received.update({name: tensor.data_ptr() for name, tensor in tensors.items()})
-        real(tensors, *args, **kwargs)
+        save_file(tensors, *args, **kwargs)
 
     monkeypatch.setattr(native, "save_file", spy)
     Checkpoint.write(tmp_path / "step_00000001", {"model": named}, {"step": 1, "model": {}})
@@ -286,7 +288,7 @@ def test_a_kill_at_every_operation_of_a_save(
         assert Checkpoint.latest(run) == following
         assert_equal_tensors(following, content(2, 5))
         left = {path.name for path in (run / "checkpoints").iterdir()}
-        assert left <= {"step_00000001", f"{native.REPLACED}step_00000001", "step_00000002"}, "stages are cleaned up"
+        assert left <= {"step_00000001", f"{REPLACED}step_00000001", "step_00000002"}, "stages are cleaned up"
         assert len(left) == 2
     # Up to one operation the old one stands, from there on the new one: there is no third state.
     old, new = (1, 0), (2, 0) if scenario == "new" else (1, 1)

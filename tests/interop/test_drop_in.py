@@ -35,9 +35,9 @@ def check_equal(ours: AutoencoderKL, theirs: AutoencoderKL) -> None:
         model.encode(given).latent_dist for model, given in ((ours, images), (theirs, images), (exact, images.double()))
     )
     assert_as_exact(first.parameters, second.parameters, third.parameters)
-    samples = [dist.sample(torch.Generator().manual_seed(1)) for dist in (first, second)]
+    sample, other = (dist.sample(torch.Generator().manual_seed(1)) for dist in (first, second))
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
-    assert_as_exact(*samples, third.mean + third.std * noise)
+    assert_as_exact(sample, other, third.mean + third.std * noise)
     assert_as_exact(ours.decode(z).sample, theirs.decode(z).sample, exact.decode(z.double()).sample)
     assert_as_exact(ours(images).sample, theirs(images).sample, exact(images.double()).sample)
     generator = torch.Generator().manual_seed(1)  # taken, and of no use
@@ -67,7 +67,7 @@ def test_large_pictures_run_in_pieces_with_tiling_and_slicing_on(
     ours.tile_sample_min_size = ours.tile_latent_min_size = 2  # tiles would cut even these pictures
     passes: list[int] = []
     codec = ours._exact
-    for network in (codec.model.encoder, codec.model.decoder, ours.encoder, ours.decoder):  # type: ignore[attr-defined]
+    for network in (codec.model.encoder, codec.model.decoder, ours.encoder, ours.decoder):
         network.register_forward_hook(lambda *_: passes.append(1))
     check_equal(ours, vae)
     assert passes == []  # no network was run as a whole
@@ -143,7 +143,8 @@ def test_gradients_are_those_of_the_autoencoder(vae: AutoencoderKL) -> None:
         leaf = z.clone().requires_grad_()
         model.decode(leaf).sample.square().sum().backward()
         found.append(leaf.grad)
-    assert found[0] is not None and torch.equal(found[0], found[1])
+    ours, theirs = found
+    assert ours is not None and theirs is not None and torch.equal(ours, theirs)
 
 
 def test_what_is_saved_is_an_ordinary_autoencoder(vae: AutoencoderKL, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from ldm_vae import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.interop.load import load_model
 from tests.interop.hub_server import COMMIT, HubServer
+from tests.kl import autoencoder_in
 
 TOKEN = "hf_the_right_one"
 LOAD = """
@@ -140,7 +141,7 @@ def test_refusal_is_one_line_and_the_export_is_whole(
             assert token not in error
     assert not server.models
     for out in outs:
-        exported = load_model(out).model
+        exported = autoencoder_in(load_model(out).model)
         assert torch.equal(exported.encoder.conv_in.weight, vae.encoder.conv_in.weight)
 
 

@@ -16,6 +16,7 @@ from ldm_vae.interop.load import STATISTICS, load_model, weights_hash
 from ldm_vae.losses.pixel import LOG_VARIANCE_HEAD, LogVariance
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from tests.kl import autoencoder_in
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), norm_groups=4, layers_per_block=1)
 
@@ -37,7 +38,9 @@ def test_run_gives_the_ema_weights_of_its_newest_whole_checkpoint(tmp_path: Path
     (tmp_path / "checkpoints" / "step_00000003" / "ema.safetensors").write_bytes(b"torn")
     loaded = load_model(tmp_path)
     assert (loaded.source.step, loaded.source.weights) == (2, "ema")
-    torch.testing.assert_close(loaded.model.encoder.conv_in.weight, second["ema"]["encoder.conv_in.weight"])
+    torch.testing.assert_close(
+        autoencoder_in(loaded.model).encoder.conv_in.weight, second["ema"]["encoder.conv_in.weight"]
+    )
     assert loaded.scale is None
 
 
@@ -46,7 +49,9 @@ def test_checkpoint_is_loaded_by_its_own_name_and_without_ema_by_its_model(tmp_p
     save(tmp_path, 2)
     loaded = load_model(tmp_path / "checkpoints" / "step_00000001")
     assert (loaded.source.step, loaded.source.weights, loaded.source.folder) == (1, "model", tmp_path)
-    torch.testing.assert_close(loaded.model.encoder.conv_in.weight, first["model"]["encoder.conv_in.weight"])
+    torch.testing.assert_close(
+        autoencoder_in(loaded.model).encoder.conv_in.weight, first["model"]["encoder.conv_in.weight"]
+    )
 
 
 def test_resolution_is_read_from_the_recipe(tmp_path: Path) -> None:
@@ -72,12 +77,12 @@ def test_live_model_shares_its_tensors_and_stays_as_it_is(vae: AutoencoderKL) ->
     vae.encoder.requires_grad_(True)
     loaded = load_model(vae)
     assert loaded.scale == LatentScale(0.5)
-    assert loaded.model.encoder.conv_in.weight.data_ptr() == vae.encoder.conv_in.weight.data_ptr()
-    assert not loaded.model.encoder.conv_in.weight.requires_grad
+    assert autoencoder_in(loaded.model).encoder.conv_in.weight.data_ptr() == vae.encoder.conv_in.weight.data_ptr()
+    assert not autoencoder_in(loaded.model).encoder.conv_in.weight.requires_grad
     assert vae.encoder.conv_in.weight.requires_grad
     with torch.no_grad():
         vae.encoder.conv_in.weight.zero_()
-    assert not loaded.model.encoder.conv_in.weight.any()
+    assert not autoencoder_in(loaded.model).encoder.conv_in.weight.any()
 
 
 def test_hash_tells_weights_apart_and_ignores_where_they_lie(vae: AutoencoderKL, tmp_path: Path) -> None:
@@ -117,4 +122,4 @@ def test_hub_that_is_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch, t
 
 def test_live_object_of_another_class_is_refused() -> None:
     with pytest.raises(UserError, match="from a Linear"):
-        load_model(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+        load_model(torch.nn.Linear(1, 1))

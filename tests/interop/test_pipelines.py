@@ -19,6 +19,7 @@ from ldm_vae.interop.load import LoadedModel, ModelSource, weights_hash
 from ldm_vae.interop.pipelines import PIPELINES, Target
 from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from ldm_vae.piecewise import decode_pieces
 from tests.tolerance import assert_as_exact, double
 
 pytestmark = pytest.mark.numerical
@@ -228,10 +229,9 @@ def test_drop_in_makes_the_same_picture_in_pieces(
     monkeypatch.setattr("ldm_vae.piecewise.plan.STRIP_BYTES", 2**10)
     pipe.vae = LatentCodec.load(tmp_path / "out", device="cpu").as_diffusers()
     passes: list[tuple[torch.Tensor, Any]] = []  # latents, and the plan by which they were decoded
-    pieces = codec_module.decode_pieces
 
     def watched(model: Autoencoder, z: torch.Tensor, **options: Any) -> tuple[torch.Tensor, Any]:
-        result, plan = pieces(model, z, **options)
+        result, plan = decode_pieces(model, z, **options)
         passes.append((z, plan))
         return result, plan
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from ldm_vae.latents.encode import encode_shards
 from ldm_vae.latents.format import read_latents_file, read_records
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.conftest import write_arrays
-from tests.latents.test_stream import job, run
+from tests.kl import autoencoder_in
+from tests.latents.jobs import job, run
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 8), norm_groups=4, layers_per_block=1, mid_attention=False)
 
@@ -32,7 +34,7 @@ def encode(codec: LatentCodec, shards: Path, out: Path) -> None:
     run(codec, shards, out, job(codec, batch=2))
 
 
-def picture(value: float | None = None) -> np.ndarray:  # type: ignore[type-arg]
+def picture(value: float | None = None) -> np.ndarray:
     generator = np.random.default_rng(0)
     array = generator.uniform(-1, 1, (3, 8, 8)) if value is None else np.full((3, 8, 8), value)
     return array.astype(np.float32)
@@ -40,7 +42,7 @@ def picture(value: float | None = None) -> np.ndarray:  # type: ignore[type-arg]
 
 def test_latents_that_stay_non_finite_are_quarantined_and_the_rest_goes_on(codec: LatentCodec, tmp_path: Path) -> None:
     with torch.no_grad():
-        codec.model.encoder.conv_in.weight.fill_(1e38)  # overflows unless the picture is all zeros
+        autoencoder_in(codec.model).encoder.conv_in.weight.fill_(1e38)  # overflows unless the picture is all zeros
     arrays = {"a": picture(0), "b": picture(1), "c": picture(0), "nan": picture(float("nan"))}
     write_arrays(tmp_path / "shards" / "0.tar", arrays)
     encode(codec, tmp_path / "shards", tmp_path / "out")
@@ -54,8 +56,10 @@ def test_latents_that_stay_non_finite_are_quarantined_and_the_rest_goes_on(codec
 
 
 def test_latents_beyond_float16_are_quarantined_not_stored_as_infinity(codec: LatentCodec, tmp_path: Path) -> None:
+    last = autoencoder_in(codec.model).quant_conv
+    assert last is not None
     with torch.no_grad():
-        codec.model.quant_conv.weight.mul_(1e7)  # type: ignore[union-attr]
+        last.weight.mul_(1e7)
     write_arrays(tmp_path / "shards" / "0.tar", {"a": picture()})
     with pytest.raises(UserError, match=r"none of the images could be encoded.*float16"):
         encode(codec, tmp_path / "shards", tmp_path / "out")
@@ -87,11 +91,11 @@ def test_full_disk_keeps_what_is_finished(codec: LatentCodec, tmp_path: Path, mo
         write_arrays(tmp_path / "shards" / name, {f"{name[0]}{key}": picture() for key in "abc"})
     add, room = latent_shards._add, [4]  # members until the disk is full
 
-    def limited(*arguments: object) -> None:
+    def limited(tar: tarfile.TarFile, name: str, data: bytes) -> None:
         room[0] -= 1
         if room[0] < 0:
             raise OSError(28, "No space left on device")
-        add(*arguments)  # type: ignore[arg-type]
+        add(tar, name, data)
 
     monkeypatch.setattr(latent_shards, "_add", limited)
     with pytest.raises(UserError, match="No space left"):

@@ -13,13 +13,11 @@ import torch
 
 from ldm_vae import LatentCodec, LatentDataset
 from ldm_vae.data.images.fit import ImageConfig, fit_image
-from ldm_vae.data.shards.index import load_index
-from ldm_vae.latents import encode
 from ldm_vae.latents import format as latent_shards
 from ldm_vae.latents import stream as encode_stream
-from ldm_vae.latents.format import LatentJob
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.conftest import write_arrays
+from tests.latents.jobs import job, run
 from tests.tolerance import roundings
 
 pytestmark = pytest.mark.numerical
@@ -34,26 +32,7 @@ def codec() -> LatentCodec:
     return LatentCodec(Autoencoder(CONFIG).eval().requires_grad_(False))
 
 
-def job(codec: LatentCodec, *, batch: int, resize: int | None = None, multiple: int | None = None) -> LatentJob:
-    return encode.latent_job(
-        codec,
-        latents="moments",
-        mirrored=False,
-        resize=resize,
-        crop=None,
-        multiple=multiple,
-        batch=batch,
-        keep_image=False,
-        seed=0,
-    )
-
-
-def run(codec: LatentCodec, shards: Path, out: Path, work: LatentJob, workers: int = 2) -> None:
-    index = load_index(str(shards))
-    encode.encode_shards(codec, index, out, work, workers=workers, rank=0, world=1, done=lambda count, total: None)
-
-
-def pictures(sizes: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def pictures(sizes: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(len(sizes))
     return {key: generator.uniform(-1, 1, (3, *size)).astype(np.float32) for key, size in sizes.items()}
 
@@ -185,6 +164,11 @@ def test_large_pictures_are_not_held_back_for_others_of_their_size(
     monkeypatch.setattr(encode_stream, "WINDOW_PIXELS", 100)
     moments = codec.checked_moments
     counts: list[int] = []
-    monkeypatch.setattr(codec, "checked_moments", lambda images: counts.append(len(images)) or moments(images))
+
+    def counted_moments(images: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+        counts.append(len(images))
+        return moments(images)
+
+    monkeypatch.setattr(codec, "checked_moments", counted_moments)
     run(codec, tmp_path / "shards", tmp_path / "out", job(codec, batch=4))
     assert counts == [2, 2, 2]

@@ -1,8 +1,9 @@
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_vae.losses.adaptive import adaptive_weight
 from ldm_vae.losses.adversarial import generator_loss
@@ -10,7 +11,7 @@ from ldm_vae.losses.anchor import weight_gradients
 from ldm_vae.losses.perceptual import LPIPS
 from ldm_vae.losses.pixel import pixel_distance
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
-from ldm_vae.nn.discriminators.patch import PatchDiscriminator
+from ldm_vae.nn.discriminators.patch import NormKind, PatchDiscriminator
 
 pytestmark = pytest.mark.numerical
 
@@ -34,7 +35,8 @@ class Parts:
     images: Tensor
 
     def to(self, dtype: torch.dtype) -> "Parts":
-        return Parts(*(part.to(dtype) for part in (self.model, self.lpips, self.discriminator, self.images)))
+        model, lpips = self.model.to(dtype), self.lpips.to(dtype)
+        return Parts(model, lpips, self.discriminator.to(dtype), self.images.to(dtype))
 
     def losses(self, reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Ours: reconstruction and generator loss, summed over an image and averaged over images."""
@@ -42,20 +44,22 @@ class Parts:
         perceptual = self.lpips(reconstruction, target) * target[0].numel()
         return (pixel + perceptual).mean(), generator_loss(self.discriminator(reconstruction), "hinge").mean()
 
-    def weight(self, images: Tensor, **keywords: object) -> tuple[Tensor, Tensor]:
+    def weight(self, images: Tensor, reduce: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Ours: the adaptive weight, and the two gradients it came from (2, C, channels, 3, 3)."""
         output = self.model(images)
         leaf = output.reconstruction.detach().requires_grad_()
         reached = [torch.autograd.grad(loss, leaf)[0] for loss in self.losses(leaf, output.target)]
         gradients = weight_gradients(self.model.anchors["decoder"], output.below["decoder"], reached)
-        return adaptive_weight(*gradients, **keywords), torch.stack(gradients)
+        return adaptive_weight(*gradients, reduce=reduce), torch.stack(gradients)
 
 
-def confident_discriminator(norm: str) -> PatchDiscriminator:
+def confident_discriminator(norm: NormKind) -> PatchDiscriminator:
     """Large logits, as after training: the gradient of a new one is so short that the maximum would decide."""
     discriminator = PatchDiscriminator(3, channels=16, norm=norm)
+    last = discriminator.main[-1]
+    assert isinstance(last, nn.Conv2d)
     with torch.no_grad():
-        discriminator.main[-1].weight.mul_(100.0)
+        last.weight.mul_(100.0)
     return discriminator
 
 

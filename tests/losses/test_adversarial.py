@@ -6,12 +6,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_vae.errors import UserError
-from ldm_vae.losses.adversarial import DiscriminatorConfig, adversarial_factor, discriminator_loss, generator_loss
+from ldm_vae.losses.adversarial import (
+    AdversarialKind,
+    DiscriminatorConfig,
+    adversarial_factor,
+    discriminator_loss,
+    generator_loss,
+)
 from ldm_vae.recipe import validate
 
 pytestmark = pytest.mark.numerical
 
-KINDS = ["hinge", "vanilla", "non_saturating"]
+KINDS: list[AdversarialKind] = ["hinge", "vanilla", "non_saturating"]
 
 
 # taming/modules/losses/vqperceptual.py of CompVis/taming-transformers, word for word.
@@ -38,7 +44,8 @@ def test_means_equal_compvis(logits: tuple[Tensor, Tensor]) -> None:
     real, fake = logits
     torch.testing.assert_close(discriminator_loss(real, fake, "hinge").mean(), hinge_d_loss(real, fake))
     torch.testing.assert_close(discriminator_loss(real, fake, "vanilla").mean(), vanilla_d_loss(real, fake))
-    for kind in ("hinge", "vanilla"):
+    of_compvis: list[AdversarialKind] = ["hinge", "vanilla"]
+    for kind in of_compvis:
         torch.testing.assert_close(generator_loss(fake, kind).mean(), -torch.mean(fake))
 
 
@@ -52,7 +59,7 @@ def test_non_saturating_is_cross_entropy_on_both_sides(logits: tuple[Tensor, Ten
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_value_per_image(logits: tuple[Tensor, Tensor], kind: str) -> None:
+def test_one_value_per_image(logits: tuple[Tensor, Tensor], kind: AdversarialKind) -> None:
     real, fake = logits
     discriminator, generator = discriminator_loss(real, fake, kind), generator_loss(fake, kind)
     for i in range(3):
@@ -62,14 +69,14 @@ def test_one_value_per_image(logits: tuple[Tensor, Tensor], kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_types(logits: tuple[Tensor, Tensor], kind: str) -> None:
+def test_types(logits: tuple[Tensor, Tensor], kind: AdversarialKind) -> None:
     for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
         real, fake = (value.to(dtype) for value in logits)
         assert discriminator_loss(real, fake, kind).dtype == generator_loss(fake, kind).dtype == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_two_pull_the_fake_logits_apart(logits: tuple[Tensor, Tensor], kind: str) -> None:
+def test_the_two_pull_the_fake_logits_apart(logits: tuple[Tensor, Tensor], kind: AdversarialKind) -> None:
     _, fake = logits
     fake = (0.4 * fake).requires_grad_()  # inside the hinge's margin for the most part
     (down,) = torch.autograd.grad(discriminator_loss(fake.detach(), fake, kind).sum(), fake)

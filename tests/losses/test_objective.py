@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.losses.adversarial import DiscriminatorConfig, PatchAdversary
 from ldm_vae.losses.objective import LossConfig, Objective, WeightedTerm, build_heads, build_objective
 from ldm_vae.losses.perceptual import LPIPS, PerceptualConfig
-from ldm_vae.losses.pixel import LOG_VARIANCE_HEAD, PixelConfig
+from ldm_vae.losses.pixel import LOG_VARIANCE_HEAD, LogVariance, PixelConfig
 from ldm_vae.losses.rate import RateConfig
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.networks.network import Output
@@ -50,8 +50,19 @@ def _forward(model: Autoencoder, batch: Batch) -> Output:
     return output
 
 
+def _log_variance(model: Autoencoder) -> nn.Parameter:
+    head = model.heads[LOG_VARIANCE_HEAD]
+    assert isinstance(head, LogVariance)
+    return head.value
+
+
 def _direct(
-    model: Autoencoder, lpips: LPIPS, critic: Callable[[Tensor], Tensor], batch: Batch, loss: LossConfig, factor: float
+    model: Autoencoder,
+    lpips: LPIPS,
+    critic: Callable[[Tensor], Tensor] | None,
+    batch: Batch,
+    loss: LossConfig,
+    factor: float,
 ) -> Tensor:
     """CompVis' total, in their words: sums over elements, mean over images, weight from gradients of the last layer."""
     output = _forward(model, batch)
@@ -60,12 +71,13 @@ def _direct(
     perceptual = lpips(output.reconstruction, batch.image).mean() * elements
     nll = loss.pixel.weight * pixel + loss.perceptual.weight * perceptual
     if LOG_VARIANCE_HEAD in model.heads:
-        log_variance = model.heads[LOG_VARIANCE_HEAD].value
+        log_variance = _log_variance(model)
         nll = nll / log_variance.exp() + elements * log_variance
     mean, logvar = output.posterior.stats["mean"], output.posterior.stats["logvar"]
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum() / len(batch.image)
     total = nll + loss.rate.weight * kl
     if factor:
+        assert critic is not None
         generator = -critic(output.reconstruction).mean()
         last = model.decoder.conv_out.weight
         nll_gradient = torch.autograd.grad(nll, last, retain_graph=True)[0]
@@ -105,13 +117,13 @@ def test_gradient_equals_the_direct_formulation(step: int, learned_variance: boo
         torch.testing.assert_close(
             ours[name], parameter.grad, rtol=1e-9, atol=1e-9 * parameter.grad.abs().max().item() + 1e-12
         )
-    assert parameter.grad.abs().sum() > 0
+    assert parameter.grad is not None and parameter.grad.abs().sum() > 0
 
 
 def test_the_learned_log_variance_reaches_its_optimum() -> None:
     """d/ds (a / e^s + n s) = 0 at e^s = a / n: the mean error per element."""
     model, _, _ = _networks(learned_variance=True)
-    log_variance = model.heads[LOG_VARIANCE_HEAD].value
+    log_variance = _log_variance(model)
     loss = LossConfig(pixel=PixelConfig(learned_variance=True), rate=RateConfig(weight=0.0))
     objective = _objective(model, None, loss, None)
     batch = _batch()

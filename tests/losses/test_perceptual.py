@@ -15,6 +15,7 @@ from ldm_vae.losses.perceptual import (
     BACKBONE,
     LPIPS,
     SMALLEST_IMAGE,
+    LPIPSNetwork,
     PerceptualConfig,
     _unit_length,
     perceptual_channels,
@@ -57,7 +58,7 @@ def test_gradients_equal_lpips(pair: Pair, photographs: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("network", "expected"), [("alex", (0.722, 0.138)), ("vgg", (0.569, 0.422))])
-def test_published_answers(network: str, expected: tuple[float, float]) -> None:
+def test_published_answers(network: LPIPSNetwork, expected: tuple[float, float]) -> None:
     """AlexNet's are those that the LPIPS project prints, to three digits; VGG's were measured with these weights."""
     folder = Path(os.environ.get("LDM_VAE_TEST_DATA", "")) / "reference" / "lpips"
     if "LDM_VAE_TEST_DATA" not in os.environ or not folder.is_dir():
@@ -98,12 +99,12 @@ def test_vectors_of_zeros_have_a_gradient() -> None:
 @pytest.mark.parametrize("scale", [0.0, 1e-25])
 def test_vanishing_features_have_a_gradient(pair: Pair, photographs: Tensor, scale: float) -> None:
     """A dead last layer, and one whose squares underflow: then lpips' NaN is not stopped by the ReLU before it."""
-    ours, theirs = (copy.deepcopy(module) for module in pair)
+    ours, theirs = copy.deepcopy(pair)
     last = max(int(name) for name, layer in ours.features.named_children() if isinstance(layer, nn.Conv2d))
     for layer in (ours.features[last], dict(theirs.net.slice5.named_children())[str(last)]):
         with torch.no_grad():
-            layer.weight.mul_(scale)
-            layer.bias.mul_(scale)
+            for parameter in layer.parameters():
+                parameter.mul_(scale)
     image = photographs[:2].clone().requires_grad_()
     target = photographs[2:]
     (found,) = torch.autograd.grad(ours(image, target).sum(), image)

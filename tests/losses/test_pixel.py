@@ -1,9 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ldm_vae.errors import UserError
-from ldm_vae.losses.pixel import PixelConfig, pixel_distance
+from ldm_vae.losses.pixel import PixelConfig, PixelKind, pixel_distance
 from ldm_vae.recipe import validate
 
 pytestmark = pytest.mark.numerical
@@ -14,7 +15,7 @@ SHAPE = (2, 3, 5, 7)
 def test_equals_torch() -> None:
     reconstruction, target = torch.randn(SHAPE), torch.randn(SHAPE)
     epsilon = 0.3
-    expected = {
+    expected: dict[PixelKind, Tensor] = {
         "l1": F.l1_loss(reconstruction, target, reduction="none"),
         "l2": F.mse_loss(reconstruction, target, reduction="none"),
         "charbonnier": torch.hypot(reconstruction - target, torch.tensor(epsilon)),
@@ -33,7 +34,7 @@ def test_charbonnier_lies_between_l1_and_l2() -> None:
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2", "charbonnier"])
-def test_gradient_is_finite_for_equal_images(kind: str) -> None:
+def test_gradient_is_finite_for_equal_images(kind: PixelKind) -> None:
     image = torch.randn(SHAPE, requires_grad=True)
     pixel_distance(image, image.detach(), kind).sum().backward()
     assert image.grad is not None

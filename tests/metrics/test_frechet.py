@@ -90,11 +90,10 @@ def test_frechet_of_two_gaussians_in_closed_form() -> None:
 def test_fewer_images_than_features(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen in the dimensions that the points span. Against the root's trace as a nuclear norm of centred points."""
     seen: list[int] = []
-    original = frechet.fid_statistics_to_metric
 
     def watched(first: Any, second: Any, *, verbose: bool) -> Any:
         seen.append(len(first["mu"]))
-        return original(first, second, verbose=verbose)
+        return fid_statistics_to_metric(first, second, verbose=verbose)
 
     monkeypatch.setattr(frechet, "fid_statistics_to_metric", watched)
     ours, theirs = feature_sets(n, 512)

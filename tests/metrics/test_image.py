@@ -39,14 +39,21 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return blocks[..., : image.shape[2], : image.shape[3]].round().to(torch.uint8), image
 
 
+def measure(metrics: ImageMetrics, pair: Pair, width: int | None = None, height: int | None = None) -> MeasuredImage:
+    """Of the two images, cut at the right and below."""
+    reconstruction, image = (x[..., :height, :width] for x in pair)
+    (row,) = metrics(reconstruction, image, ["photograph"])
+    return row
+
+
 @pytest.fixture(scope="module")
 def measured(pair: Pair) -> MeasuredImage:
-    (row,) = ImageMetrics()(*pair, ["photograph"])
+    row = measure(ImageMetrics(), pair)
     assert not row.missing
     return row
 
 
-def skimage_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def skimage_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     reconstruction, image = (x[0].permute(1, 2, 0).numpy() for x in pair)
     return image, reconstruction
 
@@ -107,7 +114,7 @@ def test_a_batch_gives_each_image_its_own_row(pair: Pair) -> None:
 
 @pytest.mark.parametrize(("side", "there"), [(160, False), (161, True), (175, True), (176, True)])
 def test_ms_ssim_from_161_pixels(pair: Pair, side: int, there: bool) -> None:
-    (row,) = ImageMetrics(["ms_ssim"])(*(x[..., :side, :200] for x in pair), ["photograph"])
+    row = measure(ImageMetrics(["ms_ssim"]), pair, height=side, width=200)
     assert ("ms_ssim" in row.values) is there
     if there:
         assert 0.5 < row.values["ms_ssim"] < 1
@@ -121,13 +128,13 @@ def test_smallest_sizes_are_true(pair: Pair) -> None:
         for side in (metric.smallest, metric.smallest - 1):
             if side == 0:
                 continue
-            (row,) = ImageMetrics([name])(*(x[..., :side, :200] for x in pair), ["photograph"])
+            row = measure(ImageMetrics([name]), pair, height=side, width=200)
             assert (name in row.values) is (side == metric.smallest)
             assert (name in row.missing) is (side < metric.smallest)
 
 
 def test_equal_images_have_no_psnr_and_no_distance(pair: Pair) -> None:
-    (row,) = ImageMetrics(["psnr", "ssim", "lpips_alex"])(pair[1], pair[1], ["photograph"])
+    row = measure(ImageMetrics(["psnr", "ssim", "lpips_alex"]), (pair[1], pair[1]))
     assert row.missing == {"psnr": "is infinite, because the reconstruction equals the image"}
     assert row.values["lpips_alex"] == 0
     assert row.values["ssim"] == pytest.approx(1, abs=1e-6)
@@ -136,11 +143,13 @@ def test_equal_images_have_no_psnr_and_no_distance(pair: Pair) -> None:
 def test_channels(pair: Pair) -> None:
     """Grey is shown to LPIPS as three equal channels; five channels can't be."""
     metrics = ImageMetrics(["psnr", "lpips_alex"])
-    grey = [x[:, :1] for x in pair]
-    (row,) = metrics(*grey, ["grey"])
-    (expanded,) = metrics(*(x.expand(-1, 3, -1, -1) for x in grey), ["grey"])
+    reconstruction, image = pair
+    grey = reconstruction[:, :1], image[:, :1]
+    row = measure(metrics, grey)
+    expanded = measure(metrics, (grey[0].expand(-1, 3, -1, -1), grey[1].expand(-1, 3, -1, -1)))
     assert row.values["lpips_alex"] == expanded.values["lpips_alex"]
-    (row,) = metrics(*(x[:, [0, 1, 2, 0, 1]] for x in pair), ["five"])
+    five = [0, 1, 2, 0, 1]
+    row = measure(metrics, (reconstruction[:, five], image[:, five]))
     assert row.missing == {"lpips_alex": "needs images of 1 or 3 channels, not 5"}
     assert "psnr" in row.values
 

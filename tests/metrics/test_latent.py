@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
@@ -16,9 +17,13 @@ from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
 
 pytestmark = pytest.mark.numerical
 
-# Sums of float64 in another order than numpy's.
-EXACT = {"rtol": 1e-12, "atol": 1e-12}
+Numbers = npt.NDArray[np.float64] | list[float]
 REST = {"codec": "0" * 64, "latents": "mode", "protocol": {}, "data": "shards"}
+
+
+def assert_equal(found: Numbers, expected: Numbers) -> None:
+    """But for sums of float64 in another order than numpy's."""
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def latents(seed: int, count: int = 6) -> torch.Tensor:
@@ -36,9 +41,9 @@ def gathered(*batches: torch.Tensor) -> LatentMoments:
 def test_equals_numpy() -> None:
     values = latents(0)
     moments, array = gathered(values), values.double().numpy()
-    np.testing.assert_allclose(moments.mean, array.mean(axis=(0, 2, 3)), **EXACT)
-    np.testing.assert_allclose(moments.std, array.std(axis=(0, 2, 3)), **EXACT)
-    np.testing.assert_allclose([moments.total_mean, moments.total_std], [array.mean(), array.std()], **EXACT)
+    assert_equal(moments.mean, array.mean(axis=(0, 2, 3)))
+    assert_equal(moments.std, array.std(axis=(0, 2, 3)))
+    assert_equal([moments.total_mean, moments.total_std], [array.mean(), array.std()])
     assert (moments.images, moments.values) == (6, 6 * 20)
 
 
@@ -46,7 +51,7 @@ def test_images_of_different_sizes_count_by_position() -> None:
     small, large = latents(1)[:, :, :2], latents(2)
     moments = gathered(small, large)
     flat = torch.cat([x.double().transpose(0, 1).flatten(1) for x in (small, large)], dim=1).numpy()
-    np.testing.assert_allclose(moments.std, flat.std(axis=1), **EXACT)
+    assert_equal(moments.std, flat.std(axis=1))
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 5))
@@ -55,8 +60,8 @@ def test_neither_batches_nor_processes_matter(sizes: list[int], cut: int) -> Non
     batches = list(values.split(sizes))
     one, left, right = gathered(values), gathered(*batches[:cut]), gathered(*batches[cut:])
     left.merge(right)
-    np.testing.assert_allclose(left.mean, one.mean, **EXACT)
-    np.testing.assert_allclose(left.std, one.std, **EXACT)
+    assert_equal(left.mean, one.mean)
+    assert_equal(left.std, one.std)
     assert (left.images, left.values) == (one.images, one.values)
 
 

@@ -99,7 +99,12 @@ def test_vgg_features_are_those_of_torchvision() -> None:
 def test_one_pass_gives_lpips_and_features(monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
     original = LPIPS.forward
-    monkeypatch.setattr(LPIPS, "forward", lambda self, *pair: passes.append(1) or original(self, *pair))
+
+    def counted(self: LPIPS, *pair: Tensor) -> Tensor:
+        passes.append(1)
+        return original(self, *pair)
+
+    monkeypatch.setattr(LPIPS, "forward", counted)
     image_metrics = ImageMetrics(["lpips_vgg"])
     shared = SetMetrics(["frechet_vgg16"], vgg=image_metrics.metrics["lpips_vgg"].network)
     features = FeatureSets(shared)

@@ -88,7 +88,8 @@ def test_parity_with_diffusers(config: AutoencoderConfig) -> None:
 
 @pytest.mark.parametrize("config", [c for c in architectures() if c.in_channels == 3 and c.quant_conv], ids=name)
 def test_gradients_equal_those_of_diffusers(config: AutoencoderConfig) -> None:
-    ours, theirs = (model.double() for model in pair(config))
+    ours, theirs = pair(config)
+    ours, theirs = ours.double(), theirs.double()
     image = picture(config, batch=2).double()
     noise = torch.randn(ours.latent_shape(image)).double()
     output = ours(image, noise=GivenNoise(noise))

@@ -17,7 +17,7 @@ from tests.architectures import WIDTHS, name, small_config
 def architectures() -> Iterator[AutoencoderConfig]:
     """Every f with all eight of the on/off choices; channel counts and depths take turns."""
     image, latent, layers = cycle((1, 3, 4, 12)), cycle((3, 4, 8, 16, 32)), cycle((1, 2, 1))
-    for f, quant, middle, levels in product(WIDTHS, *3 * [(True, False)]):
+    for f, (quant, middle, levels) in product(WIDTHS, product((True, False), repeat=3)):
         yield small_config(f, next(image), next(latent), next(layers), quant=quant, middle=middle, levels=levels)
 
 

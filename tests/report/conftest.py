@@ -15,7 +15,8 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Axis, Chart, Inspection, Line, Matrix, PictureFile, Quantity, Section, Verdict
 from ldm_vae.evaluation.compare import PairedDifference, differences_to_json
-from ldm_vae.evaluation.evaluate import EvaluationProtocol, describe_codec, evaluate_shards
+from ldm_vae.evaluation.evaluate import describe_codec, evaluate_shards
+from ldm_vae.evaluation.results import EvaluationProtocol
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.interop.load import STATISTICS
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics

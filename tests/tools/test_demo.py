@@ -67,7 +67,7 @@ def test_demo_continues_and_redoes_only_what_is_missing(tmp_path: Path) -> None:
         assert any((run / name).iterdir()), name
     assert len(list((run / "decoded").glob("*.png"))) == 3
     assert "</html>" in (run / "report.html").read_text()
-    model, loading = AutoencoderKL.from_pretrained(run / "export", output_loading_info=True)  # type: ignore[no-untyped-call]
+    model, loading = AutoencoderKL.from_pretrained(run / "export", output_loading_info=True)
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
     assert model.config.scaling_factor != 0.18215  # measured, not the default

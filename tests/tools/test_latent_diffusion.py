@@ -8,33 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiTPipeline
+from diffusers import DiTPipeline
 from PIL import Image
 
 from ldm_vae.cli.app import main as ldm_vae
 from ldm_vae.codec import LatentCodec, from_pil
 from ldm_vae.latents.dataset import LatentDataset
 from tests.conftest import encoded, picture, write_tar
+from tests.tools.codecs import write_codec
 from tools.command import run_command
 from tools.latent_diffusion import crop, crops, latent_diffusion
 
 TINY = ["--side", "8", "--tokens", "4", "--width", "32", "--depth", "1", "--steps", "3", "--batch", "4"]
 FACTOR = 2
-
-
-def write_codec(folder: Path, seed: int = 0, **config: Any) -> Path:
-    """A random diffusers folder, f2 with 3 channels."""
-    torch.manual_seed(seed)
-    vae: Any = AutoencoderKL(  # type: ignore[no-untyped-call]
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=3,
-        **({"scaling_factor": 0.6} | config),
-    )
-    vae.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +46,7 @@ def run(*arguments: str | Path) -> int:
 def test_a_pipeline_comes_out_and_is_the_same_again(codec: Path, latents: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
         assert run(codec, latents, tmp_path / name, *TINY, "--per-class", "2") == 0
-    pipe: Any = DiTPipeline.from_pretrained(tmp_path / "first" / "pipeline")  # type: ignore[no-untyped-call]
+    pipe: Any = DiTPipeline.from_pretrained(tmp_path / "first" / "pipeline")
     assert pipe.labels == {"0": 0, "1": 1, "2": 2}
     assert pipe.vae.config.scaling_factor == 0.6
     kept = [json.loads((tmp_path / name / "losses.json").read_text())["losses"] for name in ("first", "second")]
@@ -143,7 +129,7 @@ def test_samples_without_class_need_another_choice(
     assert run(codec, tmp_path / "latents", tmp_path / "out", *TINY) == 2
     assert "sample 0 has no cls: give --classes picture" in capsys.readouterr().err
     assert run(codec, tmp_path / "latents", tmp_path / "out", *TINY, "--classes", "picture") == 0
-    pipe: Any = DiTPipeline.from_pretrained(tmp_path / "out" / "pipeline")  # type: ignore[no-untyped-call]
+    pipe: Any = DiTPipeline.from_pretrained(tmp_path / "out" / "pipeline")
     assert pipe.get_label_ids(["1"]) == [1]
     assert run(codec, tmp_path / "latents", tmp_path / "out", *TINY, "--classes", "none") == 0
 

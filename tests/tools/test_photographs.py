@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def test_written_as_the_table_says(tmp_path: Path) -> None:
 
 def test_only_large_originals_are_reduced(tmp_path: Path) -> None:
     for photograph in PHOTOGRAPHS.values():
-        spec = photographs.find_spec(photograph.package)
+        spec = find_spec(photograph.package)
         assert spec is not None
         assert spec.origin is not None
         with Image.open(Path(spec.origin).parent / photograph.file) as original:

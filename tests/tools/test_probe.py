@@ -11,12 +11,14 @@ import torch
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.fit import ImageConfig
-from ldm_vae.evaluation.evaluate import EvaluationProtocol, evaluate_shards
+from ldm_vae.evaluation.evaluate import evaluate_shards
+from ldm_vae.evaluation.results import EvaluationProtocol
 from ldm_vae.metrics.pair import PairNetwork
 from tests.conftest import picture, write_shards
-from tests.tools.test_latent_diffusion import write_codec
+from tests.tools.codecs import write_codec
 from tools import learnability
 from tools.command import run_command
+from tools.denoiser import DenoiserConfig
 from tools.learnability import AT_ONCE, picture_features, reconstruct, standardise
 from tools.probe import probe, read_images
 
@@ -90,7 +92,7 @@ def test_samples_that_are_the_data_score_as_the_reconstructions_do(
     found = reconstruct(codec, pictures, network)
     means = standardise(codec, found.moments).apply(codec.draw(found.moments))
     monkeypatch.setattr(learnability, "sample_latents", lambda model, noise, labels, steps: means[: len(noise)])
-    config = learnability.DenoiserConfig(width=32, depth=1, tokens=4, steps=1)
+    config = DenoiserConfig(width=32, depth=1, tokens=4, steps=1)
     result = learnability.learn(codec, found, network, config, sampling_steps=2, done=lambda loss: None)
     assert IMAGES < AT_ONCE  # one batch, so that the means came in order
     # Standardising and back turns a few values over a rounding step of 8 bits.
@@ -123,7 +125,7 @@ def test_a_training_that_diverged_has_no_distance(
     codec = LatentCodec.load(codecs[0])
     found = reconstruct(codec, read_images(str(shards / "train"), SIZE, 4), network)
     monkeypatch.setattr(learnability, "sample_latents", lambda model, noise, labels, steps: noise * float("nan"))
-    config = learnability.DenoiserConfig(width=32, depth=1, tokens=4, steps=1)
+    config = DenoiserConfig(width=32, depth=1, tokens=4, steps=1)
     result: dict[str, Any] = learnability.learn(codec, found, network, config, sampling_steps=2, done=lambda loss: None)
     assert result["frechet_vgg16"] is None
     assert "not finite" in result["missing"]

@@ -13,15 +13,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 import pytest
 import torch
 
-import train.loop
 from ldm_vae.ranks import is_first_to_report
 from ldm_vae.recipe import load_recipe
+from tests.kl import autoencoder_in
 from train.__main__ import run_training
 from train.agreement import RanksDiffer, check_ranks_agree
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
 from train.recipe import Recipe
+from train.step import TRAIN_STEPS
 
-TRAIN_STEP = train.loop.TRAIN_STEPS["shared"]
+TRAIN_STEP = TRAIN_STEPS["shared"]
 
 
 def bad_image_on_rank_1(recipe: Recipe) -> None:
@@ -34,10 +35,10 @@ def bad_image_on_rank_1(recipe: Recipe) -> None:
             image[0, 0, 0, 0] = float("nan")
             micro_batches = [dataclasses.replace(micro_batches[0], image=image), *micro_batches[1:]]
         values = TRAIN_STEP(run, micro_batches, step)
-        seen[step] = run.autoencoder.decoder.conv_out.weight.detach().clone()
+        seen[step] = autoencoder_in(run.autoencoder).decoder.conv_out.weight.detach().clone()
         return values
 
-    train.loop.TRAIN_STEPS["shared"] = step_with_nan
+    TRAIN_STEPS["shared"] = step_with_nan
     run_training(recipe)
     assert torch.equal(seen[1], seen[3])
     assert not torch.equal(seen[3], seen[4])
@@ -51,7 +52,7 @@ def drift(recipe: Recipe) -> None:
     run = build_run(recipe, accelerator, autoencoder, frozen)
     check_ranks_agree({"model": run.autoencoder.state_dict()}, accelerator)
     if accelerator.process_index == 1:
-        weight = run.autoencoder.decoder.conv_out.weight
+        weight = autoencoder_in(run.autoencoder).decoder.conv_out.weight
         with torch.no_grad():
             weight[0, 0, 0, 0] = torch.nextafter(weight[0, 0, 0, 0], torch.tensor(9.0))
     with pytest.raises(RanksDiffer, match="different values of model"):

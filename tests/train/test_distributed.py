@@ -20,7 +20,7 @@ from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.order import sample_refs
 from ldm_vae.interop.checkpoint import Checkpoint
 from tests.conftest import ROOT, write_shards
-from tests.train.test_resume import rows, run_in_process
+from tests.train.runs import rows, run_in_process
 from train.status import RunLock, write_status
 
 SCENES = Path(__file__).with_name("on_ranks.py")

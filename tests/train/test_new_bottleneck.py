@@ -29,6 +29,8 @@ class Codes(Bottleneck):
     """Each number of the latent becomes the nearest of a few values, which follow their means (van den Oord 2017)."""
 
     width = 1
+    values: Tensor
+    used: Tensor
 
     def __init__(self, config: CodesConfig) -> None:
         super().__init__()

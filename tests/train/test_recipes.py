@@ -15,7 +15,7 @@ from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.noise import SlotNoise
 from ldm_vae.recipe import dump, load_recipe, resolve
 from tests.conftest import ROOT
-from tests.train.test_resume import rows, run_in_process
+from tests.train.runs import rows, run_in_process
 from train.dry_run import describe_recipe
 from train.recipe import Recipe
 

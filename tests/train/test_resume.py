@@ -16,30 +16,19 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
 
 import train.loop
 import train.status
+from ldm_vae.atomic import append
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import load_recipe, read_yaml
 from tests.conftest import ROOT, write_shards
-from train.__main__ import run_training
+from tests.train.runs import rows, run_in_process
 from train.recipe import Recipe, resolve_precision
+from train.step import TRAIN_STEPS
 
 STEPS = ("steps=11", "checkpoint.every=4", "checkpoint.keep_last=9", "log.every=3", "validation.every=5")
-
-
-def run_in_process(recipe: Path, *overrides: str) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
-    run_training(load_recipe(Recipe, recipe, overrides))
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """The log without what depends on the clock."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
 
 
 def assert_same_end(ours: Path, theirs: Path) -> None:
@@ -60,16 +49,16 @@ def crash(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """crash(n): the process dies, as far as the run can tell, at the n-th step that is taken from now on."""
 
     def arm(after: int) -> None:
-        original, taken = train.loop.TRAIN_STEPS["shared"], [0]
+        original, taken = TRAIN_STEPS["shared"], [0]
 
         def dying(*arguments: Any) -> Any:
             taken[0] += 1
             if taken[0] == after:
-                monkeypatch.setitem(train.loop.TRAIN_STEPS, "shared", original)
+                monkeypatch.setitem(TRAIN_STEPS, "shared", original)
                 raise SystemError("killed")
             return original(*arguments)
 
-        monkeypatch.setitem(train.loop.TRAIN_STEPS, "shared", dying)
+        monkeypatch.setitem(TRAIN_STEPS, "shared", dying)
 
     return arm
 
@@ -119,7 +108,7 @@ def test_what_ended_a_run_is_told_where_a_full_disk_takes_no_note_of_it(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    write_status, append = train.status.write_status, train.loop.append
+    write_status = train.status.write_status
     refused: list[str] = []
 
     def full(path: Path, text: str) -> None:
@@ -149,19 +138,19 @@ def test_what_ended_a_run_is_told_where_a_full_disk_takes_no_note_of_it(
 
 def test_a_signal_saves_and_the_run_goes_on(recipe: Path, tmp_path: Path, undisturbed: Path) -> None:
     folder = tmp_path / "preempted"
-    original = train.loop.TRAIN_STEPS["shared"]
+    original = TRAIN_STEPS["shared"]
 
     def signalled(run: Any, micro_batches: Any, step: int) -> Any:
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(run, micro_batches, step)
 
-    train.loop.TRAIN_STEPS["shared"] = signalled
+    TRAIN_STEPS["shared"] = signalled
     try:
         with pytest.raises(train.loop.Preempted):
             run_in_process(recipe, *STEPS, f"output={folder}")
     finally:
-        train.loop.TRAIN_STEPS["shared"] = original
+        TRAIN_STEPS["shared"] = original
     assert json.loads((folder / "status.json").read_text())["status"] == "preempted"
     latest = Checkpoint.latest(folder)
     assert latest is not None and latest.step == 5

@@ -1,6 +1,8 @@
 """The training step against plain formulations of what it should do."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ldm_vae.losses.adaptive import adaptive_weight
+from tests.kl import autoencoder_in
 from tests.train.conftest import Build, batches_of, state_of
 from train.step import TRAIN_STEPS, autoencoder_gradients, train_step, train_step_compvis
 
@@ -47,7 +50,7 @@ def test_adaptive_weight_under_accumulation_is_each_micro_batchs_own(build: Buil
         lpips = run.objective.likelihood[1].term(output, batch, step)
         nll = (output.reconstruction - batch.image).abs().sum() / len(batch.image) + lpips.mean()
         generator = -run.critics["discriminator"](output.reconstruction).mean()
-        last = run.autoencoder.decoder.conv_out.weight
+        last = autoencoder_in(run.autoencoder).decoder.conv_out.weight
         gradients = [torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in (nll, generator)]
         weights.append(0.5 * (gradients[0].norm() / (gradients[1].norm() + 1e-4)).clamp(0, 1e4))
     assert weights[0] != weights[1]
@@ -119,10 +122,11 @@ def test_a_bad_image_changes_nothing_and_is_counted(build: Build, norm: str, ord
     assert run.guard.suspects() == {"4": batches[4][0].key}
     step_of(run, batches[4], 4)
     assert int(run.guard.in_a_row) == 0
-    assert not torch.equal(before["model/decoder.conv_out.weight"], run.autoencoder.decoder.conv_out.weight)
+    trained = autoencoder_in(run.autoencoder).decoder.conv_out.weight
+    assert not torch.equal(before["model/decoder.conv_out.weight"], trained)
 
 
-def test_only_the_decoder_trains_where_asked_for(build: Build, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_only_the_decoder_trains_where_asked_for(build: Build, tmp_path: Path) -> None:
     from ldm_vae.interop.checkpoint import Checkpoint
 
     source, recipe = build()
@@ -133,7 +137,8 @@ def test_only_the_decoder_trains_where_asked_for(build: Build, tmp_path) -> None
     )
     run, recipe = build(f"model.init_from={tmp_path / 'codec'}", "model.train=decoder")
     before = state_of(run)
-    assert torch.equal(before["model/encoder.conv_in.weight"], source.autoencoder.encoder.conv_in.weight)
+    given = autoencoder_in(source.autoencoder).encoder.conv_in.weight
+    assert torch.equal(before["model/encoder.conv_in.weight"], given)
     for step, micro_batches in enumerate(batches_of(run, recipe, 3)):
         train_step(run, micro_batches, step)
     after = state_of(run)
@@ -146,14 +151,17 @@ def test_only_the_decoder_trains_where_asked_for(build: Build, tmp_path) -> None
     }
 
 
-def test_gradients_are_clipped_and_the_norm_is_that_before(build: Build) -> None:
+def test_gradients_are_clipped_and_the_norm_is_that_before(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     run, recipe = build("optimizer.clip=1.0")
-    seen = []
-    step_of_optimizer = run.updates["model"].optimizer.step
-    run.updates["model"].optimizer.step = lambda: (
-        seen.append(run.updates["model"].gradient_norm()),
-        step_of_optimizer(),
-    )  # type: ignore[method-assign, assignment, func-returns-value]
+    update = run.updates["model"]
+    seen: list[torch.Tensor] = []
+    step_of_optimizer = update.optimizer.step
+
+    def watched_step() -> None:
+        seen.append(update.gradient_norm())
+        step_of_optimizer()
+
+    monkeypatch.setattr(update.optimizer, "step", watched_step)
     values = train_step(run, batches_of(run, recipe, 1)[0], 0)
     assert values["gradient_norm/model"] > 100
     assert seen[0].item() == pytest.approx(1.0, rel=1e-4)  # clip_grad_norm_ divides by norm + 1e-6
@@ -163,7 +171,7 @@ def test_gradients_are_clipped_and_the_norm_is_that_before(build: Build) -> None
 def test_one_forward_of_the_autoencoder_per_micro_batch(build: Build, order: str, forwards: int) -> None:
     run, recipe = build(f"discriminator.order={order}")
     calls: list[int] = []
-    run.autoencoder.encoder.register_forward_hook(lambda *_: calls.append(1))
+    autoencoder_in(run.autoencoder).encoder.register_forward_hook(lambda *_: calls.append(1))
     TRAIN_STEPS[order](run, batches_of(run, recipe, 1)[0], 5)
     assert len(calls) == forwards
 
@@ -173,7 +181,7 @@ def test_adaptive_weight_is_not_computed_while_its_factor_is_zero(
 ) -> None:
     calls: list[int] = []
 
-    def counted(*args, **kwargs):  # type: ignore[no-untyped-def]
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
         calls.append(1)
         return adaptive_weight(*args, **kwargs)
 

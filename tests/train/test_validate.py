@@ -14,6 +14,7 @@ from ldm_vae.bottlenecks.gaussian import gaussian_kl
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.reader import validation_batches
 from ldm_vae.nn.last_layer import LastLayer
+from tests.kl import autoencoder_in
 from tests.train.conftest import Build
 from train.validate import build_validation, validation_data
 
@@ -37,7 +38,7 @@ def test_an_image_without_a_reconstruction_leaves_the_others_counted_once_and_dr
     index = load_index(recipe.data.validation)
     data = validation_data(recipe.validation, recipe.data, index)
     images = next(validation_batches(data, index, batch=5, rank=0, world=1)).image
-    model = run.ema.model
+    model = autoencoder_in(run.ema.model)
     with torch.no_grad():
         mean, logvar = model.encode(images).double().chunk(2, dim=1)
     order = mean.sum(dim=(1, 2, 3)).argsort()

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -58,7 +59,7 @@ def save(pixels: np.ndarray | Image.Image, name: str, **options: object) -> byte
     return file.getvalue()
 
 
-def tiff(pixels: np.ndarray, **options: object) -> bytes:
+def tiff(pixels: np.ndarray, **options: Any) -> bytes:
     file = io.BytesIO()
     tifffile.imwrite(file, pixels, **options)
     return file.getvalue()
@@ -100,7 +101,9 @@ def test_real_photographs_equal_torchvision(test_data: Path) -> None:
         for member in tar:
             if not member.name.endswith(".jpg"):
                 continue
-            data = tar.extractfile(member).read()  # type: ignore[union-attr]
+            file = tar.extractfile(member)
+            assert file is not None
+            data = file.read()
             actual = decode_image(data, "jpg", 3)
             image = Image.open(io.BytesIO(data))
             if "icc_profile" in image.info or image.getexif().get(0x0112, 1) != 1 or image.mode not in ("RGB", "L"):

@@ -8,17 +8,20 @@ import os
 import tarfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset
 
 from ldm_vae.data.shards.index import Index, load_index, write_index
-from ldm_vae.data.shards.scan import scan_shard
+from ldm_vae.data.shards.scan import Scan, scan_shard
 from ldm_vae.data.shards.shard import split_name
 from ldm_vae.data.shards.storage import read_whole
 from ldm_vae.errors import UserError
+from tests.data.conftest import MakeShards, WriteTar
 
 
 def contents(index: Index) -> dict[str, dict[str, bytes]]:
@@ -40,7 +43,7 @@ def through_webdataset(index: Index) -> dict[str, dict[str, bytes]]:
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
-def test_places_are_those_of_tarfile(tmp_path, format):
+def test_places_are_those_of_tarfile(tmp_path: Path, format: int) -> None:
     """Long names, other alphabets, folders and empty members in the three formats that exist."""
     names = ["a.jpg", "a.cls", "folder/b.png", "folder/b.txt", "c.npy"]
     if format != tarfile.USTAR_FORMAT:
@@ -67,7 +70,7 @@ def test_places_are_those_of_tarfile(tmp_path, format):
     assert contents(index) == through_webdataset(index)
 
 
-def test_scan_file_and_webdataset_agree(tmp_path):
+def test_scan_file_and_webdataset_agree(tmp_path: Path) -> None:
     with webdataset.ShardWriter(str(tmp_path / "%03d.tar"), maxcount=7, verbose=0) as writer:
         for i in range(20):
             sample = {"__key__": f"k{i}", "jpg": os.urandom(50 + 100 * i), "json": {"i": i}}
@@ -86,7 +89,7 @@ def test_scan_file_and_webdataset_agree(tmp_path):
     assert entry["bytes"] == (tmp_path / "000.tar").stat().st_size
 
 
-def test_fingerprint_tells_data_apart_but_not_where_they_lie(make_shards, tmp_path):
+def test_fingerprint_tells_data_apart_but_not_where_they_lie(make_shards: MakeShards, tmp_path: Path) -> None:
     first = load_index(str(make_shards(tmp_path / "a", [3, 4])))
     assert load_index(str(make_shards(tmp_path / "b", [3, 4]))).fingerprint == first.fingerprint
     assert load_index(str(make_shards(tmp_path / "c", [4, 3]))).fingerprint != first.fingerprint
@@ -103,20 +106,27 @@ def test_fingerprint_tells_data_apart_but_not_where_they_lie(make_shards, tmp_pa
         ("a.", "a", ""),
     ],
 )
-def test_key_and_field(name, key, field):
+def test_key_and_field(name: str, key: str, field: str) -> None:
     assert split_name(name) == (key, field)
 
 
-def test_dots_in_names_do_not_eat_the_key(write_tar, tmp_path):
+def test_dots_in_names_do_not_eat_the_key(write_tar: WriteTar, tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {"a.v1.0.jpg": b"1", "a.v1.0.cls": b"2", "a.v1.1.jpg": b"3"})
     assert contents(load_index(str(tmp_path))) == {"a.v1.0": {"jpg": b"1", "cls": b"2"}, "a.v1.1": {"jpg": b"3"}}
 
 
-def test_cache_scans_only_what_changed(make_shards, tmp_path, monkeypatch):
+def test_cache_scans_only_what_changed(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ldm_vae.data.shards.index as index_module
 
-    scanned = []
-    monkeypatch.setattr(index_module, "scan_shard", lambda url: scanned.append(Path(url).name) or scan_shard(url))
+    scanned: list[str] = []
+
+    def watched_scan(url: str) -> Scan:
+        scanned.append(Path(url).name)
+        return scan_shard(url)
+
+    monkeypatch.setattr(index_module, "scan_shard", watched_scan)
     folder, cache = make_shards(tmp_path / "shards", [3, 3]), tmp_path / "run" / "index"
     first = load_index(str(folder), cache=cache)
     assert scanned == ["000000.tar", "000001.tar"]
@@ -129,17 +139,20 @@ def test_cache_scans_only_what_changed(make_shards, tmp_path, monkeypatch):
     assert not (folder / "index.json").exists()
 
 
-def test_the_first_of_several_ranks_scans_for_all(make_shards, tmp_path, monkeypatch):
+def test_the_first_of_several_ranks_scans_for_all(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ldm_vae.data.shards.index as index_module
 
-    scanned, start = [], threading.Barrier(4)
+    scanned: list[str] = []
+    start = threading.Barrier(4)
 
-    def slow_scan(url):
+    def slow_scan(url: str) -> Scan:
         scanned.append(Path(url).name)
         time.sleep(0.05)  # long enough that all would scan
         return scan_shard(url)
 
-    def load(_):
+    def load(_: int) -> list[int]:
         start.wait()
         return load_index(str(folder), cache=tmp_path / "run" / "index").counts.tolist()
 
@@ -150,7 +163,7 @@ def test_the_first_of_several_ranks_scans_for_all(make_shards, tmp_path, monkeyp
     assert scanned == ["000000.tar", "000001.tar"]
 
 
-def broken(tmp_path: Path, kind: str, write_tar) -> None:
+def broken(tmp_path: Path, kind: str, write_tar: WriteTar) -> None:
     """One kind of unfit shard at tmp_path/0.tar."""
     path = write_tar(tmp_path / "0.tar", {f"{i}.jpg": bytes([i]) * 600 for i in range(1, 10)})
     whole = path.read_bytes()
@@ -224,7 +237,9 @@ def broken(tmp_path: Path, kind: str, write_tar) -> None:
         ("negative size", "of -512 bytes", 0),
     ],
 )
-def test_unfit_shards_are_refused_by_name(tmp_path, write_tar, kind, reason, samples):
+def test_unfit_shards_are_refused_by_name(
+    tmp_path: Path, write_tar: WriteTar, kind: str, reason: str, samples: int
+) -> None:
     broken(tmp_path, kind, write_tar)
     with pytest.raises(UserError, match="ldm-vae check") as error:
         load_index(str(tmp_path))
@@ -235,19 +250,19 @@ def test_unfit_shards_are_refused_by_name(tmp_path, write_tar, kind, reason, sam
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.tar"]
 
 
-def test_empty_shard_is_refused(tmp_path, write_tar):
+def test_empty_shard_is_refused(tmp_path: Path, write_tar: WriteTar) -> None:
     broken(tmp_path, "empty", write_tar)
     with pytest.raises(UserError, match="is empty"):
         load_index(str(tmp_path))
 
 
-def test_interleaved_members_still_meet_in_the_index(tmp_path, write_tar):
+def test_interleaved_members_still_meet_in_the_index(tmp_path: Path, write_tar: WriteTar) -> None:
     broken(tmp_path, "interleaved", write_tar)
     shard = scan_shard(str(tmp_path / "0.tar")).shard
     assert [set(shard.fields(i)) for i in range(2)] == [{"jpg", "cls"}] * 2
 
 
-def test_index_older_than_the_shards(tmp_path, make_shards):
+def test_index_older_than_the_shards(tmp_path: Path, make_shards: MakeShards) -> None:
     folder = make_shards(tmp_path / "a", [2, 3])
     write_index(folder)
     os.truncate(folder / "000001.tar", 2048)
@@ -275,7 +290,9 @@ def test_index_older_than_the_shards(tmp_path, make_shards):
         lambda entry: entry.pop("members"),
     ],
 )
-def test_an_index_is_not_believed(tmp_path, make_shards, change):
+def test_an_index_is_not_believed(
+    tmp_path: Path, make_shards: MakeShards, change: Callable[[dict[str, Any]], object]
+) -> None:
     path = write_index(make_shards(tmp_path / "a", [2]))
     content = json.loads(path.read_text())
     change(content["shards"][0])
@@ -285,7 +302,7 @@ def test_an_index_is_not_believed(tmp_path, make_shards, change):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100_000, '{"format": "other", "version": 1, "shards": []}'])
-def test_what_is_no_index(tmp_path, make_shards, text):
+def test_what_is_no_index(tmp_path: Path, make_shards: MakeShards, text: str) -> None:
     folder = make_shards(tmp_path / "a", [2])
     (folder / "index.json").write_text(text)
     with pytest.raises(UserError, match="is no index of shards"):

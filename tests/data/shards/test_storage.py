@@ -6,9 +6,10 @@ import pytest
 from ldm_vae.data.shards import storage as source_module
 from ldm_vae.data.shards.storage import Missing, RangeReader, expand_shards, read_whole
 from ldm_vae.errors import UserError
+from tests.data.conftest import ReadRange
 
 
-def test_ranges_of_local_files(read_range, tmp_path):
+def test_ranges_of_local_files(read_range: ReadRange, tmp_path: Path) -> None:
     content = bytes(range(256)) * 10
     (tmp_path / "a").write_bytes(content)
     assert read_range(str(tmp_path / "a"), 100, 700) == content[100:800]
@@ -19,7 +20,7 @@ def test_ranges_of_local_files(read_range, tmp_path):
         read_range(str(tmp_path / "b"), 0, 1)
 
 
-def test_few_files_are_open_at_once(tmp_path, monkeypatch):
+def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_module, "OPEN_FILES", 3)
     paths = [tmp_path / f"{i}" for i in range(10)]
     for i, path in enumerate(paths):
@@ -33,7 +34,7 @@ def test_few_files_are_open_at_once(tmp_path, monkeypatch):
     assert not source._files
 
 
-def test_any_file_system_of_fsspec(read_range, monkeypatch):
+def test_any_file_system_of_fsspec(read_range: ReadRange, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_module, "REQUEST_BYTES", 7)
     filesystem = fsspec.filesystem("memory")
     content = bytes(range(100))
@@ -46,7 +47,7 @@ def test_any_file_system_of_fsspec(read_range, monkeypatch):
         read_range("memory://folder/c.tar", 0, 1)
 
 
-def test_folder_glob_braces_and_file(tmp_path):
+def test_folder_glob_braces_and_file(tmp_path: Path) -> None:
     names = [str(tmp_path / f"{i:03d}.tar") for i in range(12)]
     for name in [*names, str(tmp_path / "notes.txt")]:
         Path(name).touch()
@@ -73,7 +74,7 @@ def test_folder_glob_braces_and_file(tmp_path):
         ("TMP/empty", "no shards"),
     ],
 )
-def test_what_names_no_shards(tmp_path, spec, named):
+def test_what_names_no_shards(tmp_path: Path, spec: str, named: str) -> None:
     (tmp_path / "a.tar").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".tmp-0-1-2-3-b.tar").write_bytes(b"")  # of a writer that was killed
@@ -81,7 +82,7 @@ def test_what_names_no_shards(tmp_path, spec, named):
         expand_shards(spec.replace("TMP", str(tmp_path)))
 
 
-def test_missing_package_and_unknown_protocol_name_the_remedy(read_range):
+def test_missing_package_and_unknown_protocol_name_the_remedy(read_range: ReadRange) -> None:
     with pytest.raises(UserError, match=r"ldm-vae\[s3\]"):
         read_range("s3://bucket/a.tar", 0, 1)
     with pytest.raises(UserError, match="use a path"):

@@ -5,8 +5,8 @@ from ldm_vae.data.stream.batch import Batch
 from ldm_vae.noise import rng
 
 
-def test_rng_depends_on_every_argument_and_on_nothing_else():
-    arguments = [
+def test_rng_depends_on_every_argument_and_on_nothing_else() -> None:
+    arguments: list[tuple[int, str, *tuple[int, ...]]] = [
         (0, "crop", 1, 2),
         (1, "crop", 1, 2),
         (0, "flip", 1, 2),
@@ -23,12 +23,12 @@ def test_rng_depends_on_every_argument_and_on_nothing_else():
     assert rng(*arguments[0]).integers(2**62) == rng(*arguments[0]).integers(2**62)
 
 
-def test_rng_stays_what_it_is():
+def test_rng_stays_what_it_is() -> None:
     """A resumed run meets the numbers it would have met: these were drawn once and written down."""
     assert rng(3, "shards", 5).permutation(8).tolist() == [0, 7, 2, 3, 4, 5, 6, 1]
 
 
-def test_to_moves_what_the_networks_take():
+def test_to_moves_what_the_networks_take() -> None:
     batch = Batch(torch.zeros(2, 3, 4, 4), torch.tensor([1, 2]), ["a", "b"], torch.tensor([0, 1]))
     moved = batch.to("meta", torch.float64)
     assert moved.label is not None

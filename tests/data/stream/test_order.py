@@ -48,7 +48,7 @@ counts_of_shards = st.lists(st.integers(1, 400), min_size=1, max_size=20)
 
 @settings(max_examples=40, deadline=None)
 @given(counts_of_shards, st.integers(0, 2**63), st.integers(0, 3), st.data())
-def test_any_stretch_equals_the_plain_version(counts, seed, epoch, data):
+def test_any_stretch_equals_the_plain_version(counts: list[int], seed: int, epoch: int, data: st.DataObject) -> None:
     index = index_of(counts)
     plain = plain_epoch(counts, seed, epoch) + plain_epoch(counts, seed, epoch + 1)
     start = data.draw(st.integers(0, index.samples - 1))
@@ -59,7 +59,7 @@ def test_any_stretch_equals_the_plain_version(counts, seed, epoch, data):
 
 @settings(max_examples=40, deadline=None)
 @given(counts_of_shards, st.integers(0, 1000))
-def test_every_epoch_gives_every_sample_once(counts, seed):
+def test_every_epoch_gives_every_sample_once(counts: list[int], seed: int) -> None:
     index = index_of(counts)
     refs = sample_refs(index, seed, range(2 * index.samples))
     everything = {(shard, ordinal) for shard, count in enumerate(counts) for ordinal in range(count)}
@@ -69,7 +69,7 @@ def test_every_epoch_gives_every_sample_once(counts, seed):
         assert Counter((ref.shard, ref.ordinal) for ref in part) == Counter(everything)
 
 
-def test_any_positions_in_any_order():
+def test_any_positions_in_any_order() -> None:
     index = index_of([30, 500, 7])
     refs = sample_refs(index, 1, range(2000))
     chosen = np.random.default_rng(0).integers(0, 2000, size=300)
@@ -78,7 +78,7 @@ def test_any_positions_in_any_order():
 
 @settings(max_examples=60, deadline=None)
 @given(counts_of_shards, st.integers(0, 5000))
-def test_rest_of_window_is_one_lane_and_one_stretch_of_the_ring(counts, position):
+def test_rest_of_window_is_one_lane_and_one_stretch_of_the_ring(counts: list[int], position: int) -> None:
     index = index_of(counts)
     rest = rest_of_window(index, 0, position)
     assert rest[0] == position and len(rest) <= WINDOW_SAMPLES
@@ -92,7 +92,7 @@ def test_rest_of_window_is_one_lane_and_one_stretch_of_the_ring(counts, position
     assert sum(gap > WINDOW_SAMPLES for gap in gaps) <= 1  # one stretch of WINDOW_SAMPLES, or two around the ring's end
 
 
-def test_epochs_and_seeds_differ_and_repeat():
+def test_epochs_and_seeds_differ_and_repeat() -> None:
     index = index_of([100] * 12)
     first, second = (sample_refs(index, 0, range(epoch * 1200, (epoch + 1) * 1200)) for epoch in range(2))
     strip = [[(ref.shard, ref.ordinal) for ref in part] for part in (first, second, sample_refs(index, 1, range(1200)))]
@@ -102,7 +102,7 @@ def test_epochs_and_seeds_differ_and_repeat():
     assert sample_refs(index, 0, range(1200)) == first
 
 
-def test_one_shard_is_shuffled_anew_each_epoch():
+def test_one_shard_is_shuffled_anew_each_epoch() -> None:
     """With a single shard there is no order of shards to change: windows and their places must."""
     index = index_of([64 * 64])
     first, second = (
@@ -112,7 +112,7 @@ def test_one_shard_is_shuffled_anew_each_epoch():
 
 
 @pytest.mark.parametrize("batch", [8, 64, 256])
-def test_samples_of_a_batch_come_from_far_apart(batch):
+def test_samples_of_a_batch_come_from_far_apart(batch: int) -> None:
     """The distance in the shards between neighbours in training: a uniform shuffle of n has mean n/3."""
     index = index_of([1000] * 40)
     total = index.samples
@@ -125,17 +125,22 @@ def test_samples_of_a_batch_come_from_far_apart(batch):
     assert np.mean(shards_in_batch) > 0.9 * uniform
 
 
-def test_far_positions_cost_no_more_than_near_ones(monkeypatch):
+def test_far_positions_cost_no_more_than_near_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Resuming at the 10^6th epoch shuffles the windows at hand, none before."""
     import ldm_vae.data.stream.order as order
 
-    drawn = []
-    monkeypatch.setattr(order, "rng", lambda *key: drawn.append(key) or rng(*key))
+    drawn: list[tuple[int, ...]] = []
+
+    def watched_rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
+        drawn.append(numbers)
+        return rng(seed, purpose, *numbers)
+
+    monkeypatch.setattr(order, "rng", watched_rng)
     sample_refs(index_of([100] * 100), 5, range(10**10, 10**10 + 64))
     assert len(drawn) <= 2 * (3 + SHARD_LANES)  # three for each epoch touched, one for each window
 
 
-def test_lanes_come_to_new_windows_one_after_the_other():
+def test_lanes_come_to_new_windows_one_after_the_other() -> None:
     """So that reading ahead is spread evenly: in each row of SHARD_LANES positions, one lane starts a window."""
     index = index_of([SHARD_LANES * 1000])
     for row in (1, 2, 70, 500):

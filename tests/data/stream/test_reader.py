@@ -16,18 +16,20 @@ from torch import Tensor
 
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import ImageConfig
-from ldm_vae.data.shards.index import Index, load_index
+from ldm_vae.data.shards.index import Index, SourceConfig, load_index
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.order import sample_refs
 from ldm_vae.data.stream.reader import DataConfig, train_batches, validation_batches
 from ldm_vae.errors import UserError
+from tests.data.conftest import MakeShards, ReadRange, WriteTar
 
 SIDE = 6
 
 
 def config_of(batch: int, *, workers: int = 0, broken_budget: int = 0, image: ImageConfig | None = None) -> DataConfig:
     image = ImageConfig(crop=4, flip=True) if image is None else image
-    return DataConfig(train="", batch=batch, workers=workers, image=image, broken_budget=broken_budget)
+    sources = (SourceConfig(shards=""),)  # the tests give the index themselves
+    return DataConfig(train=sources, batch=batch, workers=workers, image=image, broken_budget=broken_budget)
 
 
 def global_batches(
@@ -77,11 +79,11 @@ def numbers_of(image: Tensor) -> list[int]:
 
 
 @pytest.fixture
-def index(make_shards, tmp_path) -> Index:
+def index(make_shards: MakeShards, tmp_path: Path) -> Index:
     return load_index(str(make_shards(tmp_path / "shards", [30, 1, 55, 20], side=SIDE)))
 
 
-def test_batches_hold_the_samples_of_the_order(index):
+def test_batches_hold_the_samples_of_the_order(index: Index) -> None:
     batches = train_batches(config_of(10), index, 3, start_step=0, rank=0, world=1, accumulation=2)
     refs = sample_refs(index, 3, range(250))
     for step, micro in enumerate(itertools.islice(batches, 25)):
@@ -94,20 +96,22 @@ def test_batches_hold_the_samples_of_the_order(index):
     assert batches.reads == 250  # one read brings picture, label and headers
 
 
-def test_plain_webdataset_reads_the_same_samples(index):
+def test_plain_webdataset_reads_the_same_samples(index: Index) -> None:
     urls = [shard.url for shard in index.shards]
     plain = {sample["__key__"]: sample for sample in webdataset.WebDataset(urls, shardshuffle=False)}
     image = ImageConfig()
-    seen = {}
+    seen: dict[str, tuple[int, Tensor]] = {}
     for batch in validation_batches(config_of(1, image=image), index, batch=7, rank=0, world=1):
-        seen |= {key: (label, picture) for key, label, picture in zip(batch.key, batch.label, batch.image, strict=True)}
+        assert batch.label is not None
+        labels = batch.label.tolist()
+        seen |= {key: (label, picture) for key, label, picture in zip(batch.key, labels, batch.image, strict=True)}
     assert set(seen) == set(plain)
     for key, (label, picture) in seen.items():
         assert int(plain[key]["cls"]) == label
         assert np.array_equal(decode_image(plain[key]["png"], "png", 3), picture.numpy())
 
 
-def test_photographs_that_others_packed():
+def test_photographs_that_others_packed() -> None:
     """Real shards, without an index: the keys of plain webdataset, the labels and pictures of the files."""
     root = os.environ.get("LDM_VAE_TEST_DATA")
     if root is None:
@@ -126,25 +130,25 @@ def test_photographs_that_others_packed():
 
 
 @pytest.mark.parametrize("workers", [1, 3, 4])
-def test_workers_change_nothing(index, workers):
+def test_workers_change_nothing(index: Index, workers: int) -> None:
     """Down to the pixels after random crop and flip."""
     assert global_batches(index, 20, workers=workers) == global_batches(index, 20)
 
 
 @pytest.mark.parametrize(("world", "workers", "accumulation"), [(2, 0, 1), (4, 0, 3), (2, 3, 2), (6, 0, 1)])
-def test_ranks_and_accumulation_change_nothing(index, world, workers, accumulation):
+def test_ranks_and_accumulation_change_nothing(index: Index, world: int, workers: int, accumulation: int) -> None:
     expected = global_batches(index, 20)
     assert global_batches(index, 20, world=world, workers=workers, accumulation=accumulation) == expected
 
 
 @pytest.mark.parametrize("workers", [0, 4])
-def test_resume_goes_on_as_if_nothing_had_happened(index, workers):
+def test_resume_goes_on_as_if_nothing_had_happened(index: Index, workers: int) -> None:
     whole = global_batches(index, 30)
     for start in (1, 8, 9, 17, 26):  # an epoch has 106 samples: 8 is in the middle of one, 9 just after its end
         assert global_batches(index, 4, start=start, workers=workers) == whole[start : start + 4]
 
 
-def test_killed_twice_and_resumed_on_other_numbers_of_ranks(index):
+def test_killed_twice_and_resumed_on_other_numbers_of_ranks(index: Index) -> None:
     """1 -> 2 -> 4 ranks: the batches are those of one undisturbed run, and each epoch gives every sample once."""
     parts = global_batches(index, 7, world=1) + global_batches(index, 11, start=7, world=2, workers=2)
     parts += global_batches(index, 9, start=18, world=4)
@@ -157,7 +161,9 @@ def test_killed_twice_and_resumed_on_other_numbers_of_ranks(index):
 @pytest.mark.parametrize(
     ("counts", "world", "workers"), [([5, 9, 4], 2, 4), ([11], 2, 1), ([3], 4, 4), ([1], 2, 2), ([70, 1], 3, 5)]
 )
-def test_any_shards_on_any_ranks(make_shards, tmp_path, counts, world, workers):
+def test_any_shards_on_any_ranks(
+    make_shards: MakeShards, tmp_path: Path, counts: list[int], world: int, workers: int
+) -> None:
     """Few shards, few samples, many workers: every epoch whole, nothing twice, nothing hangs."""
     index = load_index(str(make_shards(tmp_path / "shards", counts, side=SIDE)))
     batch = 6 * world
@@ -170,7 +176,7 @@ def test_any_shards_on_any_ranks(make_shards, tmp_path, counts, world, workers):
 
 
 @pytest.mark.parametrize(("world", "workers", "batch"), [(1, 0, 7), (2, 2, 16), (3, 4, 5), (5, 0, 300)])
-def test_validation_counts_every_image_once(index, world, workers, batch):
+def test_validation_counts_every_image_once(index: Index, world: int, workers: int, batch: int) -> None:
     keys: list[str] = []
     for rank in range(world):
         config = config_of(1, workers=workers)
@@ -181,13 +187,13 @@ def test_validation_counts_every_image_once(index, world, workers, batch):
     assert sorted(keys) == [f"s{n:06d}" for n in range(106)]
 
 
-def test_more_ranks_than_validation_images(make_shards, tmp_path):
+def test_more_ranks_than_validation_images(make_shards: MakeShards, tmp_path: Path) -> None:
     index = load_index(str(make_shards(tmp_path / "shards", [2], side=SIDE)))
     sizes = [len(list(validation_batches(config_of(1), index, batch=4, rank=rank, world=4))) for rank in range(4)]
     assert sizes == [1, 1, 0, 0]
 
 
-def test_validation_of_different_sizes(make_shards, tmp_path):
+def test_validation_of_different_sizes(make_shards: MakeShards, tmp_path: Path) -> None:
     """Each batch has one size; nothing is lost and the order stays."""
     make_shards(tmp_path / "shards", [5], side=4)
     make_shards(tmp_path / "other", [4], side=5)
@@ -200,7 +206,9 @@ def test_validation_of_different_sizes(make_shards, tmp_path):
         next(train_batches(config_of(9, image=ImageConfig()), index, 0, start_step=0, rank=0, world=1, accumulation=1))
 
 
-def test_labels_only_where_all_samples_have_one(read_range, make_shards, write_tar, tmp_path):
+def test_labels_only_where_all_samples_have_one(
+    read_range: ReadRange, make_shards: MakeShards, write_tar: WriteTar, tmp_path: Path
+) -> None:
     index = load_index(str(make_shards(tmp_path / "a", [5], labelled=False)))
     assert next(validation_batches(config_of(1), index, batch=5, rank=0, world=1)).label is None
     picture = read_range(index.shards[0].url, *index.shards[0].fields(0)["png"])
@@ -209,7 +217,9 @@ def test_labels_only_where_all_samples_have_one(read_range, make_shards, write_t
     assert next(validation_batches(config_of(1), mixed, batch=5, rank=0, world=1)).label is None
 
 
-def test_crop_and_flip_change_from_step_to_step_and_are_off_in_validation(make_shards, tmp_path):
+def test_crop_and_flip_change_from_step_to_step_and_are_off_in_validation(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
     index = load_index(str(make_shards(tmp_path / "shards", [1], side=32)))
     batches = train_batches(config_of(4), index, 0, start_step=0, rank=0, world=1, accumulation=1)
     blue = torch.cat([next(batches)[0].image[:, 2, 0] for _ in range(25)])  # (100, 4): the left edge, and the direction
@@ -232,7 +242,7 @@ def damage(index: Index, numbers: list[int]) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 3])
-def test_broken_samples_are_replaced_counted_and_reported(index, workers):
+def test_broken_samples_are_replaced_counted_and_reported(index: Index, workers: int) -> None:
     """The same replacement on any ranks; all other slots as without damage; each broken sample told once."""
     whole = global_batches(index, 18)
     bad = [0, 30, 31, 105]
@@ -260,7 +270,7 @@ def test_broken_samples_are_replaced_counted_and_reported(index, workers):
         assert (found == before) != (before[0] in lost)
 
 
-def test_over_the_budget_the_run_stops_with_the_list(index):
+def test_over_the_budget_the_run_stops_with_the_list(index: Index) -> None:
     damage(index, list(range(40)))
     batches = train_batches(config_of(12, broken_budget=3), index, 7, start_step=0, rank=0, world=1, accumulation=1)
     with pytest.raises(UserError, match=r"broken samples, 3 are allowed: .*s0000\d\d \(.*raise data.broken_budget"):
@@ -268,7 +278,7 @@ def test_over_the_budget_the_run_stops_with_the_list(index):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_when_everything_is_broken(index, workers):
+def test_when_everything_is_broken(index: Index, workers: int) -> None:
     """Images all smaller than the crop: no endless search for a replacement, under any budget."""
     config = config_of(12, workers=workers, broken_budget=10**6, image=ImageConfig(crop=64))
     batches = train_batches(config, index, 7, start_step=0, rank=0, world=1, accumulation=1)
@@ -276,7 +286,7 @@ def test_when_everything_is_broken(index, workers):
         next(batches)
 
 
-def test_validation_leaves_broken_images_out(index):
+def test_validation_leaves_broken_images_out(index: Index) -> None:
     damage(index, [3, 50])
     batches = validation_batches(config_of(1, broken_budget=2), index, batch=8, rank=0, world=1)
     keys = [key for batch in batches for key in batch.key]
@@ -284,7 +294,7 @@ def test_validation_leaves_broken_images_out(index):
     assert sorted(fault.key for fault in batches.faults) == ["s000003", "s000050"]
 
 
-def test_a_shard_that_is_not_what_the_index_says(index, make_shards, tmp_path):
+def test_a_shard_that_is_not_what_the_index_says(index: Index, make_shards: MakeShards, tmp_path: Path) -> None:
     """Same size, other members: found at the header, at the sample, while training."""
     make_shards(tmp_path / "other", [1, 30, 1, 55], side=SIDE)  # the same pictures under other names
     url = index.shards[0].url
@@ -298,7 +308,9 @@ def test_a_shard_that_is_not_what_the_index_says(index, make_shards, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"seven", b"", b"1" * 5000, b"9" * 20, b"1.5"])
-def test_label_that_is_no_integer(read_range, write_tar, make_shards, tmp_path, content):
+def test_label_that_is_no_integer(
+    read_range: ReadRange, write_tar: WriteTar, make_shards: MakeShards, tmp_path: Path, content: bytes
+) -> None:
     source = load_index(str(make_shards(tmp_path / "a", [1])))
     picture = read_range(source.shards[0].url, *source.shards[0].fields(0)["png"])
     write_tar(tmp_path / "b" / "0.tar", {"x.png": picture, "x.cls": content, "y.png": picture, "y.cls": b"-3\n"})
@@ -309,21 +321,21 @@ def test_label_that_is_no_integer(read_range, write_tar, make_shards, tmp_path, 
     assert "is no integer" in batches.faults[0].reason
 
 
-def test_batch_that_cannot_be_shared_out(index):
+def test_batch_that_cannot_be_shared_out(index: Index) -> None:
     with pytest.raises(UserError, match=r"data\.batch 12 is not divisible by 5 ranks x 1"):
         train_batches(config_of(12), index, 0, start_step=0, rank=0, world=5, accumulation=1)
 
 
-def test_shards_without_pictures(write_tar, tmp_path):
+def test_shards_without_pictures(write_tar: WriteTar, tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {"a.txt": b"a", "a.cls": b"1"})
     with pytest.raises(UserError, match=r"no pictures in .*0\.tar"):
         validation_batches(config_of(1), load_index(str(tmp_path)), batch=2, rank=0, world=1)
 
 
-def test_global_generators_are_left_alone(index):
+def test_global_generators_are_left_alone(index: Index) -> None:
     """Neither read nor moved: what a trainer draws from them does not depend on workers or resumes."""
-    states = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tobytes(), torch.get_rng_state()
     for workers in (0, 2):
         global_batches(index, 2, workers=workers)
-    assert states[:2] == (random.getstate(), np.random.get_state()[1].tobytes())
+    assert states[:2] == (random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tobytes())
     assert torch.equal(states[2], torch.get_rng_state())

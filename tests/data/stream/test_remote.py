@@ -7,7 +7,7 @@ import random
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,11 +16,12 @@ import pytest
 import ldm_vae.data.shards.storage as source_module
 import ldm_vae.data.stream.fetch as fetch_module
 from ldm_vae.data.images.fit import ImageConfig
-from ldm_vae.data.shards.index import Index, load_index, write_index
+from ldm_vae.data.shards.index import Index, SourceConfig, load_index, write_index
 from ldm_vae.data.shards.storage import Missing, Unreachable, read_whole
 from ldm_vae.data.stream.order import SHARD_LANES, WINDOW_SAMPLES
 from ldm_vae.data.stream.reader import DataConfig, train_batches, validation_batches
 from ldm_vae.errors import UserError
+from tests.data.conftest import MakeShards, ReadRange
 
 FAULTS = ("429", "503", "drop", "cut", "short", "none", "none", "none")
 
@@ -47,7 +48,7 @@ class Server(ThreadingHTTPServer):
             self.injected[kind] += 1
             return kind
 
-    def handle_error(self, request, client_address) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:
         """A client that gave up on a cut body is no news."""
 
 
@@ -103,8 +104,11 @@ class Handler(BaseHTTPRequestHandler):
         """Silence."""
 
 
+Serve = Callable[..., Server]
+
+
 @pytest.fixture
-def serve() -> Iterator:
+def serve() -> Iterator[Serve]:
     servers: list[Server] = []
 
     def start(folder: Path, **options: bool) -> Server:
@@ -119,7 +123,7 @@ def serve() -> Iterator:
 
 
 @pytest.fixture(autouse=True)
-def small_chunks_and_short_waits(monkeypatch):
+def small_chunks_and_short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a small shard takes many requests; the waits, in seconds, only make the test faster."""
     monkeypatch.setattr(source_module, "REQUEST_BYTES", 3000)
     monkeypatch.setattr(source_module, "FIRST_WAIT", 0.001)
@@ -127,7 +131,7 @@ def small_chunks_and_short_waits(monkeypatch):
 
 
 @pytest.fixture
-def folder(make_shards, tmp_path) -> Path:
+def folder(make_shards: MakeShards, tmp_path: Path) -> Path:
     folder = make_shards(tmp_path / "shards", [40, 70, 90], side=6)
     write_index(folder)
     return folder
@@ -135,7 +139,8 @@ def folder(make_shards, tmp_path) -> Path:
 
 def config_of(workers: int = 0, broken_budget: int = 0) -> DataConfig:
     image = ImageConfig(crop=4, flip=True)
-    return DataConfig(train="", batch=16, workers=workers, image=image, broken_budget=broken_budget)
+    sources = (SourceConfig(shards=""),)  # the tests give the index themselves
+    return DataConfig(train=sources, batch=16, workers=workers, image=image, broken_budget=broken_budget)
 
 
 def delivered(index: Index, *, workers: int = 0, start: int = 0, steps: int = 20) -> list[tuple[list[str], bytes]]:
@@ -147,7 +152,9 @@ def delivered(index: Index, *, workers: int = 0, start: int = 0, steps: int = 20
 
 
 @pytest.mark.parametrize("workers", [0, 3])
-def test_samples_from_a_flaky_server_are_those_of_a_calm_one_and_of_the_disk(folder, serve, workers, injected):
+def test_samples_from_a_flaky_server_are_those_of_a_calm_one_and_of_the_disk(
+    folder: Path, serve: Serve, workers: int, injected: Callable[[str, int], None]
+) -> None:
     calm, flaky = serve(folder), serve(folder, flaky=True)
     expected = delivered(load_index(str(folder)))
     assert delivered(load_index(calm.url), workers=workers) == expected
@@ -158,7 +165,7 @@ def test_samples_from_a_flaky_server_are_those_of_a_calm_one_and_of_the_disk(fol
     injected(f"server answers 429 or 503, drops the connection, cuts or shortens bodies ({workers} workers)", times)
 
 
-def test_a_retry_goes_on_where_the_bytes_stopped(read_range, folder, serve):
+def test_a_retry_goes_on_where_the_bytes_stopped(read_range: ReadRange, folder: Path, serve: Serve) -> None:
     server = serve(folder, flaky=True)
     content = (folder / "000001.tar").read_bytes()
     assert read_whole(f"{server.url}/000001.tar") == content
@@ -168,13 +175,15 @@ def test_a_retry_goes_on_where_the_bytes_stopped(read_range, folder, serve):
 
 
 @pytest.mark.parametrize("name", ["", "/{000000..000002}.tar", "/"])
-def test_a_remote_folder_or_its_shards(folder, serve, name):
+def test_a_remote_folder_or_its_shards(folder: Path, serve: Serve, name: str) -> None:
     index = load_index(serve(folder).url + name)
     assert index.counts.tolist() == [40, 70, 90]
     assert index.fingerprint == load_index(str(folder)).fingerprint
 
 
-def test_each_lane_is_read_a_window_at_a_time(make_shards, tmp_path, serve, monkeypatch):
+def test_each_lane_is_read_a_window_at_a_time(
+    make_shards: MakeShards, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Reads of one epoch: one for each window of each lane, and one more where it spans two shards."""
     monkeypatch.setattr(source_module, "REQUEST_BYTES", 2**20)
     folder = make_shards(tmp_path / "long", [2000, 2500], side=1)
@@ -195,7 +204,9 @@ def test_each_lane_is_read_a_window_at_a_time(make_shards, tmp_path, serve, monk
 
 
 @pytest.mark.parametrize(("workers", "start"), [(0, 57), (2, 57), (2, 250)])
-def test_resume_reads_at_most_one_window_a_lane(make_shards, tmp_path, serve, monkeypatch, workers, start):
+def test_resume_reads_at_most_one_window_a_lane(
+    make_shards: MakeShards, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, workers: int, start: int
+) -> None:
     """However far into training: not the epoch so far, and before the first batches no more than a window of each."""
     monkeypatch.setattr(source_module, "REQUEST_BYTES", 2**20)
     folder = make_shards(tmp_path / "long", [1000] * 5, side=4)
@@ -216,7 +227,7 @@ def test_resume_reads_at_most_one_window_a_lane(make_shards, tmp_path, serve, mo
     assert taken <= SHARD_LANES * WINDOW_SAMPLES * sample
 
 
-def test_reading_ahead_is_bounded_in_bytes(folder, serve, monkeypatch):
+def test_reading_ahead_is_bounded_in_bytes(folder: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(folder)
     expected = delivered(load_index(str(folder)))
     monkeypatch.setattr(fetch_module, "LANE_BYTES", 1)
@@ -226,7 +237,7 @@ def test_reading_ahead_is_bounded_in_bytes(folder, serve, monkeypatch):
     assert found == expected and batches.reads == 20 * 16  # nothing ahead: each sample by itself
 
 
-def test_validation_over_http(folder, serve):
+def test_validation_over_http(folder: Path, serve: Serve) -> None:
     index = load_index(serve(folder, flaky=True).url)
     keys = []
     for rank in range(3):
@@ -235,7 +246,7 @@ def test_validation_over_http(folder, serve):
     assert sorted(keys) == [f"s{n:06d}" for n in range(200)]
 
 
-def test_a_shard_that_is_gone_is_a_fault_of_its_samples(folder, serve):
+def test_a_shard_that_is_gone_is_a_fault_of_its_samples(folder: Path, serve: Serve) -> None:
     server = serve(folder)
     index = load_index(server.url)
     (folder / "000000.tar").unlink()
@@ -245,7 +256,9 @@ def test_a_shard_that_is_gone_is_a_fault_of_its_samples(folder, serve):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_server_that_stays_away_ends_the_run(read_range, folder, serve, monkeypatch, workers):
+def test_a_server_that_stays_away_ends_the_run(
+    read_range: ReadRange, folder: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
     monkeypatch.setattr(source_module, "REQUEST_TRIES", 4)
     server = serve(folder)
     index = load_index(server.url)
@@ -261,7 +274,7 @@ def test_a_server_that_stays_away_ends_the_run(read_range, folder, serve, monkey
         load_index(server.url)
 
 
-def test_what_trying_again_does_not_mend(read_range, folder, serve):
+def test_what_trying_again_does_not_mend(read_range: ReadRange, folder: Path, serve: Serve) -> None:
     server = serve(folder)
     size = (folder / "000000.tar").stat().st_size
     with pytest.raises(Missing, match="416"):
@@ -273,7 +286,7 @@ def test_what_trying_again_does_not_mend(read_range, folder, serve):
         read_range(f"{server.url}/000000.tar", 100, 10)
 
 
-def test_remote_shards_without_an_index_are_refused(folder, serve):
+def test_remote_shards_without_an_index_are_refused(folder: Path, serve: Serve) -> None:
     (folder / "index.json").unlink()
     for name in ("", "/000000.tar"):
         with pytest.raises(UserError, match=r"ldm-vae shards.*ldm-vae check --write-index"):

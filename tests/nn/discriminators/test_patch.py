@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_vae.errors import UserError
-from ldm_vae.nn.discriminators.patch import PatchDiscriminator
+from ldm_vae.nn.discriminators.patch import NormKind, PatchDiscriminator
 
 pytestmark = pytest.mark.numerical
 
@@ -107,7 +107,7 @@ def test_a_logit_sees_seventy_pixels() -> None:
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("norm", ["group", "none"])
-def test_smallest_image(layers: int, norm: str) -> None:
+def test_smallest_image(layers: int, norm: NormKind) -> None:
     discriminator = PatchDiscriminator(3, channels=8, layers=layers, norm=norm)
     smallest = discriminator.smallest
     torch.manual_seed(0)
