@@ -49,6 +49,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Autoencoder:
     return Autoencoder(config).eval().requires_grad_(False)
 
 
+PROJECTION = "bottleneck.project.weight"
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
 
 
@@ -63,10 +64,10 @@ def test_training_in_bfloat16_gives_the_bottleneck_float32(model: Autoencoder) -
 def test_a_codec_of_any_type(model: Autoencoder, tmp_path: Path, dtype: torch.dtype) -> None:
     export_model(LoadedModel(model, LatentScale(0.5), LatentCodec(model).source), tmp_path / "out", None, command="")
     codec = LatentCodec.load(tmp_path / "out", device="cpu", dtype=dtype)
-    assert codec.dtype == codec.model.decoder.conv_in.weight.dtype == dtype
-    projection = codec.model.bottleneck.project.weight
+    assert codec.dtype == codec.model.get_parameter("decoder.conv_in.weight").dtype == dtype
+    projection = codec.model.get_parameter(PROJECTION)
     assert projection.dtype == torch.promote_types(dtype, torch.float32)
-    assert torch.equal(projection.float(), model.bottleneck.project.weight)  # and so was not rounded in between
+    assert torch.equal(projection.float(), model.get_parameter(PROJECTION))  # and so was not rounded in between
     reference = LatentCodec(model, LatentScale(0.5))
     # bfloat16 has 8 bits: a few roundings of 2^-8 of values of order 1.
     torch.testing.assert_close(codec.encode(IMAGES).float(), reference.encode(IMAGES), rtol=0.05, atol=0.05)
@@ -77,4 +78,4 @@ def test_validation_sums_in_float64(model: Autoencoder) -> None:
     codec = ObservedCodec(LatentCodec(model, LatentScale()))
     codec.encode(IMAGES)
     assert codec.latent.nats.dtype == torch.float64
-    assert model.bottleneck.project.weight.dtype == torch.float32  # the network itself keeps its type
+    assert model.get_parameter(PROJECTION).dtype == torch.float32  # the network itself keeps its type

@@ -29,13 +29,11 @@ class Codes(Bottleneck):
     """Each number of the latent becomes the nearest of a few values, which follow their means (van den Oord 2017)."""
 
     width = 1
-    values: Tensor
-    used: Tensor
 
     def __init__(self, config: CodesConfig) -> None:
         super().__init__()
-        self.register_buffer("values", torch.linspace(-1, 1, config.codes))
-        self.register_buffer("used", torch.zeros(config.codes, dtype=torch.bool))  # 1 byte a value
+        self.values = torch.nn.Buffer(torch.linspace(-1, 1, config.codes))
+        self.used = torch.nn.Buffer(torch.zeros(config.codes, dtype=torch.bool))  # 1 byte a value
 
     def forward(self, hidden: Tensor, noise: Noise | None = None) -> Latent:
         hidden = hidden if noise is None else hidden + 0.01 * noise.uniform("dither", hidden)
