@@ -36,7 +36,7 @@ class Config(BaseModel):
     )
 
     def __eq__(self, other: object) -> bool:
-        """By content: a section of a kind may be read by a class that was made for that recipe."""
+        """Compares content, because the class that read a section may be made for one recipe."""
         return isinstance(other, Config) and self.model_dump() == other.model_dump()
 
 

@@ -30,7 +30,7 @@ ResultT = TypeVar("ResultT")
 
 
 class Missing(Exception):
-    """The bytes cannot be had: the file is missing, too short, or may not be read. Trying again is no use."""
+    """The bytes cannot be had: the file is missing, too short, or may not be read. Trying again does not help."""
 
 
 class Unreachable(Exception):
