@@ -63,7 +63,7 @@ class RangeReader:
         try:
             return Path(url).stat().st_size
         except OSError as error:
-            raise Missing(_reason(error)) from error
+            raise Missing(_in_one_line(error)) from error
 
     def close(self) -> None:
         while self._files:
@@ -77,7 +77,7 @@ class RangeReader:
                 pieces.append(piece)
                 offset += len(piece)
         except OSError as error:
-            raise Missing(_reason(error)) from error
+            raise Missing(_in_one_line(error)) from error
         if offset < end:
             raise Missing(f"the file ends at byte {offset}, {end - offset} bytes too early")
         return b"".join(pieces)
@@ -197,7 +197,7 @@ def _requesting() -> Iterator[None]:
         raise
     except Exception as error:
         failure = _Failed if _transient(error) else Missing
-        raise failure(_reason(error)) from error
+        raise failure(_in_one_line(error)) from error
 
 
 def _retry(url: str, request: Callable[[], ResultT]) -> ResultT:
@@ -243,9 +243,9 @@ def _filesystem(url: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         extra = {"s3": "pip install 'ldm-vae[s3]'", "gs": "pip install 'ldm-vae[gs]'"}
         remedy = extra.get(protocol, "use a path, http(s)://, s3:// or gs://")
-        raise UserError(f"{url} cannot be opened ({_reason(error)})", remedy) from error
+        raise UserError(f"{url} cannot be opened ({_in_one_line(error)})", remedy) from error
     return filesystem, path
 
 
-def _reason(error: BaseException) -> str:
+def _in_one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
