@@ -1,7 +1,7 @@
 """Docstrings as they are written here -> the reStructuredText that autodoc wants.
 
 Ours are plain text for people: paragraphs, `code` in single backticks, tables by indentation, and arguments as
-`name: what it is.` with a line each, or several in a line with three spaces between.
+`name: what it is.`, which begin a line each.
 """
 
 from __future__ import annotations
@@ -41,12 +41,10 @@ def as_text(lines: Iterable[str]) -> Iterator[str]:
     """Arguments as a list, everything else as paragraphs."""
     items: list[str] = []
     for line in lines:
-        for place, piece in enumerate(re.split(r" {3,}", line.strip())):
-            begins = not items or START.match(piece) or (place > 0 and not ARGUMENT.fullmatch(items[-1]))
-            if begins:
-                items.append(piece)
-            else:
-                items[-1] += f" {piece}"
+        if not items or START.match(line):
+            items.append(line.strip())
+        else:
+            items[-1] += f" {line.strip()}"
     for item in items:
         if (argument := ARGUMENT.fullmatch(item)) is not None:
             yield f"* **{escaped(argument[1])}**: {marked(argument[2])}"

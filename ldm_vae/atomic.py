@@ -133,7 +133,10 @@ def _staged(final: Path, needed: int | None) -> Iterator[Path]:
 
 @contextmanager
 def explain_disk_errors(final: Path, needed: int | None = None) -> Iterator[None]:
-    """Raises UserError in place of the errors of a full or read-only disk.   needed: bytes, for the message."""
+    """Raises UserError in place of the errors of a full or read-only disk.
+
+    needed: bytes, for the message.
+    """
     try:
         yield
     except OSError as error:

@@ -36,7 +36,7 @@ class Config(BaseModel):
     )
 
     def __eq__(self, other: object) -> bool:
-        """By content: a section of a kind may be read by a class that was made for that recipe."""
+        """Compares content, because the class that read a section may be made for one recipe."""
         return isinstance(other, Config) and self.model_dump() == other.model_dump()
 
 
@@ -150,7 +150,10 @@ def load_recipe(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()
 
 
 def validate(schema: type[ConfigT], values: Mapping[str, Any], source: str) -> ConfigT:
-    """Plain data -> schema.   source: where the data came from, for errors."""
+    """Plain data -> schema.
+
+    source: where the data came from, for errors.
+    """
     try:
         # As JSON, because pydantic's strict mode then takes lists for tuples and strings for paths, and nothing else.
         text = json.dumps(values, default=str)

@@ -10,7 +10,15 @@ WIDTHS = {4: (8, 8, 16), 8: (8, 8, 16, 16), 16: (8, 8, 8, 16, 16), 32: (8, 8, 8,
 def small_config(
     f: int, image: int, latent: int, layers: int, *, quant: bool, middle: bool, levels: bool
 ) -> AutoencoderConfig:
-    """image, latent: channels.   quant: both 1x1 convolutions.   middle, levels: attention there, in the last two."""
+    """The configuration of a small network.
+
+    f: pixels per latent position along each side.
+    image, latent: numbers of channels.
+    layers: residual blocks per level.
+    quant: whether both 1x1 convolutions exist.
+    middle: whether there is attention in the middle.
+    levels: whether there is attention in the last two levels.
+    """
     last = len(WIDTHS[f]) - 1
     return AutoencoderConfig(
         in_channels=image,

@@ -54,8 +54,9 @@ def test_arguments_become_a_list(docstrings: ModuleType) -> None:
     lines = [
         "Encodes *all* of `images`, one by one.",
         "",
-        "images, masks: (B, C, H, W)   noise: from N(0, I); see",
-        "`draw`.   None gives the mode.",
+        "images, masks: (B, C, H, W)",
+        "noise: from N(0, I); see",
+        "`draw`. None gives the mode.",
         "Returns a latent_. Raises `UserError`.",
     ]
     assert [line for line in docstrings.to_rest(lines) if line] == [

@@ -26,7 +26,8 @@ def roundings(result: Tensor, count: float) -> float:
 def assert_as_exact(found: Tensor, expected: Tensor, exact: Tensor) -> None:
     """`found` is as near to the exact result as `expected` is, up to FACTOR.
 
-    found, expected: one result in float32, computed in two ways.   exact: the same, computed in float64.
+    found, expected: one result in float32, computed in two ways.
+    exact: the same, computed in float64.
 
     Two ways differ in the order of their sums, so each has another rounding error. How large it is depends on the
     network and on the kernels that a processor gets, so no constant holds everywhere; the error of `expected` is

@@ -34,7 +34,7 @@ RECIPE = Path("configs/demo_cpu.yaml")
 RUN = Path("runs/demo")
 SHARDS = RUN / "shards"
 TRAIN, VALIDATION = str(SHARDS / "train"), str(SHARDS / "validation")
-RESULTS, STATISTICS, EXPORT = RUN / "results.json", RUN / "latent_statistics.json", RUN / "export"
+RESULTS, STATISTICS_PATH, EXPORT = RUN / "results.json", RUN / "latent_statistics.json", RUN / "export"
 LATENTS, DECODED = RUN / "latents", RUN / "decoded"
 INSPECTION, REPORT = RUN / "inspection", RUN / "report.html"
 SAME = 1e-4  # largest difference to diffusers, range [-1, 1], from the order of summation; a step of 8 bits is 8e-3
@@ -65,7 +65,7 @@ def train_codec(steps: int) -> None:
     checkpoint = Checkpoint.latest(RUN)
     if checkpoint is not None and checkpoint.step >= steps:
         return
-    for stale in (RESULTS, STATISTICS):
+    for stale in (RESULTS, STATISTICS_PATH):
         stale.unlink(missing_ok=True)
     for stale in (EXPORT, LATENTS, DECODED, INSPECTION):
         shutil.rmtree(stale, ignore_errors=True)
@@ -97,7 +97,7 @@ def evaluate_codec() -> None:
 
 
 def export_codec() -> None:
-    if not STATISTICS.exists():
+    if not STATISTICS_PATH.exists():
         run_ldm_vae("stats", RUN, TRAIN, "--write")
     if not EXPORT.exists():
         run_ldm_vae("export", RUN, EXPORT)

@@ -28,7 +28,7 @@ TESTS = (
     "tests/data/stream/test_reader.py",
     "tests/train",
 )
-SHARDS, SAMPLES, SIDE, BATCH = 40, 500, 64, 32  # tars, pictures in each, pixels, pictures per step
+TARS, SAMPLES_PER_TAR, SIDE, SAMPLES_PER_STEP = 40, 500, 64, 32  # tars, pictures in each, pixels, pictures per step
 
 PAGE_START = """# Reliability
 `python -m tools.reliability` writes this page. Each row is a test that injects a fault and compares the outcome with an
@@ -66,7 +66,7 @@ def main() -> int:
         code = pytest.main(["-q", "-k", "not test_recipes", f"--junitxml={report}", *TESTS])
         faults = "".join(fault_rows(report))
         times = "".join(time_rows(Path(folder) / "shards"))
-    tail = PAGE_END.format(samples=SHARDS * SAMPLES, side=SIDE, shards=SHARDS, batch=BATCH, rows=times)
+    tail = PAGE_END.format(samples=TARS * SAMPLES_PER_TAR, side=SIDE, shards=TARS, batch=SAMPLES_PER_STEP, rows=times)
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(PAGE_START + faults + tail)
     return int(code)
@@ -88,11 +88,11 @@ def time_rows(folder: Path) -> list[str]:
     """Rows of the table of times: to the first batch, from the start and from nine tenths of an epoch."""
     write_shards(folder)
     config = DataConfig.model_validate_json(
-        f'{{"train": "{folder}", "batch": {BATCH}, "workers": 0, "image": {{"crop": {SIDE}}}}}'
+        f'{{"train": "{folder}", "batch": {SAMPLES_PER_STEP}, "workers": 0, "image": {{"crop": {SIDE}}}}}'
     )
     index = load_index(str(folder))
     rows = []
-    for name, step in (("the start", 0), ("90 % of an epoch", int(0.9 * SHARDS * SAMPLES / BATCH))):
+    for name, step in (("the start", 0), ("90 % of an epoch", int(0.9 * TARS * SAMPLES_PER_TAR / SAMPLES_PER_STEP))):
         start = time.perf_counter()
         batches = train_batches(config, index, 0, start_step=step, rank=0, world=1, accumulation=1)
         next(batches)
@@ -104,9 +104,9 @@ def time_rows(folder: Path) -> list[str]:
 def write_shards(folder: Path) -> None:
     folder.mkdir()
     generator = np.random.default_rng(0)
-    for shard in range(SHARDS):
+    for shard in range(TARS):
         with webdataset.TarWriter(str(folder / f"{shard:06d}.tar"), encoder=False) as writer:
-            for sample in range(SAMPLES):
+            for sample in range(SAMPLES_PER_TAR):
                 coarse = generator.uniform(-1, 1, (3, 8, 8)).astype(np.float32)
                 picture = encode_image(np.kron(coarse, np.ones((1, SIDE // 8, SIDE // 8), np.float32)), "jpg")
                 writer.write({"__key__": f"{shard:06d}_{sample:04d}", "jpg": picture})

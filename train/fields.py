@@ -42,9 +42,9 @@ line, `a.b=value` overrides a field:
 python -m train configs/kl_f8_c4.yaml optimizer.lr=5e-5 data.image.crop=128 discriminator=null
 ```
 Bases, files and overrides are merged in this order: sections field by field, while a list replaces the whole list. A
-section whose `kind` changes is replaced as a whole, because its other fields belonged to the former kind. A section of
-which nothing is said has all its defaults, written `{}` below. Files and overrides are YAML 1.2: `1e-5` is a number,
-`no` is a word, `null` is nothing. Types are checked, and a mistyped field is refused with the name of the nearest one.
+section whose `kind` changes is replaced as a whole, because its other fields belonged to the former kind. A section
+that is left out has all its defaults, written `{}` below. Files and overrides are YAML 1.2: `1e-5` is a number, `no` is
+a word, `null` is nothing. Types are checked, and a mistyped field is refused with the name of the nearest one.
 `--dry-run` prints the recipe with every field resolved; a run keeps it as `recipe.yaml` in its folder.
 """
 

@@ -38,8 +38,8 @@ class Limits:
 class Health:
     """Compares rows of the log with `Limits` and with running means; the main process warns."""
 
-    def __init__(self, accelerator: Accelerator, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.limits = Limits()
         self.accelerator = accelerator
         self.means: dict[str, tuple[float, int]] = {}  # name -> running mean, rows seen
 

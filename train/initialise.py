@@ -59,12 +59,12 @@ def initialise_average(model: Network) -> None:
             nn.init.dirac_(convolution.weight)
             nn.init.zeros_(_bias(convolution))
     _enter(encoder.conv_in, groups, values)
-    _leave(encoder.conv_norm_out, encoder.conv_out, groups, values)
+    _leave(encoder.conv_out, groups, values)
     if model.bottleneck.gaussian:
         encoder.conv_out.weight[config.latent_channels :] = 0.0
         _bias(encoder.conv_out)[config.latent_channels :] = FIRST_LOG_VARIANCE
     _enter(decoder.conv_in, groups, values)
-    _leave(decoder.conv_norm_out, decoder.conv_out, groups, values)
+    _leave(decoder.conv_out, groups, values)
 
 
 def _enter(convolution: nn.Conv2d, groups: int, values: int) -> None:
@@ -90,7 +90,7 @@ def _carry(convolution: nn.Conv2d, kernel: Tensor, groups: int, values: int) -> 
             convolution.weight[k * target + lane, k * source + lane] = kernel
 
 
-def _leave(norm: nn.GroupNorm, convolution: nn.Conv2d, groups: int, values: int) -> None:
+def _leave(convolution: nn.Conv2d, groups: int, values: int) -> None:
     """Lanes of group k, after the norm and SiLU -> output channel k. Undoes what the norm divided the values by."""
     size = convolution.in_channels // groups
     deviation = CONSTANT * (2 / size) ** 0.5  # standard deviation of a group, which the constants dominate

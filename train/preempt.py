@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 # The exit code of a worker that has saved after a signal and wants to be started again. Not 0 (done), 1 (any crash),
-# 2 (UserError), nor 64-78 (sysexits.h) or 126 and above (shells: 128 + signal); 85 is what HTCondor's manual has jobs
-# say for "checkpointed, restart me". Launchers (torchrun, accelerate launch) turn it into 1: read status.json there.
+# 2 (UserError), nor 64-78 (sysexits.h) or 126 and above (shells: 128 + signal). 85 is the code that HTCondor's manual
+# uses for "checkpointed, restart me". Launchers (torchrun, accelerate launch) turn it into 1: read status.json there.
 PREEMPTED = 85
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # After one Ctrl-C a worker gets two signals: one from the terminal, and one from torchrun, which passes its own on.

@@ -14,8 +14,8 @@
 # that ends with 85 (saved after a signal of its own) or 2 (a mistake in the recipe) has failed in its eyes, and is
 # started again up to --max-restarts times. A signal to torchrun is passed on to its workers, which have 30 s to save.
 set -u
-# torchrun else keeps one store for all starts, in which workers that are started again find the addresses of dead ones
-# and wait for them: https://github.com/pytorch/pytorch/issues/135712
+# Without this, torchrun keeps one store for all starts. Restarted workers find the addresses of dead ones in it, and wait
+# for them: https://github.com/pytorch/pytorch/issues/135712
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec torchrun \
     --nnodes=1:4 \

@@ -42,7 +42,7 @@ def check(
     _print(reports)
     if json is not None:
         with atomic_file(json) as stage:
-            stage.write_text(json_format.dumps(_to_json(reports), indent=2) + "\n")
+            stage.write_text(json_format.dumps(_reports_to_json(reports), indent=2) + "\n")
     for folder in folders:
         readable = [report.shard for report in reports if report.shard is not None]
         path = save_index([shard for shard in readable if Path(shard.url).parent == folder], folder / INDEX_FILE)
@@ -86,7 +86,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)[:200]
 
 
-def _to_json(reports: Sequence[Report]) -> dict[str, Any]:
+def _reports_to_json(reports: Sequence[Report]) -> dict[str, Any]:
     shards = [report.shard for report in reports if report.shard is not None]
     return {
         "shards": len(shards),

@@ -115,7 +115,7 @@ def evaluate(
     ]
     if json is not None:
         with atomic_file(json) as stage:
-            stage.write_text(json_format.dumps(_to_json(entries, comparisons), indent=1) + "\n")
+            stage.write_text(json_format.dumps(_entries_to_json(entries, comparisons), indent=1) + "\n")
     columns = {entry.name: entry.results for entry in entries}
     print_metrics(columns)
     print_comparisons(entries[0].name, dict(comparisons), len(entries[0].results.per_image))
@@ -139,7 +139,9 @@ def _metrics(names: str | None) -> tuple[Any, ...]:
     return chosen
 
 
-def _to_json(entries: list[Entry], comparisons: list[tuple[str, dict[str, PairedDifference]]]) -> dict[str, Any]:
+def _entries_to_json(
+    entries: list[Entry], comparisons: list[tuple[str, dict[str, PairedDifference]]]
+) -> dict[str, Any]:
     """The results of the first codec, with those of the others and the comparisons under keys of their own."""
     content = entries[0].to_json()
     if len(entries) > 1:

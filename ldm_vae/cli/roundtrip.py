@@ -15,8 +15,7 @@ from ldm_vae.cli.options import Json, Model, ProgressMeter, Shards
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.latents.roundtrip import Storage
-from ldm_vae.latents.roundtrip import roundtrip as measure
+from ldm_vae.latents.roundtrip import Storage, measure_roundtrip
 from ldm_vae.ranks import local_device
 
 
@@ -32,11 +31,14 @@ def roundtrip(
     """
     codec = LatentCodec.load(model, device=local_device())
     with ProgressMeter("image") as progress:
-        storages = measure(codec, LatentDataset(latents, codec=codec), load_index(shards), done=progress.advance)
+        storages = measure_roundtrip(
+            codec, LatentDataset(latents, codec=codec), load_index(shards), done=progress.advance
+        )
     if json is not None:
         with atomic_file(json) as stage:
             stage.write_text(
-                json_format.dumps({name: _to_json(storage) for name, storage in storages.items()}, indent=1) + "\n"
+                json_format.dumps({name: _storage_to_json(storage) for name, storage in storages.items()}, indent=1)
+                + "\n"
             )
     table = Table("", *storages)
     first = next(iter(storages.values())).results
@@ -50,5 +52,5 @@ def roundtrip(
         console.print(f"{name} is missing: {reason}")
 
 
-def _to_json(storage: Storage) -> dict[str, Any]:
+def _storage_to_json(storage: Storage) -> dict[str, Any]:
     return {"bytes_per_image": storage.bytes, **storage.results.to_json()}

@@ -39,14 +39,14 @@ def stats(
         statistics = measure_statistics(codec, shards, image, batch=batch, done=progress.advance)
     if rank_and_world()[0] != 0:
         return
-    print(_table(statistics))
+    print(_channel_table(statistics))
     if json is not None:
         statistics.write(json)
     if write:
         print(f"written to {save_statistics(codec.source, statistics)}")
 
 
-def _table(statistics: LatentStatistics) -> str:
+def _channel_table(statistics: LatentStatistics) -> str:
     rows = [("all", statistics.mean, statistics.std)]
     channels = zip(statistics.channel_mean, statistics.channel_std, strict=True)
     rows += [(str(channel), mean, std) for channel, (mean, std) in enumerate(channels)]

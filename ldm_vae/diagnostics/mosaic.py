@@ -14,7 +14,7 @@ from ldm_vae.data.images.pixels import to_uint8
 TILE = 96  # px, side of a tile; larger tiles are averaged down to it
 TILE_GAP = 3  # px between tiles
 LABEL_HEIGHT = 13  # px, height of the font
-PAPER, INK = "white", "black"
+PAPER, LABEL_COLOUR = "white", "black"
 
 
 def write_mosaic(path: Path, tiles: Tensor, rows: Sequence[str], columns: Sequence[str]) -> None:
@@ -33,9 +33,9 @@ def write_mosaic(path: Path, tiles: Tensor, rows: Sequence[str], columns: Sequen
     sheet = Image.new("RGB", (width, top + len(rows) * (side + TILE_GAP) - TILE_GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, label in enumerate(columns):
-        draw.text((left + column * (side + TILE_GAP) + side / 2, TILE_GAP), label, INK, font, anchor="ma")
+        draw.text((left + column * (side + TILE_GAP) + side / 2, TILE_GAP), label, LABEL_COLOUR, font, anchor="ma")
     for row, label in enumerate(rows):
-        draw.text((TILE_GAP, top + row * (side + TILE_GAP) + side / 2), label, INK, font, anchor="lm")
+        draw.text((TILE_GAP, top + row * (side + TILE_GAP) + side / 2), label, LABEL_COLOUR, font, anchor="lm")
     for number, picture in enumerate(pictures):
         row, column = divmod(number, len(columns))
         sheet.paste(picture, (left + column * (side + TILE_GAP), top + row * (side + TILE_GAP)))

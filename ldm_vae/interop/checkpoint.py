@@ -143,14 +143,14 @@ class Checkpoint:
                 return checkpoint
         raise UserError(f"{run} has no checkpoint of step {step}", "give a step that its folder checkpoints/ holds")
 
-    def tensors(self, name: str, device: str = "cpu") -> dict[str, Tensor]:
+    def tensors(self, name: str) -> dict[str, Tensor]:
         """One group of tensors, checked against the manifest. Raises UserError where it is missing or damaged."""
         path = self.folder / f"{name}.safetensors"
         if name not in self.groups:
             raise UserError(f"{self.folder} holds no tensors {name!r}", f"it has {', '.join(self.groups)}")
         if problems := find_damage(self.folder, only=path.name):
             raise UserError(f"checkpoint {self.folder} is damaged", f"{'; '.join(problems)}; use another of the run")
-        found = load_file(path, device=device)
+        found = load_file(path)
         return found if self.meta["version"] > 1 else {_renamed(key): value for key, value in found.items()}
 
 

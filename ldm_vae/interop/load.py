@@ -112,7 +112,7 @@ def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
     """Loads a model. Raises UserError for what cannot be loaded.
 
     Files are read to the CPU, and tensors keep the type that they have in the file; a live model's tensors are shared.
-    Of a run, the EMA weights of the newest whole checkpoint are loaded.
+    A run gives the EMA weights of its newest whole checkpoint.
 
     ref: a run, a checkpoint, a diffusers folder (or one with it under vae/), a Hub id, or a live AutoencoderKL.
     """

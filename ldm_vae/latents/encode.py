@@ -77,7 +77,9 @@ def encode_shards(
         for number, samples in groupby(latents, key=lambda pair: pair[0]):
             name, shard = mine[number]
             with _only_writer(folder, name):
-                _write(folder, name, shard.size, job, (sample for _, sample in samples), lambda: done(1, total))
+                _write_latent_shard(
+                    folder, name, shard.size, job, (sample for _, sample in samples), lambda: done(1, total)
+                )
     records = read_records(folder)
     missing = _unfinished(sizes, records)
     if lost := [name for name, _ in share if name in missing]:
@@ -90,7 +92,10 @@ def encode_shards(
 
 
 def _unfinished(sizes: Mapping[str, int], records: Mapping[str, ShardRecord]) -> set[str]:
-    """Names of the shards that are not finished.   sizes: name -> bytes of the shard of images."""
+    """Names of the shards that are not finished.
+
+    sizes: name -> bytes of the shard of images.
+    """
     return {name for name, size in sizes.items() if name not in records or records[name].bytes != size}
 
 
@@ -120,10 +125,13 @@ def _names(index: Index) -> list[str]:
     return names
 
 
-def _write(
+def _write_latent_shard(
     folder: Path, name: str, size: int, job: LatentJob, samples: Iterable[EncodedSample], one_done: Callable[[], None]
 ) -> None:
-    """Writes one shard and its record.   size: bytes of the shard of images."""
+    """Writes one shard and its record.
+
+    size: bytes of the shard of images.
+    """
     moments = LatentMoments(job.channels)
     sizes: dict[str, tuple[int, int]] = {}
     quarantined: list[tuple[str, str]] = []
@@ -198,7 +206,7 @@ def latent_job(
     bottleneck = codec.model.config.bottleneck
     if latents != "mode" and not codec.model.bottleneck.gaussian:
         raise UserError(f"a {bottleneck.kind} bottleneck has no moments", "store its latents with --latents mode")
-    # Of another bottleneck the range is never used, since only the mode is stored; the file keeps its format.
+    # Another bottleneck has no range, and none is used, since only the mode is stored; the file keeps its format.
     gaussian = bottleneck if isinstance(bottleneck, GaussianConfig) else GaussianConfig()
     return LatentJob(
         codec=codec.weights_hash,

@@ -96,20 +96,18 @@ def measure_statistics(
     )
 
 
-def measure_latents(
-    codec: LatentCodec, batches: Iterable[Batch], *, activation_images: int = ACTIVATION_IMAGES
-) -> LatentMeasurement:
+def measure_latents(codec: LatentCodec, batches: Iterable[Batch]) -> LatentMeasurement:
     """Sums over the posterior's modes of all images, and the largest activation over the first images.
 
     batches: images in [-1, 1], of one size within a batch.
-    activation_images: how many images are also decoded, for the activations.
     """
     result = LatentMeasurement(codec.latent_channels)
+    to_watch = ACTIVATION_IMAGES
     for batch in batches:
-        watched = batch.image[: max(activation_images, 0)]
+        watched = batch.image[:to_watch]
         if len(watched):
             result.merge(_watch(codec, watched))
-            activation_images -= len(watched)
+            to_watch -= len(watched)
         moments, broken = codec.checked_moments(batch.image)
         result.broken += [batch.key[i] for i in broken]
         whole = [i for i in range(len(moments)) if i not in broken]

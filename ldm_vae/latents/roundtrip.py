@@ -33,7 +33,7 @@ class Storage:
     results: Results
 
 
-def roundtrip(
+def measure_roundtrip(
     codec: LatentCodec,
     latents: LatentDataset,
     images: Index,

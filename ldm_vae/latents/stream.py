@@ -160,7 +160,10 @@ def _windows(pictures: Iterable[tuple[int, ImageSample]], batch: int) -> Iterato
 
 
 def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[ImageSample]) -> list[EncodedSample]:
-    """Encodes one batch.   pictures: none of them broken, all of one size after padding."""
+    """Encodes one batch.
+
+    pictures: none of them broken, all of one size after padding.
+    """
     images = [picture.image for picture in pictures if picture.image is not None]
     field = f"{job.latents}.npy"
     tensors, broken = {}, set()

@@ -60,8 +60,8 @@ class WeightedTerm:
     name: name of the term in the log.
     term: computes the term.
     weight: optimizer step -> weight.
-    balance: the last layer (anchor) at which the gradient is scaled to the length of the likelihood's; None for a fixed
-    weight.
+    balance: the last layer (anchor) at which the gradient is scaled to the length of the reconstruction terms'; None
+    for a fixed weight.
     """
 
     name: str
@@ -74,8 +74,8 @@ class WeightedTerm:
 class Losses:
     """The losses of one micro-batch.
 
-    values: scalars for the log by name, unweighted means over images. The likelihood's terms and the total are per
-    element (mean absolute error, LPIPS distance); the rate is in nats per image.
+    values: scalars for the log by name, unweighted means over images. The reconstruction terms and the total are
+    per element (mean absolute error, LPIPS distance); the rate is in nats per image.
     roots, gradients: arguments of `torch.autograd.backward` that accumulate the gradient of the total.
     """
 
@@ -87,7 +87,7 @@ class Losses:
 class Objective:
     """The weighted sum of terms, with its gradient at the decoder's output.
 
-    likelihood: terms of the pixels. Adaptive weights compare other terms with their sum.
+    reconstruction_terms: terms of the pixels. Adaptive weights compare other terms with their sum.
     regularizers: all other terms.
     adversaries: the adversaries, in the order of their updates.
     anchors: last layers of the network, for adaptive weights.
@@ -97,7 +97,7 @@ class Objective:
 
     def __init__(
         self,
-        likelihood: Sequence[WeightedTerm],
+        reconstruction_terms: Sequence[WeightedTerm],
         regularizers: Sequence[WeightedTerm],
         adversaries: Sequence[Adversary],
         anchors: Mapping[str, Anchor],
@@ -107,7 +107,7 @@ class Objective:
         for adversary in adversaries:
             if (adversary.felt, adversary.balance) == ("latent", "decoder"):
                 raise ValueError(f"adversary {adversary.name}: what is felt in the latent does not pass the decoder")
-        self.likelihood = likelihood
+        self.reconstruction_terms = reconstruction_terms
         self.regularizers = regularizers
         self.adversaries = adversaries
         self.anchors = anchors
@@ -128,13 +128,13 @@ class Objective:
         leaf = parameters.detach().requires_grad_()
         seen = replace(output, parameters=leaf)
         elements = output.target[0].numel()
-        rows = {term.name: term.term(seen, batch, step) for term in self.likelihood}
+        rows = {term.name: term.term(seen, batch, step) for term in self.reconstruction_terms}
         rows |= {term.name: term.term(output, batch, step) for term in self.regularizers}
         total = self._total_of_rows(output, rows, step)
         values: dict[str, Tensor] = {}
 
-        nll = self._add(self.likelihood, rows, total, step)
-        values |= {term.name: rows[term.name].mean() / elements for term in self.likelihood}
+        nll = self._add(self.reconstruction_terms, rows, total, step)
+        values |= {term.name: rows[term.name].mean() / elements for term in self.reconstruction_terms}
         log_variance = output.heads.get(LOG_VARIANCE_HEAD)
         if log_variance is not None:
             nll = nll / log_variance.exp() + elements * log_variance
@@ -196,7 +196,7 @@ class Objective:
     @torch.no_grad()
     def _total_of_rows(self, output: Output, rows: Mapping[str, Tensor], step: int) -> Tensor:
         """(rows,): the weighted sum of all terms, without adversaries and adaptive weights."""
-        nll = sum((term.weight(step) * rows[term.name] for term in self.likelihood), torch.zeros(()))
+        nll = sum((term.weight(step) * rows[term.name] for term in self.reconstruction_terms), torch.zeros(()))
         if (log_variance := output.heads.get(LOG_VARIANCE_HEAD)) is not None:
             nll = nll / log_variance.exp() + output.target[0].numel() * log_variance
         return sum((term.weight(step) * rows[term.name] for term in self.regularizers), nll)
@@ -204,12 +204,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class _Balance:
-    """Adaptive weights: the ratio of the likelihood's gradient to another one, at the weight of a last layer.
+    """Adaptive weights: the ratio of the reconstruction terms' gradient to another one, at the weight of a last layer.
 
     anchors, reduce: as in `Objective`.
     output: output of the forward pass.
     parameters: the decoder's output, with its graph.
-    gradient: gradient of the likelihood with respect to `parameters`.
+    gradient: gradient of the reconstruction terms with respect to `parameters`.
     """
 
     anchors: Mapping[str, Anchor]
@@ -271,15 +271,15 @@ def build_objective(
     frozen: the frozen networks of the terms, by the name of their section; "perceptual" is an LPIPS.
     reduce: averages a tensor over ranks.
     """
-    likelihood, regularizers = [], []
+    reconstruction_terms, regularizers = [], []
     if loss.pixel.weight > 0:
-        likelihood.append(WeightedTerm("pixel", _pixel_term(loss.pixel), lambda step: loss.pixel.weight))
+        reconstruction_terms.append(WeightedTerm("pixel", _pixel_term(loss.pixel), lambda step: loss.pixel.weight))
     if "perceptual" in frozen:
         term = _perceptual_term(frozen["perceptual"])
-        likelihood.append(WeightedTerm("perceptual", term, lambda step: loss.perceptual.weight))
+        reconstruction_terms.append(WeightedTerm("perceptual", term, lambda step: loss.perceptual.weight))
     if loss.rate.weight > 0:
         regularizers.append(WeightedTerm("rate", rate, lambda step: rate_weight(loss.rate, step)))
-    return Objective(likelihood, regularizers, adversaries, anchors, reduce)
+    return Objective(reconstruction_terms, regularizers, adversaries, anchors, reduce)
 
 
 def _pixel_term(config: PixelConfig) -> Term:

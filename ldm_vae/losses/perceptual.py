@@ -26,7 +26,7 @@ from ldm_vae.pretrained.frozen import FrozenConfig
 
 LPIPSNetwork = Literal["vgg", "alex"]
 Channels = tuple[int, int, int]
-RGB: Channels = (0, 1, 2)
+FIRST_THREE: Channels = (0, 1, 2)
 EPSILON = 1.0e-4  # length below which a feature vector is not stretched to 1; photographs have them from 0.8 up
 BACKBONE: Mapping[LPIPSNetwork, BackboneName] = {"vgg": "vgg16", "alex": "alexnet"}
 # Pixels along each side of the smallest image for which the last layer has one position.
@@ -47,7 +47,7 @@ class PerceptualConfig(FrozenConfig):
     """The image channels that the network sees. rgb: all three. repeat: the only one, three times. select: those that
     `select` names. off: no LPIPS."""
 
-    select: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=3, max_length=3)] = RGB
+    select: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=3, max_length=3)] = FIRST_THREE
     """With `channels: select`, the indices of the image channels shown as red, green and blue; 0 is the first."""
 
     backbone: Path | None = None
@@ -74,7 +74,7 @@ def perceptual_channels(config: PerceptualConfig, image_channels: int) -> Channe
         return red, green, blue
     if image_channels != 3:
         raise UserError(wrong, "say what it should see: repeat (1 channel), select (three indices), or off (no LPIPS)")
-    return RGB
+    return FIRST_THREE
 
 
 class LPIPS(nn.Module):

@@ -30,7 +30,10 @@ SEED = int(DEFAULTS["rng_seed"])  # of the subsets, 2020
 
 
 def frechet_distance(ours: Points, theirs: Points) -> float:
-    """The Fréchet distance.   ours, theirs: (n, d), n at least 2."""
+    """The Fréchet distance.
+
+    ours, theirs: (n, d), n at least 2.
+    """
     if len(ours) + len(theirs) < ours.shape[1]:
         ours, theirs = _rotated(ours, theirs)
     value: float = fid_statistics_to_metric(_statistics(ours), _statistics(theirs), verbose=False)[KEY_METRIC_FID]
@@ -38,7 +41,10 @@ def frechet_distance(ours: Points, theirs: Points) -> float:
 
 
 def kernel_distance(ours: Features, theirs: Features) -> float:
-    """The kernel distance.   ours, theirs: (n, d), n at least 2. Up to SUBSET images make one subset."""
+    """The kernel distance. Up to SUBSET images make one subset.
+
+    ours, theirs: (n, d), n at least 2.
+    """
     n = len(ours)
     found = kid_features_to_metric(
         torch.from_numpy(ours),

@@ -100,7 +100,10 @@ class ImageMetrics:
 
     @torch.inference_mode()
     def __call__(self, reconstruction: Tensor, image: Tensor, keys: Sequence[str]) -> list[MeasuredImage]:
-        """reconstruction, image: (B, C, H, W), uint8, on the device of the networks.   Returns B results."""
+        """Measures a batch, and returns one result for each image.
+
+        reconstruction, image: (B, C, H, W), uint8, on the device of the networks.
+        """
         errors = squared_error(reconstruction, image).tolist()
         rows = [
             MeasuredImage(key, tuple(image.shape[1:]), error, missing=dict(self.unavailable))
@@ -119,7 +122,10 @@ class ImageMetrics:
         return rows
 
     def without_reconstruction(self, image: Tensor, key: str, reason: str) -> MeasuredImage:
-        """The result for an image (C, H, W) that has no reconstruction.   reason: why."""
+        """The result for an image (C, H, W) that has no reconstruction.
+
+        reason: why.
+        """
         return MeasuredImage(
             key, tuple(image.shape), None, missing=dict.fromkeys((*self.metrics, *self.unavailable), reason)
         )

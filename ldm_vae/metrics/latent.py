@@ -31,7 +31,10 @@ class LatentMoments:
         self.square: npt.NDArray[np.float64] = np.zeros(channels)  # sum of squared deviations from the mean
 
     def update(self, latents: Tensor) -> None:
-        """Adds a batch.   latents: (B, C, h, w), finite."""
+        """Adds a batch.
+
+        latents: (B, C, h, w), finite.
+        """
         flat = latents.detach().double().flatten(2)  # (B, C, h*w)
         means = flat.mean(dim=2)
         squares = (flat - means[:, :, None]).square().sum(dim=2)
@@ -135,7 +138,10 @@ class LatentStatistics(Config):
 
     @staticmethod
     def of(moments: LatentMoments, **rest: Any) -> LatentStatistics:
-        """The statistics of `moments`.   rest: the fields that do not follow from them."""
+        """The statistics of `moments`.
+
+        rest: the fields that do not follow from them.
+        """
         return LatentStatistics(
             images=moments.images,
             values=moments.values,

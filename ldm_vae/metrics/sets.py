@@ -148,7 +148,10 @@ class FeatureSets:
                 row.missing |= dict.fromkeys(concerned, reason)
 
     def without_reconstruction(self, row: MeasuredImage, reason: str) -> None:
-        """Notes that an image has no reconstruction, and is in neither set.   reason: why."""
+        """Notes that an image has no reconstruction, and is in neither set.
+
+        reason: why.
+        """
         row.missing |= dict.fromkeys(self.names, reason)
 
     def results(self, rows: Sequence[MeasuredImage]) -> SetResults:

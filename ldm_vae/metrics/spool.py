@@ -33,7 +33,7 @@ class Spool:
     def add(self, keys: Sequence[str], rows: Features) -> None:
         """Appends rows (B, *shape)."""
         assert rows.shape == (len(keys), *self.shape)
-        _write(self._file, np.ascontiguousarray(rows, dtype=np.float32))
+        _append(self._file, np.ascontiguousarray(rows, dtype=np.float32))
         self.keys += keys
 
     def gathered(self) -> Features | None:
@@ -53,7 +53,7 @@ class Spool:
                 if rank == 0:
                     for place, row in zip(places[owner][first : first + CHUNK_IMAGES], rows, strict=True):
                         whole.seek(int(place) * row.nbytes)
-                        _write(whole, row)
+                        _append(whole, row)
         if rank != 0:
             return None
         whole.flush()
@@ -77,7 +77,7 @@ def _file() -> IO[bytes]:
     return tempfile.TemporaryFile(prefix="ldm_vae-features-")
 
 
-def _write(file: IO[Any], rows: Features) -> None:
+def _append(file: IO[Any], rows: Features) -> None:
     try:
         file.write(rows.tobytes())
     except OSError as error:

@@ -88,7 +88,7 @@ def draw(chart: Chart, identifier: str) -> Drawing | None:
 
     identifier: a name that is unique in the page.
     """
-    lines = [line for line in chart.lines if any(_finite(line.y))]
+    lines = [line for line in chart.lines if any(_finite_values(line.y))]
     if not lines:
         return None
     notes: list[str] = []
@@ -110,7 +110,7 @@ def draw(chart: Chart, identifier: str) -> Drawing | None:
     named = len(lines) > 1 or (lines[0].label and lines[0].label != chart.title)
     legend = [_key(i, line.label, chart.kind) for i, line in enumerate(lines)] if named else []
     svg = inline(file.getvalue(), identifier, chart.title, _text_alternative(chart, lines))
-    return Drawing(chart, svg, legend, *_table(chart, lines, notes), list(dict.fromkeys(notes)))
+    return Drawing(chart, svg, legend, *_chart_table(chart, lines, notes), list(dict.fromkeys(notes)))
 
 
 def _plot(axes: Axes, chart: Chart, lines: Sequence[Line], categories: list[str], flat: bool) -> None:
@@ -150,7 +150,7 @@ def _axis(
         return
     part = axes.xaxis if which == "x" else axes.yaxis
     log = axis.scale == "log"
-    values = [v for line in lines for v in _finite(line.y if axis is chart.y else line.x)]
+    values = [v for line in lines for v in _finite_values(line.y if axis is chart.y else line.x)]
     if log and min(values) <= 0:
         notes.append(f"The scale of {axis.title.lower()} is linear, because some values are not positive.")
         log = False
@@ -166,7 +166,7 @@ def _axis(
     part.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 
-def _finite(values: Sequence[float | str | None]) -> list[float]:
+def _finite_values(values: Sequence[float | str | None]) -> list[float]:
     return [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
 
 
@@ -185,7 +185,7 @@ def _thin(line: Line, kind: str, notes: list[str]) -> Line:
     notes.append(f"Every point is a mean over {every} values.")
     x, y = [], []
     for first in range(0, len(line.x), every):
-        part = _finite(line.y[first : first + every])
+        part = _finite_values(line.y[first : first + every])
         x.append(line.x[min(first + every, len(line.x)) - 1])
         y.append(math.fsum(part) / len(part) if part else None)
     return Line(label=label, x=tuple(x), y=tuple(y))
@@ -203,7 +203,7 @@ def _text_alternative(chart: Chart, lines: Sequence[Line]) -> str:
     """What the chart shows, in words, for people who cannot see it."""
     parts = []
     for line in lines[:8]:
-        y, name = _finite(line.y), printable(line.label) or "the values"
+        y, name = _finite_values(line.y), printable(line.label) or "the values"
         if chart.kind == "line" and len(y) > 1:
             parts.append(
                 f"{name} goes from {short(y[0])} to {short(y[-1])}, between {short(min(y))} and {short(max(y))}"
@@ -217,7 +217,7 @@ def _text_alternative(chart: Chart, lines: Sequence[Line]) -> str:
     return f"{kind} of {chart.y.title}{unit} over {chart.x.title}: {'; '.join(parts)}{more}."
 
 
-def _table(chart: Chart, lines: Sequence[Line], notes: list[str]) -> tuple[list[str], list[list[str]]]:
+def _chart_table(chart: Chart, lines: Sequence[Line], notes: list[str]) -> tuple[list[str], list[list[str]]]:
     """Heads and rows: x and the y of each line, at most TABLE_ROWS rows. Clouds of points have no table."""
     if chart.kind == "scatter":
         return [], []

@@ -125,7 +125,7 @@ def make_gallery(codec: LatentCodec, shards: str, choices: Sequence[Choice]) -> 
     fetcher = Fetcher(index)
     for choice, ref in refs:
         try:
-            images.append(_reconstruct(codec, choice, _read(fetcher, ref, codec.model.config.in_channels)))
+            images.append(_gallery_image(codec, choice, _read_image(fetcher, ref, codec.model.config.in_channels)))
         except (BrokenSample, BrokenImage) as error:
             notes.append(f"{choice.key} cannot be shown: {error.reason}.")
         except UserError as error:
@@ -160,14 +160,14 @@ def _first(index: Index, ref: SampleRef) -> Choice:
     return Choice(index.shards[ref.shard].key(ref.ordinal), "one of the first", None)
 
 
-def _read(fetcher: Fetcher, ref: SampleRef, channels: int) -> NDArray[np.float32]:
+def _read_image(fetcher: Fetcher, ref: SampleRef, channels: int) -> NDArray[np.float32]:
     fields = fetcher.get(ref, list)
     fields.pop(LABEL, None)
     ((extension, data),) = fields.items()
     return decode_image(data, extension, channels)
 
 
-def _reconstruct(codec: LatentCodec, choice: Choice, whole: NDArray[np.float32]) -> GalleryImage:
+def _gallery_image(codec: LatentCodec, choice: Choice, whole: NDArray[np.float32]) -> GalleryImage:
     """Reconstructs as `ldm-vae evaluate` does by default: without a resize, from the mode, rounded to 8 bits."""
     height, width = whole.shape[1:]
     top, left = max(0, height - LONGEST_SIDE) // 2, max(0, width - LONGEST_SIDE) // 2
@@ -177,11 +177,11 @@ def _reconstruct(codec: LatentCodec, choice: Choice, whole: NDArray[np.float32])
     decoded = codec.decode_raw(z, size=(image.shape[2], image.shape[3]))
     original, reconstruction = to_uint8(image[0]), to_uint8(decoded[0]).cpu()
     latent = z[0].float().cpu().numpy()
-    value = _psnr(original, reconstruction) if choice.row is None else None
+    value = _finite_psnr(original, reconstruction) if choice.row is None else None
     return GalleryImage(choice, original.numpy(), reconstruction.numpy(), (height, width), latent, value)
 
 
-def _psnr(original: Tensor, reconstruction: Tensor) -> float | None:
+def _finite_psnr(original: Tensor, reconstruction: Tensor) -> float | None:
     """PSNR in dB; None where it is infinite."""
     from ldm_vae.metrics.image import psnr, squared_error  # it imports torchmetrics, which takes seconds
 

@@ -23,9 +23,9 @@ def short(value: float, digits: int = 4) -> str:
     return text.replace("-", "−")
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """Like `short`, and positive numbers have a plus sign."""
-    return short(value, digits) if value < 0 else f"+{short(value, digits)}"
+def signed(value: float) -> str:
+    """The number in three significant digits, like `short`; positive numbers have a plus sign."""
+    return short(value, 3) if value < 0 else f"+{short(value, 3)}"
 
 
 def printable(text: str) -> str:

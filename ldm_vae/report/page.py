@@ -38,7 +38,7 @@ HEADLINES = ("psnr", "lpips_vgg", "lpips_alex", "rfid", "ssim")  # the summary s
 class Contents:
     """What the page shows. The templates use the fields by name.
 
-    Of several runs, all but curves and comparisons shows the first.
+    With several runs, only curves and comparisons show all of them; the rest shows the first.
 
     command: the command that makes the report, as the person typed it.
     made: when the report is made.

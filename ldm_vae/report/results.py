@@ -15,12 +15,12 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from ldm_vae.errors import UserError
 
 
-def _finite(value: Any) -> Any:
+def _none_unless_finite(value: Any) -> Any:
     """None for NaN and infinity, which JSON written by Python may hold and which are no measurements."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Value = Annotated[float | None, BeforeValidator(_finite)]
+Value = Annotated[float | None, BeforeValidator(_none_unless_finite)]
 
 
 class ImageRow(BaseModel):

@@ -6,7 +6,6 @@ import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,11 +148,10 @@ def _read_rows(path: Path, gaps: list[Gap]) -> list[LogRow]:
         return []
     rows: list[LogRow] = []
     damaged = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-            rows.append({str(k): _number(v) for k, v in row.items()} | {"step": int(row["step"])})
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+    for row in _read_json_lines(path):
+        if isinstance(step := row.get("step"), int):
+            rows.append({name: _finite_number(value) for name, value in row.items()} | {"step": step})
+        else:
             damaged += 1
     if damaged:
         lines = "1 line" if damaged == 1 else f"{damaged} lines"
@@ -168,14 +166,11 @@ def _read_rows(path: Path, gaps: list[Gap]) -> list[LogRow]:
 def _read_warnings(path: Path) -> list[str]:
     """The last warning of each kind, with how often it was given."""
     by_kind: dict[str, list[tuple[int, str]]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # a run without warnings has no such file
+    if not path.is_file():  # a run without warnings has no such file
         return []
-    for line in lines:
-        with suppress(ValueError, TypeError, KeyError, RecursionError):
-            content = json.loads(line)
-            step, text = int(content["step"]), str(content["warning"])
+    for content in _read_json_lines(path):
+        step, text = content.get("step"), content.get("warning")
+        if isinstance(step, int) and isinstance(text, str):
             kind = "".join(c for c in text if not c.isdigit())  # warnings of one kind differ only in their numbers
             by_kind.setdefault(kind, []).append((step, text))
     return [
@@ -184,8 +179,21 @@ def _read_warnings(path: Path) -> list[str]:
     ]
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The object in each line; an empty one for a line that holds none."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError):
+            content = None
+        yield content if isinstance(content, dict) else {}
+
+
+def _finite_number(value: Any) -> float | None:
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # JSON has integers of any size
+        return None
 
 
 def _read_status(path: Path, gaps: list[Gap]) -> dict[str, Any]:

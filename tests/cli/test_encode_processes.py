@@ -124,7 +124,7 @@ def test_shards_of_the_same_names_in_one_folder_at_the_same_moment_are_told(
 
     other = tmp_path / "other"
     write_shard(other / "000000.tar", [f"other{i}" for i in range(40)])
-    write = encode._write
+    write = encode._write_latent_shard
 
     def overtaken(folder: Path, name: str, *rest: Any) -> None:
         write(folder, name, *rest)

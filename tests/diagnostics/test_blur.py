@@ -76,7 +76,7 @@ def test_invented_detail_has_power_and_no_correlation() -> None:
 
 
 def test_power_of_an_octave_is_that_of_its_area() -> None:
-    """Of white noise cut off at 3/8 cycle, the last octave keeps (3/8^2 - 1/4^2) / (1/2^2 - 1/4^2) = 5/12."""
+    """The last octave keeps (3/8^2 - 1/4^2) / (1/2^2 - 1/4^2) = 5/12 of white noise that is cut off at 3/8 cycle."""
     section = inspected(noise(), filtered(noise(), (radius() < 0.375).double()))
     assert value(section, "octave_2_to_4_pixels") == pytest.approx(10 * math.log10(5 / 12), abs=0.2)
 

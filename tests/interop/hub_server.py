@@ -17,7 +17,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubServer(ThreadingHTTPServer):
-    """token: the only one that may write.   lfs: whether safetensors files travel as large ones."""
+    """The Hub of one account.
+
+    token: the only one that may write.
+    lfs: whether safetensors files travel as large ones.
+    """
 
     daemon_threads = True
 

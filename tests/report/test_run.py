@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ldm_vae.errors import UserError
+from ldm_vae.report import run as run_module
 from ldm_vae.report.run import read_run
 
 
@@ -59,6 +60,31 @@ def test_half_a_line_of_the_log_is_left_out(run: Path) -> None:
     assert len(found.rows) == len(before) + 1
     assert found.rows[-1] == {"step": 210, "pixel": None}  # infinity is no value
     assert found.gaps[0].sentence.startswith("3 lines of metrics.jsonl")
+
+
+def test_lines_of_any_content_are_read(run: Path) -> None:
+    for content in ("[]", "7", "[" * 100_000, '{"step": "x"}', '{"step": null, "warning": 3}'):
+        with (run / "metrics.jsonl").open("a") as log, (run / "warnings.jsonl").open("a") as warnings:
+            log.write(f"{content}\n")
+            warnings.write(f"{content}\n")
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write(f'{{"step": 210, "pixel": {10**400}}}\n')
+    found = read_run(str(run))
+    assert found.rows[-1] == {"step": 210, "pixel": None}
+    assert found.gaps[0].sentence.startswith("5 lines of metrics.jsonl")
+    assert all(warning.startswith("Step ") for warning in found.warnings)
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, AttributeError])
+def test_an_error_of_ours_is_no_damaged_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fails(value: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run_module, "_finite_number", fails)
+    with pytest.raises(error):
+        read_run(str(run))
 
 
 def test_warnings_of_one_kind_are_told_once(run: Path) -> None:

@@ -96,7 +96,7 @@ def test_only_what_differs_is_listed(whole_run: Path, run: Path) -> None:
 
 
 def test_only_what_differs_between_protocols_is_listed(whole_run: Path, run: Path) -> None:
-    """Of another step and other weights, they are what is compared."""
+    """Step and weights are not listed, because they are what is compared."""
     first, second = read_run(str(whole_run)), read_run(str(whole_run))
     assert first.results is not None and second.results is not None
     assert len(first.results.protocol) > 3

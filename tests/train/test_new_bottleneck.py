@@ -46,7 +46,7 @@ class Codes(Bottleneck):
     def learn(self, sums: Mapping[str, Tensor], noise: Noise) -> None:
         mean = torch.where(sums["count"] > 0, sums["sum"] / sums["count"].clamp(min=1), self.values)
         self.values.lerp_(mean + 1e-3 * float(noise.shared("codes").standard_normal()), 0.1)
-        self.used |= sums["count"] > 0
+        self.used.logical_or_(sums["count"] > 0)
 
 
 def register(monkeypatch: pytest.MonkeyPatch) -> None:

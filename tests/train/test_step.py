@@ -47,7 +47,7 @@ def test_adaptive_weight_under_accumulation_is_each_micro_batchs_own(build: Buil
     weights = []
     for batch in micro_batches:
         output = run.autoencoder(batch.image, noise=run.noise(batch, step))
-        lpips = run.objective.likelihood[1].term(output, batch, step)
+        lpips = run.objective.reconstruction_terms[1].term(output, batch, step)
         nll = (output.reconstruction - batch.image).abs().sum() / len(batch.image) + lpips.mean()
         generator = -run.critics["discriminator"](output.reconstruction).mean()
         last = autoencoder_in(run.autoencoder).decoder.conv_out.weight

@@ -70,7 +70,7 @@ def from_pillow(image: Image.Image, channels: int) -> PixelArray:
         picture = image.convert("RGBA") if transparent else image
         colour = image.convert("L") if grey else picture if picture.mode == "CMYK" else picture.convert("RGB")
     alpha = picture.getchannel("A") if transparent else None
-    colour = _to_srgb(colour, image.info.get("icc_profile"))
+    colour = _pillow_to_srgb(colour, image.info.get("icc_profile"))
     if channels == 4 and alpha is not None:
         return np.dstack([np.asarray(colour.convert("RGB")), np.asarray(alpha)])
     if alpha is not None:
@@ -79,7 +79,7 @@ def from_pillow(image: Image.Image, channels: int) -> PixelArray:
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+def _pillow_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     transform = _srgb_transform(profile, image.mode) if profile else None
     with decoding():
         if transform is not None:

@@ -23,7 +23,7 @@ try:
 except ImportError as error:
     raise UserError(f"tiff and 16-bit png need the package {error.name}", 'pip install "ldm-vae[raster]"') from error
 
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6  # TIFF tag 262, photometric interpretation
+WHITE_IS_ZERO, BLACK_IS_ZERO, TIFF_RGB, YCBCR = 0, 1, 2, 6  # TIFF tag 262, photometric interpretation
 PREMULTIPLIED, STRAIGHT = 1, 2  # TIFF tag 338, what an extra sample is
 ORIENTATION, PROFILE = 274, 34675  # TIFF tags
 
@@ -53,7 +53,7 @@ def read_tiff(data: bytes, channels: int) -> PixelArray:
         check_size(*sides, samples)
         if depth != 1:
             raise BrokenImage(f"a volume of depth {depth}")
-        if kind not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB) and not compressed_ycbcr:
+        if kind not in (WHITE_IS_ZERO, BLACK_IS_ZERO, TIFF_RGB) and not compressed_ycbcr:
             with decoding():
                 picture = Image.open(io.BytesIO(data), formats=("TIFF",))
             with picture as image:
@@ -67,7 +67,7 @@ def read_tiff(data: bytes, channels: int) -> PixelArray:
             pixels = np.iinfo(pixels.dtype).max - pixels
         if PREMULTIPLIED in extra:
             raise BrokenImage("premultiplied alpha: save it straight (unassociated)")
-        colours = 3 if kind in (RGB, YCBCR) else 1
+        colours = 3 if kind in (TIFF_RGB, YCBCR) else 1
         alpha = extra == (STRAIGHT,) and pixels.shape[2] == colours + 1
         pixels = _match(pixels, channels, alpha=alpha, profile=profile)
         return orient(pixels, orientation)
@@ -115,7 +115,7 @@ def _match(pixels: PixelArray, channels: int, *, alpha: bool, profile: bytes | N
             return pixels
         raise BrokenImage(f"{present} channels where {channels} are wanted")
     if profile and pixels.dtype.kind == "u":
-        colour = _to_srgb(colour, profile)
+        colour = _array_to_srgb(colour, profile)
     if channels == 4 and opacity is not None:
         return np.concatenate([np.broadcast_to(colour, (*colour.shape[:2], 3)), opacity], axis=2)
     if colour.shape[2] == channels and opacity is None:
@@ -132,7 +132,7 @@ def _match(pixels: PixelArray, channels: int, *, alpha: bool, profile: bytes | N
     return np.broadcast_to(mixed, (*mixed.shape[:2], channels))
 
 
-def _to_srgb(colour: PixelArray, profile: bytes) -> PixelArray:
+def _array_to_srgb(colour: PixelArray, profile: bytes) -> PixelArray:
     """(H, W, 1 or 3) -> (H, W, 3) in sRGB; unchanged if the profile does not open or does not fit the pixels."""
     grey = colour.shape[2] == 1
     # At 16 bits littlecms would replace curves and matrix by a coarse table, off by 4 steps of 8 bits in dark colours.

@@ -187,7 +187,10 @@ def _fitting(shard: ShardIndex, source: SourceConfig) -> NDArray[np.bool_]:
 
 
 def _load_shards(spec: str, cache: Path | None, *, sizes: bool) -> list[ShardIndex]:
-    """The shards that `spec` names.   sizes: whether the sizes of their pictures are needed."""
+    """The shards that `spec` names.
+
+    sizes: whether the sizes of their pictures are needed.
+    """
     local = Path(spec.removeprefix("file://"))
     if local.is_dir() and next(local.glob("[!.]*.tar"), None) is None:
         found = scan_folder(local)
@@ -227,7 +230,10 @@ def _remote_shards(folder: str, names: list[str], *, sizes: bool) -> list[ShardI
 
 
 def _indexed_shards(folder: str, names: list[str], *, sizes: bool, whole: bool) -> list[ShardIndex]:
-    """The shards of a local folder with an index.   whole: all its shards are meant, so that a missing one was lost."""
+    """The shards of a local folder with an index.
+
+    whole: all its shards are meant, so that a missing one was lost.
+    """
     path = Path(folder) / INDEX_FILE
     known = parse_index(path.read_bytes(), str(path), folder)
     shards = _select(known, names, str(path))

@@ -63,7 +63,7 @@ def pack_folder(folder: Path, out: Path, *, samples_per_shard: int, seed: int, c
     if not samples:
         seen = ", ".join(f"{count} {name}" for name, count in ignored.most_common(5)) or "nothing"
         raise UserError(f"no images in {folder} (found: {seen})", f"images end in {', '.join(EXTENSIONS)}")
-    names = _class_names(folder, samples, classes)
+    names = _class_names(samples, classes)
     samples.sort(key=lambda sample: hashlib.sha256(f"{seed}/{sample.key}".encode()).digest())
     shards = [samples[i : i + samples_per_shard] for i in range(0, len(samples), samples_per_shard)]
     with atomic_folder(out.resolve()) as stage, tqdm(total=len(samples), unit=" images", disable=None) as progress:
@@ -75,7 +75,7 @@ def pack_folder(folder: Path, out: Path, *, samples_per_shard: int, seed: int, c
     return Packed(len(samples), len(shards), names, renamed, ignored)
 
 
-def _class_names(folder: Path, samples: Sequence[FolderSample], classes: bool | None) -> list[str]:
+def _class_names(samples: Sequence[FolderSample], classes: bool | None) -> list[str]:
     """Sorted names of the folders that the samples lie in; empty if they are not labels."""
     if classes is False:
         return []

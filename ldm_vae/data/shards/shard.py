@@ -165,12 +165,14 @@ def shard_from_json(entry: Mapping[str, Any], folder: str) -> ShardIndex:
         raise ValueError(f"shard name {name!r}")
     if entry["samples"] != len(keys):
         raise ValueError(f"samples of {name}")
-    tables = {field: _table(columns, "offset", "size", len(keys)) for field, columns in entry["members"].items()}
+    tables = {
+        field: _parse_columns(columns, "offset", "size", len(keys)) for field, columns in entry["members"].items()
+    }
     for table in tables.values():
         inside = (table[:, 0] >= TAR_BLOCK) & (table[:, 1] >= 0) & (table.sum(1) <= size)
         if not np.all(inside | (table[:, 0] == -1)):
             raise ValueError(f"members of {name}")
-    pictures = _table(entry["pictures"], "width", "height", len(keys)) if "pictures" in entry else None
+    pictures = _parse_columns(entry["pictures"], "width", "height", len(keys)) if "pictures" in entry else None
     return ShardIndex(f"{folder}/{name}", size, *_pack_names(keys), tables, pictures)
 
 
@@ -178,7 +180,7 @@ def _columns(table: NDArray[np.int64], first: str, second: str) -> dict[str, lis
     return {first: table[:, 0].tolist(), second: table[:, 1].tolist()}
 
 
-def _table(columns: Mapping[str, Sequence[int]], first: str, second: str, rows: int) -> NDArray[np.int64]:
+def _parse_columns(columns: Mapping[str, Sequence[int]], first: str, second: str, rows: int) -> NDArray[np.int64]:
     table = np.stack([np.array(columns[name], dtype=np.int64) for name in (first, second)], axis=1)
     if table.shape != (rows, 2):
         raise ValueError(f"{len(table)} rows for {rows} samples")

@@ -11,8 +11,8 @@ import asyncio
 import glob
 import os
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,11 +30,15 @@ ResultT = TypeVar("ResultT")
 
 
 class Missing(Exception):
-    """The bytes cannot be had: the file is missing, too short, or may not be read. Trying again is no use."""
+    """The bytes cannot be had: the file is missing, too short, or may not be read. Trying again does not help."""
 
 
 class Unreachable(Exception):
     """A server that gave nothing in `REQUEST_TRIES` requests."""
+
+
+class _Failed(Exception):
+    """A request that failed, and may succeed when it is made again."""
 
 
 class RangeReader:
@@ -59,7 +63,7 @@ class RangeReader:
         try:
             return Path(url).stat().st_size
         except OSError as error:
-            raise Missing(_reason(error)) from error
+            raise Missing(_in_one_line(error)) from error
 
     def close(self) -> None:
         while self._files:
@@ -73,7 +77,7 @@ class RangeReader:
                 pieces.append(piece)
                 offset += len(piece)
         except OSError as error:
-            raise Missing(_reason(error)) from error
+            raise Missing(_in_one_line(error)) from error
         if offset < end:
             raise Missing(f"the file ends at byte {offset}, {end - offset} bytes too early")
         return b"".join(pieces)
@@ -151,11 +155,12 @@ def _read_remote(url: str, offset: int, size: int) -> bytes:
 
     def request() -> bytes:
         count = min(REQUEST_BYTES, end - offset)
-        data: bytes = filesystem.cat_file(path, start=offset, end=offset + count)
+        with _requesting():
+            data: bytes = filesystem.cat_file(path, start=offset, end=offset + count)
         if len(data) > count:
             raise Missing("the server ignores byte ranges and sends the whole file; shards need one that does not")
         if not data:
-            raise ConnectionError("an empty body")
+            raise _Failed("an empty body")
         return data
 
     pieces, end = [], offset + size
@@ -167,27 +172,46 @@ def _read_remote(url: str, offset: int, size: int) -> bytes:
 
 def _remote_size(url: str) -> int:
     filesystem, path = _filesystem(url)
-    size: int | None = _retry(url, lambda: filesystem.info(path)["size"])
+
+    def request() -> int | None:
+        with _requesting():
+            information: dict[str, Any] = filesystem.info(path)
+        return information.get("size")
+
+    size = _retry(url, request)
     if size is None:
         raise Missing("the server does not tell its size")
     return size
 
 
-def _retry(url: str, action: Callable[[], ResultT]) -> ResultT:
+@contextmanager
+def _requesting() -> Iterator[None]:
+    """Turns whatever a file system raises into Missing or _Failed: each one of fsspec has errors of its own.
+
+    Put nothing but a call of the file system into such a block: an error in our own code must not look like a file that
+    is missing. MemoryError passes, because it says nothing about the file.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        failure = _Failed if _transient(error) else Missing
+        raise failure(_in_one_line(error)) from error
+
+
+def _retry(url: str, request: Callable[[], ResultT]) -> ResultT:
+    """Makes a request until it does not raise _Failed. Raises Unreachable after `REQUEST_TRIES` times."""
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(REQUEST_TRIES),
         wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
-        retry=tenacity.retry_if_exception(_transient),
+        retry=tenacity.retry_if_exception_type(_Failed),
         reraise=True,
     )
     try:
-        return retrying(action)
-    except (Missing, UserError):
-        raise
-    except Exception as error:  # each file system of fsspec raises errors of its own
-        if _transient(error):
-            raise Unreachable(f"{url}: {_reason(error)}") from error
-        raise Missing(_reason(error)) from error
+        return retrying(request)
+    except _Failed as error:
+        raise Unreachable(f"{url}: {error}") from error
 
 
 def _transient(error: BaseException) -> bool:
@@ -219,9 +243,9 @@ def _filesystem(url: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         extra = {"s3": "pip install 'ldm-vae[s3]'", "gs": "pip install 'ldm-vae[gs]'"}
         remedy = extra.get(protocol, "use a path, http(s)://, s3:// or gs://")
-        raise UserError(f"{url} cannot be opened ({_reason(error)})", remedy) from error
+        raise UserError(f"{url} cannot be opened ({_in_one_line(error)})", remedy) from error
     return filesystem, path
 
 
-def _reason(error: BaseException) -> str:
+def _in_one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())

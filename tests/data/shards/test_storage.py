@@ -47,6 +47,27 @@ def test_any_file_system_of_fsspec(read_range: ReadRange, monkeypatch: pytest.Mo
         read_range("memory://folder/c.tar", 0, 1)
 
 
+def test_only_what_a_file_system_raises_is_a_missing_file(
+    read_range: ReadRange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file system has errors of its own. One in our own code must not replace samples in silence."""
+    filesystem = fsspec.filesystem("memory")
+    filesystem.pipe_file("/folder/a.tar", bytes(100))
+
+    def fails(path: str, **options: object) -> bytes:
+        raise KeyError("of the library")
+
+    monkeypatch.setattr(filesystem, "cat_file", fails)
+    with pytest.raises(Missing, match="KeyError: 'of the library'"):
+        read_range("memory://folder/a.tar", 0, 10)
+    monkeypatch.setattr(filesystem, "cat_file", lambda path, **options: 7)  # bytes that our code cannot count
+    with pytest.raises(TypeError):
+        read_range("memory://folder/a.tar", 0, 10)
+    monkeypatch.setattr(filesystem, "info", lambda path: {"name": path})
+    with pytest.raises(Missing, match="does not tell its size"):
+        read_whole("memory://folder/a.tar")
+
+
 def test_folder_glob_braces_and_file(tmp_path: Path) -> None:
     names = [str(tmp_path / f"{i:03d}.tar") for i in range(12)]
     for name in [*names, str(tmp_path / "notes.txt")]:
