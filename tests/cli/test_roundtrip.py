@@ -19,7 +19,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import evaluate_shards
 from ldm_vae.evaluation.results import EvaluationProtocol
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.latents.roundtrip import round_to_bits, roundtrip
+from ldm_vae.latents.roundtrip import measure_roundtrip, round_to_bits
 
 
 def encode(run: Path, shards: Path, out: Path, *options: object) -> Path:
@@ -36,7 +36,7 @@ def test_unstored_latents_score_as_in_evaluation_and_stored_ones_nearly(
     out = encode(run, shards, tmp_path / "out", *options)
     codec = LatentCodec.load(run, device="cpu")
     progress: list[int] = []
-    found = roundtrip(
+    found = measure_roundtrip(
         codec,
         LatentDataset(out, codec=codec),
         load_index(str(shards)),
@@ -71,7 +71,7 @@ def test_other_images_are_refused(run: Path, shards: Path, tmp_path: Path) -> No
     codec = LatentCodec.load(run, device="cpu")
     (shards / "000000.tar").unlink()
     with pytest.raises(UserError, match="not the images"):
-        roundtrip(codec, LatentDataset(out), load_index(str(shards)), metrics=("psnr",), done=lambda *_: None)
+        measure_roundtrip(codec, LatentDataset(out), load_index(str(shards)), metrics=("psnr",), done=lambda *_: None)
 
 
 @given(st.floats(-1e3, 1e3, width=32), st.sampled_from([0.0, 1e-6, 1.0, 1e3]), st.integers(0, 99))
