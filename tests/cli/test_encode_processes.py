@@ -131,7 +131,7 @@ def test_shards_of_the_same_names_in_one_folder_at_the_same_moment_are_told(
         if name == "000001.tar":
             assert finish([run, other, folder], 1) == [0]
 
-    monkeypatch.setattr(encode, "_write", overtaken)
+    monkeypatch.setattr(encode, "_write_latent_shard", overtaken)
     assert command("encode", run, shards, tmp_path / "out") == 2
     assert "000000.tar is no longer what was written there" in capfd.readouterr().err
     names = [LatentDataset(tmp_path / "out").key(i) for i in range(44)]
