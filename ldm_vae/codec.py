@@ -22,7 +22,7 @@ from ldm_vae.data.images.pixels import RANGE_TOLERANCE, from_pillow, to_uint8
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
 from ldm_vae.interop.export import export_model, sample_size_of
-from ldm_vae.interop.layouts.layout import exchanged_state, layout_of
+from ldm_vae.interop.layouts.layout import describe_parts, exchanged_state, layout_of
 from ldm_vae.interop.load import LoadedModel, ModelSource, load_model, statistics_of, weights_hash
 from ldm_vae.networks.network import Network
 from ldm_vae.noise import GivenNoise
@@ -90,8 +90,8 @@ class LatentCodec:
     ) -> LatentCodec:
         """Loads a codec. Raises UserError for what cannot be loaded.
 
-        ref: a run (its newest whole checkpoint, EMA weights), a checkpoint, a diffusers folder, a Hub id, or a live
-        AutoencoderKL, whose tensors are shared unless device or dtype differ.
+        ref: a run (its newest whole checkpoint, EMA weights), a checkpoint, an exported folder (diffusers' or our own),
+        a Hub id, or a live AutoencoderKL, whose tensors are shared unless device or dtype differ.
         device: None takes a GPU where there is one; a live model stays where it is.
         dtype: None takes float32; a live model keeps its own.
         channels_last: stores the weights in that memory layout. Changes speed and the order of sums, nothing else.
@@ -219,9 +219,9 @@ class LatentCodec:
         if self.scale is None:
             raise UserError(f"the latents of {self.source.name} have no scale", "measure them: `ldm-vae stats --write`")
         model, source = self.model, self.source
-        layout = layout_of(model.config)
+        layout = layout_of(model)
         if layout is None or layout.CLASS != "AutoencoderKL":
-            raise UserError(f"a network of kind {model.config.kind}", "diffusers' AutoencoderKL cannot hold it")
+            raise UserError(describe_parts(model), "diffusers' AutoencoderKL cannot hold it")
         sample_size = sample_size_of(source, model.config)
         config = layout.to_config(model.config, self.scale, sample_size=sample_size, force_upcast=source.force_upcast)
         return drop_in(config, exchanged_state(model), LatentCodec.load, max_memory)

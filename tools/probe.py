@@ -39,7 +39,7 @@ DIGITS = {"psnr": 2, "lpips_vgg": 3, "frechet_vgg16": 1}  # decimal places in th
 
 
 def probe(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Runs, diffusers folders or Hub ids.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Runs, exported folders or Hub ids.")],
     shards: Annotated[str, typer.Argument(metavar="SHARDS", help="Image shards; their first images are used.")],
     size: Annotated[
         int, typer.Option(min=1, help="Pixels: the short side is resized to it, and a square is cut from the middle.")

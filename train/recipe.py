@@ -28,7 +28,7 @@ class ModelConfig(NetworkConfig):
     """The autoencoder: its architecture, the weights it starts from, and which of them are trained."""
 
     init_from: str | None = None
-    """Run, checkpoint, diffusers folder or Hub id whose weights and architecture to start from; null starts anew."""
+    """Run, checkpoint, exported folder or Hub id whose weights and architecture to start from; null starts anew."""
 
     initialisation: Literal["default", "average"] = "default"
     """First weights of a new autoencoder. default: PyTorch's. average: those of a codec that averages f x f pixels

@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _help_page() -> None:
-    """Measure, export and use latent codecs. MODEL is a run, a checkpoint or a diffusers folder; SHARDS is a folder,
-    a glob, a brace pattern or a URL."""
+    """Measure, export and use latent codecs. MODEL is a run, a checkpoint or an exported folder; SHARDS is a
+    folder, a glob, a brace pattern or a URL."""
 
 
 def _not_asked() -> None:

@@ -45,7 +45,7 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Runs, checkpoints, diffusers folders or Hub ids; all are measured on the same images.",
+            help="Runs, checkpoints, exported folders or Hub ids; all are measured on the same images.",
         ),
     ],
     shards: Shards,

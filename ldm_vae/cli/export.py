@@ -1,4 +1,4 @@
-"""`ldm-vae export`: writes a codec as a folder that diffusers loads."""
+"""`ldm-vae export`: writes a codec as a folder that diffusers loads, or `LatentCodec` alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ldm_vae.cli.options import BatchSize, Crop, Model, ProgressMeter, Resize, c
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
-from ldm_vae.interop.export import export_model
+from ldm_vae.interop.export import export_model, loader_of
 from ldm_vae.interop.load import load_model, statistics_of, weights_hash
 from ldm_vae.interop.pipelines import Target, natural_scale
 from ldm_vae.latents.measure import measure_statistics
@@ -44,7 +44,7 @@ def export(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Only the owners see a new model there.")] = False,
 ) -> None:
-    """Write a codec as a folder that diffusers loads.
+    """Write a codec as a folder that diffusers loads. What it has no class for, LatentCodec alone loads.
 
     Measured statistics give the scale of latents: those that `ldm-vae stats --write` left in a run, or those given
     here. Without statistics a diffusers model keeps its scale. The token for the Hub is HF_TOKEN, or that of
@@ -68,7 +68,7 @@ def export(
     )
     for note in notes:
         print(f"ldm-vae: note: {note}", file=sys.stderr)
-    print(f"{out}: AutoencoderKL.from_pretrained({str(out)!r})", flush=True)
+    print(f"{out}: {'.'.join(loader_of(loaded.model))}({str(out)!r})", flush=True)
     if push is not None:
         print(f"{push}: {hub.push(out, push, private=private or None)}")
 

@@ -17,7 +17,7 @@ from ldm_vae.ranks import rank_and_world
 
 LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run, checkpoint, diffusers folder or Hub id.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run, checkpoint, exported folder or Hub id.")]
 Shards = Annotated[str, typer.Argument(metavar="SHARDS", help="Folder, glob, brace pattern or URL of image shards.")]
 Resize = Annotated[
     str | None,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import nn
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, counted, gaps
@@ -15,21 +16,52 @@ from ldm_vae.interop.export import FLOAT16_SAFE
 from ldm_vae.latents.measure import largest_outputs
 
 FLOAT16_LARGEST = torch.finfo(torch.float16).max  # 65504
-_BLOCK = re.compile(
-    r".*?(?:(?:resnets|attentions|downsamplers|upsamplers)\.\d+|(?:conv_in|conv_norm_out|conv_out|quant_conv))(?=\.|$)"
-)
 BINARY16 = "IEEE 754 binary16: largest finite value 65504"
 
 
+def find_block(model: nn.Module, name: str) -> str | None:
+    """The block that holds the module `name` of a network; None for a module that holds blocks itself.
+
+    Lists of modules that have parts of their own, such as the levels of an encoder, are opened, and so is whatever
+    holds such a list. What remains are the blocks: residual blocks, attentions, and layers between them. A network
+    without such lists has its children as blocks.
+    """
+    module, path = model, ""
+    for part in name.split("."):
+        module, path = getattr(module, part), f"{path}.{part}".removeprefix(".")
+        if not _holds_blocks(module):
+            return path
+    return None
+
+
+def _holds_blocks(module: nn.Module) -> bool:
+    lists = (part for part in module.modules() if isinstance(part, nn.ModuleList | nn.Sequential))
+    return any(any(member.children()) for part in lists for member in part)
+
+
+def largest_by_block(model: nn.Module, largest: Mapping[str, float]) -> dict[str, float]:
+    """The largest value of each block.
+
+    largest: name of a module -> its largest value, as `largest_outputs` gives them.
+    """
+    blocks: dict[str, float] = {}
+    for name, value in largest.items():
+        if (block := find_block(model, name)) is not None:
+            blocks[block] = max(blocks.get(block, 0.0), value)
+    return blocks
+
+
 def inspect_activations(codec: LatentCodec, probes: Probes) -> Section:
+    title = "Range of activations"
     with largest_outputs(codec.model) as outputs:
         for image in torch.split(probes.image, BATCH):
             codec.decode_raw(codec.draw(codec.moments(image)))
     largest = {name: float(value) for name, value in outputs.items()}
-    blocks: dict[str, float] = {}
-    for name, value in largest.items():
-        if (block := _BLOCK.match(name)) is not None:
-            blocks[block[0]] = max(blocks.get(block[0], 0.0), value)
+    if not largest:
+        statement = "Not measured, because no module of this network returns a tensor."
+        verdict = Verdict(name="fp16_overflow", level="unknown", statement=statement)
+        return Section(name="activations", title=title, verdicts=(verdict,))
+    blocks = largest_by_block(codec.model, largest) or largest
     layer, value = max(largest.items(), key=lambda pair: pair[1])
     finite = math.isfinite(value)
     dtype = str(codec.dtype).removeprefix("torch.")
@@ -56,7 +88,7 @@ def inspect_activations(codec: LatentCodec, probes: Probes) -> Section:
         lines=(Line(label="", x=tuple(blocks), y=gaps(values)),),
     )  # fmt: skip
     return Section(
-        name="activations", title="Range of activations", numbers=numbers, charts=(chart,),
+        name="activations", title=title, numbers=numbers, charts=(chart,),
         verdicts=(_verdict(layer, value),),
     )  # fmt: skip
 

@@ -169,7 +169,7 @@ def _posterior_sections(codec: LatentCodec, images: Survey, seed: int) -> list[S
     if not codec.model.bottleneck.gaussian:
         kind = codec.model.config.bottleneck.kind
         reason = f"Not measured, because a bottleneck of kind {kind} has no Gaussian posterior."
-        titles = {"channels": "Channels", "aggregate": "Aggregate posterior"}
+        titles = {"channels": "Channels", "aggregate_posterior": "Aggregate posterior"}
         return [_unmeasured(name, title, "unknown", reason) for name, title in titles.items()]
     aggregate = inspect_aggregate(images.channels, images.positions.rows, codec.scale, seed)
     return [inspect_channels(images.channels), aggregate]

@@ -7,6 +7,6 @@ native.py       A folder of our own for codecs that diffusers has no class for
 hub.py          The Hugging Face Hub: downloads a model, uploads an export
 load.py         A reference to a model -> its network, its scale, and where it came from
 pipelines.py    Which parts of a codec's configuration diffusers' pipelines read
-export.py       A model and its measured statistics -> a folder that diffusers loads
+export.py       A model and its measured statistics -> a folder that diffusers or `LatentCodec` loads
 drop_in.py      An AutoencoderKL that encodes and decodes with a codec
 """

@@ -20,6 +20,7 @@ from torch import Tensor
 from ldm_vae.atomic import atomic_folder
 from ldm_vae.errors import UserError
 from ldm_vae.interop.native import NATIVE_WEIGHTS
+from ldm_vae.precision import floats_as_float32
 
 CONFIG, WEIGHTS, CARD = "config.json", "diffusion_pytorch_model.safetensors", "README.md"
 # In order of preference; many published folders hold several.
@@ -36,12 +37,12 @@ _OLD_NAME = re.compile(r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(we
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a diffusers folder. Raises UserError where it is missing or damaged."""
+    """config.json of a folder of diffusers or of our own. Raises UserError where it is missing or damaged."""
     path = folder / CONFIG
     try:
         config = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{folder} has no {CONFIG}", "give the folder of an AutoencoderKL") from None
+        raise UserError(f"{folder} has no {CONFIG}", "give the folder of an exported codec") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged", f"get it again ({error})") from None
     if not isinstance(config, dict):
@@ -50,7 +51,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The state dict of a diffusers folder, under diffusers' present names. No code in a .bin is run."""
+    """The state dict of a folder of diffusers, under its present names, or of our own. No code in a .bin is run."""
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if path is None:
         raise UserError(f"{folder} holds no weights", f"it needs a {' or a '.join(WEIGHT_FILES)}")
@@ -81,13 +82,13 @@ def write_folder(
     The folder appears whole or not at all. It replaces an earlier export of that name, and refuses anything else.
 
     config: content of config.json.
-    state: the weights; they are stored as float32.
+    state: the weights. Floating point is stored as float32, integers and booleans as they are.
     documents: further files, name -> text.
     weights: name of the file of weights.
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG).is_file())):
         raise UserError(f"{folder} exists and is no earlier export", "give the name of a new folder")
-    stored = {name: value.detach().float().cpu().contiguous() for name, value in state.items()}
+    stored = {name: floats_as_float32(value.detach()).cpu().contiguous() for name, value in state.items()}
     with atomic_folder(folder, needed=sum(value.nbytes for value in stored.values())) as stage:
         (stage / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         (stage / weights).write_bytes(save(stored, metadata={"format": "pt"}))

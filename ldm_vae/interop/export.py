@@ -1,4 +1,4 @@
-"""A model and its measured statistics -> a folder that diffusers loads, with a model card."""
+"""A model and its measured statistics -> a folder that diffusers or `LatentCodec` loads, with a model card."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ldm_vae.atomic import atomic_file
 from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
 from ldm_vae.errors import UserError
 from ldm_vae.interop.diffusers import CARD, CONFIG, WEIGHTS, read_config, write_folder
-from ldm_vae.interop.layouts.layout import exchanged_state, layout_of
+from ldm_vae.interop.layouts.layout import describe_parts, exchanged_state, layout_of
 from ldm_vae.interop.load import STATISTICS, LoadedModel, ModelSource, weights_hash
 from ldm_vae.interop.native import NATIVE_WEIGHTS, native_config
 from ldm_vae.interop.pipelines import Target, fit_scale, natural_scale, remarks
 from ldm_vae.metrics.latent import LatentStatistics
-from ldm_vae.networks.network import NetworkConfig
+from ldm_vae.networks.network import Network, NetworkConfig
 
 # float16 overflows at 65504. Other images may reach larger activations than the measured ones, and kernels form sums on
 # the way to an output. A quarter of the range leaves room for both.
@@ -65,9 +65,9 @@ def export_model(
     keep = loaded.scale is not None and kind is None and (source.kind != "run" or target is None)
     scale = loaded.scale if keep or statistics is None else statistics.scale(kind or natural_scale(target))
     assert scale is not None
-    layout = layout_of(model.config)
+    layout = layout_of(model)
     if target is not None and layout is None:
-        what = f"a network of kind {model.config.kind} with a bottleneck of kind {model.config.bottleneck.kind}"
+        what = describe_parts(model)
         raise UserError(what, "diffusers has no class for it, and no pipeline can use it: leave out --target")
     if target is not None:
         scale = fit_scale(target, scale, model.config)
@@ -79,9 +79,7 @@ def export_model(
     if results and not _are_of(results, digest):
         results = {}
         notes.append(f"results.json of {source.name} is about other weights and not in the card: evaluate again")
-    card = _card(
-        model.config, scale, source, results, statistics, force_upcast=force_upcast, licence=licence, command=command
-    )
+    card = _card(model, scale, source, results, statistics, force_upcast=force_upcast, licence=licence, command=command)
     documents = {CARD: "".join(card)}
     if statistics is not None:
         documents[STATISTICS] = statistics.to_text()
@@ -117,8 +115,14 @@ def save_statistics(source: ModelSource, statistics: LatentStatistics) -> Path:
     return path
 
 
+def loader_of(model: Network) -> tuple[str, str]:
+    """The package that loads an export of the network, and the function in it that does."""
+    layout = layout_of(model)
+    return ("ldm_vae", "LatentCodec.load") if layout is None else ("diffusers", f"{layout.CLASS}.from_pretrained")
+
+
 def _card(
-    config: NetworkConfig,
+    model: Network,
     scale: LatentScale,
     source: ModelSource,
     results: Mapping[str, Any],
@@ -132,20 +136,20 @@ def _card(
 
     results: results of an evaluation of these weights, or empty.
     """
-    yield "---\nlibrary_name: diffusers\n"
+    config, layout = model.config, layout_of(model)
+    package, function = loader_of(model)
+    yield f"---\nlibrary_name: {package}\n"
     if licence is not None:
         yield f"license: {licence}\n"
     yield "tags:\n- autoencoder\n- vae\n- latent-diffusion\n---\n\n"
-    layout = layout_of(config)
     name = "KL autoencoder" if layout is not None else f"Autoencoder ({config.kind}, {config.bottleneck.kind})"
     yield f"# {name}, f{config.factor}, {config.latent_channels} channels\n\n"
     trained = f", step {source.step:,}, {'EMA ' if source.weights == 'ema' else ''}weights" if source.step else ""
     yield f"Written by ldm_vae from `{source.name}`{trained}. H x W pixels of {config.in_channels} channels become"
     yield f" a latent of H/{config.factor} x W/{config.factor} positions and {config.latent_channels} channels.\n\n"
-    if layout is None:
-        yield "```python\nfrom ldm_vae import LatentCodec\ncodec = LatentCodec.load(FOLDER)\n```\n\n"
-    else:
-        yield f"```python\nfrom diffusers import {layout.CLASS}\nvae = {layout.CLASS}.from_pretrained(FOLDER)\n```\n\n"
+    variable = "codec" if layout is None else "vae"
+    loading = f"from {package} import {function.partition('.')[0]}\n{variable} = {function}(FOLDER)"
+    yield f"```python\n{loading}\n```\n\n"
     yield "## Numbers\n\n"
     yield from _numbers_table(scale, statistics, force_upcast)
     yield from _results_table(results)

@@ -22,11 +22,13 @@ def fetch(hub_id: str) -> Path:
                 folder = Path(snapshot_download(hub_id, allow_patterns=[f"{prefix}{CONFIG}", f"{prefix}{weights}"]))
             except Exception as error:  # errors of HTTP, cache or id; their classes change between versions
                 what = f"model {hub_id} is no folder here, and the Hub does not give it ({_first_line(error)})"
-                remedy = "give a run, a checkpoint or a diffusers folder that is there, or the id of a model on the Hub"
+                remedy = "give a run, a checkpoint or an exported folder that is there, or the id of a model on the Hub"
                 raise UserError(what, remedy) from error
             if (folder / prefix / CONFIG).is_file() and (folder / prefix / weights).is_file():
                 return folder / prefix
-    raise UserError(f"{hub_id} holds no AutoencoderKL", "give a model, or a pipeline with one under vae/")
+    raise UserError(
+        f"{hub_id} holds no codec", "give one that was exported, or a pipeline with an AutoencoderKL under vae/"
+    )
 
 
 def push(folder: Path, hub_id: str, *, private: bool | None = None, token: str | None = None) -> str:

@@ -25,6 +25,7 @@ from ldm_vae.interop.native import architecture_in, is_native
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.networks.network import HEADS, Network, NetworkConfig
 from ldm_vae.parts import NETWORKS
+from ldm_vae.precision import floats_as_float32
 from ldm_vae.recipe import read_yaml, validate
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ logger = logging.getLogger(__name__)
 STATISTICS = "latent_statistics.json"  # in a run, beside its recipe, or in an export
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HOW_TO_NAME_A_MODEL = (
-    "give a run, one of its checkpoints, a diffusers folder, or a Hub id such as stabilityai/sd-vae-ft-mse"
+    "give a run, one of its checkpoints, an exported folder (diffusers' or our own), or a Hub id such as "
+    "stabilityai/sd-vae-ft-mse"
 )
 
 
@@ -114,7 +116,8 @@ def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
     Files are read to the CPU, and tensors keep the type that they have in the file; a live model's tensors are shared.
     A run gives the EMA weights of its newest whole checkpoint.
 
-    ref: a run, a checkpoint, a diffusers folder (or one with it under vae/), a Hub id, or a live AutoencoderKL.
+    ref: a run, a checkpoint, an exported folder (diffusers' or our own, or one with it under vae/), a Hub id, or a live
+    AutoencoderKL.
     """
     if not isinstance(ref, str | Path):
         return _load_live(ref)
@@ -138,14 +141,14 @@ def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
 
 
 def weights_hash(model: Network) -> str:
-    """The sha256 of names, shapes and float32 values of the exported weights.
+    """The sha256 of names, shapes and values of the exported weights: floating point in float32, the rest as it is.
 
     It is the same for a run's weights and for their export, so that latents can name the codec that made them.
     """
     digest = hashlib.sha256()
     for name, value in sorted(exchanged_state(model).items()):
         digest.update(f"{name} {list(value.shape)}\n".encode())
-        digest.update(value.detach().float().cpu().numpy().tobytes())
+        digest.update(floats_as_float32(value.detach()).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

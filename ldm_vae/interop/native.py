@@ -2,7 +2,7 @@
 
 config.json         {"format": "ldm_vae.codec", "version": 1, "model": {"kind": ..., ...}, "sample_size": 256,
                     "force_upcast": false, "scaling_factor": ..., ...}: the scale has the four keys of diffusers
-model.safetensors   the network's weights in float32, under our own names
+model.safetensors   the network's weights under our own names: floating point in float32, integers and booleans as is
 """
 
 from __future__ import annotations

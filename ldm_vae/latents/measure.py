@@ -28,7 +28,7 @@ class LatentMeasurement:
     """What one process has measured.
 
     moments: sums over all latents.
-    activation: the largest activation; None before an image was decoded.
+    activation: the largest activation; None before an image was decoded, and where no module returns a tensor.
     broken: keys of images whose posterior is not finite, in float32 either.
     """
 
@@ -124,8 +124,9 @@ def _watch(codec: LatentCodec, images: Tensor) -> LatentMeasurement:
         whole = [i for i in range(len(images)) if i not in broken]
         if whole:
             codec.decode_raw(codec.draw(moments[whole]))
-    layer, value = max(((name, float(value)) for name, value in largest.items()), key=lambda pair: pair[1])
-    result.activation = Activation(largest=value, layer=layer, images=len(images))
+    if largest:
+        layer, value = max(((name, float(value)) for name, value in largest.items()), key=lambda pair: pair[1])
+        result.activation = Activation(largest=value, layer=layer, images=len(images))
     return result
 
 
@@ -134,11 +135,12 @@ def largest_outputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Records the largest |output| of every module that runs inside the block: name of the module -> value.
 
     The order is that in which modules first finish. Sums with shortcuts count, as outputs of their residual block.
+    Indices, such as those of a codebook, are no activations.
     """
     largest: dict[str, Tensor] = {}
 
     def record(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
+        if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
             peak = output.detach().abs().amax()
             largest[name] = torch.maximum(largest[name], peak) if name in largest else peak
 

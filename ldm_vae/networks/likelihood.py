@@ -17,7 +17,10 @@ class Likelihood(Protocol):
         """Channels of the decoder's output for images of `image_channels` channels."""
 
     def mean(self, parameters: Tensor) -> Tensor:
-        """Parameters (B, P, H, W) -> the picture (B, C, H, W); a trained decoder gives values in [-1, 1]."""
+        """Parameters (B, P, H, W) -> the picture (B, C, H, W); a trained decoder gives values in [-1, 1].
+
+        Each pixel depends on its own parameters alone, so that a picture that is decoded in pieces is the same.
+        """
 
 
 class PlainPicture:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ def decode_pieces(model: Network, z: Tensor, *, max_memory: int | None = None) -
     factor = model.config.factor
     output = z.new_empty(batch, model.config.out_channels, height * factor, width * factor)
     for i in range(batch):
-        run_plan(plan, chains_of(model).decoder_steps(model, height, width), z[i : i + 1], output[i : i + 1])
+        steps = chains_of(model).decoder_steps(model, height, width)
+        run_plan(plan, steps, z[i : i + 1], output[i : i + 1], model.likelihood.mean)
     return output, plan
 
 
@@ -55,11 +56,21 @@ def encode_pieces(model: Network, images: Tensor, *, max_memory: int | None = No
     return output, plan
 
 
-def run_plan(plan: Plan, steps: Sequence[ChainStep], picture: Tensor, output: Tensor) -> None:
-    """Runs freshly made steps on one picture (1, C, H, W) and writes the result to `output`."""
+def run_plan(
+    plan: Plan,
+    steps: Sequence[ChainStep],
+    picture: Tensor,
+    output: Tensor,
+    finish: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Runs freshly made steps on one picture (1, C, H, W) and writes the result to `output`.
+
+    finish: what is done to each strip of the result before it is written, such as reading a picture from the parameters
+    of its pixels; None writes it as it is.
+    """
     source: Strips | Whole = Whole(plan.axis, picture)
     for segment in plan.segments:
-        target = Whole(plan.axis, output) if segment.end == len(steps) else _new_strips(plan)
+        target = Whole(plan.axis, output, finish) if segment.end == len(steps) else _new_strips(plan)
         _SegmentRun(plan, steps, segment, source, target).run()
         source = target
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -52,15 +52,19 @@ class Strips:
 
 
 class Whole:
-    """The input or the output: a tensor that is in memory all the time, and read without a copy."""
+    """The input or the output: a tensor that is in memory all the time, and read without a copy.
 
-    def __init__(self, axis: int, tensor: Tensor) -> None:
-        self.axis, self.tensor, self._written = axis, tensor, 0
+    finish: what is done to each strip before it is written; None writes it as it is.
+    """
+
+    def __init__(self, axis: int, tensor: Tensor, finish: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.axis, self.tensor, self.finish, self._written = axis, tensor, finish, 0
 
     def append(self, strip: Tensor) -> None:
         """Writes the rows that follow those already written."""
         rows = strip.shape[self.axis]
-        self.tensor.narrow(self.axis, self._written, rows).copy_(strip)
+        written = strip if self.finish is None else self.finish(strip)
+        self.tensor.narrow(self.axis, self._written, rows).copy_(written)
         self._written += rows
 
     def read(self, first: int, end: int) -> Tensor:

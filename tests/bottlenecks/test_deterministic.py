@@ -59,7 +59,7 @@ def test_every_command(run: Path, shards: Path, tmp_path: Path, capsys: pytest.C
     assert command("inspect", run, data, "--output", out / "inspection") == 0
     sections = json.loads((out / "inspection" / "inspection.json").read_text())["sections"]
     said = {section["name"]: section for section in sections}
-    for name in ("channels", "aggregate"):
+    for name in ("channels", "aggregate_posterior"):
         (verdict,) = said[name]["verdicts"]
         assert verdict["level"] == "unknown" and "no Gaussian posterior" in verdict["statement"]
     bound = next(number for number in said["anomaly"]["numbers"] if number["name"] == "negative_elbo")

@@ -1,17 +1,25 @@
-"""Codecs whose latents are known: averages over f x f pixels, which decode to flat squares."""
+"""Codecs whose latents are known (averages over f x f pixels, decoded to flat squares), and one of another kind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_vae.bottlenecks.base import Bottleneck, BottleneckConfig, Latent
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.probes import Probes, make_probes
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from ldm_vae.networks.network import Anchor, Decoded, Encoded, Network, NetworkConfig
+from ldm_vae.nn.last_layer import LastLayer
+from ldm_vae.noise import Noise
+from ldm_vae.parts import BOTTLENECKS
+from ldm_vae.recipe import Kind
 
 FACTOR = 4
 
@@ -44,6 +52,71 @@ class Averaging(Autoencoder):
     def decode(self, z: Tensor) -> Tensor:
         flat: Tensor = F.interpolate(torch.where(self.gains == 0, 0.0, z / self.gains), scale_factor=FACTOR)
         return self.conv_out(flat)
+
+
+class RoundedConfig(BottleneckConfig):
+    kind: Literal["rounded"] = "rounded"
+
+
+class Rounded(Bottleneck):
+    """Whole multiples of 1/8, by a module that gives their indices: neither Gaussian nor free of charge."""
+
+    width = 1
+
+    def __init__(self, config: RoundedConfig) -> None:
+        super().__init__()
+        self.indices = Indices()
+
+    def forward(self, hidden: Tensor, noise: Noise | None = None) -> Latent:
+        z = self.indices(hidden).to(hidden) / 8
+        return Latent(z, z.new_full((len(z), 1), 3.0 * z[0].numel()), {})
+
+
+class Indices(nn.Module):
+    def forward(self, hidden: Tensor) -> Tensor:
+        return (hidden * 8).round().long()
+
+
+class PatchesConfig(NetworkConfig):
+    kind: Literal["patches"] = "patches"
+
+    @property
+    def factor(self) -> int:
+        return FACTOR
+
+
+class Patches(Network):
+    """A linear network on patches. Its modules have none of the names that the KL network has."""
+
+    def __init__(self, config: PatchesConfig, heads: Mapping[str, nn.Module] | None = None) -> None:
+        super().__init__(config, heads)
+        c = config.latent_channels
+        self.analysis = nn.Conv2d(config.in_channels, self.bottleneck.width * c, FACTOR, stride=FACTOR)
+        self.synthesis = nn.Sequential(nn.Conv2d(c, config.out_channels * FACTOR**2, 1), nn.PixelShuffle(FACTOR))
+
+    def run_encoder(self, image: Tensor, label: Tensor | None = None) -> Encoded:
+        hidden = self.analysis(image)
+        return Encoded(hidden, LastLayer(image, hidden))
+
+    def run_decoder(self, z: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Decoded:
+        return Decoded(self.synthesis(z), z)
+
+    @property
+    def anchors(self) -> Mapping[str, Anchor]:
+        return {"encoder": Anchor(self.analysis), "decoder": Anchor(self.synthesis, "0.weight")}
+
+
+@pytest.fixture
+def patches(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], LatentCodec]:
+    """A codec of `Patches` with a bottleneck of any kind; "rounded" is one more."""
+    monkeypatch.setitem(BOTTLENECKS.table, "rounded", Kind(__name__, "RoundedConfig", "Rounded"))
+
+    def make(bottleneck: str) -> LatentCodec:
+        torch.manual_seed(0)
+        model = Patches(PatchesConfig(bottleneck=cast(BottleneckConfig, BOTTLENECKS.config(bottleneck)())))
+        return LatentCodec(model.eval().requires_grad_(False), LatentScale(0.5))
+
+    return make
 
 
 def averaging(channels: int = 3, gains: Sequence[float] | None = None, logvar: float = -6.0) -> LatentCodec:

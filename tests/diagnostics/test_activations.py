@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.activations import inspect_activations
+from ldm_vae.data.stream.batch import Batch
+from ldm_vae.diagnostics.activations import find_block, inspect_activations
 from ldm_vae.diagnostics.probes import Probes
+from ldm_vae.latents.measure import largest_outputs, measure_latents
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
-from tests.diagnostics.conftest import pictures
+from tests.diagnostics.conftest import FACTOR, pictures
 from tests.diagnostics.values import value
 from tests.kl import autoencoder_in
 
@@ -61,6 +65,40 @@ def test_every_block_is_shown(network: LatentCodec, probes_of: Callable[[LatentC
     weighted = {name.rpartition(".")[0] for name, _ in network.model.named_parameters()}
     assert all(any(f"{name}.".startswith(f"{block}.") for block in bars.x) for name in weighted)
     assert all(isinstance(y, float) and y > 0 for y in bars.y)
+
+
+def test_blocks_of_the_kl_network_are_known_by_its_names(network: LatentCodec) -> None:
+    block = re.compile(
+        r".*?(?:(?:resnets|attentions|downsamplers|upsamplers)\.\d+|(?:conv_in|conv_norm_out|conv_out|quant_conv))(?=\.|$)"
+    )
+    with largest_outputs(network.model) as outputs:
+        network.reconstruct(pictures(1))
+    expected = {name: match[0] if (match := block.match(name)) else None for name in outputs}
+    assert len(set(expected.values())) > 20
+    assert {name: find_block(network.model, name) for name in outputs} == expected
+
+
+def test_blocks_of_any_network(
+    patches: Callable[[str], LatentCodec], probes_of: Callable[[LatentCodec, Tensor], Probes]
+) -> None:
+    codec = patches("rounded")  # its indices are no activations
+    probes = probes_of(codec, pictures(2))
+    bars = inspect_activations(codec, probes).charts[0].lines[0]
+    assert bars.x == ("analysis", "synthesis")
+    assert bars.y[1] == pytest.approx(float(probes.reconstruction.abs().max()))
+
+
+def test_a_network_without_modules_that_return_tensors(
+    patches: Callable[[str], LatentCodec], probes_of: Callable[[LatentCodec, Tensor], Probes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    codec = patches("deterministic")
+    monkeypatch.setattr(codec.model, "encode", lambda image: F.avg_pool2d(image.repeat(1, 2, 1, 1)[:, :4], FACTOR))
+    monkeypatch.setattr(codec.model, "decode", lambda z: F.interpolate(z[:, :3], scale_factor=FACTOR))
+    (verdict,) = inspect_activations(codec, probes_of(codec, pictures(2))).verdicts
+    assert (verdict.level, verdict.statement[:21]) == ("unknown", "Not measured, because")
+    batch = Batch(pictures(2), None, ["a", "b"], torch.arange(2))
+    assert measure_latents(codec, [batch]).activation is None
 
 
 def test_a_codec_that_overflows_in_its_own_type_says_so(

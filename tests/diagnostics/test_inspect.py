@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,24 @@ def test_everything_is_found_written_and_read_again(shards: Path, tmp_path: Path
         assert all(verdict.advice for verdict in section.verdicts if verdict.level in ("warning", "bad"))
         names = [f.name for f in (*section.numbers, *section.charts, *section.matrices, *section.pictures)]
         assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("bottleneck", ["gaussian", "deterministic", "rounded"])
+def test_any_network_and_bottleneck(
+    bottleneck: str, patches: Callable[[str], LatentCodec], shards: Path, tmp_path: Path
+) -> None:
+    """What cannot be measured says why; all else is measured."""
+    job = InspectionJob(str(shards / "train"), IMAGE, against=str(shards / "validation"))
+    inspection = inspect_codec(patches(bottleneck), job, tmp_path / "out", model={})
+    found = sections(inspection)
+    assert list(found) == SECTIONS
+    reason = f"a bottleneck of kind {bottleneck} has no Gaussian posterior"
+    said = [name for name, section in found.items() if any(reason in v.statement for v in section.verdicts)]
+    assert said == ([] if bottleneck == "gaussian" else ["channels", "aggregate_posterior"])
+    assert set(missing(inspection)) == (set() if bottleneck == "gaussian" else {"negative_elbo"})
+    rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").open()))
+    assert all(bool(row["kl_nats"]) == (bottleneck == "gaussian") for row in rows)
+    assert found["activations"].charts[0].lines[0].x == ("analysis", "synthesis")
 
 
 def test_the_seed_decides_all_and_batches_decide_nothing(shards: Path, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from diffusers import AutoencoderKL
 
 from ldm_vae import LatentCodec
 from ldm_vae.errors import UserError
+from ldm_vae.interop.diffusers import write_folder
 from ldm_vae.interop.load import load_model
+from ldm_vae.interop.native import NATIVE_WEIGHTS, native_config
 from tests.interop.hub_server import COMMIT, HubServer
 from tests.kl import autoencoder_in
 
@@ -120,6 +122,22 @@ def test_codec_uploads_itself_and_comes_back(
     # And from the cache alone.
     again = python(home, server.url, "-c", LOAD, "team/codec", "team/pipeline", HF_HUB_OFFLINE="1")
     assert again.stdout == done.stdout, again.stderr
+
+
+def test_folder_of_our_own_is_loaded_and_another_model_is_refused(
+    vae: AutoencoderKL, serve: Callable[..., HubServer], tmp_path: Path
+) -> None:
+    codec, server = LatentCodec.load(vae), serve()
+    assert codec.scale is not None
+    config = native_config(codec.model.config, codec.scale, sample_size=32, force_upcast=False)
+    write_folder(tmp_path / "own", config, codec.model.exported_state(), {}, weights=NATIVE_WEIGHTS)
+    server.models["team/own"] = contents(tmp_path / "own")
+    server.models["team/text"] = {"config.json": b"{}"}
+    done = python(tmp_path / "home", server.url, "-c", LOAD, "team/own")
+    assert done.stdout.strip() == f"{codec.weights_hash} {codec.scale}", done.stderr
+    done = python(tmp_path / "home", server.url, "-m", "ldm_vae", "export", "team/text", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("ldm-vae: team/text holds no codec: give one that was exported")
 
 
 def test_refusal_is_one_line_and_the_export_is_whole(

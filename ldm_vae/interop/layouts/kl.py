@@ -15,7 +15,8 @@ from ldm_vae.bottlenecks.gaussian import GaussianConfig
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
-from ldm_vae.networks.network import NetworkConfig
+from ldm_vae.networks.likelihood import PlainPicture
+from ldm_vae.networks.network import Network
 from ldm_vae.recipe import validate
 
 CLASS = "AutoencoderKL"
@@ -39,9 +40,13 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def holds(config: NetworkConfig) -> bool:
-    """Whether AutoencoderKL can hold the network: with a Gaussian bottleneck, or a deterministic one (`to_state`)."""
-    return config.bottleneck.kind in ("gaussian", "deterministic")
+def holds(model: Network) -> bool:
+    """Whether AutoencoderKL can hold the network: its decoder outputs the picture itself.
+
+    The bottleneck is Gaussian, or deterministic (`to_state`).
+    """
+    known = model.config.bottleneck.kind in ("gaussian", "deterministic")
+    return known and isinstance(model.likelihood, PlainPicture)
 
 
 def from_config(config: Mapping[str, Any], source: str) -> AutoencoderConfig:

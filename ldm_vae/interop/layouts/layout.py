@@ -22,7 +22,7 @@ class Layout(Protocol):
 
     CLASS: str
 
-    def holds(self, config: NetworkConfig) -> bool:
+    def holds(self, model: Network) -> bool:
         """Whether diffusers' class can compute what the network computes."""
 
     def from_config(self, config: Mapping[str, Any], source: str) -> NetworkConfig:
@@ -40,10 +40,10 @@ class Layout(Protocol):
         """Where diffusers' class behaves differently from the model, one sentence each."""
 
 
-def layout_of(config: NetworkConfig) -> Layout | None:
+def layout_of(model: Network) -> Layout | None:
     """The layout that can hold a network; None where diffusers has no class for it."""
     for name, (kind, _) in LAYOUTS.items():
-        if kind == config.kind and (layout := _named(name)).holds(config):
+        if kind == model.config.kind and (layout := _named(name)).holds(model):
             return layout
     return None
 
@@ -56,9 +56,15 @@ def layout_named(name: str, source: str) -> Layout:
     return _named(name)
 
 
+def describe_parts(model: Network) -> str:
+    """The parts that decide whether diffusers has a class for a network, for errors."""
+    likelihood = type(model.likelihood).__name__
+    return f"a network of kind {model.config.kind} with a {model.config.bottleneck.kind} bottleneck and a {likelihood}"
+
+
 def exchanged_state(model: Network) -> dict[str, Tensor]:
     """The tensors that an export holds: in diffusers' layout where there is one, else the network's own."""
-    layout = layout_of(model.config)
+    layout = layout_of(model)
     return model.exported_state() if layout is None else layout.to_state(model)
 
 

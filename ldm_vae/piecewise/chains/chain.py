@@ -17,7 +17,7 @@ class Chains(Protocol):
         """`model.encode` of images of height x width, cut along the longer side."""
 
     def decoder_steps(self, model: Network, height: int, width: int) -> list[ChainStep]:
-        """`model.decode` of latents of height x width, cut along the longer side."""
+        """`model.run_decoder`, the pixels' parameters, for latents of height x width, cut along the longer side."""
 
 
 def has_chains(model: Network) -> bool:

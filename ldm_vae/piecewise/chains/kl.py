@@ -8,7 +8,7 @@ from ldm_vae.piecewise.steps import Chain, ChainStep, ConvolutionStep, Downsampl
 
 
 def decoder_steps(model: Autoencoder, height: int, width: int) -> list[ChainStep]:
-    """`model.decode` of latents of height x width, cut along the longer side."""
+    """`model.run_decoder`, the pixels' parameters, for latents of height x width, cut along the longer side."""
     chain = Chain(model.config.latent_channels, height, width)
     decoder = model.decoder
     if model.post_quant_conv is not None:
