@@ -12,7 +12,7 @@ Names are imported when first asked for, so that the command line answers withou
     atomic.py      Files and folders that appear under their name whole, or not at all, whatever kills the writer
     noise.py       Where every random number comes from: a function of the seed and of what it is for
     parts.py       The kinds of networks, bottlenecks and adversaries, by the word that a recipe names them with
-codec.py       LatentCodec: image <-> scaled latent, the one object that everything outside training uses
+    codec.py       LatentCodec: image <-> scaled latent, the one object that everything outside training uses
     __main__.py    `python -m ldm_vae` is the same as `ldm-vae`
     bottlenecks/   What stands between encoder and decoder: how a latent is drawn, and what it costs
     cli/           The `ldm-vae` command, a file a subcommand
@@ -28,7 +28,7 @@ codec.py       LatentCodec: image <-> scaled latent, the one object that everyth
     piecewise/     The same networks evaluated in pieces
     pretrained/    Weights of networks that others trained: found, verified and kept
     views/         Changes of a picture that have a counterpart in the latent
-report/        A run as one HTML file; `templates/` holds the page, its style and its script
+    report/        A run as one HTML file; `templates/` holds the page, its style and its script
 """
 
 from __future__ import annotations

@@ -144,8 +144,9 @@ class LatentCodec:
         return self._weights_hash
 
     def moments(self, images: Tensor, *, max_memory: int | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, 2c, h, w): mean and log-variance of the posterior, raw, as the encoder returns them.
+        """(B, C, H, W) -> (B, width * c, h, w), raw, as the encoder returns it.
 
+        A Gaussian bottleneck has the width 2: mean and log-variance of the posterior.
         Sides that are no multiple of f are padded on the right and below by reflection. Raises NonFiniteError.
 
         max_memory: as in `decode`.
@@ -171,6 +172,8 @@ class LatentCodec:
     ) -> Tensor:
         """(B, C, H, W) -> (B, c, h, w), scaled: the posterior's mode, or a sample of it.
 
+        Raises NonFiniteError, and UserError for a sample where the bottleneck draws nothing.
+
         generator: draws the noise, on any device. A CPU generator gives the same noise for codecs on any device.
         max_memory: as in `decode`.
         """
@@ -189,7 +192,10 @@ class LatentCodec:
         return self.decode_raw(self._unscaled(at_least_float32(latents)), size=size, max_memory=max_memory)
 
     def reconstruct(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W): encodes and decodes, without scaling the latents in between."""
+        """(B, C, H, W) -> (B, C, H, W): encodes and decodes, without scaling the latents in between.
+
+        sample, generator: as in `encode`.
+        """
         z = self.draw(self.moments(images), sample=sample, generator=generator)
         return self.decode_raw(z, size=(images.shape[2], images.shape[3]))
 
@@ -244,14 +250,25 @@ class LatentCodec:
             return hub.push(Path(folder, "export"), hub_id, private=private, token=token)
 
     def draw(self, moments: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """Moments (B, 2c, h, w) -> raw latents (B, c, h, w): the posterior's mode, or a sample of it."""
+        """Moments (B, width * c, h, w) -> raw latents (B, c, h, w): the posterior's mode, or a sample of it.
+
+        Raises UserError for a sample where the bottleneck draws nothing.
+        """
         noise = None
         if sample:
+            self.require_posterior()
             shape = (moments.shape[0], self.latent_channels, *moments.shape[2:])
             where = moments.device if generator is None else generator.device
             noise = GivenNoise(torch.randn(shape, generator=generator, device=where, dtype=moments.dtype))
         z: Tensor = self.model.bottleneck(at_least_float32(moments), noise).z
         return z
+
+    def require_posterior(self) -> None:
+        """Raises UserError where there is no posterior to sample from."""
+        if not self.model.bottleneck.random:
+            kind = self.model.config.bottleneck.kind
+            what = f"{self.source.name} has a {kind} bottleneck and no posterior to sample from"
+            raise UserError(what, "take its mode (--latent mode)")
 
     def _scaled(self, z: Tensor) -> Tensor:
         return z if self.scale is None else self.scale.apply(z)

@@ -17,7 +17,8 @@ FOLDERS = sorted(path.parent.relative_to(ROOT) for top in TOPS for path in (ROOT
 @pytest.mark.parametrize("folder", FOLDERS, ids=str)
 def test_a_folder_lists_its_files(folder: Path) -> None:
     docstring = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text())) or ""
-    listed = re.findall(r"^ {0,4}([a-z_]+(?:\.py|/)) ", docstring, re.MULTILINE)
+    indents, listed = zip(*re.findall(r"^( *)([a-z_]+(?:\.py|/)) ", docstring, re.MULTILINE), strict=True)
+    assert len(set(indents)) == 1  # one list, aligned
     here = ROOT / folder
     files = [path.name for path in here.glob("*.py") if path.name != "__init__.py"]
     rooms = [f"{path.parent.name}/" for path in here.glob("*/__init__.py")]

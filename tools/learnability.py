@@ -101,10 +101,15 @@ def learn(
     }
 
 
+def draw_latents(codec: LatentCodec, moments: Tensor, generator: torch.Generator) -> Tensor:
+    """Moments -> raw latents (B, c, h, w) to train on: samples, or the modes of a codec without a posterior."""
+    return codec.draw(moments, sample=codec.model.bottleneck.random, generator=generator)
+
+
 def standardise(codec: LatentCodec, moments: Tensor) -> LatentScale:
     """The scale that gives samples of these posteriors zero mean and unit variance in each channel."""
     statistics = LatentMoments(codec.latent_channels)
-    statistics.update(codec.draw(moments, sample=True, generator=torch.Generator().manual_seed(0)))
+    statistics.update(draw_latents(codec, moments, torch.Generator().manual_seed(0)))
     if not statistics.std.all():
         raise UserError(f"latents of {codec.source.name} do not vary", "the codec has collapsed; train it differently")
     return LatentScale(1.0, mean=tuple(statistics.mean.tolist()), std=tuple(statistics.std.tolist()))
@@ -117,7 +122,7 @@ def batches(
     noise = torch.Generator().manual_seed(config.seed)
     for step in itertools.count():
         items = rng(config.seed, "learnability", step).integers(len(moments), size=config.batch)
-        yield scale.apply(codec.draw(moments[items], sample=True, generator=noise)), _no_labels(config.batch)
+        yield scale.apply(draw_latents(codec, moments[items], noise)), _no_labels(config.batch)
 
 
 def sample(codec: LatentCodec, model: Any, scale: LatentScale, count: int, steps: int, seed: int) -> Sequence[Tensor]:

@@ -53,10 +53,14 @@ class Bottleneck(nn.Module, ABC):
 
     width: number of the encoder's output channels for each latent channel.
     gaussian: whether the encoder's output is mean and log-variance, and `stats` holds both.
+    random: whether there is a posterior to sample from: `forward` draws z by one `noise.normal` of its shape.
+    logvar_range: [low, high], natural logarithm, to which a Gaussian's log-variance is clamped; None of any other.
     """
 
     width: ClassVar[int]
     gaussian: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+    logvar_range: tuple[float, float] | None = None
 
     def groups(self, latent_channels: int) -> int:
         """Number of groups whose rates are reported separately: the second dimension of `Latent.nats`."""

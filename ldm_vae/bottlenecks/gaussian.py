@@ -48,6 +48,8 @@ class DiagonalGaussian(Bottleneck):
 
     width = 2
     gaussian = True
+    random = True
+    logvar_range: tuple[float, float]
 
     def __init__(self, config: GaussianConfig) -> None:
         super().__init__()

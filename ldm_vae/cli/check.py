@@ -20,6 +20,7 @@ from ldm_vae.data.shards.index import save_index
 from ldm_vae.data.shards.shard import INDEX_FILE
 
 REASONS_SHOWN = 5  # for each shard; --json has all
+LONGEST = 1000  # characters of a name or reason that the table shows; --json has all
 
 
 def check(
@@ -81,9 +82,13 @@ def _by_reason(problems: Sequence[Problem]) -> Iterator[tuple[str, int, str]]:
 
 
 def _printable(text: str) -> str:
-    """The text without control characters: names in hostile shards may hold escape sequences of terminals."""
+    """The text without control characters, at most LONGEST of it.
+
+    Names in hostile shards may hold escape sequences of terminals, and be of any length.
+    """
     shown = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)[:200]
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}…"
 
 
 def _reports_to_json(reports: Sequence[Report]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.baselines import choose_baseline
 from ldm_vae.evaluation.compare import PairedDifference, compare, differences_to_json
-from ldm_vae.evaluation.evaluate import Metrics, describe_codec, evaluate_shards
+from ldm_vae.evaluation.evaluate import Metrics, check_latent, describe_codec, evaluate_shards
 from ldm_vae.evaluation.results import EvaluationProtocol, Results
 from ldm_vae.metrics.image import IMAGE_METRICS
 from ldm_vae.metrics.sets import SET_METRICS
@@ -90,6 +90,8 @@ def evaluate(
     protocol = EvaluationProtocol(
         image=image_config(channels, resize, crop), metrics=_metrics(metrics), latent=latent, seed=seed
     )
+    for codec in codecs:  # before hours of measuring the first
+        check_latent(codec, protocol)
     baselines = {name: choose_baseline(name, codecs[0], protocol.image) for name in baseline or ()}
     measures = Metrics(protocol, codecs[0].device, inception_file=inception)
 

@@ -44,7 +44,9 @@ def export(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Only the owners see a new model there.")] = False,
 ) -> None:
-    """Write a codec as a folder that diffusers loads. What it has no class for, LatentCodec alone loads.
+    """Write a codec as a folder that diffusers loads.
+
+    A codec that diffusers has no class for becomes a folder of our own, which LatentCodec loads.
 
     Measured statistics give the scale of latents: those that `ldm-vae stats --write` left in a run, or those given
     here. Without statistics a diffusers model keeps its scale. The token for the Hub is HF_TOKEN, or that of

@@ -1,9 +1,9 @@
 """How unusual each image is to the codec: two scores, and how well they tell two sets of images apart.
 
 The scores are the reconstruction error and the negative evidence bound. For the bound the likelihood of a pixel is a
-Gaussian around the reconstruction. Its variance is the mean squared error over the first set, the most likely single
-value (sigma-VAE: Rybkin et al. 2021, arXiv:2006.13202). A simple image counts as usual whatever it shows, because it is
-easy to code (Serra et al. 2020, arXiv:1909.11480).
+Gaussian around the reconstruction, whatever likelihood the codec was trained with. Its variance is the mean squared
+error over the first set, the most likely single value (sigma-VAE: Rybkin et al. 2021, arXiv:2006.13202). A simple image
+counts as usual whatever it shows, because it is easy to code (Serra et al. 2020, arXiv:1909.11480).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Score:
     """The scores of one image.
 
     squared_error: mean over the values of the image, range [-1, 1], decoded from the posterior's mode.
-    kl: nats per image; None where the posterior has no variance, so that there is no evidence bound.
+    kl: nats per image; None where the posterior is no Gaussian, so that there is no evidence bound.
     values: number of values of the image, channels times pixels.
     """
 
@@ -103,11 +103,12 @@ def inspect_anomaly(scores: Sequence[Score], others: Sequence[Score] | None, aga
         Quantity(
             name="negative_elbo", title="Negative evidence bound",
             value=float(kinds["elbo"][0].mean()) if "elbo" in kinds else None,
-            missing="" if "elbo" in kinds else "the posterior of this codec has no variance",
+            missing="" if "elbo" in kinds else "this codec has no Gaussian posterior",
             unit="nats per value", source=RYBKIN,
             definition=f"Squared error / (2 v) + ln(2 pi v) / 2 + KL / values, mean over "
-            f"{counted(len(scores), 'image')}. v = {variance:.3g} is the mean squared error of these images, range "
-            "[-1, 1], decoded from the posterior's mode.",
+            f"{counted(len(scores), 'image')}: the likelihood of a pixel is a Gaussian around the reconstruction, "
+            f"whatever likelihood the codec was trained with. v = {variance:.3g} is the mean squared error of these "
+            "images, range [-1, 1], decoded from the posterior's mode.",
         )
     ]  # fmt: skip
     charts = []

@@ -23,8 +23,10 @@ POWER = (
 )
 
 
-def inspect_blur(power: RingPower) -> Section:
-    """power: spectra of 8-bit images and their reconstructions."""
+def inspect_blur(power: RingPower, *, gaussian: bool) -> Section:
+    """power: spectra of 8-bit images and their reconstructions.
+    gaussian: whether the codec has a Gaussian posterior, so that a lower price of the rate leaves more detail in it.
+    """
     title = "Detail of reconstructions"
     image, reconstruction, cross = power.density.sum(axis=1)
     if not power.pictures or not np.nansum(image) > 0:
@@ -60,7 +62,11 @@ def inspect_blur(power: RingPower) -> Section:
         ),
     )  # fmt: skip
     return Section(
-        name="blur", title=title, numbers=numbers, charts=charts, verdicts=(_verdict(octaves[-1], limit, faithful),)
+        name="blur",
+        title=title,
+        numbers=numbers,
+        charts=charts,
+        verdicts=(_verdict(octaves[-1], limit, faithful, gaussian),),
     )
 
 
@@ -109,7 +115,7 @@ def _faithful(value: float | None, missing: str) -> Quantity:
     )  # fmt: skip
 
 
-def _verdict(top: float | None, limit: float, faithful: float) -> Verdict:
+def _verdict(top: float | None, limit: float, faithful: float, gaussian: bool) -> Verdict:
     if top is None:
         return Verdict(name="blur", level="bad", statement="Reconstructions have no detail of 2 to 4 pixels at all.",
                        advice="Train longer (steps), and watch whether the validation PSNR still rises.")  # fmt: skip
@@ -127,7 +133,8 @@ def _verdict(top: float | None, limit: float, faithful: float) -> Verdict:
         return Verdict(
             name="blur", level="warning", statement=f"{statement} The finest detail is there, but it is invented.",
             advice="Lower discriminator.weight or start it later (discriminator.generator_start). For a latent that "
-            "can hold the detail, take more model.latent_channels or a lower f, or lower loss.rate.weight.",
+            "can hold the detail, take more model.latent_channels or a lower f"
+            f"{', or lower loss.rate.weight' if gaussian else ''}.",
         )  # fmt: skip
     if top >= HALF:
         return Verdict(name="blur", level="good", statement=statement)
@@ -137,5 +144,5 @@ def _verdict(top: float | None, limit: float, faithful: float) -> Verdict:
         statement=statement,
         advice="Train longer (steps). Raise loss.perceptual.weight or discriminator.weight (in effect from "
         "discriminator.generator_start on), which penalise missing detail. Take more model.latent_channels or a lower "
-        "f (one level less in model.block_out_channels). Lower loss.rate.weight.",
+        f"f (one level less in model.block_out_channels).{' Lower loss.rate.weight.' if gaussian else ''}",
     )

@@ -53,8 +53,8 @@ def scatter(means: FloatArray, classes: npt.NDArray[np.int64], names: list[str])
     titles = [f"direction {i + 1} ({value:.0f} % of the variance)" for i, value in enumerate(share)] + ["(one channel)"]
     return Chart(
         name="class_scatter", title="Latent means of images by class", kind="scatter",
-        definition=f"The posterior mean of each image, averaged over positions, along the first two principal "
-        f"directions of {len(means)} such means.{rest} Classes that lie apart differ in colour or brightness. A codec "
-        "need not separate classes.",
+        definition=f"The latent of each image (of a Gaussian posterior its mean), averaged over positions, along the "
+        f"first two principal directions of {len(means)} such means.{rest} Classes that lie apart differ in colour or "
+        "brightness. A codec need not separate classes.",
         x=Axis(title=titles[0]), y=Axis(title=titles[1]), lines=tuple(lines),
     )  # fmt: skip

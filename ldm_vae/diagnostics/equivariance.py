@@ -88,7 +88,8 @@ def inspect_equivariance(codec: LatentCodec, probes: Probes) -> Section:
             _number(f"drop_{group}", f"Loss by changing the latent under {what}", "dB", [e.drop for e in those],
                     f"PSNR of D(E(Tx)) against Tx, minus that of D(T E(x)) against Tx. {of}"),
         ]  # fmt: skip
-        verdict = _verdict(f"equivariance_{group}", what, numbers[-3].value, numbers[-1].value)
+        gaussian = codec.model.bottleneck.gaussian
+        verdict = _verdict(f"equivariance_{group}", what, numbers[-3].value, numbers[-1].value, gaussian)
         verdicts.append(Verdict(name=verdict.name, level="unknown", statement=BLANK) if probes.blank else verdict)
     return Section(
         name="equivariance", title="Equivariance", numbers=tuple(numbers), verdicts=tuple(verdicts),
@@ -123,7 +124,7 @@ def _chart(name: str, title: str, axis: str, unit: str, lines: dict[str, dict[st
     )  # fmt: skip
 
 
-def _verdict(name: str, what: str, error: float | None, drop: float | None) -> Verdict:
+def _verdict(name: str, what: str, error: float | None, drop: float | None, gaussian: bool) -> Verdict:
     if error is None:
         statement = f"The error of the encoder under {what} is undefined, because the latents do not vary."
         return Verdict(name=name, level="unknown", statement=statement)
@@ -133,7 +134,8 @@ def _verdict(name: str, what: str, error: float | None, drop: float | None) -> V
         f"standard deviation (unrelated latents: {UNRELATED:.0f} %){cost}."
     )
     advice = (
-        "The latent of a changed picture is another latent, which a diffusion model must learn separately. Raise "
-        "loss.rate.weight, or finetune (model.init_from) on changed latents and pictures as EQ-VAE does."
+        "The latent of a changed picture is another latent, which a diffusion model must learn separately. "
+        f"{'Raise loss.rate.weight, or finetune' if gaussian else 'Finetune'} (model.init_from) on changed latents and "
+        "pictures as EQ-VAE does."
     )
     return graded_verdict(name, error, CLOSE, USELESS, statement, advice)

@@ -116,7 +116,7 @@ def _traverse(codec: LatentCodec, views: Probes, axes: PrincipalAxes, folder: Pa
     return PictureFile(
         name="traversal", title="Along the main directions", file="traversal.png",
         definition="The latent of one image (its middle square, made smaller) is moved at every position along a "
-        "principal direction of the channels of the posterior means, by standard deviations of that direction. Each "
+        "principal direction of the channels of the latents, by standard deviations of that direction. Each "
         "row is labelled with its share of the variance.",
         description=f"{shown} rows of {len(DEVIATION_STEPS)} tiles: one row for each direction, the strongest "
         "first. The middle tile of each row is the image itself. Usually the first direction changes brightness and "
@@ -146,24 +146,28 @@ def _sample(
     codec: LatentCodec, probes: Probes, channel_mean: FloatArray, axes: PrincipalAxes, folder: Path, seed: int
 ) -> PictureFile:
     like = probes.z[:1].expand(SAMPLES_SHOWN, -1, -1, -1)
+    gaussian = codec.model.bottleneck.gaussian
     noise = noise_like(like, seed, "samples")
     mean = _per_channel(channel_mean, like)
     deviations, directions = axes
     root = torch.from_numpy((directions.T * deviations) @ directions).to(noise)
     positions = mean + torch.einsum("cd,ndhw->nchw", root, noise)
     field = mean + random_phase(probes.z - mean, SAMPLES_SHOWN, seed)
-    z = torch.cat([noise, positions, field])
-    rows = ["N(0, I)", "fitted", "fitted field"]
-    write_mosaic(folder / "samples.png", decode_in_batches(codec, z), rows, [""] * SAMPLES_SHOWN)
+    drawn = {"fitted": positions, "fitted field": field}
+    if gaussian:  # the prior of no other bottleneck
+        drawn = {"N(0, I)": noise, **drawn}
+    tiles = decode_in_batches(codec, torch.cat(list(drawn.values())))
+    write_mosaic(folder / "samples.png", tiles, list(drawn), [""] * SAMPLES_SHOWN)
+    prior = f"Above them is a row from N(0, I): noise of the wrong scale and colour. {REASON} " if gaussian else ""
     return PictureFile(
         name="samples", title="Decoded from random latents", file="samples.png",
-        definition="Raw latents are drawn from three distributions: from N(0, I); at each position alone from a "
-        "Gaussian with the mean and channel covariance of the posterior means; and from a Gaussian field that also "
-        "has the probes' correlations between positions (random phase).",
+        definition=f"Raw latents are drawn {'from N(0, I); ' if gaussian else ''}at each position alone from a "
+        "Gaussian with the mean and channel covariance of the latents; and from a Gaussian field that also has the "
+        "probes' correlations between positions (random phase).",
         source="Field: Galerne, Gousseau & Morel 2011, doi:10.1109/TIP.2010.2052822",
-        description=f"Three rows of {SAMPLES_SHOWN} tiles. The first row is noise of the wrong scale and colour. "
-        f"{REASON} The second row has the right colours and no structure; the third has clouds of the right size. "
-        "No row shows objects: that is left to a diffusion model on these latents.",
+        description=f"Rows of {SAMPLES_SHOWN} tiles. The last row has clouds of the right size; the one before has the "
+        f"right colours and no structure. {prior}No row shows objects: that is left to a diffusion model on these "
+        "latents.",
     )  # fmt: skip
 
 

@@ -96,13 +96,14 @@ def inspect_codec(
         make_probes(codec, [] if sample.rows is None else list(sample.rows), images.channels.std)
         for sample in (images.probes, images.views)
     )
+    gaussian = codec.model.bottleneck.gaussian
     protocol = model | _protocol(codec, job, images, others, probes, len(faults))
     with atomic_folder(folder) as stage:
         sections = (
             _images(images, faults),
             *_posterior_sections(codec, images, job.seed),
-            inspect_spectrum(images.spectrum),
-            inspect_blur(images.blur),
+            inspect_spectrum(images.spectrum, gaussian=gaussian),
+            inspect_blur(images.blur, gaussian=gaussian),
             *_probed(codec, job, images, probes, views, stage),
             inspect_anomaly(images.scores, None if others is None else others.scores, job.against),
         )

@@ -21,6 +21,7 @@ PROBE_POSITIONS = 8  # latent positions that a probe has along a side at least, 
 QUARTER = 4  # sides are a multiple of 4 f, so that a picture scaled to a quarter still has whole latent positions
 VIEWS = 2  # images that are shown to people
 BATCH = 8  # probes at a time
+NOISIER = "training then shows the decoder noisier latents"  # what a higher price of the rate does to a Gaussian
 BLANK = "The codec reconstructs nothing: the mean colour of each image is as close to it, so there is nothing to lose."
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, counted, gaps, graded_verdict
-from ldm_vae.diagnostics.probes import BLANK, Probes, decode_in_batches, mean_psnr, noise_like
+from ldm_vae.diagnostics.probes import BLANK, NOISIER, Probes, decode_in_batches, mean_psnr, noise_like
 from ldm_vae.latents.roundtrip import round_to_bits
 
 NOISE = (0.05, 0.1, 0.2, 0.5, 1.0)  # standard deviations of the latents
@@ -52,9 +52,11 @@ def inspect_robustness(codec: LatentCodec, probes: Probes, seed: int) -> Section
             lines=(Line(label="", x=("float32", *map(str, stored)), y=gaps([clean, *stored.values()])),),
         ),
     )  # fmt: skip
+    gaussian = codec.model.bottleneck.gaussian
+    drops = {bits: clean - value for bits, value in stored.items()}
     verdicts: tuple[Verdict, ...] = (
-        _noise(clean - noisy[TESTED], least_drop(clean, probes.spread, TESTED)),
-        _storage({bits: clean - value for bits, value in stored.items()}, least_drop(clean, probes.spread, ROUNDING)),
+        _noise(clean - noisy[TESTED], least_drop(clean, probes.spread, TESTED), gaussian),
+        _storage(drops, least_drop(clean, probes.spread, ROUNDING), gaussian),
     )
     if probes.blank:
         verdicts = tuple(Verdict(name=verdict.name, level="unknown", statement=BLANK) for verdict in verdicts)
@@ -85,19 +87,19 @@ def least_drop(clean: float, spread: float, noise: float) -> float:
     return float(10 * np.log10(1 + (noise * spread) ** 2 / 4 * 10 ** (clean / 10)))
 
 
-def _noise(drop: float, least: float) -> Verdict:
+def _noise(drop: float, least: float, gaussian: bool) -> Verdict:
     return _verdict(
         "noise_sensitivity",
         drop,
         least + TWICE,
         f"Latent noise of {TESTED:g} standard deviations costs {drop:z.1f} dB; a linear decoder of orthogonal "
         f"directions would lose {least:.1f} dB.",
-        "Diffusion models make errors of that size. Raise loss.rate.weight, so that training shows the decoder "
-        "noisier latents, or finetune the decoder (model.train: decoder).",
+        "Diffusion models make errors of that size. Finetune the decoder (model.train: decoder)"
+        f"{f', or raise loss.rate.weight: {NOISIER}' if gaussian else ''}.",
     )
 
 
-def _storage(drops: dict[int, float], least: float) -> Verdict:
+def _storage(drops: dict[int, float], least: float, gaussian: bool) -> Verdict:
     return _verdict(
         "quantisation",
         drops[8],
@@ -105,8 +107,8 @@ def _storage(drops: dict[int, float], least: float) -> Verdict:
         f"Latents of {', '.join(f'{bits} bits cost {drop:z.2f} dB' for bits, drop in drops.items())}; a linear decoder "
         f"of orthogonal directions would lose {least:.2f} dB with 8 bits over {REACH:g} standard deviations on "
         "either side.",
-        "Store latents as float16 (`ldm-vae encode` does). A few extreme values may widen the steps: see the "
-        "variance of each channel, and raise loss.rate.weight.",
+        "Store latents as float16 (`ldm-vae encode` does). A few extreme values may widen the steps"
+        f"{': see the variance of each channel, and raise loss.rate.weight' if gaussian else ''}.",
     )
 
 

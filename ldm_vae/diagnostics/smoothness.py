@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, counted, graded_verdict
-from ldm_vae.diagnostics.probes import BLANK, Probes, decode_in_batches, noise_like, pairs
+from ldm_vae.diagnostics.probes import BLANK, NOISIER, Probes, decode_in_batches, noise_like, pairs
 
 STEP = 0.1  # standard deviations of the latents
 STEPS_PER_LINE = 8  # between two latents
@@ -80,18 +80,18 @@ def inspect_smoothness(codec: LatentCodec, probes: Probes, seed: int) -> Section
         title="Smoothness",
         numbers=numbers,
         charts=charts,
-        verdicts=(_verdict(measured, blank=probes.blank),),
+        verdicts=(_verdict(measured, blank=probes.blank, gaussian=codec.model.bottleneck.gaussian),),
     )
 
 
-def _verdict(measured: float, *, blank: bool) -> Verdict:
+def _verdict(measured: float, *, blank: bool, gaussian: bool) -> Verdict:
     if not np.isfinite(measured):
         return Verdict(name="smoothness", level="unknown", statement="The images or the latents do not vary.")
     statement = f"Noise in the latent is {measured:.2f} times as large in the picture; a linear decoder has 1."
     if measured <= SHARP and blank:  # a picture that never changes is smooth
         return Verdict(name="smoothness", level="unknown", statement=BLANK)
     advice = (
-        "The decoder enlarges the errors of a diffusion model. Raise loss.rate.weight, so that training shows the "
-        "decoder noisier latents, or ema.decay."
+        "The decoder enlarges the errors of a diffusion model. Raise ema.decay"
+        f"{f', or loss.rate.weight: {NOISIER}' if gaussian else ''}."
     )
     return graded_verdict("smoothness", measured, SHARP, STEEP, statement, advice)

@@ -41,7 +41,8 @@ class LatentSpectrum:
         self.images.update(small, small)
 
 
-def inspect_spectrum(spectrum: LatentSpectrum) -> Section:
+def inspect_spectrum(spectrum: LatentSpectrum, *, gaussian: bool) -> Section:
+    """gaussian: whether the codec has a Gaussian posterior, so that a higher price of the rate changes its latents."""
     title = "Spectrum of latents"
     if not spectrum.latents.pictures:
         reason = f"no latent has {SHORTEST_SIDE} positions along both sides"
@@ -73,7 +74,7 @@ def inspect_spectrum(spectrum: LatentSpectrum) -> Section:
         100 * each, "%", SKOROKHODOV,
         f"Share of each channel's power above half of Nyquist. Images have {100 * reference:.3g} %, white noise 75 %.",
     )  # fmt: skip
-    verdict = _verdict(share, reference)
+    verdict = _verdict(share, reference, gaussian)
     return Section(name="spectrum", title=title, numbers=numbers, charts=(chart, shares), verdicts=(verdict,))
 
 
@@ -106,15 +107,15 @@ def _unknown(reason: str) -> Verdict:
     return Verdict(name="hot_spectrum", level="unknown", statement=statement)
 
 
-def _verdict(share: float, reference: float) -> Verdict:
+def _verdict(share: float, reference: float, gaussian: bool) -> Verdict:
     place = (share - reference) / max(WHITE - reference, np.finfo(float).eps)
     statement = (
         f"{100 * share:.2g} % of the latents' power is at high frequencies: {share / reference:.2g} times as much as "
         f"in images on the same grid ({100 * reference:.2g} %). White noise has {100 * WHITE:.0f} %."
     )
     advice = (
-        "Diffusion models learn such latents with difficulty. Take fewer model.latent_channels, raise "
-        "loss.rate.weight, or finetune (model.init_from) with a loss on downscaled latents, as scale equivariance "
-        "does (arXiv:2502.14831, arXiv:2502.09509)."
+        "Diffusion models learn such latents with difficulty. Take fewer model.latent_channels, "
+        f"{'raise loss.rate.weight, ' if gaussian else ''}or finetune (model.init_from) with a loss on downscaled "
+        "latents, as scale equivariance does (arXiv:2502.14831, arXiv:2502.09509)."
     )
     return graded_verdict("hot_spectrum", place, WARM, HOT, statement, advice)

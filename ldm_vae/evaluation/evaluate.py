@@ -81,13 +81,21 @@ def evaluate_batches(
     """
     protocol = protocol or EvaluationProtocol()
     metrics = metrics or Metrics(protocol, codec.device)
-    if protocol.latent == "sample" and not isinstance(codec, LatentCodec):
-        raise UserError("this codec has no posterior to sample from", "evaluate it with the latent `mode`")
+    check_latent(codec, protocol)
     features = FeatureSets(metrics.sets)
     sample = protocol.seed if protocol.latent == "sample" else None
     mine = measure_batches(codec, batches, metrics.image, features, sample=sample)
     rows = [row for part in all_gather(mine) for row in part]
     return summarize(rows, protocol, metrics.image, features)
+
+
+def check_latent(codec: ImageCodec, protocol: EvaluationProtocol) -> None:
+    """Raises UserError where the protocol asks for a sample of the posterior, and the codec has none."""
+    if protocol.latent != "sample":
+        return
+    if not isinstance(codec, LatentCodec):
+        raise UserError("this codec has no posterior to sample from", "evaluate it with the latent `mode`")
+    codec.require_posterior()
 
 
 def evaluate_shards(

@@ -99,7 +99,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
             z, logvar = z.chunk(2)
             if self.sample:
                 noise = torch.from_numpy(generator.standard_normal(tuple(z.shape), dtype=np.float32))
-                z = z + (0.5 * logvar.clamp(*self.info.job.logvar_range)).exp() * noise
+                bounds = self.info.job.logvar_range
+                assert bounds is not None  # a job of moments has one
+                z = z + (0.5 * logvar.clamp(*bounds)).exp() * noise
         found: dict[str, Any] = {"latent": self.scale.apply(z), "key": place.key}
         if "cls" in place.fields:
             found["cls"] = _integer(self._bytes(shard, place, "cls"), place.key)

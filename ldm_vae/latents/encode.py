@@ -18,7 +18,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ldm_vae.atomic import explain_disk_errors
-from ldm_vae.bottlenecks.gaussian import GaussianConfig
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import Index
 from ldm_vae.errors import UserError
@@ -199,20 +198,22 @@ def latent_job(
     keep_image: bool,
     seed: int,
 ) -> LatentJob:
-    """The job that these options describe. Raises UserError if `multiple` is not a multiple of f."""
+    """The job that these options describe.
+
+    Raises UserError if `multiple` is not a multiple of f, and for moments or samples that the codec does not have.
+    """
     factor = codec.factor
     if multiple is not None and multiple % factor:
         raise UserError(f"--multiple {multiple}", f"give a multiple of f, which is {factor} for this codec")
-    bottleneck = codec.model.config.bottleneck
-    if latents != "mode" and not codec.model.bottleneck.gaussian:
-        raise UserError(f"a {bottleneck.kind} bottleneck has no moments", "store its latents with --latents mode")
-    # Another bottleneck has no range, and none is used, since only the mode is stored; the file keeps its format.
-    gaussian = bottleneck if isinstance(bottleneck, GaussianConfig) else GaussianConfig()
+    bottleneck, kind = codec.model.bottleneck, codec.model.config.bottleneck.kind
+    for asked, there in (("moments", bottleneck.gaussian), ("sample", bottleneck.random)):
+        if latents == asked and not there:
+            raise UserError(f"a {kind} bottleneck has no {asked}", "store its latents with --latents mode")
     return LatentJob(
         codec=codec.weights_hash,
         factor=factor,
         channels=codec.latent_channels,
-        logvar_range=gaussian.logvar_range,
+        logvar_range=bottleneck.logvar_range,
         latents=latents,
         mirrored=mirrored,
         image_channels=codec.model.config.in_channels,

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ldm_vae.atomic import atomic_file, explain_disk_errors, make_folder
 from ldm_vae.data.images.fit import ImageConfig
@@ -47,8 +47,9 @@ class LatentJob(Config):
     channels: int
     """Channels of a latent; moments have twice as many."""
 
-    logvar_range: tuple[float, float]
-    """[low, high]: the log-variances of moments are clamped to it before they are used."""
+    logvar_range: tuple[float, float] | None
+    """[low, high]: the log-variances of moments are clamped to it before they are used; null where the codec has no
+    Gaussian posterior."""
 
     latents: LatentKind
     """What is stored of the posterior."""
@@ -82,6 +83,12 @@ class LatentJob(Config):
 
     seed: int
     """Seed of the samples from the posterior; each sample is a function of seed and key."""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> LatentJob:
+        if self.latents == "moments" and self.logvar_range is None:
+            raise ValueError("moments need a logvar_range")
+        return self
 
     @property
     def image(self) -> ImageConfig:

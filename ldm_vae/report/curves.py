@@ -52,7 +52,8 @@ GROUPS = (
         "rate",
         "Rate",
         r"rate",
-        "KL divergence of the posterior from N(0, I), on training crops.",
+        "Price of the latent, on training crops. A Gaussian bottleneck charges the KL divergence of the "
+        "posterior from N(0, I).",
         "nats per image",
     ),
     Group(
@@ -82,7 +83,8 @@ GROUPS = (
         "validation_rate",
         "Rate on held-out images",
         r"validation/rate(_channel_\d+)?",
-        "KL divergence of the posterior from N(0, I), in total and per latent channel.",
+        "Price of the latent, in total and for each group of the bottleneck. A Gaussian bottleneck charges the KL "
+        "divergence of the posterior from N(0, I), and its groups are the latent channels.",
         "nats per image",
     ),
     Group(
@@ -90,7 +92,7 @@ GROUPS = (
         "validation_active",
         "Active channels",
         r"validation/active_channels_share",
-        "Share of latent channels whose posterior mean varies over the data (variance above 0.01).",
+        "Share of latent channels that vary over the data: of the latent without noise, variance above 0.01.",
     ),
     Group(
         "Validation",

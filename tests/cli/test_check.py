@@ -165,6 +165,14 @@ def test_an_index_that_is_none(tmp_path: Path) -> None:
     assert run(folder)[0].exit_code == 0
 
 
+def test_the_table_shows_long_names_cut_and_says_so(tmp_path: Path) -> None:
+    folder, name = tmp_path / "shards", "long" * 500
+    shard(folder / "0.tar", [(f"{name}.jpg", jpg()), (f"{name}.jpg", jpg())])
+    result, report = run(folder)
+    assert f"{name[:990]}" in result.output and name not in result.output and "…" in result.output
+    assert name in json.dumps(report)
+
+
 def test_interleaved_and_repeated_keys(tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     entries: list[Entry] = [("a.jpg", jpg()), ("b.jpg", jpg()), ("a.cls", b"1"), ("b.cls", b"1")]

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from ldm_vae import LatentCodec
+from ldm_vae.bottlenecks.deterministic import DeterministicConfig
 from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.cli import evaluate as evaluate_command
 from ldm_vae.cli.app import main
 from ldm_vae.evaluation.evaluate import evaluate_shards
 from ldm_vae.evaluation.results import EvaluationProtocol
@@ -45,6 +47,19 @@ def other(tmp_path: Path) -> Path:
     meta = {"step": 9, "model": CONFIG.model_dump(mode="json")}
     Checkpoint.write(tmp_path / "other" / "checkpoints" / "step_00000009", states, meta)
     return tmp_path / "other"
+
+
+def test_a_sample_of_a_codec_without_a_posterior_is_refused_before_anything_is_measured(
+    run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = CONFIG.model_copy(update={"bottleneck": DeterministicConfig()})
+    states = {"model": Autoencoder(config).state_dict()}
+    meta = {"step": 1, "model": config.model_dump(mode="json")}
+    Checkpoint.write(tmp_path / "plain" / "checkpoints" / "step_00000001", states, meta)
+    monkeypatch.setattr(evaluate_command, "Metrics", None)
+    assert command(run, tmp_path / "plain", shards, "--latent", "sample", *PSNR) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "plain has a deterministic bottleneck and no posterior to sample from" in told
 
 
 def test_codecs_and_baselines_on_the_same_images(

@@ -34,7 +34,7 @@ def radius() -> Tensor:
 def inspected(image: Tensor, reconstruction: Tensor) -> Section:
     power = RingPower(1)
     power.update(image, reconstruction)
-    return inspect_blur(power)
+    return inspect_blur(power, gaussian=True)
 
 
 def line(section: Section, name: str) -> np.ndarray:

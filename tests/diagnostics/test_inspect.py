@@ -92,6 +92,9 @@ def test_any_network_and_bottleneck(
     said = [name for name, section in found.items() if any(reason in v.statement for v in section.verdicts)]
     assert said == ([] if bottleneck == "gaussian" else ["channels", "aggregate_posterior"])
     assert set(missing(inspection)) == (set() if bottleneck == "gaussian" else {"negative_elbo"})
+    for word in ("N(0, I)", "gaussian_kl"):
+        assert (word in inspection.model_dump_json()) == (bottleneck == "gaussian")
+    assert bottleneck == "gaussian" or not any("loss.rate" in verdict.advice for verdict in inspection.verdicts)
     rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").open()))
     assert all(bool(row["kl_nats"]) == (bottleneck == "gaussian") for row in rows)
     assert found["activations"].charts[0].lines[0].x == ("analysis", "synthesis")

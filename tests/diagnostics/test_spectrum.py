@@ -18,7 +18,7 @@ pytestmark = pytest.mark.numerical
 def inspected(z: Tensor, images: Tensor) -> Section:
     spectrum = LatentSpectrum(z.shape[1], images.shape[1], FACTOR)
     spectrum.update(z, images)
-    return inspect_spectrum(spectrum)
+    return inspect_spectrum(spectrum, gaussian=True)
 
 
 def test_an_average_of_the_image_is_as_warm_as_the_image() -> None:

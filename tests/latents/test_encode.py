@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -53,6 +54,18 @@ def test_latents_that_stay_non_finite_are_quarantined_and_the_rest_goes_on(codec
     dataset = LatentDataset(tmp_path / "out", codec=codec)
     assert [dataset.key(i) for i in range(len(dataset))] == ["a", "c"]
     assert all(dataset[i]["latent"].isfinite().all() for i in range(2))
+
+
+def test_moments_without_a_range_of_their_log_variance_are_refused(codec: LatentCodec, tmp_path: Path) -> None:
+    write_arrays(tmp_path / "shards" / "0.tar", {"a": picture()})
+    encode(codec, tmp_path / "shards", tmp_path / "out")
+    path = tmp_path / "out" / "latents.json"
+    content = json.loads(path.read_text())
+    assert content["job"]["logvar_range"] == [-30.0, 20.0]
+    content["job"]["logvar_range"] = None
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="moments need a logvar_range"):
+        LatentDataset(tmp_path / "out")
 
 
 def test_latents_beyond_float16_are_quarantined_not_stored_as_infinity(codec: LatentCodec, tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from ldm_vae.bottlenecks.deterministic import DeterministicConfig
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.evaluation.evaluate import evaluate_shards
 from ldm_vae.evaluation.results import EvaluationProtocol
 from ldm_vae.metrics.pair import PairNetwork
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.conftest import picture, write_shards
 from tests.tools.codecs import write_codec
 from tools import learnability
@@ -97,6 +99,17 @@ def test_samples_that_are_the_data_score_as_the_reconstructions_do(
     assert IMAGES < AT_ONCE  # one batch, so that the means came in order
     # Standardising and back turns a few values over a rounding step of 8 bits.
     assert result["frechet_vgg16"] == pytest.approx(found.frechet_vgg16, rel=1e-2)
+
+
+def test_a_codec_without_a_posterior_learns_from_its_modes() -> None:
+    config = AutoencoderConfig(
+        block_out_channels=(8, 8), norm_groups=4, layers_per_block=1, bottleneck=DeterministicConfig()
+    )
+    codec = LatentCodec(Autoencoder(config).eval().requires_grad_(False))
+    moments = torch.randn(2, 4, 8, 8)
+    assert torch.equal(learnability.draw_latents(codec, moments, torch.Generator().manual_seed(0)), moments)
+    scaled = standardise(codec, moments).apply(moments)
+    torch.testing.assert_close(scaled.std(dim=(0, 2, 3), correction=0), torch.ones(4))
 
 
 def test_latents_are_standardised_in_each_channel(codecs: list[Path]) -> None:
