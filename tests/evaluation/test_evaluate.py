@@ -256,6 +256,7 @@ Path(sys.argv[2], f"{rank}_of_{world}.json").write_text(json.dumps({"keys": keys
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """23 images in 3 uneven shards, shared out by torchrun: each process ends with what one alone measures. Bit for
     bit, but for VGG, which sums in another order in other batches: 1e-4."""

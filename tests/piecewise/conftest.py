@@ -32,7 +32,14 @@ def build(config: AutoencoderConfig) -> Autoencoder:
     return model
 
 
-@pytest.fixture(params=list(architectures()), ids=name)
+def examples() -> Iterator[Any]:
+    """Of every f, the network with all parts and the one with none are quick to test; all others are slow tests."""
+    for config in architectures():
+        parts = {config.quant_conv, config.mid_attention, bool(config.attention_levels)}
+        yield pytest.param(config, id=name(config), marks=() if len(parts) == 1 else pytest.mark.slow)
+
+
+@pytest.fixture(params=list(examples()))
 def architecture(request: pytest.FixtureRequest) -> Autoencoder:
     return build(request.param)
 

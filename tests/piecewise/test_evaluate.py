@@ -215,7 +215,9 @@ def test_memory_stays_within_the_plan(
     assert beyond > 0.25 * plan.working_bytes
 
 
-@pytest.mark.parametrize(("run", "part"), [(decode_pieces, 0.5), (encode_pieces, 0.7)])
+@pytest.mark.parametrize(
+    ("run", "part"), [(decode_pieces, 0.5), pytest.param(encode_pieces, 0.7, marks=pytest.mark.slow)]
+)
 def test_default_takes_a_part_of_the_memory_of_the_full_pass(
     network: Network, live_bytes: Callable[[], Any], run: Any, part: float
 ) -> None:

@@ -64,6 +64,7 @@ def test_two_processes_equal_one_over_twenty_steps_with_all_losses_on(recipe: Pa
     assert rows(tmp_path / "two")[-1]["validation/images"] == 5  # each once, and 2 do not divide them
 
 
+@pytest.mark.slow
 def test_two_processes_log_what_one_does_in_float32(recipe: Path, tmp_path: Path) -> None:
     """Row by row to 1e-4, relative: rounding of another order of sums reached 5e-6 in 20 steps. With Adam's usual eps
     it would move parameters whose true gradient is 0, such as the discriminator's last bias, by the learning rate."""
@@ -180,7 +181,11 @@ def test_batch_that_cannot_be_shared_out_is_refused(recipe: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
+    ("variable", "name"),
+    [
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        pytest.param("ACCELERATE_USE_DEEPSPEED", "DeepSpeed", marks=pytest.mark.slow),
+    ],
 )
 def test_sharding_of_one_model_is_refused(recipe: Path, variable: str, name: str) -> None:
     said = subprocess.run(

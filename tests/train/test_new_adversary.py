@@ -47,7 +47,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train.build, "build_adversaries", lambda recipe: [*first(recipe), Prior()])
 
 
-@pytest.mark.parametrize("order", ["shared", "compvis"])
+@pytest.mark.parametrize("order", ["shared", pytest.param("compvis", marks=pytest.mark.slow)])
 def test_trains_on_one_and_two_processes_and_resumes(holds: Holds, tmp_path: Path, order: str) -> None:
     end = holds(f"discriminator.order={order}")
     assert "prior/2.weight" in end and "prior/0.weight" not in end  # the frozen part is in no checkpoint

@@ -71,7 +71,7 @@ def undisturbed(recipe: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")  # more than there are cores here
-@pytest.mark.parametrize("workers", [0, 2, 4])
+@pytest.mark.parametrize("workers", [0, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_killed_twice_in_mid_epoch_and_resumed(
     recipe: Path,
     tmp_path: Path,
