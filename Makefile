@@ -10,7 +10,7 @@ JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 DEPENDENCIES ?= fetched
 BIN := .venv/bin
 # As many processes as cores, at most 4, for each takes up to 2 GB; torch has one thread in each (tests/conftest.py).
-PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --durations 25
 
 .PHONY: demo test slow test-portable golden lint format docs help hooks release
 
