@@ -228,7 +228,7 @@ def _write_tensors(path: Path, named: Mapping[str, Tensor]) -> Path:
     try:
         save_file(separate, path, metadata={"format": "pt"})
     except SafetensorError as error:  # the number of the system's error is only in its text
-        if match := re.search(r"os error (\d+)", str(error)):
+        if match := re.search(r"(?:os error |code: )(\d+)", str(error)):  # in 0.5.0: Os { code: 28, ...
             raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
         raise
     return path
