@@ -24,7 +24,9 @@ POWER = (
 
 
 def inspect_blur(power: RingPower, *, gaussian: bool) -> Section:
-    """power: spectra of 8-bit images and their reconstructions.
+    """How much detail of the images the reconstructions keep.
+
+    power: spectra of 8-bit images and their reconstructions.
     gaussian: whether the codec has a Gaussian posterior, so that a lower price of the rate leaves more detail in it.
     """
     title = "Detail of reconstructions"

@@ -42,7 +42,10 @@ class LatentSpectrum:
 
 
 def inspect_spectrum(spectrum: LatentSpectrum, *, gaussian: bool) -> Section:
-    """gaussian: whether the codec has a Gaussian posterior, so that a higher price of the rate changes its latents."""
+    """How the power of the latents falls with frequency.
+
+    gaussian: whether the codec has a Gaussian posterior, so that a higher price of the rate changes its latents.
+    """
     title = "Spectrum of latents"
     if not spectrum.latents.pictures:
         reason = f"no latent has {SHORTEST_SIDE} positions along both sides"
