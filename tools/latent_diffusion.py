@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 from diffusers import AutoencoderKL, DiTPipeline
+from einops import rearrange
 from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
@@ -163,9 +164,10 @@ def sheet(
             guidance_scale=guidance,
             num_inference_steps=25,
             generator=torch.Generator().manual_seed(seed),
-            output_type="pt",
+            output_type="np",  # in [0, 1]; the one form besides PIL that each version of diffusers gives
         ).images
-        rows += [codec.decode(data[None]).clamp(-1, 1), samples.cpu() * 2 - 1]
+        pictures = rearrange(torch.from_numpy(samples), "b h w c -> b c h w") * 2 - 1
+        rows += [codec.decode(data[None]).clamp(-1, 1), pictures]
     return to_pil(make_grid(torch.cat(rows), nrow=1 + per_class, pad_value=1.0)[None])[0]
 
 

@@ -28,10 +28,12 @@ class GatheredNorm:
         """Adds a strip (1, C, h, w) to the statistics."""
         _, channels, height, width = x.shape
         groups = self.norm.num_groups
+        strip = at_least_float32(x)
+        # As F.group_norm does: the kernel takes dense memory alone, and channels last on the CPU alone.
+        if strip.device.type != "cpu" or not strip.is_contiguous(memory_format=torch.channels_last):
+            strip = strip.contiguous()
         # The fused kernel also writes a normalised strip, which is not used; it is 50 times faster than var_mean.
-        _, mean, rstd = torch.native_group_norm(
-            at_least_float32(x), None, None, 1, channels, height * width, groups, 0.0
-        )
+        _, mean, rstd = torch.native_group_norm(strip, None, None, 1, channels, height * width, groups, 0.0)
         mean, variance = mean.double().flatten(), rstd.double().flatten().pow(-2)
         count = channels // groups * height * width
         total = self.count + count

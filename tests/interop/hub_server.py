@@ -65,7 +65,8 @@ class Handler(BaseHTTPRequestHandler):
         if model in self.server.models:
             return self.answer(409, {"error": "You already created this model repo", "url": url})
         self.server.models[model] = {}
-        self.server.visibility[model] = asked.get("visibility")
+        # huggingface_hub asks for a private model in one way up to 1.3 and in another since.
+        self.server.visibility[model] = "private" if asked.get("private") else asked.get("visibility")
         return self.answer(200, {"url": url, "name": model})
 
     def preupload(self, model: str, asked: dict[str, Any]) -> None:
@@ -113,7 +114,8 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if (asked := re.fullmatch(r"/api/models/(.+)/revision/main", path)) and asked[1] in self.server.models:
             return self.answer(200, {"id": asked[1], "sha": COMMIT, "siblings": []})
-        if (asked := re.fullmatch(rf"/api/models/(.+)/tree/{COMMIT}", path)) and asked[1] in self.server.models:
+        tree_of = rf"/api/models/(.+)/tree/(?:main|{COMMIT})"
+        if (asked := re.fullmatch(tree_of, path)) and asked[1] in self.server.models:
             files = self.server.models[asked[1]].items()
             tree = [{"type": "file", "path": name, "size": len(data), "oid": _oid(data)} for name, data in files]
             return self.answer(200, tree)
