@@ -1,19 +1,17 @@
 """Warnings about a run that goes wrong while its loss looks fine: what is wrong, and what to try.
 
-They are computed from the rows of the log, on the host. Every threshold is a field of `Limits`.
+They are computed from the rows of the log, on the host. The thresholds are the constants at the top.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 
 logger = get_logger("train")
-
 
 # Losses whose jumps are worth a warning. The others come near 0 in a healthy run, so that any ratio to their mean is
 # large: the discriminator's where it wins, the generator's (a mean logit), the total where a log-variance is learned.
@@ -21,25 +19,20 @@ logger = get_logger("train")
 LOSSES = ("pixel", "perceptual", "rate")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Thresholds of the warnings."""
-
-    spike: float = 5.0  # highest ratio of a loss to its running mean
-    gradient_ratio: float = 100.0  # highest ratio of a gradient norm to its running mean, or of the mean to the norm
-    memory: float = 0.9  # share of a running mean that each row keeps
-    patience: int = 5  # number of rows before a running mean is used
-    accuracy: float = 0.99  # share of patches that the discriminator judges rightly: above, it has won
-    logits: float = 20.0  # highest absolute mean logit
-    active_channels_share: float = 0.5  # lowest share of the latent channels that carry information
-    same_reconstruction: float = 1e-3  # lowest standard deviation of reconstructions over images, range [-1, 1]
+SPIKE = 5.0  # highest ratio of a loss to its running mean
+GRADIENT_RATIO = 100.0  # highest ratio of a gradient norm to its running mean, or of the mean to the norm
+MEMORY = 0.9  # share of a running mean that each row keeps
+PATIENCE = 5  # number of rows before a running mean is used
+ACCURACY = 0.99  # share of patches that the discriminator judges rightly: above, it has won
+LOGITS = 20.0  # highest absolute mean logit
+ACTIVE_CHANNELS_SHARE = 0.5  # lowest share of the latent channels that carry information
+SAME_RECONSTRUCTION = 1e-3  # lowest standard deviation of reconstructions over images, range [-1, 1]
 
 
 class Health:
-    """Compares rows of the log with `Limits` and with running means; the main process warns."""
+    """Compares rows of the log with the thresholds and with running means; the main process warns."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self.limits = Limits()
         self.accelerator = accelerator
         self.means: dict[str, tuple[float, int]] = {}  # name -> running mean, rows seen
 
@@ -57,30 +50,30 @@ class Health:
             if not (gradient or name in LOSSES) or not math.isfinite(value):
                 continue
             mean, seen = self.means.get(name, (value, 0))
-            if seen >= self.limits.patience and mean > 0:
+            if seen >= PATIENCE and mean > 0:
                 ratio = value / mean
-                if gradient and not 1 / self.limits.gradient_ratio < ratio < self.limits.gradient_ratio:
+                if gradient and not 1 / GRADIENT_RATIO < ratio < GRADIENT_RATIO:
                     warnings.append(
                         f"{name} is {value:.3g}, {ratio:.3g} times its running mean; "
                         "set optimizer.clip or lower optimizer.lr"
                     )
-                elif not gradient and ratio > self.limits.spike:
+                elif not gradient and ratio > SPIKE:
                     warnings.append(
                         f"{name} jumped to {value:.3g}, {ratio:.3g} times its running mean; "
                         "lower optimizer.lr, lengthen optimizer.warmup, or set optimizer.clip"
                     )
-            self.means[name] = (self.limits.memory * mean + (1 - self.limits.memory) * value, seen + 1)
+            self.means[name] = (MEMORY * mean + (1 - MEMORY) * value, seen + 1)
         return warnings
 
     def _discriminator(self, row: Mapping[str, float]) -> list[str]:
         warnings = []
-        if row.get("discriminator_accuracy", 0.5) > self.limits.accuracy:
+        if row.get("discriminator_accuracy", 0.5) > ACCURACY:
             warnings.append(
                 f"the discriminator is right on {row['discriminator_accuracy']:.1%} of the patches: it has won and "
                 "teaches little; lower optimizer.discriminator_lr or start it later (discriminator.start)"
             )
         largest = max(abs(row.get("logits_real", 0.0)), abs(row.get("logits_fake", 0.0)))
-        if largest > self.limits.logits:
+        if largest > LOGITS:
             warnings.append(
                 f"mean discriminator logits reach {largest:.3g}: they run away; lower optimizer.discriminator_lr"
             )
@@ -88,13 +81,13 @@ class Health:
 
     def _latents(self, row: Mapping[str, float]) -> list[str]:
         warnings = []
-        if row.get("validation/active_channels_share", 1.0) < self.limits.active_channels_share:
+        if row.get("validation/active_channels_share", 1.0) < ACTIVE_CHANNELS_SHARE:
             warnings.append(
                 f"only {row['validation/active_channels_share']:.0%} of the latent channels carry information "
                 "(posterior collapse); lower loss.rate.weight or give it a warm-up (loss.rate.warmup)"
             )
         several = row.get("validation/images", 2) > 1
-        if several and row.get("validation/reconstruction_spread", 1.0) < self.limits.same_reconstruction:
+        if several and row.get("validation/reconstruction_spread", 1.0) < SAME_RECONSTRUCTION:
             warnings.append(
                 "different images have the same reconstruction: the decoder ignores the latent; "
                 "lower loss.rate.weight or optimizer.lr"
