@@ -19,8 +19,9 @@ import shutil
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ldm_vae.errors import UserError
@@ -42,28 +43,37 @@ _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 def atomic_file(final: Path) -> Iterator[Path]:
     """Gives a path to write a file to, with the suffix of `final`. It is renamed to `final` if the block ends well.
 
+    Where `final` is a link, the link stays and the file that it leads to is replaced.
     Raises UserError if the disk is full or may not be written to. `final` then stays as it was.
     """
-    with _staged(final, None) as stage:
+    target = _behind_links(final)
+    with _staged(target.with_name(final.name), None) as stage:
         yield stage
         fsync_path(stage)
-        stage.replace(final)
-        fsync_path(final.parent)
+        stage.replace(target)
+        fsync_path(target.parent)
 
 
 @contextmanager
-def atomic_folder(final: Path, *, needed: int | None = None) -> Iterator[Path]:
+def atomic_folder(final: Path, *, ours: Collection[str] = (), needed: int | None = None) -> Iterator[Path]:
     """Gives an empty folder to fill. It is flushed and renamed to `final`, replacing it, if the block ends well.
 
+    Where `final` is a link to a folder, the link stays and that folder is replaced.
+
+    ours: what an earlier `final` may hold, as in `refuse_foreign`.
     needed: bytes that the content will take, for the message.
-    Raises UserError if the disk is full or may not be written to. `final` then stays as it was.
+    Raises UserError if `final` holds anything else, or if the disk is full or may not be written to. `final` then stays
+    as it was.
     """
+    refuse_foreign(final, ours)
+    final = _behind_links(final)
     with _staged(final, needed) as stage:
         stage.mkdir()
         yield stage
         for path in stage.rglob("*"):
             fsync_path(path)
         fsync_path(stage)
+        refuse_foreign(final, ours)  # once more: writing may have taken hours
         aside = final.with_name(REPLACED + final.name)
         if final.exists():
             remove_folder(aside)  # a writer was killed after its second rename: `final` is newer
@@ -71,6 +81,42 @@ def atomic_folder(final: Path, *, needed: int | None = None) -> Iterator[Path]:
         stage.replace(final)
         fsync_path(final.parent)
         remove_folder(aside)
+
+
+def refuse_foreign(folder: Path, ours: Collection[str]) -> None:
+    """Raises UserError if `folder` could not be replaced as a whole, or holds what would be lost then.
+
+    folder: it may be missing. Stages of dead writers in it don't count.
+    ours: patterns of what may be lost, such as "*.png" or "records/*.json"; * matches within one name. No link may.
+    """
+    real = folder.resolve()
+    if not real.is_dir():
+        if real.exists():
+            raise UserError(f"{folder} exists and is no folder", "give the name of a new folder")
+        return
+    if real.is_mount() or Path.cwd().is_relative_to(real):
+        kind = "a disk of its own" if real.is_mount() else "the current folder, or holds it"
+        raise UserError(f"{folder} is {kind}, and cannot be replaced", "give the name of a new folder in it")
+    with explain_disk_errors(real):
+        other = find_foreign(real, ours)
+    if other is not None:
+        what = f"{folder} holds {other.relative_to(real)}, which would be lost"
+        raise UserError(what, "give the name of a new folder, or move that elsewhere")
+
+
+def find_foreign(folder: Path, ours: Collection[str]) -> Path | None:
+    """The first thing in `folder` that `ours` (see `refuse_foreign`) does not name, or None."""
+    for path in sorted(folder.iterdir()):
+        if _abandoned(path):
+            continue
+        inside = [
+            rest for first, _, rest in (pattern.partition("/") for pattern in ours) if fnmatchcase(path.name, first)
+        ]
+        if path.is_symlink() or not (any(inside) if path.is_dir() else "" in inside):
+            return path
+        if path.is_dir() and (other := find_foreign(path, inside)) is not None:
+            return other
+    return None
 
 
 def append(path: Path, text: str) -> None:
@@ -148,6 +194,11 @@ def explain_disk_errors(final: Path, needed: int | None = None) -> Iterator[None
         if error.errno in _NO_ACCESS:
             raise UserError(f"cannot write {final}", f"{error}; choose another folder or change its rights") from error
         raise
+
+
+def _behind_links(final: Path) -> Path:
+    """Where a link leads. Any other path stays as it was given, for messages."""
+    return final.resolve() if final.is_symlink() or final.name in ("", "..") else final
 
 
 def _make_folder(folder: Path) -> None:

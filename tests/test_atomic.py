@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import subprocess
@@ -35,7 +36,7 @@ def test_file_is_replaced_whole_and_keeps_its_suffix(tmp_path: Path) -> None:
 def test_folder_is_replaced_whole(tmp_path: Path) -> None:
     final = tmp_path / "export"
     for content in ("first", "second"):
-        with atomic_folder(final) as stage:
+        with atomic_folder(final, ours=["vae/*.txt"]) as stage:
             (stage / "vae").mkdir()
             (stage / "vae" / f"{content}.txt").write_text(content)
         assert names(final / "vae") == {f"{content}.txt"}
@@ -43,9 +44,10 @@ def test_folder_is_replaced_whole(tmp_path: Path) -> None:
 
 
 Writer = Callable[[Path], AbstractContextManager[Path]]
+replace_folder = functools.partial(atomic_folder, ours=["part"])
 
 
-@pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
+@pytest.mark.parametrize("writer", [atomic_file, replace_folder])
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_exception_leaves_the_old_and_no_stage(tmp_path: Path, writer: Writer, error: type[BaseException]) -> None:
     final = tmp_path / "name"

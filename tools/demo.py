@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,12 +20,18 @@ from diffusers import AutoencoderKL
 from rich.console import Console
 from rich.table import Table
 
+from ldm_vae.atomic import refuse_foreign, remove_folder
 from ldm_vae.cli.app import main as ldm_vae
 from ldm_vae.codec import LatentCodec, pad_to_multiple
 from ldm_vae.data.shards.index import SourceConfig, load_index
 from ldm_vae.data.stream.reader import DataConfig, validation_batches
+from ldm_vae.diagnostics.anomaly import SCORES_FILE
+from ldm_vae.diagnostics.explore import PICTURES
+from ldm_vae.diagnostics.findings import INSPECTION_FILE
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.interop.diffusers import EXPORTED
+from ldm_vae.latents.format import ENCODED
 from ldm_vae.recipe import resolve
 from tools.photographs import SPLITS, write_photographs
 
@@ -37,6 +42,13 @@ TRAIN, VALIDATION = str(SHARDS / "train"), str(SHARDS / "validation")
 RESULTS, STATISTICS_PATH, EXPORT = RUN / "results.json", RUN / "latent_statistics.json", RUN / "export"
 LATENTS, DECODED = RUN / "latents", RUN / "decoded"
 INSPECTION, REPORT = RUN / "inspection", RUN / "report.html"
+# Folders that are made again after more training, and what the demo's commands write there.
+MADE_OF_A_CHECKPOINT = {
+    EXPORT: EXPORTED,
+    LATENTS: [f"{split}/{name}" for split in SPLITS for name in ENCODED],
+    DECODED: ["*.png"],
+    INSPECTION: (INSPECTION_FILE, SCORES_FILE, *PICTURES),
+}
 SAME = 1e-4  # largest difference to diffusers, range [-1, 1], from the order of summation; a step of 8 bits is 8e-3
 BASELINES = ("pca", "jpeg", "webp")
 DEMO_METRICS = (
@@ -65,10 +77,12 @@ def train_codec(steps: int) -> None:
     checkpoint = Checkpoint.latest(RUN)
     if checkpoint is not None and checkpoint.step >= steps:
         return
+    for stale, ours in MADE_OF_A_CHECKPOINT.items():
+        refuse_foreign(stale, ours)
     for stale in (RESULTS, STATISTICS_PATH):
         stale.unlink(missing_ok=True)
-    for stale in (EXPORT, LATENTS, DECODED, INSPECTION):
-        shutil.rmtree(stale, ignore_errors=True)
+    for stale in MADE_OF_A_CHECKPOINT:
+        remove_folder(stale)
     # One process on any machine; everything that accelerate would ask for or guess is given.
     launch = ["launch", "--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     launch.append(
@@ -115,7 +129,7 @@ def check_export() -> None:
             reconstruction = theirs.decode(theirs.encode(image).latent_dist.mode()).sample
         largest = max(largest, float((reconstruction - ours.reconstruct(image)).abs().max()))
     if not largest <= SAME:
-        shutil.rmtree(EXPORT)
+        remove_folder(EXPORT)
         raise UserError(f"diffusers' reconstruction differs by {largest:.2g}", f"expected at most {SAME}: report a bug")
     print(f"diffusers.AutoencoderKL.from_pretrained({str(EXPORT)!r}): same pixels, to {largest:.1g}")
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from ldm_vae.atomic import atomic_file, atomic_folder
+from ldm_vae.atomic import atomic_file, atomic_folder, refuse_foreign
 from ldm_vae.codec import LatentCodec, to_pil
 from ldm_vae.errors import UserError
 from ldm_vae.interop.pipelines import fit_scale
@@ -43,6 +43,10 @@ from tools.denoiser import (
 )
 
 CLASSES_ON_SHEET = 8  # at most
+PIPELINE = (  # what diffusers saves
+    *("model_index.json", "scheduler/scheduler_config.json"),
+    *(f"{part}/{name}" for part in ("transformer", "vae") for name in ("config.json", "diffusion_pytorch_model*")),
+)
 
 
 def latent_diffusion(
@@ -66,6 +70,7 @@ def latent_diffusion(
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random choices.")] = 0,
 ) -> None:
     """Train a small latent diffusion model on stored latents and sample it through diffusers' DiTPipeline."""
+    refuse_foreign(out / "pipeline", PIPELINE)
     options = dict(width=width, depth=depth, tokens=tokens, steps=steps, batch=batch, lr=lr, seed=seed)
     config = validate(DenoiserConfig, options, "options")
     codec = LatentCodec.load(model, device="cpu")
@@ -83,7 +88,7 @@ def latent_diffusion(
     vae: Any = AutoencoderKL
     pipe: Any = DiTPipeline(denoiser, vae.from_pretrained(model), flow_scheduler())
     pipe.register_to_config(id2label=dict(enumerate(names)))
-    with atomic_folder(out / "pipeline") as stage:
+    with atomic_folder(out / "pipeline", ours=PIPELINE) as stage:
         pipe.save_pretrained(stage)
     shown = list(range(min(len(names), CLASSES_ON_SHEET))) or [NO_LABEL]
     with atomic_file(out / "samples.png") as stage:

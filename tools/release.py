@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 import typer
 from ruamel.yaml import YAML
 
+from ldm_vae.atomic import refuse_foreign
 from ldm_vae.errors import UserError
 from tools.command import run_command
 
@@ -112,6 +113,7 @@ def git(root: Path, *arguments: str) -> str:
 def build(root: Path, version: str) -> tuple[Path, Path]:
     """Builds a source archive in dist/ and a wheel from it, and checks both as a package index does."""
     folder = root / "dist" / version
+    refuse_foreign(folder, ("*.whl", "*.tar.gz"))
     shutil.rmtree(folder, ignore_errors=True)
     # Else the archive would include what an earlier build left, such as modules that were moved since.
     shutil.rmtree(root / "build" / "lib", ignore_errors=True)

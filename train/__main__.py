@@ -32,7 +32,7 @@ from train.log import Meter, start_trackers
 from train.loop import Loop, Preempted
 from train.preempt import PREEMPTED, Preemption
 from train.recipe import Recipe, resolve_precision
-from train.resume import check_same_data, check_same_experiment, latest_checkpoint, write_recipe
+from train.resume import check_same_data, check_same_experiment, latest_checkpoint, refuse_other_files, write_recipe
 from train.snapshot import restore
 from train.status import RunLock, Status, write_status
 from train.validate import build_validation
@@ -95,6 +95,7 @@ def run_training(recipe: Recipe) -> None:
     checkpoint = latest_checkpoint(folder, accelerator)
     autoencoder, recipe = build_autoencoder(recipe, checkpoint)
     frozen, recipe = build_frozen(recipe)
+    refuse_other_files(folder)
     check_same_experiment(folder, recipe)
     with ExitStack() as stack:
         lock_run(stack, folder, accelerator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from ldm_vae.atomic import remove_folder
-from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.atomic import find_foreign, remove_folder
+from ldm_vae.interop.checkpoint import SAVED, Checkpoint
 from ldm_vae.recipe import Config
+
+logger = logging.getLogger("train")
 
 
 class CheckpointConfig(Config):
@@ -46,7 +49,8 @@ def prune(run: Path, config: CheckpointConfig) -> list[Path]:
 
     One process calls this after each save. It deletes only what is older than the newest whole checkpoint, and never
     that one or the best one. The best one is chosen by meta["metrics"] {name: value}: the validation at the step of the
-    checkpoint itself. Checkpoints without it are not considered.
+    checkpoint itself. Checkpoints without it are not considered. A checkpoint that holds another file than we write
+    stays, with a warning.
     """
     newest = Checkpoint.latest(run)  # reads the files, so that a damaged save does not make older ones go
     if newest is None:
@@ -57,9 +61,14 @@ def prune(run: Path, config: CheckpointConfig) -> list[Path]:
     kept.add(best_step(past, config))
     if config.keep_every:
         kept |= {checkpoint.step for checkpoint in past if checkpoint.step % config.keep_every == 0}
-    unwanted = [checkpoint.folder for checkpoint in past if checkpoint.step not in kept]
-    for folder in unwanted:
-        remove_folder(folder)
+    unwanted = []
+    for checkpoint in past:
+        if checkpoint.step not in kept:
+            if (other := find_foreign(checkpoint.folder, SAVED)) is not None:
+                logger.warning("%s stays, for it holds %s", checkpoint.folder, other.name)
+                continue
+            remove_folder(checkpoint.folder)
+            unwanted.append(checkpoint.folder)
     return unwanted
 
 

@@ -31,6 +31,15 @@ def latest_checkpoint(folder: Path, accelerator: Accelerator) -> Checkpoint | No
     return None if agreed < 0 else Checkpoint.at(folder, agreed)
 
 
+def refuse_other_files(folder: Path) -> None:
+    """Raises UserError where the folder is no run, and holds files that a run writes under the same name."""
+    if (folder / "recipe.yaml").exists() or (folder / "checkpoints").exists():
+        return
+    for name in ("metrics.jsonl", "warnings.jsonl", "broken.jsonl", "samples"):
+        if (folder / name).exists():
+            raise UserError(f"{folder} holds {name} and is no run", "give output the name of a new folder")
+
+
 def check_same_experiment(folder: Path, recipe: Recipe) -> None:
     """Raises UserError where the run's recipe.yaml differs from `recipe` in a field that may not change."""
     path = folder / "recipe.yaml"

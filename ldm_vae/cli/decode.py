@@ -25,7 +25,7 @@ def decode(
     """Turn latent shards back into images.
 
     Decodes the mean, or what was stored instead, and crops it to the size of the original. Writes png, or npy where png
-    cannot hold the channels. Refuses latents of another codec.
+    cannot hold the channels. Refuses latents of another codec. Never replaces a picture: a second run goes on.
     """
     codec = LatentCodec.load(model, device=local_device())
     latents = LatentDataset(out, codec=codec)
@@ -39,13 +39,25 @@ def decode(
             except NonFiniteError:
                 broken.append(latents.key(item))
             else:
-                with atomic_file(_path(images, latents.key(item), extension)) as stage:
-                    stage.write_bytes(encode_image(picture, extension))
+                _write(_path(images, latents.key(item), extension), encode_image(picture, extension))
             progress.advance(1, total)
     if broken:
         what = f"{len(broken)} of {total} latents, such as {broken[0]}, decode to values that are not finite"
         raise UserError(what, f"the pictures of all others are in {images}")
     print(f"{images}: {total} pictures")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes a picture. Raises UserError if another one has its name; the same one is there if this is a second run."""
+    try:
+        if path.is_symlink() or (path.exists() and path.read_bytes() != data):
+            what = f"{path} exists and is another picture"
+            raise UserError(what, "give the name of a new folder; if it is new, two latents have this key")
+    except OSError as error:
+        raise UserError(f"{path} is in the way", f"{error.strerror}; give the name of a new folder") from error
+    if not path.exists():
+        with atomic_file(path) as stage:
+            stage.write_bytes(data)
 
 
 def _path(folder: Path, key: str, extension: str) -> Path:

@@ -13,7 +13,8 @@ from ldm_vae.cli.options import BatchSize, Crop, Model, ProgressMeter, Resize, c
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
-from ldm_vae.interop.export import export_model, loader_of
+from ldm_vae.interop.export import export_model
+from ldm_vae.interop.layouts.layout import loader_of
 from ldm_vae.interop.load import load_model, statistics_of, weights_hash
 from ldm_vae.interop.pipelines import Target, natural_scale
 from ldm_vae.latents.measure import measure_statistics

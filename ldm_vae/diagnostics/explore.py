@@ -20,6 +20,7 @@ INTERPOLATION_TILES = 7  # in a row, from one image to the other
 DIRECTIONS_SHOWN = 4  # principal directions at most
 DEVIATION_STEPS = np.linspace(-2, 2, 5)  # standard deviations along a direction
 SAMPLES_SHOWN = 6  # for each distribution
+INTERPOLATION, TRAVERSAL, GRID, SAMPLES = PICTURES = ("interpolation.png", "traversal.png", "grid.png", "samples.png")
 PrincipalAxes = tuple[FloatArray, FloatArray]  # deviations and directions, as `principal_directions` gives them
 
 
@@ -93,9 +94,9 @@ def _interpolate(codec: LatentCodec, views: Probes, mean: FloatArray, folder: Pa
     places = [i / (INTERPOLATION_TILES - 1) for i in range(INTERPOLATION_TILES)]
     z = torch.stack([between(a, b, t) + centre for between in (lerp, slerp) for t in places])
     labels = [f"{t:.2f}" for t in places]
-    write_mosaic(folder / "interpolation.png", decode_in_batches(codec, z), ["linear", "spherical"], labels)
+    write_mosaic(folder / INTERPOLATION, decode_in_batches(codec, z), ["linear", "spherical"], labels)
     return PictureFile(
-        name="interpolation", title="Between two images", file="interpolation.png",
+        name="interpolation", title="Between two images", file=INTERPOLATION,
         definition="Decoded from points between the latents of two images (their middle squares, made smaller). The "
         "points lie on the straight line, and on the great circle around the mean of all latents.",
         source="Spherical: White 2016, arXiv:1609.04468",
@@ -112,9 +113,9 @@ def _traverse(codec: LatentCodec, views: Probes, axes: PrincipalAxes, folder: Pa
     z = views.z[:1] + _per_channel(shifts, views.z)
     share = 100 * deviations**2 / max(float((deviations**2).sum()), np.finfo(float).tiny)
     rows = [f"{i + 1}: {share[i]:.0f} %" for i in range(shown)]
-    write_mosaic(folder / "traversal.png", decode_in_batches(codec, z), rows, step_labels(DEVIATION_STEPS))
+    write_mosaic(folder / TRAVERSAL, decode_in_batches(codec, z), rows, step_labels(DEVIATION_STEPS))
     return PictureFile(
-        name="traversal", title="Along the main directions", file="traversal.png",
+        name="traversal", title="Along the main directions", file=TRAVERSAL,
         definition="The latent of one image (its middle square, made smaller) is moved at every position along a "
         "principal direction of the channels of the latents, by standard deviations of that direction. Each "
         "row is labelled with its share of the variance.",
@@ -131,9 +132,9 @@ def _grid(codec: LatentCodec, views: Probes, axes: PrincipalAxes, folder: Path) 
     down = DEVIATION_STEPS[::-1] if len(deviations) > 1 else np.zeros(1)
     shifts = np.array([x * first + y * second for y in down for x in DEVIATION_STEPS])
     z = views.z[:1] + _per_channel(shifts, views.z)
-    write_mosaic(folder / "grid.png", decode_in_batches(codec, z), step_labels(down), step_labels(DEVIATION_STEPS))
+    write_mosaic(folder / GRID, decode_in_batches(codec, z), step_labels(down), step_labels(DEVIATION_STEPS))
     return PictureFile(
-        name="grid", title="Over the first two directions", file="grid.png",
+        name="grid", title="Over the first two directions", file=GRID,
         definition="The latent of one image (its middle square, made smaller) is moved at every position along the "
         "first principal direction (to the right) and the second (upwards), by standard deviations of each.",
         description=f"{len(down)} rows of {len(DEVIATION_STEPS)} tiles with the image itself in the middle. Colours "
@@ -157,10 +158,10 @@ def _sample(
     if gaussian:  # the prior of no other bottleneck
         drawn = {"N(0, I)": noise, **drawn}
     tiles = decode_in_batches(codec, torch.cat(list(drawn.values())))
-    write_mosaic(folder / "samples.png", tiles, list(drawn), [""] * SAMPLES_SHOWN)
+    write_mosaic(folder / SAMPLES, tiles, list(drawn), [""] * SAMPLES_SHOWN)
     prior = f"Above them is a row from N(0, I): noise of the wrong scale and colour. {REASON} " if gaussian else ""
     return PictureFile(
-        name="samples", title="Decoded from random latents", file="samples.png",
+        name="samples", title="Decoded from random latents", file=SAMPLES,
         definition=f"Raw latents are drawn {'from N(0, I); ' if gaussian else ''}at each position alone from a "
         "Gaussian with the mean and channel covariance of the latents; and from a Gaussian field that also has the "
         "probes' correlations between positions (random phase).",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ldm_vae.atomic import atomic_folder
+from ldm_vae.atomic import atomic_folder, refuse_foreign
 from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import Index, load_index
@@ -25,7 +25,7 @@ from ldm_vae.diagnostics.blur import inspect_blur
 from ldm_vae.diagnostics.channels import inspect_channels
 from ldm_vae.diagnostics.classes import class_names, scatter
 from ldm_vae.diagnostics.equivariance import inspect_equivariance
-from ldm_vae.diagnostics.explore import explore
+from ldm_vae.diagnostics.explore import PICTURES, explore
 from ldm_vae.diagnostics.findings import INSPECTION_FILE, Inspection, Quantity, Section, Verdict, counted
 from ldm_vae.diagnostics.probes import Probes, make_probes
 from ldm_vae.diagnostics.robustness import inspect_robustness
@@ -78,8 +78,8 @@ def inspect_codec(
     if config.in_channels != config.out_channels:
         what = f"a codec from {config.in_channels} to {config.out_channels} channels"
         raise UserError(what, "only a codec that gives back its own image can be inspected")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / INSPECTION_FILE).is_file():
-        raise UserError(f"{folder} holds something else than an inspection", "choose another folder with --output")
+    ours = (INSPECTION_FILE, SCORES_FILE, *PICTURES)
+    refuse_foreign(folder, ours)
     indices = [_choose(load_index(shards), job) for shards in (job.shards, job.against) if shards is not None]
     total = sum(index.samples for index in indices)
 
@@ -98,7 +98,7 @@ def inspect_codec(
     )
     gaussian = codec.model.bottleneck.gaussian
     protocol = model | _protocol(codec, job, images, others, probes, len(faults))
-    with atomic_folder(folder) as stage:
+    with atomic_folder(folder, ours=ours) as stage:
         sections = (
             _images(images, faults),
             *_posterior_sections(codec, images, job.seed),

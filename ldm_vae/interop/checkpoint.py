@@ -32,6 +32,7 @@ from ldm_vae.errors import UserError
 
 CHECKPOINT_FORMAT = "ldm_vae.checkpoint"
 CHECKPOINT_VERSION = 2
+SAVED = ("*.safetensors", "meta.json", "manifest.json")  # all that a checkpoint may hold
 RENAMED_SINCE_VERSION_1 = {"log_variance": "heads.log_variance.value"}  # names of tensors: then -> now
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Checkpoint:
             raise ValueError(f"meta lacks {sorted(missing)}")
         meta = {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, **meta}
         needed = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
-        with atomic_folder(folder, needed=needed) as stage:
+        with atomic_folder(folder, ours=SAVED, needed=needed) as stage:
             meta_file = _write_json(stage / "meta.json", meta)
             written = [meta_file]
             for group, named in tensors.items():

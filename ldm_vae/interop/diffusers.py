@@ -23,6 +23,8 @@ from ldm_vae.interop.native import NATIVE_WEIGHTS
 from ldm_vae.precision import floats_as_float32
 
 CONFIG, WEIGHTS, CARD = "config.json", "diffusion_pytorch_model.safetensors", "README.md"
+STATISTICS = "latent_statistics.json"  # in a run, beside its recipe, or in an export
+EXPORTED = (CONFIG, WEIGHTS, NATIVE_WEIGHTS, CARD, STATISTICS)  # all that an export may hold
 # In order of preference; many published folders hold several.
 WEIGHT_FILES = (
     WEIGHTS,
@@ -79,17 +81,17 @@ def write_folder(
 ) -> None:
     """Writes a folder that `from_pretrained(folder)` of diffusers' class loads.
 
-    The folder appears whole or not at all. It replaces an earlier export of that name, and refuses anything else.
+    The folder appears whole or not at all. It replaces an earlier export of that name. Raises UserError where that
+    folder holds any other file.
 
     config: content of config.json.
     state: the weights. Floating point is stored as float32, integers and booleans as they are.
     documents: further files, name -> text.
     weights: name of the file of weights.
     """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG).is_file())):
-        raise UserError(f"{folder} exists and is no earlier export", "give the name of a new folder")
     stored = {name: floats_as_float32(value.detach()).cpu().contiguous() for name, value in state.items()}
-    with atomic_folder(folder, needed=sum(value.nbytes for value in stored.values())) as stage:
+    needed = sum(value.nbytes for value in stored.values())
+    with atomic_folder(folder, ours=EXPORTED, needed=needed) as stage:
         (stage / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         (stage / weights).write_bytes(save(stored, metadata={"format": "pt"}))
         for name, text in documents.items():

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldm_vae.errors import UserError
-from ldm_vae.interop.diffusers import CONFIG, WEIGHT_FILES
+from ldm_vae.interop.card_update import update_card
+from ldm_vae.interop.diffusers import CARD, CONFIG, WEIGHT_FILES
 
 
 def fetch(hub_id: str) -> Path:
@@ -34,18 +35,27 @@ def fetch(hub_id: str) -> Path:
 def push(folder: Path, hub_id: str, *, private: bool | None = None, token: str | None = None) -> str:
     """Uploads an export as one commit, and returns the commit's address. The card becomes the page of the model.
 
+    Files that the model holds besides stay, and so does what a person wrote into its card.
+
     folder: the export; it is only read.
     hub_id: the model; it is created where it does not exist.
     private: whether a new model is private; None follows the account's setting.
     token: None uses HF_TOKEN, or the token of `hf auth login`.
-    Raises UserError for whatever the Hub refuses.
+    Raises UserError for whatever the Hub refuses, and where a person wrote into both cards.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(token=token)
     try:
-        model = api.create_repo(hub_id, private=private, exist_ok=True)
-        return str(api.upload_folder(folder_path=folder, repo_id=model.repo_id).commit_url)
+        model = api.create_repo(hub_id, private=private, exist_ok=True).repo_id
+        files = {path.name: path.read_bytes() if path.name == CARD else path for path in sorted(folder.iterdir())}
+        if CARD in files and api.file_exists(model, CARD):
+            there = Path(api.hf_hub_download(model, CARD)).read_text(encoding="utf-8")
+            files[CARD] = update_card(there, (folder / CARD).read_text(encoding="utf-8"))[0].encode()
+        added = [CommitOperationAdd(name, content) for name, content in files.items()]
+        return str(api.create_commit(model, added, commit_message="Export by ldm_vae").commit_url)
+    except UserError:
+        raise
     except Exception as error:  # errors of HTTP, id, card or storage; they have no common class
         what = f"{hub_id} could not be uploaded ({_first_line(error)})"
         remedy = "give NAME/MODEL, a network, and a token that may write there (HF_TOKEN or `hf auth login`)"

@@ -19,7 +19,7 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
 from ldm_vae.interop.checkpoint import Checkpoint
-from ldm_vae.interop.diffusers import CONFIG, modern_names, read_config, read_weights
+from ldm_vae.interop.diffusers import CONFIG, STATISTICS, modern_names, read_config, read_weights
 from ldm_vae.interop.layouts.layout import exchanged_state, layout_named
 from ldm_vae.interop.native import architecture_in, is_native
 from ldm_vae.metrics.latent import LatentStatistics
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 logger = logging.getLogger(__name__)
-STATISTICS = "latent_statistics.json"  # in a run, beside its recipe, or in an export
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HOW_TO_NAME_A_MODEL = (
     "give a run, one of its checkpoints, an exported folder (diffusers' or our own), or a Hub id such as "

@@ -32,6 +32,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config, validate
 
 LATENTS_FILE, RECORDS_FOLDER = "latents.json", "records"
+ENCODED = ("*.tar", LATENTS_FILE, f"{RECORDS_FOLDER}/*.json", f"{RECORDS_FOLDER}/.*.lock")  # all that encode writes
 LatentKind = Literal["moments", "mode", "sample"]
 
 

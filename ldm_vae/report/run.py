@@ -12,7 +12,7 @@ from typing import Any
 
 from ldm_vae.diagnostics.findings import INSPECTION_FILE, INSPECTION_FOLDER, Inspection
 from ldm_vae.errors import UserError
-from ldm_vae.interop.load import STATISTICS
+from ldm_vae.interop.diffusers import STATISTICS
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.recipe import read_yaml
 from ldm_vae.report.results import StoredResults

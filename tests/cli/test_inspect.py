@@ -74,7 +74,7 @@ def test_other_models_need_a_folder(run: Path, shards: Path, tmp_path: Path, cap
         (("{run}", "{empty}"), "no shards and no images"),
         (("{run}", "{shards}", "--against", "{empty}"), "no shards and no images"),
         (("{run}", "{shards}", "--crop", "center:500"), "smaller than the crop"),
-        (("{run}", "{shards}", "--output", "{shards}"), "holds something else than an inspection"),
+        (("{run}", "{shards}", "--output", "{shards}"), "holds 000000.tar, which would be lost"),
         (("nowhere", "{shards}"), "model nowhere not found"),
     ],
 )

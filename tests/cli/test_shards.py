@@ -197,8 +197,8 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pyt
     picture(tmp_path / "images" / "a.png", 0)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    assert "not empty" in refused([tmp_path / "images", tmp_path / "out"], capsys)
-    assert "not empty" in refused([tmp_path / "images", tmp_path / "out" / "thesis.tex"], capsys)
+    assert "holds thesis.tex, which would be lost" in refused([tmp_path / "images", tmp_path / "out"], capsys)
+    assert "is no folder" in refused([tmp_path / "images", tmp_path / "out" / "thesis.tex"], capsys)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
     run(tmp_path / "images", tmp_path / "empty")

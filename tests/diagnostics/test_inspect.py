@@ -198,7 +198,7 @@ def test_refusals(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     job = InspectionJob(str(shards / "validation"), IMAGE)
-    with pytest.raises(UserError, match="something else than an inspection"):
+    with pytest.raises(UserError, match=r"holds thesis\.txt, which would be lost"):
         inspect_codec(network(), job, tmp_path / "mine", model={})
     assert (tmp_path / "mine" / "thesis.txt").exists()
     (tmp_path / "empty").mkdir()

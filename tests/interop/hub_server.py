@@ -119,8 +119,10 @@ class Handler(BaseHTTPRequestHandler):
             files = self.server.models[asked[1]].items()
             tree = [{"type": "file", "path": name, "size": len(data), "oid": _oid(data)} for name, data in files]
             return self.answer(200, tree)
-        if asked := re.fullmatch(rf"/(.+)/resolve/{COMMIT}/(.+)", path):
-            data = self.server.models[asked[1]][asked[2]]
+        if asked := re.fullmatch(rf"/(.+)/resolve/(?:main|{COMMIT})/(.+)", path):
+            data = self.server.models[asked[1]].get(asked[2])
+            if data is None:
+                return self.answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"}, body=body)
             return self.answer(200, data, {"ETag": f'"{_oid(data)}"', "X-Repo-Commit": COMMIT}, body=body)
         return self.answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}, body=body)
 

@@ -118,10 +118,37 @@ def test_codec_uploads_itself_and_comes_back(
     expected = LatentCodec.load(vae)
     assert done.stdout.splitlines() == [f"{expected.weights_hash} {expected.scale}"] * 2
     got = [request for request in server.seen if request.startswith("GET") and "/resolve/" in request]
+    got.remove("GET /team/codec/resolve/main/README.md")  # by the second upload
     assert len(got) == 4  # of each config.json and the weights, no card
     # And from the cache alone.
     again = python(home, server.url, "-c", LOAD, "team/codec", "team/pipeline", HF_HUB_OFFLINE="1")
     assert again.stdout == done.stdout, again.stderr
+
+
+def test_what_a_person_wrote_on_the_hub_stays(
+    vae: AutoencoderKL, serve: Callable[..., HubServer], tmp_path: Path
+) -> None:
+    vae.save_pretrained(tmp_path / "vae")
+    server = serve()
+    arguments = ("-m", "ldm_vae", "export", tmp_path / "vae", tmp_path / "out", "--push", "team/codec")
+    model = server.models["team/codec"] = {"README.md": b"---\ndatasets:\n- ours\n---\n\n# Our codec\n", "a.png": b"us"}
+    done = python(tmp_path / "home", server.url, *arguments, HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert model["a.png"] == b"us"
+    first = model["README.md"]
+    assert first.startswith(b"---\ndatasets:\n- ours\nlibrary_name: diffusers\n") and first.endswith(b"\n# Our codec\n")
+    done = python(tmp_path / "home", server.url, *arguments, "--licence", "mit", HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert model["README.md"].endswith(b"\n# Our codec\n") and model["README.md"].count(b"## Numbers") == 1
+    assert b"\nlicense: mit\n" in model["README.md"]
+    # Where a person wrote into both cards, nobody can know which holds.
+    card = tmp_path / "out" / "README.md"
+    card.write_text(card.read_text() + "\nSee our paper.\n")
+    before = dict(model)
+    done = python(tmp_path / "home", server.url, *arguments, HF_TOKEN=TOKEN)
+    assert done.returncode == 2
+    assert "a person wrote into both model cards" in done.stderr
+    assert model == before and card.read_text().endswith("\nSee our paper.\n")
 
 
 def test_folder_of_our_own_is_loaded_and_another_model_is_refused(

@@ -12,7 +12,8 @@ from torch import Tensor
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
-from ldm_vae.interop.load import STATISTICS, load_model, weights_hash
+from ldm_vae.interop.diffusers import STATISTICS
+from ldm_vae.interop.load import load_model, weights_hash
 from ldm_vae.losses.pixel import LOG_VARIANCE_HEAD, LogVariance
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig

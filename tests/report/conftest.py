@@ -18,7 +18,7 @@ from ldm_vae.evaluation.compare import PairedDifference, differences_to_json
 from ldm_vae.evaluation.evaluate import describe_codec, evaluate_shards
 from ldm_vae.evaluation.results import EvaluationProtocol
 from ldm_vae.interop.checkpoint import Checkpoint
-from ldm_vae.interop.load import STATISTICS
+from ldm_vae.interop.diffusers import STATISTICS
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.report.page import write_report

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from diffusers import AutoencoderKL
 
+from tools.demo import LATENTS
+
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = """\
 output: runs/demo
@@ -33,13 +35,13 @@ log: {trackers: []}
 pytestmark = pytest.mark.slow
 
 
-def demo(folder: Path, *arguments: str) -> str:
-    """Standard output of the demo, run in a folder that holds only the recipe."""
+def demo(folder: Path, *arguments: str, expected: int = 0) -> str:
+    """What the demo prints in a folder that holds only the recipe; with an error expected, the error."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tools.demo", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == expected, done.stdout + done.stderr
+    return done.stderr if expected else done.stdout
 
 
 def test_demo_continues_and_redoes_only_what_is_missing(tmp_path: Path) -> None:
@@ -48,6 +50,12 @@ def test_demo_continues_and_redoes_only_what_is_missing(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "demo"
 
     shortened = demo(tmp_path, "--steps", "2")
+    note = run / "latents" / "train" / "notes.txt"
+    note.write_text("years of work")
+    before = set(run.rglob("*"))
+    assert f"{LATENTS} holds train/notes.txt, which would be lost" in demo(tmp_path, expected=2)
+    assert set(run.rglob("*")) == before
+    note.unlink()
     assert "$ accelerate launch" in shortened
     assert "PCA" in shortened
     results = json.loads((run / "results.json").read_text())

@@ -58,6 +58,11 @@ def test_a_pipeline_comes_out_and_is_the_same_again(codec: Path, latents: Path, 
         assert sheet.size == (3 * (FACTOR * 8 + 2) + 2, 3 * (FACTOR * 8 + 2) + 2)  # three classes, data and two samples
     # The saved network is the trained one: the layer that starts at 0 has moved.
     assert pipe.transformer.proj_out_2.weight.abs().max() > 0
+    # A second run replaces the pipeline, but nothing that a person put there.
+    assert run(codec, latents, tmp_path / "first", *TINY, "--per-class", "2") == 0
+    (tmp_path / "first" / "pipeline" / "vae" / "notes.txt").write_text("ours")
+    assert run(codec, latents, tmp_path / "first", *TINY, "--per-class", "2") == 2
+    assert (tmp_path / "first" / "pipeline" / "vae" / "notes.txt").read_text() == "ours"
 
 
 def test_it_trains_on_what_the_codec_decodes(codec: Path, latents: Path) -> None:

@@ -47,6 +47,19 @@ def test_keep_last_and_keep_every(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {f"step_{n:08d}" for n in (30, 60, 90, 100)}
 
 
+def test_a_checkpoint_that_holds_a_note_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = CheckpointConfig(keep_last=1)
+    save_step(tmp_path, config, 1)
+    (folder_of(tmp_path, 1) / "notes.txt").write_text("the best so far")
+    save_step(tmp_path, config, 2)
+    save_step(tmp_path, config, 3)
+    assert steps(tmp_path) == [1, 3]
+    assert "step_00000001 stays, for it holds notes.txt" in caplog.text
+    with pytest.raises(UserError, match=r"holds notes\.txt, which would be lost"):
+        save_step(tmp_path, config, 1)
+    assert (folder_of(tmp_path, 1) / "notes.txt").read_text() == "the best so far"
+
+
 @pytest.mark.parametrize(("mode", "best"), [("min", 2), ("max", 4)])
 def test_the_best_stays_until_a_better_one(tmp_path: Path, mode: str, best: int) -> None:
     config = validate(CheckpointConfig, {"keep_last": 1, "best": "score", "mode": mode}, RECIPE)

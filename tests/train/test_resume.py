@@ -195,6 +195,19 @@ def test_shards_may_move_but_not_change(recipe: Path, tmp_path: Path) -> None:
         run_in_process(recipe, *settings, f"output={folder}", f"data.train={moved}")
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples"])
+def test_a_folder_of_another_program_is_left_alone(recipe: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "theirs"
+    (out / "samples").mkdir(parents=True)
+    (out / "samples" / "step_00000011.png").write_text("theirs")
+    if name == "metrics.jsonl":
+        (out / name).write_text('{"step": 3}\n')
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=f"theirs holds {name} and is no run: give output the name of a new folder"):
+        run_in_process(recipe, f"output={out}", *STEPS)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_another_experiment_under_the_same_name_is_refused(recipe: Path, undisturbed: Path) -> None:
     with pytest.raises(UserError, match=r"was started with optimizer.lr: 0.001, not 0.1"):
         run_in_process(recipe, *STEPS, f"output={undisturbed}", "optimizer.lr=0.1")

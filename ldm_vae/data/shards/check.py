@@ -21,6 +21,7 @@ from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage
 from ldm_vae.data.shards.scan import scan_shard
 from ldm_vae.data.shards.shard import (
     INDEX_FILE,
+    INDEX_FORMAT,
     LABEL,
     MAX_SAMPLE,
     BrokenSample,
@@ -96,7 +97,10 @@ def check_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report]:
 
 
 def index_folders(spec: str) -> list[Path]:
-    """The folders whose shards `spec` names. Raises UserError if it leaves some of them out, or if they are remote."""
+    """The folders whose shards `spec` names, whose index.json may be written.
+
+    Raises UserError if it leaves some shards out, if they are remote, and if an index.json there is none of ours.
+    """
     folders = _by_folder(expand_shards(spec))
     for folder, names in folders.items():
         if is_remote(folder):
@@ -105,7 +109,19 @@ def index_folders(spec: str) -> list[Path]:
             if Path(url).name not in names:
                 what = f"{spec} leaves {url} out"
                 raise UserError(what, f"an index lists every shard of a folder: give {folder}")
+        refuse_other_index(Path(folder))
     return [Path(folder) for folder in folders]
+
+
+def refuse_other_index(folder: Path) -> None:
+    """Raises UserError if the index.json of a folder is of another program. One that is damaged may be replaced."""
+    path = folder / INDEX_FILE
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return
+    if not isinstance(content, dict) or content.get("format") != INDEX_FORMAT:
+        raise UserError(f"{path} is none of ldm_vae's", "move it, or the shards: the index stands beside them")
 
 
 def _by_folder(urls: list[str]) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from ldm_vae.atomic import atomic_folder
+from ldm_vae.atomic import atomic_folder, refuse_foreign
 from ldm_vae.data.images.pixels import EXTENSIONS
 from ldm_vae.data.shards.folder import FolderSample, find_samples
 from ldm_vae.data.shards.index import write_index
@@ -57,8 +57,7 @@ def pack_folder(folder: Path, out: Path, *, samples_per_shard: int, seed: int, c
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder", "give a folder of images")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty", "give a new folder, or remove this one first")
+    refuse_foreign(out, ())
     samples, renamed, ignored = find_samples(folder)
     if not samples:
         seen = ", ".join(f"{count} {name}" for name, count in ignored.most_common(5)) or "nothing"
@@ -66,7 +65,7 @@ def pack_folder(folder: Path, out: Path, *, samples_per_shard: int, seed: int, c
     names = _class_names(samples, classes)
     samples.sort(key=lambda sample: hashlib.sha256(f"{seed}/{sample.key}".encode()).digest())
     shards = [samples[i : i + samples_per_shard] for i in range(0, len(samples), samples_per_shard)]
-    with atomic_folder(out.resolve()) as stage, tqdm(total=len(samples), unit=" images", disable=None) as progress:
+    with atomic_folder(out) as stage, tqdm(total=len(samples), unit=" images", disable=None) as progress:
         for number, shard in enumerate(shards):
             _write_shard(stage / f"{number:06d}.tar", shard, names, progress.update)
         write_index(stage)

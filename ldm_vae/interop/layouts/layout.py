@@ -56,6 +56,12 @@ def layout_named(name: str, source: str) -> Layout:
     return _named(name)
 
 
+def loader_of(model: Network) -> tuple[str, str]:
+    """The package that loads an export of the network, and the function in it that does."""
+    layout = layout_of(model)
+    return ("ldm_vae", "LatentCodec.load") if layout is None else ("diffusers", f"{layout.CLASS}.from_pretrained")
+
+
 def describe_parts(model: Network) -> str:
     """The parts that decide whether diffusers has a class for a network, for errors."""
     likelihood = type(model.likelihood).__name__

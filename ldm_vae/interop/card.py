@@ -1,0 +1,102 @@
+"""The model card of an export: what it says about the codec, where the codec comes from, and how good it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.interop.card_update import Card
+from ldm_vae.interop.layouts.layout import layout_of, loader_of
+from ldm_vae.interop.load import ModelSource
+from ldm_vae.metrics.latent import LatentStatistics
+from ldm_vae.networks.network import Network
+
+
+def write_card(
+    model: Network,
+    scale: LatentScale,
+    source: ModelSource,
+    results: Mapping[str, Any],
+    statistics: LatentStatistics | None,
+    *,
+    force_upcast: bool,
+    licence: str | None,
+    command: str,
+) -> str:
+    """The text of README.md.
+
+    results: results of an evaluation of these weights, or empty.
+    """
+    header = f"library_name: {loader_of(model)[0]}\n"
+    if licence is not None:
+        header += f"license: {licence}\n"
+    header += "tags:\n- autoencoder\n- vae\n- latent-diffusion\n"
+    pieces = _describe(
+        model, scale, source, results, statistics, force_upcast=force_upcast, licence=licence, command=command
+    )
+    return Card(header, "", "".join(pieces), "").text()
+
+
+def _describe(
+    model: Network,
+    scale: LatentScale,
+    source: ModelSource,
+    results: Mapping[str, Any],
+    statistics: LatentStatistics | None,
+    *,
+    force_upcast: bool,
+    licence: str | None,
+    command: str,
+) -> Iterator[str]:
+    config, layout = model.config, layout_of(model)
+    package, function = loader_of(model)
+    name = "KL autoencoder" if layout is not None else f"Autoencoder ({config.kind}, {config.bottleneck.kind})"
+    yield f"# {name}, f{config.factor}, {config.latent_channels} channels\n\n"
+    trained = f", step {source.step:,}, {'EMA ' if source.weights == 'ema' else ''}weights" if source.step else ""
+    yield f"Written by ldm_vae from `{source.name}`{trained}. H x W pixels of {config.in_channels} channels become"
+    yield f" a latent of H/{config.factor} x W/{config.factor} positions and {config.latent_channels} channels.\n\n"
+    variable = "codec" if layout is None else "vae"
+    loading = f"from {package} import {function.partition('.')[0]}\n{variable} = {function}(FOLDER)"
+    yield f"```python\n{loading}\n```\n\n"
+    yield "## Numbers\n\n"
+    yield from _numbers_table(scale, statistics, force_upcast)
+    yield from _results_table(results)
+    for difference in [] if layout is None else layout.differences(config):
+        yield f"\n{difference}\n"
+    yield "\n## Data\n\n"
+    yield f"Trained on: {source.training_data or 'not known here'}.\n"
+    if statistics is not None:
+        resize, crop = (statistics.protocol.get(name) or "none" for name in ("resize", "crop"))
+        yield f"Latents measured on: {statistics.data} (images {statistics.images:,}, resize {resize}, crop {crop}).\n"
+    yield f"\n## Licence\n\n{licence or 'Not stated; `ldm-vae export --licence` names one.'}\n"
+    yield f"\n## Command\n\n```\n{command}\n```\n"
+    if source.recipe is not None:
+        yield f"\n## Recipe\n\n```yaml\n{source.recipe.rstrip()}\n```\n"
+
+
+def _numbers_table(scale: LatentScale, statistics: LatentStatistics | None, force_upcast: bool) -> Iterator[str]:
+    yield "| | |\n|---|---|\n"
+    for name, value in scale.to_config().items():
+        if value is not None:
+            yield f"| {name} | {value} |\n"
+    if statistics is not None:
+        yield f"| latent mean, std | {statistics.mean:.6g}, {statistics.std:.6g} ({statistics.latents}) |\n"
+    if statistics is not None and (activation := statistics.activation) is not None:
+        yield f"| largest activation | {activation.largest:.1f} at {activation.layer}, {activation.images} images |\n"
+    yield f"| float16 | {'decode in float32 (force_upcast)' if force_upcast else 'fits'} |\n"
+
+
+def _results_table(results: Mapping[str, Any]) -> Iterator[str]:
+    """The results that `ldm-vae evaluate` wrote into the run, with their protocol."""
+    metrics = results.get("metrics")
+    if not isinstance(metrics, Mapping):
+        return
+    yield "\n| metric | value |\n|---|---|\n"
+    for name, value in metrics.items():
+        yield f"| {name} | {f'{value:.4f}' if isinstance(value, int | float) else 'missing'} |\n"
+    for said in (results.get("missing"), results.get("notes")):
+        if isinstance(said, Mapping):
+            yield from (f"\n{name}: {text}\n" for name, text in said.items())
+    yield f"\n## Protocol\n\n```json\n{json.dumps(results['protocol'], indent=1, ensure_ascii=False)}\n```\n"
