@@ -98,14 +98,14 @@ def refuse_foreign(folder: Path, ours: Collection[str]) -> None:
         kind = "a disk of its own" if real.is_mount() else "the current folder, or holds it"
         raise UserError(f"{folder} is {kind}, and cannot be replaced", "give the name of a new folder in it")
     with explain_disk_errors(real):
-        other = find_foreign(real, ours)
+        other = next(find_foreign(real, ours), None)
     if other is not None:
         what = f"{folder} holds {other.relative_to(real)}, which would be lost"
         raise UserError(what, "give the name of a new folder, or move that elsewhere")
 
 
-def find_foreign(folder: Path, ours: Collection[str]) -> Path | None:
-    """The first thing in `folder` that `ours` (see `refuse_foreign`) does not name, or None."""
+def find_foreign(folder: Path, ours: Collection[str]) -> Iterator[Path]:
+    """What is in `folder` and is not named by `ours`, as in `refuse_foreign`. Of a folder among it, nothing below."""
     for path in sorted(folder.iterdir()):
         if _abandoned(path):
             continue
@@ -113,10 +113,9 @@ def find_foreign(folder: Path, ours: Collection[str]) -> Path | None:
             rest for first, _, rest in (pattern.partition("/") for pattern in ours) if fnmatchcase(path.name, first)
         ]
         if path.is_symlink() or not (any(inside) if path.is_dir() else "" in inside):
-            return path
-        if path.is_dir() and (other := find_foreign(path, inside)) is not None:
-            return other
-    return None
+            yield path
+        elif path.is_dir():
+            yield from find_foreign(path, inside)
 
 
 def append(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
 from ldm_vae.interop.export import export_model, sample_size_of
 from ldm_vae.interop.layouts.layout import describe_parts, exchanged_state, layout_of
-from ldm_vae.interop.load import LoadedModel, ModelSource, load_model, statistics_of, weights_hash
+from ldm_vae.interop.load import LoadedModel, ModelSource, encoder_hash, load_model, statistics_of, weights_hash
 from ldm_vae.networks.network import Network
 from ldm_vae.noise import GivenNoise
 from ldm_vae.piecewise import decode_pieces, encode_pieces
@@ -65,10 +65,11 @@ class LatentCodec:
         source: ModelSource | None = None,
         *,
         weights_hash: str | None = None,
+        encoder_hash: str | None = None,
     ) -> None:
         """
         scale: None where nobody has measured the latents. They are then left as they are, with a warning.
-        weights_hash: hash of the weights before their type was changed. None: computed when it is asked for.
+        weights_hash, encoder_hash: hashes of the weights before their type was changed. None: computed when asked for.
         """
         self.source = source or ModelSource("a network in memory", "live")
         if not model.codec:
@@ -77,6 +78,7 @@ class LatentCodec:
         self.model = model
         self.scale = scale
         self._weights_hash = weights_hash
+        self._encoder_hash = encoder_hash
         self._warned: set[str] = set()
 
     @staticmethod
@@ -103,7 +105,8 @@ class LatentCodec:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype is None and not live:
             dtype = torch.float32
-        digest = None if dtype in (None, torch.float32) else weights_hash(loaded.model)
+        rounded = dtype not in (None, torch.float32)
+        hashes = (weights_hash(loaded.model), encoder_hash(loaded.model)) if rounded else (None, None)
         model = loaded.model.to(device)
         if dtype is not None:
             model.cast(dtype)
@@ -112,7 +115,7 @@ class LatentCodec:
         if compile:
             for network in (child for child in model.children() if any(child.children())):
                 network.compile()  # in place: the names of parameters stay
-        return LatentCodec(model, loaded.scale, loaded.source, weights_hash=digest)
+        return LatentCodec(model, loaded.scale, loaded.source, weights_hash=hashes[0], encoder_hash=hashes[1])
 
     @property
     def factor(self) -> int:
@@ -142,6 +145,13 @@ class LatentCodec:
         if self._weights_hash is None:
             self._weights_hash = weights_hash(self.model)
         return self._weights_hash
+
+    @property
+    def encoder_hash(self) -> str:
+        """The sha256 of the weights that latents depend on: all but the decoder's."""
+        if self._encoder_hash is None:
+            self._encoder_hash = encoder_hash(self.model)
+        return self._encoder_hash
 
     def moments(self, images: Tensor, *, max_memory: int | None = None) -> Tensor:
         """(B, C, H, W) -> (B, width * c, h, w), raw, as the encoder returns it.

@@ -49,6 +49,7 @@ MADE_OF_A_CHECKPOINT = {
     DECODED: ["*.png"],
     INSPECTION: (INSPECTION_FILE, SCORES_FILE, *PICTURES),
 }
+DECODED_PICTURES = 3
 SAME = 1e-4  # largest difference to diffusers, range [-1, 1], from the order of summation; a step of 8 bits is 8e-3
 BASELINES = ("pca", "jpeg", "webp")
 DEMO_METRICS = (
@@ -137,8 +138,8 @@ def check_export() -> None:
 def encode_and_decode() -> None:
     for split in SPLITS:
         run_ldm_vae("encode", RUN, SHARDS / split, LATENTS / split)  # continues where it was interrupted
-    if not DECODED.exists():
-        run_ldm_vae("decode", RUN, LATENTS / "validation", DECODED, "--count", "3")
+    if len(list(DECODED.glob("*.png"))) < DECODED_PICTURES:
+        run_ldm_vae("decode", RUN, LATENTS / "validation", DECODED, "--count", str(DECODED_PICTURES))
 
 
 def inspect_latents() -> None:

@@ -64,7 +64,7 @@ def prune(run: Path, config: CheckpointConfig) -> list[Path]:
     unwanted = []
     for checkpoint in past:
         if checkpoint.step not in kept:
-            if (other := find_foreign(checkpoint.folder, SAVED)) is not None:
+            if (other := next(find_foreign(checkpoint.folder, SAVED), None)) is not None:
                 logger.warning("%s stays, for it holds %s", checkpoint.folder, other.name)
                 continue
             remove_folder(checkpoint.folder)

@@ -12,7 +12,7 @@ from ldm_vae.errors import UserError
 
 COMMANDS = {
     "shards": "Pack a folder of images into WebDataset shards with an index.",
-    "check": "Find what is wrong with shards, and index them.",
+    "check": "Find what is wrong with shards, and index them; or with latents.",
     "evaluate": "Measure how well codecs reconstruct the images of some shards.",
     "inspect": "Find out what is wrong with a latent space, and what to try.",
     "report": "Show a run in one HTML file, or several side by side.",

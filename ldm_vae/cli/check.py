@@ -14,30 +14,52 @@ from rich.markup import escape
 from rich.table import Table
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.cli.options import Json, Shards
+from ldm_vae.cli.check_latents import show_check
+from ldm_vae.cli.options import Json
+from ldm_vae.cli.printable import printable
 from ldm_vae.data.shards.check import Problem, Report, check_shards, index_folders
 from ldm_vae.data.shards.index import save_index
 from ldm_vae.data.shards.shard import INDEX_FILE
+from ldm_vae.errors import UserError
+from ldm_vae.latents.format import LATENTS_FILE
 
 REASONS_SHOWN = 5  # for each shard; --json has all
-LONGEST = 1000  # characters of a name or reason that the table shows; --json has all
 
 
 def check(
-    shards: Shards,
+    shards: Annotated[
+        str, typer.Argument(metavar="SHARDS|LATENTS", help="Image shards, or a folder that `ldm-vae encode` wrote.")
+    ],
     decode: Annotated[bool, typer.Option("--decode", help="Read and decode every picture, label and text.")] = False,
     channels: Annotated[int, typer.Option(min=1, help="Channels of the images, for --decode.")] = 3,
     write_index: Annotated[
         bool, typer.Option("--write-index", help="Write index.json without the samples that cannot be used.")
     ] = False,
+    source: Annotated[
+        str | None, typer.Option(metavar="SHARDS", help="For LATENTS: the image shards that they should be of.")
+    ] = None,
     json: Json = None,
 ) -> None:
-    """Find what is wrong with shards, and index them.
+    """Find what is wrong with shards, and index them; or with latents.
 
     Finds truncated or damaged tars, keys that repeat or interleave, names that webdataset reads differently, samples
     without a picture, links, devices and paths that leave the folder, and disagreement with index.json. The exit code
     is 1 if anything is wrong.
+
+    Of latents, finds shards that are unfinished or damaged, keys that repeat, files of others; with --source also what
+    was made from images that have changed or are gone.
     """
+    if (Path(shards) / LATENTS_FILE).is_file():
+        if decode or write_index:
+            raise UserError(f"{shards} holds latents", "--decode and --write-index are for shards of images")
+        show_check(Path(shards), source, json)
+    elif source is not None:
+        raise UserError(f"{shards} holds no latents", "--source is for a folder that `ldm-vae encode` wrote")
+    else:
+        _check_images(shards, json, decode=decode, channels=channels, write_index=write_index)
+
+
+def _check_images(shards: str, json: Path | None, *, decode: bool, channels: int, write_index: bool) -> None:
     folders = index_folders(shards) if write_index else []
     reports = list(check_shards(shards, decode=decode, channels=channels))
     _print(reports)
@@ -59,7 +81,7 @@ def _print(reports: Sequence[Report]) -> None:
     for report in reports:
         for row, (reason, count, first) in enumerate(_by_reason(report.problems)):
             name, samples = (report.url, str(report.shard.samples) if report.shard else "") if row == 0 else ("", "")
-            table.add_row(escape(_printable(name)), samples, str(count), escape(_printable(reason)), escape(first))
+            table.add_row(escape(printable(name)), samples, str(count), escape(printable(reason)), escape(first))
     shards = [report.shard for report in reports if report.shard is not None]
     wrong = {report.url for report in reports if report.problems}
     whole = [shard for shard in shards if shard.url not in wrong]
@@ -75,20 +97,10 @@ def _by_reason(problems: Sequence[Problem]) -> Iterator[tuple[str, int, str]]:
     counts = Counter(problem.reason for problem in problems)
     first = {problem.reason: problem.member for problem in reversed(problems)}
     for reason in list(counts)[:REASONS_SHOWN]:
-        yield reason, counts[reason], _printable(first[reason])
+        yield reason, counts[reason], printable(first[reason])
     rest = list(counts)[REASONS_SHOWN:]
     if rest:
         yield f"{len(rest)} more reasons: see --json", sum(counts[reason] for reason in rest), ""
-
-
-def _printable(text: str) -> str:
-    """The text without control characters, at most LONGEST of it.
-
-    Names in hostile shards may hold escape sequences of terminals, and be of any length.
-    """
-    shown = text.encode("utf-8", "backslashreplace").decode()
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
-    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}…"
 
 
 def _reports_to_json(reports: Sequence[Report]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ldm_vae.cli.options import BatchSize, Crop, Json, Model, ProgressMeter, Res
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.latents.encode import encode_shards, latent_job
-from ldm_vae.latents.format import LATENTS_FILE, LatentKind, read_latents_file
+from ldm_vae.latents.format import RECORDS_FOLDER, LatentKind, read_latents_file, read_records
 from ldm_vae.ranks import local_device, rank_and_world
 
 
@@ -39,18 +39,24 @@ def encode(
     ] = "float32",
     keep_image: Annotated[bool, typer.Option("--keep-image", help="Store the images beside their latents.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed for --latents sample.")] = 0,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read what is finished, and its images, to find what has changed.")
+    ] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove latents whose shards of images are gone.")] = False,
     json: Json = None,
 ) -> None:
     """Turn image shards into latent shards.
 
     Writes one latent tar for each image tar, with the same name and with all fields except the image; latents.json
-    describes them. A second run encodes what is missing. Under `accelerate launch` or torchrun the processes share the
-    shards. A CPU encodes a batch in each of its threads (OMP_NUM_THREADS).
+    describes them. A second run encodes what is missing, and what was made from images that have changed. Under
+    `accelerate launch` or torchrun the processes share the shards. A CPU encodes a batch in each of its threads
+    (OMP_NUM_THREADS).
     """
     codec = LatentCodec.load(model, device=local_device(), dtype=getattr(torch, dtype))
     image = image_config(codec.model.config.in_channels, resize, crop)
     job = latent_job(
         codec,
+        shards,
         latents=latents,
         mirrored=mirrored,
         resize=image.resize,
@@ -63,17 +69,21 @@ def encode(
     rank, world = rank_and_world()
     index = load_index(shards)
     with ProgressMeter("image") as progress:
-        encode_shards(codec, index, out, job, workers=workers, rank=rank, world=world, done=progress.advance)
+        encode_shards(
+            codec, index, out, job, workers=workers, rank=rank, world=world, verify=verify, prune=prune,
+            done=progress.advance,
+        )  # fmt: skip
     content = read_latents_file(out)
     if not content.complete:
         print(f"{out}: the shards of process {rank} of {world} are finished")
         return
     if json is not None:
+        records = read_records(out)
+        summary = content.model_dump(mode="json", include={"samples", "scale", "statistics"})
+        summary["shards"] = {name: shard.samples for name, shard in content.shards.items()}
+        summary["quarantined"] = {n: dict(record.quarantined) for n, record in records.items() if record.quarantined}
         with atomic_file(json) as stage:
-            summary = content.model_dump(
-                mode="json", include={"samples", "scale", "statistics", "shards", "quarantined"}
-            )
             stage.write_text(json_format.dumps(summary, indent=1) + "\n")
-    left_out = sum(map(len, content.quarantined.values()))
-    which = f' (see "quarantined" in {LATENTS_FILE} for the reasons)' if left_out else ""
+    left_out = sum(shard.left_out for shard in content.shards.values())
+    which = f' (see "quarantined" in {out / RECORDS_FOLDER} for the reasons)' if left_out else ""
     print(f"{out}: {content.samples} latents in {len(content.shards)} shards, {left_out} images left out{which}")

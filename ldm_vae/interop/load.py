@@ -144,8 +144,21 @@ def weights_hash(model: Network) -> str:
 
     It is the same for a run's weights and for their export, so that latents can name the codec that made them.
     """
+    return _hash(exchanged_state(model))
+
+
+def encoder_hash(model: Network) -> str:
+    """The same hash of the weights that latents depend on alone: all but the decoder's. -0 counts as 0.
+
+    A decoder that was trained for existing latents has another `weights_hash` than their codec, and this one.
+    """
+    kept = {name: value for name, value in exchanged_state(model).items() if not name.startswith(model.decoder_names)}
+    return _hash({name: value + 0 if value.is_floating_point() else value for name, value in kept.items()})
+
+
+def _hash(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(exchanged_state(model).items()):
+    for name, value in sorted(state.items()):
         digest.update(f"{name} {list(value.shape)}\n".encode())
         digest.update(floats_as_float32(value.detach()).cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -1,10 +1,13 @@
 """Images as a data set of latents: written, read, measured.
 
-measure.py     Measures a codec on images: the statistics of its latents, and its largest activation
-format.py      The format of latents on disk: tars, records and latents.json
-stream.py      Reads shards of images and encodes their samples, in order
-encode.py      Encodes shards of images to shards of latents, and goes on where it stopped
-dataset.py     LatentDataset: gives stored latents for training diffusion models
-roundtrip.py   Compares stored latents with the images they were made of
-prefetch.py    Runs a generator in a thread, ahead of the code that uses its items
+measure.py        Measures a codec on images: the statistics of its latents, and its largest activation
+source.py         The digest of what a shard of images holds
+first_version.py  Version 1 of latents.json and its records: read as the present one, and finished as it was begun
+format.py         The format of latents on disk: tars, records and latents.json
+stream.py         Reads shards of images and encodes their samples, in order
+encode.py         Encodes shards of images to shards of latents, and goes on where it stopped
+check.py          Finds what is wrong with a folder of latents
+dataset.py        LatentDataset: gives stored latents for training diffusion models
+roundtrip.py      Compares stored latents with the images they were made of
+prefetch.py       Runs a generator in a thread, ahead of the code that uses its items
 """

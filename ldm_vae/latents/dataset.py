@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,20 +17,24 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.data.shards.storage import Missing, RangeReader
 from ldm_vae.data.shards.tar import BrokenTar, Member, members
 from ldm_vae.errors import UserError
-from ldm_vae.latents.format import LATENTS_FILE, RECORDS_FOLDER, LatentsFile, read_latents_file
+from ldm_vae.latents.format import LATENTS_FILE, LatentsFile, read_latents_file, read_record, record_path
 from ldm_vae.noise import rng
 
 
 class Hashed(Protocol):
-    """What has the hash of a codec's weights, such as LatentCodec."""
+    """What has the hashes of a codec's weights, such as LatentCodec."""
 
     @property
     def weights_hash(self) -> str: ...
+
+    @property
+    def encoder_hash(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class _Sample:
     key: str
+    size: tuple[int, int]  # (height, width) of the image in pixels
     fields: dict[str, tuple[int, int]]  # name -> offset and size of the content in the tar
 
 
@@ -54,7 +58,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """Opens a folder of latents.
 
         folder: what `ldm-vae encode` wrote.
-        codec: the codec that will decode the latents, or its hash; latents of another codec are refused.
+        codec: the codec that will decode the latents, or a hash of it; latents of another encoder are refused.
         sample: draw a latent from stored moments; otherwise it is their mean.
         mirror: take the latent of the mirrored image half of the time, if it is stored.
         scale: replaces the scale in latents.json.
@@ -67,7 +71,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
                 f"{folder} is unfinished", "run the same `ldm-vae encode` again, which does what is missing"
             )
         if codec is not None:
-            refuse_other_codec(self.info, codec if isinstance(codec, str) else codec.weights_hash, str(folder))
+            hashes = (codec,) if isinstance(codec, str) else (codec.weights_hash, codec.encoder_hash)
+            refuse_other_codec(self.info, hashes, str(folder))
         job = self.info.job
         self.scale = scale or LatentScale.from_config(
             self.info.scale or {}, job.channels, str(self.folder / LATENTS_FILE)
@@ -76,8 +81,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self.mirror = mirror and job.mirrored
         self.seed = seed
         self._field = f"{job.latents}.npy"
-        self._names = [name for name, samples in self.info.shards.items() if samples]
-        self._ends = np.cumsum([self.info.shards[name] for name in self._names])
+        self._names = [name for name, shard in self.info.shards.items() if shard.samples]
+        self._ends = np.cumsum([self.info.shards[name].samples for name in self._names])
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # persistent workers see it change
         self._reader = RangeReader()
@@ -116,8 +121,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def size(self, item: int) -> tuple[int, int]:
         """(height, width) in pixels of the image before it was padded."""
-        shard, place = self._place(item)
-        return self.info.sizes[self._names[shard]][place.key]
+        return self._place(item)[1].size
 
     def key(self, item: int) -> str:
         return self._place(item)[1].key
@@ -152,12 +156,22 @@ class LatentDataset(Dataset[dict[str, Any]]):
         name = self._names[shard]
         path = str(self.folder / name)
         try:
-            samples = list(_group(members(path, self._reader), list(self.info.sizes[name]), self._field))
+            samples = list(_group(members(path, self._reader), self._sizes(shard), self._field))
         except (BrokenTar, Missing) as error:
             raise self._damaged(shard, str(error)) from None
-        if len(samples) != self.info.shards[name]:
-            raise self._damaged(shard, f"{len(samples)} samples, not {self.info.shards[name]}")
+        if len(samples) != (expected := self.info.shards[name].samples):
+            raise self._damaged(shard, f"{len(samples)} samples, not {expected}")
         return samples
+
+    def _sizes(self, shard: int) -> dict[str, tuple[int, int]]:
+        """Key -> (height, width) of the images in a shard, in the order of the tar."""
+        name = self._names[shard]
+        if self.info.version == 1:
+            return self.info.sizes[name]
+        record = read_record(self.folder, name, self.info.shards[name].record)
+        if record is None:
+            raise self._damaged(shard, "its record is missing or is another one")
+        return dict(zip(record.keys, record.sizes, strict=True))
 
     def _array(self, shard: int, place: _Sample, field: str) -> np.ndarray[Any, np.dtype[np.float16]]:
         """What is stored in a field: (2c, h, w) for moments, else (c, h, w)."""
@@ -176,30 +190,30 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def _damaged(self, shard: int, reason: str) -> UserError:
         path = self.folder / self._names[shard]
-        remedy = f"remove it and {self.folder / RECORDS_FOLDER / path.stem}.json, then run `ldm-vae encode` again"
+        remedy = f"remove it and {record_path(self.folder, path.name)}, then run `ldm-vae encode` again"
         return UserError(f"{path} is damaged ({reason})", remedy)
 
     def _bytes(self, shard: int, place: _Sample, field: str) -> bytes:
         return self._reader.read(str(self.folder / self._names[shard]), *place.fields[field])
 
 
-def refuse_other_codec(info: LatentsFile, codec: str, name: str) -> None:
-    """Raises UserError if another codec than the one with this hash made the latents."""
-    if info.job.codec != codec:
-        what = f"the latents in {name} are of another codec ({info.job.codec[:12]}, not {codec[:12]})"
+def refuse_other_codec(info: LatentsFile, hashes: Sequence[str], name: str) -> None:
+    """Raises UserError if the latents are not of a codec with one of these hashes: of all weights, or the encoder's."""
+    if not {info.job.codec, info.job.encoder} & {*hashes}:
+        what = f"the latents in {name} are of another codec ({info.job.codec[:12]}, not {hashes[0][:12]})"
         raise UserError(what, "decode them with the codec they were made with, or encode again")
 
 
-def _group(found: Iterable[Member], keys: list[str], first: str) -> Iterator[_Sample]:
+def _group(found: Iterable[Member], sizes: Mapping[str, tuple[int, int]], first: str) -> Iterator[_Sample]:
     """Groups members into samples. Keys may hold dots, so a sample is recognised by its first member, KEY.`first`."""
     sample: _Sample | None = None
-    coming = iter(keys)
+    coming = iter(sizes)
     following = next(coming, None)
     for member in found:
         if following is not None and member.name == f"{following}.{first}":
             if sample is not None:
                 yield sample
-            sample = _Sample(following, {})
+            sample = _Sample(following, sizes[following], {})
             following = next(coming, None)
         if sample is not None:
             sample.fields[member.name[len(sample.key) + 1 :]] = (member.offset, member.size)

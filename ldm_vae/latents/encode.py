@@ -8,6 +8,7 @@ process that finishes last writes the totals.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,26 +16,34 @@ from contextlib import closing, contextmanager
 from itertools import groupby
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 
 from ldm_vae.atomic import explain_disk_errors
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import Index
+from ldm_vae.data.shards.shard import ShardIndex
+from ldm_vae.data.shards.storage import is_remote, without_secrets
 from ldm_vae.errors import UserError
 from ldm_vae.latents.format import (
+    Arithmetic,
     LatentJob,
     LatentKind,
     LatentSample,
     LatentsFile,
     ShardRecord,
+    describe_file,
+    finished_shard,
     lock_path,
     open_job,
     read_records,
+    record_path,
     write_latent_shard,
     write_latents_file,
     write_record,
 )
 from ldm_vae.latents.prefetch import in_thread
+from ldm_vae.latents.source import DigestingReader, source_digest
 from ldm_vae.latents.stream import EncodedSample, decoded, each_batch, encoded
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
 
@@ -48,54 +57,106 @@ def encode_shards(
     workers: int,
     rank: int,
     world: int,
+    verify: bool = False,
+    prune: bool = False,
     done: Callable[[int, int], None],
 ) -> None:
-    """Makes the latent shards that are missing in `folder`.
+    """Makes the latent shards that are missing in `folder`, or whose shard of images has other samples now.
 
     workers: threads that decode pictures.
     rank: number of this process.
     world: number of processes.
+    verify: reads all finished tars and all shards of images, instead of going by size and by what the cache remembers.
+    prune: removes latents whose shards of images are gone.
     done(images, total): called as images are written.
-    Raises UserError if the folder holds other latents, if something else writes to it, if two shards have one name, if
-    a shard can't be read, or if the disk is full.
+    Raises UserError if the folder holds other latents, or latents of other images, if something else writes to it, if
+    two shards have one name, if a shard can't be read, or if the disk is full.
     """
-    names = _names(index)
-    sizes = {name: shard.size for name, shard in zip(names, index.shards, strict=True)}
-    open_job(folder, job)
-    missing = _unfinished(sizes, read_records(folder))
-    share = list(zip(names, index.shards, strict=True))[rank::world]
-    mine = [(name, shard) for name, shard in share if name in missing]
+    named = dict(zip(names_of(index), index.shards, strict=True))
+    begun = open_job(folder, job)
+    _handle_gone(folder, named, job, prune=prune and rank == 0, refuse=not prune)
+    share = dict(list(named.items())[rank::world])
+    mine = list(_unfinished(folder, begun, share, job, verify=verify).items())
+    if mine and begun.complete:  # from here on the totals are wrong
+        write_latents_file(folder, LatentsFile(version=begun.version, arrays=begun.arrays, job=begun.job))
     total = sum(shard.samples for _, shard in mine)
     done(0, total)
+    reader = DigestingReader()
+    arithmetic = Arithmetic(precision=codec.precision, device=codec.device.type, torch=torch.__version__)
     with (
         ThreadPoolExecutor(workers) as pool,
         each_batch(codec.device) as each,
-        closing(in_thread(decoded([shard for _, shard in mine], job, pool, 2 * workers), depth=2)) as pictures,
+        closing(in_thread(decoded([s for _, s in mine], job, pool, 2 * workers, reader), depth=2)) as pictures,
         closing(in_thread(encoded(codec, job, pictures, each), depth=2 * job.batch)) as latents,
     ):
         for number, samples in groupby(latents, key=lambda pair: pair[0]):
             name, shard = mine[number]
             with _only_writer(folder, name):
-                _write_latent_shard(
+                record = _write_latent_shard(
                     folder, name, shard.size, job, (sample for _, sample in samples), lambda: done(1, total)
                 )
-    records = read_records(folder)
-    missing = _unfinished(sizes, records)
-    if lost := [name for name, _ in share if name in missing]:
+                # The shard was read to its end by now, so its digest is known.
+                made_from = {"source": reader.digests[number], "arithmetic": arithmetic}
+                write_record(folder, record.model_copy(update={"version": begun.version, **made_from}))
+    records = {name: record for name, record in read_records(folder).items() if name in named}
+    if lost := [name for name in share if name not in records]:
         remedy = (
             "something else writes or removes files there; give each set of shards its own folder, then run this again"
         )
         raise UserError(f"{folder / lost[0]} is no longer what was written there", remedy)
-    if not missing:
-        _finish(codec, folder, records, job)
+    if not mine and begun.complete and begun.shards.keys() == named.keys():
+        return  # there was nothing to do, and the scale is that of the codec it was done with
+    if len(records) == len(named) and not _of_other_sizes(named, records):
+        _finish(codec, folder, records, begun)
 
 
-def _unfinished(sizes: Mapping[str, int], records: Mapping[str, ShardRecord]) -> set[str]:
-    """Names of the shards that are not finished.
+def _handle_gone(folder: Path, named: Mapping[str, ShardIndex], job: LatentJob, *, prune: bool, refuse: bool) -> None:
+    """Removes latents whose shards of images are gone, or raises UserError if there are any."""
+    gone = [name for name in read_records(folder) if name not in named]
+    if gone and refuse:
+        what = f"{folder} holds latents of {len(gone)} shards that {job.source} lacks, such as {gone[0]}"
+        raise UserError(what, "give the shards that they were made from, --prune to remove them, or another folder")
+    for name in gone if prune else []:
+        record_path(folder, name).unlink()  # the sign that the tar is finished goes first
+        (folder / name).unlink()
 
-    sizes: name -> bytes of the shard of images.
+
+def _unfinished(
+    folder: Path, begun: LatentsFile, share: Mapping[str, ShardIndex], job: LatentJob, *, verify: bool
+) -> dict[str, ShardIndex]:
+    """The shards that are missing in `folder`, or were made from other samples. Records of the latter are removed.
+
+    Raises UserError if the latter are shards of another source, so that these would be other images of the same name.
     """
-    return {name for name, size in sizes.items() if name not in records or records[name].bytes != size}
+    records, unfinished = read_records(folder), {}
+    for name, shard in share.items():
+        record = records.get(name)
+        if record is not None and (verify and record.tar not in (None, describe_file(folder / name))):
+            record = None
+        if record is not None and not is_made_from(record, shard, verify=verify):
+            if begun.job.source not in (None, job.source):
+                what = f"{folder} holds latents of {begun.job.source}, and {name} of {job.source} has other samples"
+                raise UserError(what, "give another folder, or the shards that it was begun with")
+            record_path(folder, name).unlink(missing_ok=True)
+            record = None
+        if record is None:
+            unfinished[name] = shard
+    return unfinished
+
+
+def is_made_from(record: ShardRecord, shard: ShardIndex, *, verify: bool = False) -> bool:
+    """Whether a record is of what the shard of images holds now. Records of version 1 only know its size.
+
+    verify: reads the shard, whatever the cache remembers.
+    """
+    if record.source is None:
+        return record.bytes == shard.size
+    return source_digest(shard, remembered=not verify) == record.source
+
+
+def _of_other_sizes(named: Mapping[str, ShardIndex], records: Mapping[str, ShardRecord]) -> list[str]:
+    """Names of the shards of version 1 that another process has still to make again."""
+    return [name for name, record in records.items() if record.source is None and record.bytes != named[name].size]
 
 
 @contextmanager
@@ -113,7 +174,7 @@ def _only_writer(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _names(index: Index) -> list[str]:
+def names_of(index: Index) -> list[str]:
     """The names of the latent shards: those of the shards of images, or numbers for the parts of a folder of images."""
     names = [
         Path(shard.url).name if shard.files is None else f"{number:06d}.tar"
@@ -126,8 +187,8 @@ def _names(index: Index) -> list[str]:
 
 def _write_latent_shard(
     folder: Path, name: str, size: int, job: LatentJob, samples: Iterable[EncodedSample], one_done: Callable[[], None]
-) -> None:
-    """Writes one shard and its record.
+) -> ShardRecord:
+    """Writes one shard, and returns its record.
 
     size: bytes of the shard of images.
     """
@@ -145,20 +206,21 @@ def _write_latent_shard(
                 yield LatentSample(sample.key, sample.arrays, sample.fields)
             one_done()
 
-    write_latent_shard(folder / name, whole())
-    record = ShardRecord(
+    tar = write_latent_shard(folder / name, whole())
+    return ShardRecord(
         name=name,
         bytes=size,
+        tar=tar,
         keys=tuple(sizes),
         sizes=tuple(sizes.values()),
         quarantined=tuple(quarantined),
         statistics=moments.state(),
     )
-    write_record(folder, record)
 
 
-def _finish(codec: LatentCodec, folder: Path, records: Mapping[str, ShardRecord], job: LatentJob) -> None:
+def _finish(codec: LatentCodec, folder: Path, records: Mapping[str, ShardRecord], begun: LatentsFile) -> None:
     """Writes the totals of all shards. Several processes may find the last shard finished; they write the same."""
+    job = begun.job
     moments = LatentMoments(job.channels)
     for record in records.values():
         moments.merge(LatentMoments.from_state(record.statistics))
@@ -174,20 +236,21 @@ def _finish(codec: LatentCodec, folder: Path, records: Mapping[str, ShardRecord]
     )
     scale = codec.scale or statistics.scale("factor")
     content = LatentsFile(
+        version=begun.version,
         complete=True,
+        arrays=begun.arrays,
         job=job,
         samples=moments.images,
         scale=scale.to_config(),
         statistics=statistics.model_dump(mode="json"),
-        shards={name: len(record.keys) for name, record in records.items()},
-        sizes={name: dict(zip(record.keys, record.sizes, strict=True)) for name, record in records.items()},
-        quarantined={name: dict(record.quarantined) for name, record in records.items() if record.quarantined},
+        shards={name: finished_shard(folder, record) for name, record in records.items()},
     )
-    write_latents_file(folder, content)
+    write_latents_file(folder, content, records)
 
 
 def latent_job(
     codec: LatentCodec,
+    shards: str,
     *,
     latents: LatentKind,
     mirrored: bool,
@@ -200,6 +263,7 @@ def latent_job(
 ) -> LatentJob:
     """The job that these options describe.
 
+    shards: the shards of images, as they were given.
     Raises UserError if `multiple` is not a multiple of f, and for moments or samples that the codec does not have.
     """
     factor = codec.factor
@@ -210,7 +274,9 @@ def latent_job(
         if latents == asked and not there:
             raise UserError(f"a {kind} bottleneck has no {asked}", "store its latents with --latents mode")
     return LatentJob(
+        source=without_secrets(shards if is_remote(shards) else os.path.normpath(shards)),
         codec=codec.weights_hash,
+        encoder=codec.encoder_hash,
         factor=factor,
         channels=codec.latent_channels,
         logvar_range=bottleneck.logvar_range,

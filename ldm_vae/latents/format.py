@@ -4,15 +4,18 @@
                              KEY.sample.npy (c, h, w); float16, raw, so that a scale can be measured later;
                              with `mirrored` also KEY.mirrored.moments.npy, of the mirrored image;
                              then all other fields of the sample
-    OUT/records/000000.json  what is in that shard; written after the shard, as the sign that it is finished
+    OUT/records/000000.json  what is in that shard, and digests of it and of what it was made from; written after the
+                             shard, as the sign that it is finished
     OUT/records/.*.lock      empty; locked by the one process that is writing that file
-    OUT/latents.json         the job; once every shard is finished also scale, statistics, counts and sizes
+    OUT/latents.json         the job; once every shard is finished also scale, statistics and counts
 
-Plain webdataset reads the tars. Nothing in them depends on when or in how many processes they were written.
+Plain webdataset reads the tars. Nothing here depends on when or in how many processes it was written. Folders of
+version 1 are read, and finished in their own version (`first_version.py`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -29,6 +32,7 @@ from pydantic import Field, model_validator
 from ldm_vae.atomic import atomic_file, explain_disk_errors, make_folder
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.errors import UserError
+from ldm_vae.latents import first_version
 from ldm_vae.recipe import Config, validate
 
 LATENTS_FILE, RECORDS_FOLDER = "latents.json", "records"
@@ -39,8 +43,14 @@ LatentKind = Literal["moments", "mode", "sample"]
 class LatentJob(Config):
     """Everything that decides the bytes of latent shards."""
 
+    source: str | None = None
+    """The shards of images, as they were given, without passwords; null in version 1."""
+
     codec: str
-    """sha256 of the weights."""
+    """sha256 of the codec's weights."""
+
+    encoder: str | None = None
+    """sha256 of the weights on which latents depend; null in version 1."""
 
     factor: int
     """Pixels per latent position, along each side."""
@@ -103,14 +113,48 @@ class LatentJob(Config):
         )
 
 
+class WrittenFile(Config):
+    """A file as it was written."""
+
+    bytes: int
+    """Its size."""
+
+    sha256: str
+    """Of its content."""
+
+
+class Arithmetic(Config):
+    """With what a shard was computed. Another one gives latents that differ by rounding."""
+
+    precision: str
+    """In which the network ran."""
+
+    device: str
+    """Type of the device, such as cpu or cuda."""
+
+    torch: str
+    """Version of PyTorch."""
+
+
 class ShardRecord(Config):
-    """What is in one finished shard."""
+    """What is in one finished shard. Version 1 lacks source, tar and arithmetic."""
+
+    version: Literal[1, 2] = 1
 
     name: str
     """Name of the tar."""
 
     bytes: int
     """Size in bytes of the shard of images that it was made from."""
+
+    source: str | None = None
+    """Digest of the samples that it was made from (`source.py`)."""
+
+    tar: WrittenFile | None = None
+    """The tar."""
+
+    arithmetic: Arithmetic | None = None
+    """With what it was computed."""
 
     keys: tuple[str, ...]
     """Keys of the samples, in the order of the tar."""
@@ -125,17 +169,44 @@ class ShardRecord(Config):
     """Moments of all its latents, in the form of metrics.latent.LatentMoments."""
 
 
+class StoredArray(Config):
+    """An array that is stored with every sample."""
+
+    content: LatentKind
+    """What of the posterior it holds."""
+
+    dtype: Literal["float16"]
+    """Type of its values."""
+
+    channels: int
+    """Length of its first dimension; height and width follow."""
+
+
+class FinishedShard(Config):
+    """What latents.json holds of a finished shard: a constant number of bytes."""
+
+    samples: int
+    """Samples in it."""
+
+    left_out: int
+    """Samples of the shard of images that it lacks; the record has their names and the reasons."""
+
+    record: str | None
+    """sha256 of the record's file; null in version 1."""
+
+
 class LatentsFile(Config):
     """latents.json."""
 
     format: Literal["ldm_vae.latents"] = "ldm_vae.latents"
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
 
     complete: bool = False
-    """Whether every shard is finished; until then samples, scale, statistics, shards, sizes, quarantined are empty."""
+    """Whether every shard is finished; until then samples, scale, statistics, shards are empty."""
 
-    dtype: Literal["float16"] = "float16"
+    arrays: dict[str, StoredArray] = Field(default_factory=dict)
+    """What is stored with every sample, by the name that follows its key."""
 
     job: LatentJob
 
@@ -148,14 +219,18 @@ class LatentsFile(Config):
     statistics: dict[str, Any] | None = None
     """Statistics of everything encoded, gathered in float64."""
 
-    shards: dict[str, int] = Field(default_factory=dict)
-    """Name of a shard -> number of its samples."""
+    shards: dict[str, FinishedShard] = Field(default_factory=dict)
+    """Name of a tar -> what it holds."""
 
-    sizes: dict[str, dict[str, tuple[int, int]]] = Field(default_factory=dict)
-    """Name of a shard -> key -> (height, width) in pixels."""
+    sizes: dict[str, dict[str, tuple[int, int]]] = Field(default_factory=dict, exclude=True)
+    """Of version 1 alone: name of a tar -> key -> (height, width) in pixels. Later versions have it in the records."""
 
-    quarantined: dict[str, dict[str, str]] = Field(default_factory=dict)
-    """Name of a shard -> key -> reason why the sample was left out."""
+
+def stored_arrays(job: LatentJob) -> dict[str, StoredArray]:
+    """What a job stores with every sample."""
+    channels = job.channels * (2 if job.latents == "moments" else 1)
+    names = [f"{job.latents}.npy", *[f"mirrored.{job.latents}.npy"] * job.mirrored]
+    return {name: StoredArray(content=job.latents, dtype="float16", channels=channels) for name in names}
 
 
 @dataclass(frozen=True)
@@ -172,20 +247,33 @@ class LatentSample:
     fields: Mapping[str, bytes]
 
 
-def write_latent_shard(path: Path, samples: Iterable[LatentSample]) -> None:
+def write_latent_shard(path: Path, samples: Iterable[LatentSample]) -> WrittenFile:
     """Writes a tar, whole or not at all; equal samples give equal bytes. Raises UserError if the disk is full."""
-    with atomic_file(path) as stage, tarfile.open(stage, "w") as tar:
-        for sample in samples:
-            for field, array in sample.arrays.items():
-                content = io.BytesIO()
-                np.save(content, array, allow_pickle=False)
-                _add(tar, f"{sample.key}.{field}", content.getvalue())
-            for field, data in sample.fields.items():
-                _add(tar, f"{sample.key}.{field}" if field else sample.key, data)
+    with atomic_file(path) as stage:
+        with tarfile.open(stage, "w") as tar:
+            for sample in samples:
+                for field, array in sample.arrays.items():
+                    content = io.BytesIO()
+                    np.save(content, array, allow_pickle=False)
+                    _add(tar, f"{sample.key}.{field}", content.getvalue())
+                for field, data in sample.fields.items():
+                    _add(tar, f"{sample.key}.{field}" if field else sample.key, data)
+        return describe_file(stage)
 
 
-def open_job(folder: Path, job: LatentJob) -> None:
-    """Makes `folder`, or finds the same job in it. Raises UserError if it holds anything else."""
+def describe_file(path: Path) -> WrittenFile:
+    """Size and digest of a file. Reads all of it."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return WrittenFile(bytes=path.stat().st_size, sha256=digest)
+
+
+def open_job(folder: Path, job: LatentJob) -> LatentsFile:
+    """Makes `folder`, or finds the same job in it, of whatever version, and returns its latents.json.
+
+    Neither the source is compared here, because shards may move, nor the decoder, because latents don't depend on it.
+    Raises UserError if the folder holds anything else.
+    """
     path = folder / LATENTS_FILE
     if not path.exists() and folder.is_dir() and any(folder.glob("[!.]*.tar")):
         raise UserError(f"{folder} holds shards that are no latents", "give the name of a new folder")
@@ -195,14 +283,17 @@ def open_job(folder: Path, job: LatentJob) -> None:
         FileLock(lock_path(folder, LATENTS_FILE)),
     ):  # of processes that start together, the first writes
         if not path.exists():
-            write_latents_file(folder, LatentsFile(job=job))
-    ours, theirs = job.model_dump(mode="json"), read_latents_file(folder).job.model_dump(mode="json")
-    for name, value in ours.items():
-        if theirs[name] != value:
+            write_latents_file(folder, LatentsFile(job=job, arrays=stored_arrays(job)))
+    begun = read_latents_file(folder)
+    ours, theirs = job.model_dump(mode="json"), begun.job.model_dump(mode="json")
+    passed_over = ("source", "encoder") if begun.version == 1 else ("source", "codec")  # version 1 had no hash of it
+    for name in ours.keys() - {*passed_over}:
+        if theirs[name] != ours[name]:
             raise UserError(
-                f"{folder} holds latents made with {name} {_short(theirs[name])}, not {_short(value)}",
+                f"{folder} holds latents made with {name} {_short(theirs[name])}, not {_short(ours[name])}",
                 "give another folder, or the options they were made with",
             )
+    return begun
 
 
 def lock_path(folder: Path, name: str) -> Path:
@@ -210,15 +301,24 @@ def lock_path(folder: Path, name: str) -> Path:
     return folder / RECORDS_FOLDER / f".{name}.lock"
 
 
-def write_latents_file(folder: Path, content: LatentsFile) -> None:
-    # One line for each key, because indented sizes of a million images would fill as many lines.
-    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.model_dump(mode="json").items()]
+def write_latents_file(folder: Path, content: LatentsFile, records: Mapping[str, ShardRecord] | None = None) -> None:
+    """Writes latents.json in the version of `content`.
+
+    records: of all shards where it is complete; version 1 needs them.
+    """
+    values = content.model_dump(mode="json")
+    if content.version == 1:
+        values = first_version.dump_latents_file(
+            values, {n: r.model_dump(mode="json") for n, r in (records or {}).items()}
+        )
+    # One line for each key, because indented entries of a million shards would fill as many lines.
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items()]
     with atomic_file(folder / LATENTS_FILE) as stage:
         stage.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_latents_file(folder: Path) -> LatentsFile:
-    """Reads latents.json. Raises UserError if it is missing or damaged."""
+    """Reads latents.json of any version. Raises UserError if it is missing or damaged, or of a later version."""
     path = folder / LATENTS_FILE
     try:
         content = json.loads(path.read_bytes())
@@ -228,25 +328,61 @@ def read_latents_file(folder: Path) -> LatentsFile:
         content = None
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged", "run `ldm-vae encode` into that folder again")
+    if isinstance(version := content.get("version"), int) and version > 2:
+        raise UserError(f"{path} has format version {version}, newer than 2", "update ldm_vae")
+    if version == 1:
+        content = first_version.upgrade_latents_file(content)
     return validate(LatentsFile, content, str(path))
 
 
+def record_path(folder: Path, name: str) -> Path:
+    """Path of the record of a tar."""
+    return folder / RECORDS_FOLDER / f"{Path(name).stem}.json"
+
+
+def finished_shard(folder: Path, record: ShardRecord) -> FinishedShard:
+    """What latents.json says of a finished shard."""
+    digest = None if record.version == 1 else describe_file(record_path(folder, record.name)).sha256
+    return FinishedShard(samples=len(record.keys), left_out=len(record.quarantined), record=digest)
+
+
 def write_record(folder: Path, record: ShardRecord) -> None:
-    with atomic_file(folder / RECORDS_FOLDER / f"{Path(record.name).stem}.json") as stage:
-        stage.write_text(json.dumps(record.model_dump(mode="json")) + "\n")
+    lacking = first_version.RECORD_LACKS if record.version == 1 else set()
+    with atomic_file(record_path(folder, record.name)) as stage:
+        stage.write_text(json.dumps(record.model_dump(mode="json", exclude=lacking)) + "\n")
+
+
+def read_record(folder: Path, name: str, sha256: str | None = None) -> ShardRecord | None:
+    """The record of a tar; None where it is missing or damaged.
+
+    sha256: what its file must have.
+    """
+    return _read_record(folder, record_path(folder, name), sha256)
 
 
 def read_records(folder: Path) -> dict[str, ShardRecord]:
-    """Name of a finished shard -> its record, by name. Damaged records, and those of lost shards, are left out."""
+    """Name of a finished shard -> its record, by name.
+
+    Left out are damaged records, and those of tars that are lost or have another size than they were written with.
+    """
     records = {}
     for path in sorted((folder / RECORDS_FOLDER).glob("[!.]*.json")):  # hidden files are what a killed writer left
-        try:
-            record = ShardRecord.model_validate_json(path.read_bytes())
-        except ValueError:
+        record = _read_record(folder, path, None)
+        if record is None or not (tar := folder / record.name).is_file():
             continue
-        if (folder / record.name).is_file():
+        if record.tar is None or tar.stat().st_size == record.tar.bytes:
             records[record.name] = record
     return records
+
+
+def _read_record(folder: Path, path: Path, sha256: str | None) -> ShardRecord | None:
+    try:
+        data = path.read_bytes()
+        record = ShardRecord.model_validate_json(data)
+    except (FileNotFoundError, ValueError):
+        return None
+    whole = sha256 in (None, hashlib.sha256(data).hexdigest())
+    return record if whole and path == record_path(folder, record.name) else None
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -22,9 +22,9 @@ from ldm_vae.codec import LatentCodec, pad_to_multiple
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import fit_image
 from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage, PixelArray
-from ldm_vae.data.shards.samples import read_samples
 from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.latents.format import LatentJob
+from ldm_vae.latents.source import DigestingReader
 from ldm_vae.noise import GivenNoise, rng
 
 WINDOW_BATCHES = 8  # batches of images among which those of one size are grouped
@@ -68,12 +68,12 @@ class EncodedSample:
 
 
 def decoded(
-    shards: Sequence[ShardIndex], job: LatentJob, pool: ThreadPoolExecutor, ahead: int
+    shards: Sequence[ShardIndex], job: LatentJob, pool: ThreadPoolExecutor, ahead: int, reader: DigestingReader
 ) -> Iterator[tuple[int, ImageSample]]:
     """Gives (number of the shard, sample) in order, while up to `ahead` samples are being decoded."""
     waiting: list[tuple[int, Future[ImageSample]]] = []
     for number, shard in enumerate(shards):
-        for key, fields in read_samples(shard):
+        for key, fields in reader.read(number, shard):
             waiting.append((number, pool.submit(_decode, key, fields, job)))
             if len(waiting) == ahead:
                 first, future = waiting.pop(0)

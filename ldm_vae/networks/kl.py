@@ -65,6 +65,7 @@ class Autoencoder(Network):
     """Encoder, 1x1 convolutions around the bottleneck, and decoder."""
 
     config: AutoencoderConfig
+    decoder_names = ("decoder.", "post_quant_conv.")
 
     def __init__(self, config: AutoencoderConfig, heads: Mapping[str, nn.Module] | None = None) -> None:
         super().__init__(config, heads)

@@ -124,10 +124,12 @@ class Network(nn.Module, ABC):
     A subclass defines how to encode and decode; the forward pass of training is written here, once for all networks.
 
     codec: whether the network takes images of any size and no label, so that `LatentCodec` can use it.
+    decoder_names: how the names of exported weights begin that latents do not depend on. Empty: all may matter.
     likelihood: how the decoder's output is read.
     """
 
     codec: ClassVar[bool] = True
+    decoder_names: ClassVar[tuple[str, ...]] = ()
     likelihood: Likelihood = PlainPicture()
 
     def __init__(self, config: NetworkConfig, heads: Mapping[str, nn.Module] | None = None) -> None:

@@ -21,7 +21,7 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.interop.diffusers import write_folder
 from ldm_vae.interop.layouts import kl as layout
 from ldm_vae.latents import encode
-from ldm_vae.latents.format import LatentJob, open_job
+from ldm_vae.latents.format import LatentJob, LatentsFile, open_job
 from ldm_vae.networks.kl import Autoencoder
 from tests.cli.commands import command, digests
 from tests.cli.conftest import CONFIG, write_shard
@@ -67,7 +67,7 @@ def test_another_codec_is_refused_by_every_command(run: Path, shards: Path, tmp_
     out, other = tmp_path / "out", export(tmp_path / "other", seed=5)
     assert command("encode", run, shards, out) == 0
     before = digests(out)
-    assert "holds latents made with codec" in refused("encode", other, shards, out)
+    assert "holds latents made with encoder" in refused("encode", other, shards, out)
     assert "of another codec" in refused("decode", other, out, tmp_path / "images")
     assert "of another codec" in refused("roundtrip", other, out, shards)
     with pytest.raises(UserError, match="of another codec"):
@@ -97,11 +97,12 @@ def test_unusable_pictures_are_left_out_each_with_its_reason(run: Path, shards: 
     pixels = {"one.png": png(1, 1), "row.png": png(9, 1)}
     write_tar(shard, good | {f"{key}.{field}": data for key, (field, data, _) in BROKEN.items()} | pixels)
     assert command("encode", run, shards, tmp_path / "out", "--batch", 3) == 0
-    left_out = json.loads((tmp_path / "out" / "latents.json").read_text())["quarantined"]
-    assert left_out.keys() == {"000001.tar"}
-    assert left_out["000001.tar"].keys() == BROKEN.keys()
+    totals = json.loads((tmp_path / "out" / "latents.json").read_text())["shards"]
+    assert {name: shard["left_out"] for name, shard in totals.items()} == {"000000.tar": 0, "000001.tar": len(BROKEN)}
+    left_out = dict(json.loads((tmp_path / "out" / "records" / "000001.json").read_text())["quarantined"])
+    assert left_out.keys() == BROKEN.keys()
     for key, (_, _, reason) in BROKEN.items():
-        assert reason in left_out["000001.tar"][key], key
+        assert reason in left_out[key], key
     dataset = LatentDataset(tmp_path / "out")
     keys = [dataset.key(i) for i in range(len(dataset))]
     assert keys == [*"ab.v1.0 c d e f g h i j k".replace("ab", "a b").split(), "one", "row"]
@@ -191,9 +192,10 @@ def test_shards_that_vanish_while_they_are_encoded(
     options = ("--batch", 1)  # windows of eight pictures, which get done before the third shard is met
     assert command("encode", run, shards, tmp_path / "calm", *options) == 0
 
-    def vanish(folder: Path, job: LatentJob) -> None:
-        open_job(folder, job)
+    def vanish(folder: Path, job: LatentJob) -> LatentsFile:
+        begun = open_job(folder, job)
         shutil.move(shards / "2.tar", kept)  # the index has been read
+        return begun
 
     with monkeypatch.context() as patch:
         patch.setattr(encode, "open_job", vanish)
@@ -245,10 +247,10 @@ def test_full_disk_keeps_finished_shards(
     where = {"before": "open_job", "shard": "write_latent_shard", "record": "write_record", "totals": "_finish"}[when]
     real = getattr(encode, where)
 
-    def after_filling(*arguments: object) -> None:
+    def after_filling(*arguments: object) -> object:
         if when in ("before", "totals") or "000001" in str(arguments):
             fill(small_disk)
-        real(*arguments)
+        return real(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(encode, where, after_filling)

@@ -40,12 +40,14 @@ def test_moments_sizes_and_other_fields_are_those_of_the_samples(run: Path, shar
     for name in ("000000.tar", "000001.tar"):
         images, latents = members(shards / name), members(out / name)
         keys = [member.removesuffix(".png") for member in images if member.endswith(".png")]
-        assert list(content["sizes"][name]) == keys
+        record = json.loads((out / "records" / f"{name[:6]}.json").read_text())
+        assert record["keys"] == keys
+        sizes = dict(zip(keys, record["sizes"], strict=True))
         assert [member for member in latents if member.endswith(".cls")] == [f"{key}.cls" for key in keys]
         assert not any(member.endswith(".png") for member in latents)
         for key in keys:
             image = torch.from_numpy(decode_image(images[f"{key}.png"], "png", 3))[None]
-            assert content["sizes"][name][key] == list(image.shape[2:])
+            assert sizes[key] == list(image.shape[2:])
             for field, expected in (
                 ("moments.npy", codec.moments(image)),
                 ("mirrored.moments.npy", codec.moments(image.flip(3))),
@@ -58,7 +60,7 @@ def test_moments_sizes_and_other_fields_are_those_of_the_samples(run: Path, shar
             for field in ("cls", "txt"):
                 assert latents[f"{key}.{field}"] == images[f"{key}.{field}"]
     assert content["samples"] == 11
-    assert content["job"]["codec"] == codec.weights_hash
+    assert (content["job"]["codec"], content["job"]["encoder"]) == (codec.weights_hash, codec.encoder_hash)
     means = np.concatenate([
         array(data)[:4].double().flatten(1).numpy()
         for name in ("000000.tar", "000001.tar")
@@ -139,8 +141,9 @@ def test_broken_samples_are_left_out_and_named(run: Path, shards: Path, tmp_path
     write_tar(shard, content)
     assert command("encode", run, shards, tmp_path / "out") == 0
     written = json.loads((tmp_path / "out" / "latents.json").read_text())
-    assert list(written["quarantined"]) == ["000001.tar"]
-    assert "UnidentifiedImageError" in written["quarantined"]["000001.tar"]["i"]
+    assert [written["shards"][name]["left_out"] for name in ("000000.tar", "000001.tar")] == [0, 1]
+    record = json.loads((tmp_path / "out" / "records" / "000001.json").read_text())
+    assert "UnidentifiedImageError" in dict(record["quarantined"])["i"]
     assert written["samples"] == 10
     assert not any(name.startswith("i.") for name in members(tmp_path / "out" / "000001.tar"))
     assert len(LatentDataset(tmp_path / "out")) == 10
@@ -190,16 +193,21 @@ def test_latents_of_another_codec_are_refused(
 ) -> None:
     assert command("encode", run, shards, tmp_path / "out") == 0
     other = autoencoder_in(LatentCodec.load(run, device="cpu").model)
-    last = other.decoder.conv_out
-    assert last.bias is not None
-    with torch.no_grad():
-        last.bias.add_(0.1)
     config = layout.to_config(other.config, LatentScale(), sample_size=32, force_upcast=False)
-    write_folder(tmp_path / "other", config, other.exported_state(), {})
+    # Latents do not depend on the decoder: one that was trained for them reads them and goes on with the folder.
+    for name, last in (("decoder", other.decoder.conv_out), ("encoder", other.encoder.conv_out)):
+        assert last.bias is not None
+        with torch.no_grad():
+            last.bias.add_(0.1)
+        write_folder(tmp_path / name, config, other.exported_state(), {})
+    before = digests(tmp_path / "out")
+    assert command("decode", tmp_path / "decoder", tmp_path / "out", tmp_path / "images") == 0
+    assert command("encode", tmp_path / "decoder", shards, tmp_path / "out") == 0
+    assert digests(tmp_path / "out") == before
     capfd.readouterr()
-    assert command("decode", tmp_path / "other", tmp_path / "out", tmp_path / "images") == 2
+    assert command("decode", tmp_path / "encoder", tmp_path / "out", tmp_path / "none") == 2
     assert "of another codec" in capfd.readouterr().err
-    assert not (tmp_path / "images").exists()
+    assert not (tmp_path / "none").exists()
 
 
 def test_dataset_draws_from_the_stored_posterior(run: Path, shards: Path, tmp_path: Path) -> None:

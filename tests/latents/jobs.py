@@ -13,6 +13,7 @@ from ldm_vae.latents.format import LatentJob
 def job(codec: LatentCodec, *, batch: int, resize: int | None = None, multiple: int | None = None) -> LatentJob:
     return encode.latent_job(
         codec,
+        "shards",
         latents="moments",
         mirrored=False,
         resize=resize,

@@ -47,10 +47,11 @@ def test_latents_that_stay_non_finite_are_quarantined_and_the_rest_goes_on(codec
     arrays = {"a": picture(0), "b": picture(1), "c": picture(0), "nan": picture(float("nan"))}
     write_arrays(tmp_path / "shards" / "0.tar", arrays)
     encode(codec, tmp_path / "shards", tmp_path / "out")
-    content = read_latents_file(tmp_path / "out")
-    assert content.quarantined["0.tar"].keys() == {"b", "nan"}
-    assert "not finite, in float32 either" in content.quarantined["0.tar"]["b"]
-    assert "finite" in content.quarantined["0.tar"]["nan"]
+    assert read_latents_file(tmp_path / "out").shards["0.tar"].left_out == 2
+    quarantined = dict(read_records(tmp_path / "out")["0.tar"].quarantined)
+    assert quarantined.keys() == {"b", "nan"}
+    assert "not finite, in float32 either" in quarantined["b"]
+    assert "finite" in quarantined["nan"]
     dataset = LatentDataset(tmp_path / "out", codec=codec)
     assert [dataset.key(i) for i in range(len(dataset))] == ["a", "c"]
     assert all(dataset[i]["latent"].isfinite().all() for i in range(2))
@@ -152,4 +153,4 @@ def test_index_that_does_not_fit_its_shard_leaves_samples_out_with_the_reason(
     path = tmp_path / "shards" / "0.tar"
     path.write_bytes(path.read_bytes().replace(b"b.npy", b"c.npy", 1))
     encode_shards(codec, index, tmp_path / "out", job(codec, batch=2), workers=1, rank=0, world=1, done=lambda *_: None)
-    assert "b" in read_latents_file(tmp_path / "out").quarantined["0.tar"]
+    assert "b" in dict(read_records(tmp_path / "out")["0.tar"].quarantined)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from ldm_vae.data.shards.shard import (
     shard_from_json,
     shard_to_json,
 )
-from ldm_vae.data.shards.storage import Missing, Unreachable, expand_shards, is_remote, read_whole
+from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable, expand_shards, is_remote, read_whole
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config
 
@@ -270,27 +271,47 @@ def _scan_cached(
 def _known_or_scanned(
     folder: str, paths: list[str], stored: Path, scan: Callable[[str], ShardIndex]
 ) -> list[ShardIndex]:
-    known: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {}
+    known = _read_scans(stored)
     shards, changed = [], False
-    for path in paths:
-        status = Path(path).stat()
-        stamp = [status.st_size, status.st_mtime_ns]
-        name = Path(path).name
-        if known.get(name, {}).get("stamp") != stamp:
-            known[name] = {"stamp": stamp, "shard": shard_to_json(scan(path))}
-            changed = True
-        shards.append(shard_from_json(known[name]["shard"], folder))
+    with closing(RangeReader()) as reader:
+        for path in paths:
+            name = Path(path).name
+            try:
+                version = reader.version(path)
+            except Missing as error:
+                raise _unreadable(path, error) from error
+            try:
+                shard = shard_from_json(known[name]["shard"], folder) if known[name]["stamp"] == version else None
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # unknown, or damaged
+                shard = None
+            if shard is None:
+                shard, changed = scan(path), True
+                known[name] = {"stamp": version, "shard": shard_to_json(shard)}
+            shards.append(shard)
     if changed:
         with atomic_file(stored) as stage:
             stage.write_text(json.dumps(known, separators=(",", ":")))
     return shards
 
 
+def _read_scans(stored: Path) -> dict[str, Any]:
+    """What a cache of scans holds; nothing where it is missing or damaged."""
+    try:
+        known = json.loads(stored.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _unreadable(path: str, error: Missing) -> UserError:
+    return UserError(f"shard {path} cannot be read ({error})", "check the path and its rights")
+
+
 def _scan_whole(path: str) -> ShardIndex:
     try:
         scan = scan_shard(path)
     except Missing as error:
-        raise UserError(f"shard {path} cannot be read ({error})", "check the path and its rights") from error
+        raise _unreadable(path, error) from error
     if scan.problems:
         member, reason = scan.problems[0]
         more = f" and {len(scan.problems) - 1} more" if len(scan.problems) > 1 else ""

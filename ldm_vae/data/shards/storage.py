@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import glob
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -24,6 +25,8 @@ REQUEST_BYTES = 2**20  # bytes of one remote request; a dropped connection loses
 REQUEST_TRIES = 20  # requests in a row that bring nothing until a server counts as unreachable: some three minutes
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0  # seconds between tries: a random part of a bound that doubles up to the longest
 OPEN_FILES = 64  # local files kept open
+# What http, S3 and GCS tell a version of a file by, as fsspec names it.
+REMOTE_TAGS = ("ETag", "etag", "md5Hash", "generation", "Last-Modified", "LastModified")
 TRANSIENT_STATUS = (408, 425, 429)  # with 5xx: answers that may be different next time
 
 ResultT = TypeVar("ResultT")
@@ -65,6 +68,19 @@ class RangeReader:
         except OSError as error:
             raise Missing(_in_one_line(error)) from error
 
+    def version(self, url: str) -> list[str] | None:
+        """What changes whenever the file does, and is had without reading it; None where a server gives no tag.
+
+        Size and times of a local file, size and the server's tag of a remote one. Raises Missing or Unreachable.
+        """
+        if is_remote(url):
+            return _remote_version(url)
+        try:
+            status = Path(url).stat()
+        except OSError as error:
+            raise Missing(_in_one_line(error)) from error
+        return [str(part) for part in (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)]
+
     def close(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
@@ -101,6 +117,11 @@ def read_whole(url: str) -> bytes:
 
 def is_remote(url: str) -> bool:
     return "://" in url
+
+
+def without_secrets(spec: str) -> str:
+    """The URLs of `spec` without user, password and query, which may hold a signature: fit to be stored and shown."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", re.sub(r"(://[^\s?]*)\?\S*", r"\1", spec))
 
 
 def expand_shards(spec: str) -> list[str]:
@@ -171,17 +192,27 @@ def _read_remote(url: str, offset: int, size: int) -> bytes:
 
 
 def _remote_size(url: str) -> int:
-    filesystem, path = _filesystem(url)
-
-    def request() -> int | None:
-        with _requesting():
-            information: dict[str, Any] = filesystem.info(path)
-        return information.get("size")
-
-    size = _retry(url, request)
+    size: int | None = _information(url).get("size")
     if size is None:
         raise Missing("the server does not tell its size")
     return size
+
+
+def _remote_version(url: str) -> list[str] | None:
+    information = _information(url)
+    tags = [f"{name} {information[name]}" for name in REMOTE_TAGS if information.get(name) is not None]
+    return [str(information.get("size")), *tags] if tags else None
+
+
+def _information(url: str) -> dict[str, Any]:
+    filesystem, path = _filesystem(url)
+
+    def request() -> dict[str, Any]:
+        with _requesting():
+            information: dict[str, Any] = filesystem.info(path)
+        return information
+
+    return _retry(url, request)
 
 
 @contextmanager

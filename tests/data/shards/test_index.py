@@ -137,6 +137,11 @@ def test_cache_scans_only_what_changed(
     assert load_index(str(folder), cache=cache).counts.tolist() == [3, 5]
     assert scanned[2:] == ["000001.tar"]
     assert not (folder / "index.json").exists()
+    (stored,) = cache.glob("*.json")
+    for damage in ("{", "[]", stored.read_text().replace('"size"', '"sise"', 1)):
+        stored.write_text(damage)
+        assert load_index(str(folder), cache=cache).counts.tolist() == [3, 5]
+    assert scanned[3:] == [*["000000.tar", "000001.tar"] * 2, "000000.tar"]  # a damaged entry costs a scan of its own
 
 
 def test_the_first_of_several_ranks_scans_for_all(
