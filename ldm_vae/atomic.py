@@ -36,6 +36,7 @@ _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _TOKEN = secrets.token_hex(4)  # tells this process from a dead one with its id (containers reuse small ids)
 _NUMBER = itertools.count()  # no two stages of one process are the same
 _STAGE = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-([0-9a-f]{8})-\d+-.+")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path makes one slash of two; a drive (C:/) has one letter
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -133,8 +134,50 @@ def append(path: Path, text: str) -> None:
             raise
 
 
+def require_writable(final: Path) -> None:
+    """Raises UserError if `final` could not be written: tried before the work, so that its result is not lost.
+
+    Makes a file for a moment, in the nearest folder that exists, and no folder.
+    """
+    refuse_url(final)
+    if final.is_dir():
+        raise UserError(f"{final} is a folder", "give the name of a file")
+    _try_folder(final.absolute().parent)
+
+
+def require_writable_folder(folder: Path, ours: Collection[str]) -> None:
+    """Raises UserError if `atomic_folder(folder, ours=ours)` could not be written: tried before the work."""
+    refuse_url(folder)
+    refuse_foreign(folder, ours)
+    _try_folder(folder.absolute().parent)
+
+
+def refuse_url(path: Path) -> None:
+    """Raises UserError for the URL of a bucket or server, which would become a folder `s3:` on this disk."""
+    if _URL.match(str(path)):
+        raise UserError(
+            f"{path} is a URL, and outputs are written to disks", "give a local path, and copy it from there"
+        )
+
+
+def _try_folder(folder: Path) -> None:
+    while not folder.exists():
+        folder = folder.parent
+    stage = _stage_name(folder / "trial")
+    try:
+        with explain_disk_errors(folder / stage.name):
+            stage.touch()
+            stage.unlink()
+    except NotADirectoryError:
+        raise UserError(f"cannot make a folder in {folder}", "it is a file; give another name") from None
+
+
 def make_folder(folder: Path) -> None:
-    """Like mkdir -p, but new names survive a power cut. Raises UserError if a file is in the way, or without access."""
+    """Like mkdir -p, but new names survive a power cut.
+
+    Raises UserError if a file is in the way, without access, and for a URL.
+    """
+    refuse_url(folder)
     try:
         _make_folder(folder)
     except OSError as error:

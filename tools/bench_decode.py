@@ -30,6 +30,7 @@ import typer
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from ldm_vae.cli.options import writable
 from ldm_vae.codec import LatentCodec, from_pil
 from ldm_vae.piecewise import decode_pieces, encode_pieces
 from tools.command import run_command
@@ -58,7 +59,7 @@ def bench_decode(
     rounds: Annotated[int, typer.Option(help="passes per method; medians are printed")] = 3,
     max_memory: Annotated[list[int] | None, typer.Option(help="MiB, a row for each [default: 768, 384]")] = None,
     direction: Annotated[list[str] | None, typer.Option(help="decode or encode [default: both]")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", callback=writable)] = None,
 ) -> None:
     """Measure full passes, tiles and pieces on one large picture."""
     methods: dict[str, tuple[Method, int]] = {
@@ -75,7 +76,8 @@ def bench_decode(
         _print_table(tables[way])
     if json_file is not None:
         setting = {"model": model, "side": side, "threads": threads, "rounds": rounds, "device": DEVICE}
-        json_file.write_text(json.dumps({"setting": setting, "methods": tables}, indent=2) + "\n")
+        with atomic_file(json_file) as stage:
+            stage.write_text(json.dumps({"setting": setting, "methods": tables}, indent=2) + "\n")
 
 
 def _rows(

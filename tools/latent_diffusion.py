@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from ldm_vae.atomic import atomic_file, atomic_folder, refuse_foreign
+from ldm_vae.atomic import atomic_file, atomic_folder, require_writable_folder
 from ldm_vae.codec import LatentCodec, to_pil
 from ldm_vae.errors import UserError
 from ldm_vae.interop.pipelines import fit_scale
@@ -70,7 +70,7 @@ def latent_diffusion(
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random choices.")] = 0,
 ) -> None:
     """Train a small latent diffusion model on stored latents and sample it through diffusers' DiTPipeline."""
-    refuse_foreign(out / "pipeline", PIPELINE)
+    require_writable_folder(out / "pipeline", PIPELINE)
     options = dict(width=width, depth=depth, tokens=tokens, steps=steps, batch=batch, lr=lr, seed=seed)
     config = validate(DenoiserConfig, options, "options")
     codec = LatentCodec.load(model, device="cpu")

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-from ldm_vae.atomic import atomic_file
+from ldm_vae.atomic import atomic_file, refuse_url
 from ldm_vae.data.shards.index import Index
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
@@ -32,7 +32,8 @@ def latest_checkpoint(folder: Path, accelerator: Accelerator) -> Checkpoint | No
 
 
 def refuse_other_files(folder: Path) -> None:
-    """Raises UserError where the folder is no run, and holds files that a run writes under the same name."""
+    """Raises UserError where the folder is no run, and holds files that a run writes under the same name; for a URL."""
+    refuse_url(folder)
     if (folder / "recipe.yaml").exists() or (folder / "checkpoints").exists():
         return
     for name in ("metrics.jsonl", "warnings.jsonl", "broken.jsonl", "samples"):

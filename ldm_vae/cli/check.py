@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ldm_vae.atomic import atomic_file
+from ldm_vae.atomic import atomic_file, require_writable
 from ldm_vae.cli.check_latents import show_check
 from ldm_vae.cli.options import Json
 from ldm_vae.cli.printable import printable
@@ -61,6 +61,8 @@ def check(
 
 def _check_images(shards: str, json: Path | None, *, decode: bool, channels: int, write_index: bool) -> None:
     folders = index_folders(shards) if write_index else []
+    for folder in folders:
+        require_writable(folder / INDEX_FILE)
     reports = list(check_shards(shards, decode=decode, channels=channels))
     _print(reports)
     if json is not None:

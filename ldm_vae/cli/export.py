@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
+from ldm_vae.atomic import require_writable_folder
 from ldm_vae.bottlenecks.scale import ScaleKind
 from ldm_vae.cli.options import BatchSize, Crop, Model, ProgressMeter, Resize, command_line, image_config
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
+from ldm_vae.interop.diffusers import EXPORTED
 from ldm_vae.interop.export import export_model
 from ldm_vae.interop.layouts.layout import loader_of
 from ldm_vae.interop.load import load_model, statistics_of, weights_hash
@@ -55,6 +57,7 @@ def export(
     """
     if stats is not None and shards is not None:
         raise UserError("--stats and --shards", "give one of them: numbers from a file, or a measurement now")
+    require_writable_folder(out, EXPORTED)
     loaded = load_model(model)
     if shards is not None:
         statistics: LatentStatistics | None = _measure(model, shards, resize, crop, batch)

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
+from ldm_vae.atomic import require_writable
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.errors import UserError
 from ldm_vae.ranks import rank_and_world
@@ -27,7 +28,19 @@ Crop = Annotated[str | None, typer.Option(metavar="center:N", help="Cut a square
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Images in a batch of each process; images in a batch have one size.")
 ]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the numbers to FILE.")]
+
+
+def writable(path: Path | None) -> Path | None:
+    """A callback of options: refuses a file that could not be written, before the work is done."""
+    if path is not None:
+        require_writable(path)
+    return path
+
+
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", callback=writable, help="Write the numbers to FILE."),
+]
 
 
 def command_line(context: typer.Context) -> str:

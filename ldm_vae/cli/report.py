@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ldm_vae.cli.options import command_line
+from ldm_vae.cli.options import command_line, writable
 from ldm_vae.errors import UserError
 
 EXTRA = ("jinja2", "markupsafe", "matplotlib")  # packages of the extra `report`
@@ -18,7 +18,7 @@ def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders that training wrote.")],
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", dir_okay=False, help="Where to write; default: report.html in the first run."),
+        typer.Option(metavar="FILE", callback=writable, help="Where to write; default: report.html in the first run."),
     ] = None,
     shards: Annotated[
         str | None, typer.Option(metavar="SHARDS", help="Held-out images, instead of the recipe's validation shards.")

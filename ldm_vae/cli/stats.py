@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from ldm_vae.atomic import require_writable
 from ldm_vae.cli.options import BatchSize, Crop, Json, Model, ProgressMeter, Resize, Shards, image_config
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
+from ldm_vae.interop.diffusers import STATISTICS
 from ldm_vae.interop.export import save_statistics
 from ldm_vae.latents.measure import measure_statistics
 from ldm_vae.metrics.latent import LatentStatistics
@@ -34,6 +36,8 @@ def stats(
     codec = LatentCodec.load(model, device=local_device())
     if write and codec.source.folder is None:
         raise UserError(f"--write: {model} is no folder to store statistics in", "use --json FILE")
+    if write and codec.source.folder is not None:
+        require_writable(codec.source.folder / STATISTICS)
     image = image_config(codec.model.config.in_channels, resize, crop)
     with ProgressMeter("image") as progress:
         statistics = measure_statistics(codec, shards, image, batch=batch, done=progress.advance)

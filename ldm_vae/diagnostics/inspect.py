@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ldm_vae.atomic import atomic_folder, refuse_foreign
+from ldm_vae.atomic import atomic_folder, require_writable_folder
 from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import Index, load_index
@@ -79,7 +79,7 @@ def inspect_codec(
         what = f"a codec from {config.in_channels} to {config.out_channels} channels"
         raise UserError(what, "only a codec that gives back its own image can be inspected")
     ours = (INSPECTION_FILE, SCORES_FILE, *PICTURES)
-    refuse_foreign(folder, ours)
+    require_writable_folder(folder, ours)
     indices = [_choose(load_index(shards), job) for shards in (job.shards, job.against) if shards is not None]
     total = sum(index.samples for index in indices)
 

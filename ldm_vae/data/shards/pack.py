@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from ldm_vae.atomic import atomic_folder, refuse_foreign
+from ldm_vae.atomic import atomic_folder, require_writable_folder
 from ldm_vae.data.images.pixels import EXTENSIONS
 from ldm_vae.data.shards.folder import FolderSample, find_samples
 from ldm_vae.data.shards.index import write_index
@@ -57,7 +57,7 @@ def pack_folder(folder: Path, out: Path, *, samples_per_shard: int, seed: int, c
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder", "give a folder of images")
-    refuse_foreign(out, ())
+    require_writable_folder(out, ())
     samples, renamed, ignored = find_samples(folder)
     if not samples:
         seen = ", ".join(f"{count} {name}" for name, count in ignored.most_common(5)) or "nothing"
