@@ -30,6 +30,7 @@ import typer
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from ldm_vae.atomic import atomic_file
 from ldm_vae.cli.options import writable
 from ldm_vae.codec import LatentCodec, from_pil
 from ldm_vae.piecewise import decode_pieces, encode_pieces

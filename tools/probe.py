@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json as json_format
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.cli.options import writable
+from ldm_vae.cli.options import Json
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.images.pixels import to_uint8
@@ -56,9 +55,7 @@ def probe(
     lr: LearningRate = 1.0e-3,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each codec.")] = 2,
     sampling_steps: Annotated[int, typer.Option(min=2, help="Evaluations of the network per sample.")] = 25,
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", callback=writable, help="Write everything to FILE.")
-    ] = None,
+    json: Json = None,
 ) -> None:
     """Train the same small diffusion transformer on the latents of each codec, and score its samples."""
     options = dict(width=width, depth=depth, tokens=tokens, steps=steps, batch=batch, lr=lr, label_dropout=0.0)
