@@ -153,6 +153,11 @@ class LatentCodec:
             self._encoder_hash = encoder_hash(self.model)
         return self._encoder_hash
 
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """What stored latents may name this codec by: `weights_hash`, `encoder_hash`, and codecs with its encoder."""
+        return (self.weights_hash, self.encoder_hash, *self.source.codecs)
+
     def moments(self, images: Tensor, *, max_memory: int | None = None) -> Tensor:
         """(B, C, H, W) -> (B, width * c, h, w), raw, as the encoder returns it.
 

@@ -56,7 +56,7 @@ def test_commands_and_python_run_as_they_stand(tmp_path: Path, monkeypatch: pyte
         write_shard(Path(f"shards/train/{name}.tar"), [f"{name}{i}" for i in range(3)], sizes=[(32, 40)])
     write_shard(Path("optional/data/bsds-val/000000.tar"), ["a", "b"], sizes=[(32, 32)])
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(lines) == 7
+    assert len(lines) == 8
     for line in lines:
         small = line.replace("center:256", "center:32")  # to be quick
         program, *arguments = shlex.split(os.path.expandvars(small))

@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,7 @@ from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.networks.network import Network
 from ldm_vae.ranks import is_first_to_report
 from ldm_vae.recipe import load_recipe
-from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
+from train.build import build_accelerator, build_autoencoder, build_frozen, build_run, origin_of
 from train.dry_run import describe_recipe
 from train.fields import show_fields
 from train.health import Health
@@ -146,6 +147,7 @@ def train_under_lock(
     folder = Path(recipe.output)
     index = load_index(recipe.data.train, cache=folder / "index")
     run, meter, health = build_run(recipe, accelerator, autoencoder, frozen), Meter(), Health(accelerator)
+    run = replace(run, origin=origin_of(recipe, checkpoint))
     if checkpoint is not None:
         check_same_data(checkpoint, index)
         restore(run, meter, health, checkpoint)
@@ -157,6 +159,9 @@ def train_under_lock(
             *(folder, start, recipe.steps, accelerator.num_processes, accelerator.device, accelerator.mixed_precision),
             *(index.samples, len(index.shards)),
         )
+        if run.origin is not None and run.origin.scale is not None and recipe.model.train == "all":
+            message = "%s: its latents become others than those of %s, whose scale (%s) is not theirs: `ldm-vae stats`"
+            logger.info(message, folder, recipe.model.init_from, run.origin.scale.in_words())
     start_trackers(folder, accelerator)
     if start >= recipe.steps:
         return

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
-from ldm_vae.interop.load import build_network, load_model, read_architecture
+from ldm_vae.interop.load import build_network, encoder_hash, load_model, read_architecture, weights_hash
+from ldm_vae.interop.origin import LatentOrigin
 from ldm_vae.losses.adversary import Adversary
 from ldm_vae.losses.objective import build_heads, build_objective
 from ldm_vae.losses.perceptual import LPIPS, perceptual_channels
@@ -88,6 +89,19 @@ def build_autoencoder(recipe: Recipe, checkpoint: Checkpoint | None = None) -> t
     if recipe.model.train != "all":
         train_only(model, [*model.parts(recipe.model.train), model.heads])
     return model, recipe
+
+
+def origin_of(recipe: Recipe, checkpoint: Checkpoint | None) -> LatentOrigin | None:
+    """The codec that a run began with, by its checkpoint or `init_from`; None for a run that started anew."""
+    if recipe.model.init_from is None:
+        return None
+    if checkpoint is not None:
+        values = checkpoint.meta.get("origin")  # runs of 0.1.0 have none
+        where = str(checkpoint.folder / "meta.json")
+        return None if values is None else LatentOrigin.from_json(values, recipe.model.latent_channels, where)
+    loaded = load_model(recipe.model.init_from)
+    codecs = (weights_hash(loaded.model), *loaded.source.codecs)
+    return LatentOrigin(encoder_hash(loaded.model), codecs, loaded.scale)
 
 
 def train_only(model: Network, parts: Sequence[nn.Module]) -> None:

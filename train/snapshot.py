@@ -53,6 +53,7 @@ def meta_of(run: Run, recipe: Recipe, data: str, meter: Meter, health: Health, s
         "meter": meter.names,
         "health": health.means,
         "frozen": _frozen_hashes(run),
+        "origin": None if run.origin is None else run.origin.to_json(),
     }
 
 

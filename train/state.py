@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm_vae.data.stream.batch import Batch
+from ldm_vae.interop.origin import LatentOrigin
 from ldm_vae.losses.adversary import Adversary, Pair
 from ldm_vae.losses.objective import Objective
 from ldm_vae.networks.network import Network, Output
@@ -36,6 +37,7 @@ class Run:
     seed: seed of all noise.
     bottleneck_learns: whether the bottleneck learns from the sums of a step.
     views: chooses the view of a step.
+    origin: the codec that the run began with, for its checkpoints.
     """
 
     accelerator: Accelerator
@@ -49,6 +51,7 @@ class Run:
     seed: int
     bottleneck_learns: bool = True
     views: Views = no_view
+    origin: LatentOrigin | None = None
 
     @property
     def dtype(self) -> torch.dtype:

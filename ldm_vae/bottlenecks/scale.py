@@ -72,6 +72,18 @@ class LatentScale:
             )
         return scale
 
+    def is_close(self, other: LatentScale) -> bool:
+        """Whether both map latents alike: to 1e-6 of each number, the rounding of a configuration in float32."""
+        ours, theirs = ((one.factor, one.shift or 0.0, *(one.mean or ()), *(one.std or ())) for one in (self, other))
+        return len(ours) == len(theirs) and all(
+            math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in zip(ours, theirs, strict=True)
+        )
+
+    def in_words(self) -> str:
+        """Its numbers, for messages."""
+        numbers = {name: value for name, value in self.to_config().items() if value is not None}
+        return ", ".join(f"{name} {value}" for name, value in numbers.items())
+
     def to_config(self) -> dict[str, Any]:
         """The four keys of a diffusers config."""
         return {

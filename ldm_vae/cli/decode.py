@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ldm_vae.atomic import atomic_file
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli.options import Model, ProgressMeter
 from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.images.decode import encode_image
@@ -28,7 +29,7 @@ def decode(
     cannot hold the channels. Refuses latents of another codec. Never replaces a picture: a second run goes on.
     """
     codec = LatentCodec.load(model, device=local_device())
-    latents = LatentDataset(out, codec=codec)
+    latents = LatentDataset(out, codec=codec, scale=LatentScale())  # raw latents are decoded
     extension = "png" if codec.model.config.out_channels in (1, 3, 4) else "npy"
     total = min(len(latents), count or len(latents))
     broken: list[str] = []

@@ -86,4 +86,6 @@ def encode(
             stage.write_text(json_format.dumps(summary, indent=1) + "\n")
     left_out = sum(shard.left_out for shard in content.shards.values())
     which = f' (see "quarantined" in {out / RECORDS_FOLDER} for the reasons)' if left_out else ""
+    if content.scale is None:
+        print(f"{out}: not scaled, since nobody has measured the codec: `ldm-vae stats {model} {shards} --write`")
     print(f"{out}: {content.samples} latents in {len(content.shards)} shards, {left_out} images left out{which}")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ldm_vae.atomic import atomic_file
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli.options import Json, Model, ProgressMeter, Shards
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import load_index
@@ -31,9 +32,8 @@ def roundtrip(
     """
     codec = LatentCodec.load(model, device=local_device())
     with ProgressMeter("image") as progress:
-        storages = measure_roundtrip(
-            codec, LatentDataset(latents, codec=codec), load_index(shards), done=progress.advance
-        )
+        dataset = LatentDataset(latents, codec=codec, scale=LatentScale())  # raw latents are measured
+        storages = measure_roundtrip(codec, dataset, load_index(shards), done=progress.advance)
     if json is not None:
         with atomic_file(json) as stage:
             stage.write_text(

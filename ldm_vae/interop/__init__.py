@@ -6,6 +6,7 @@ diffusers.py    The folder format of diffusers' models
 native.py       A folder of our own for codecs that diffusers has no class for
 card_update.py  Writes a model card anew, and keeps what a person wrote into it
 hub.py          The Hugging Face Hub: downloads a model, uploads an export
+origin.py       From which codec a model has its encoder, and so its latents and their scale
 load.py         A reference to a model -> its network, its scale, and where it came from
 pipelines.py    Which parts of a codec's configuration diffusers' pipelines read
 card.py         The model card of an export: what it says about the codec

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from ldm_vae.precision import floats_as_float32
 CONFIG, WEIGHTS, CARD = "config.json", "diffusion_pytorch_model.safetensors", "README.md"
 STATISTICS = "latent_statistics.json"  # in a run, beside its recipe, or in an export
 EXPORTED = (CONFIG, WEIGHTS, NATIVE_WEIGHTS, CARD, STATISTICS)  # all that an export may hold
+CODECS = "ldm_vae.codecs"  # in the metadata of weights
 # In order of preference; many published folders hold several.
 WEIGHT_FILES = (
     WEIGHTS,
@@ -66,6 +67,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return modern_names(state)
 
 
+def read_codecs(folder: Path) -> tuple[str, ...]:
+    """The `codecs` that `write_folder` wrote beside the weights; empty where another program wrote them."""
+    for name in (WEIGHTS, NATIVE_WEIGHTS):
+        if (folder / name).is_file():
+            with safe_open(folder / name, "pt") as file:
+                return tuple((file.metadata() or {}).get(CODECS, "").split())
+    return ()
+
+
 def modern_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict with diffusers' present names: diffusers renamed the tensors of attention in 0.15."""
     return {_modern_name(name): value for name, value in state.items()}
@@ -78,6 +88,7 @@ def write_folder(
     documents: Mapping[str, str],
     *,
     weights: str = WEIGHTS,
+    codecs: Sequence[str] = (),
 ) -> None:
     """Writes a folder that `from_pretrained(folder)` of diffusers' class loads.
 
@@ -88,12 +99,14 @@ def write_folder(
     state: the weights. Floating point is stored as float32, integers and booleans as they are.
     documents: further files, name -> text.
     weights: name of the file of weights.
+    codecs: sha256 of all weights of codecs with the same encoder; in the metadata of the weights.
     """
     stored = {name: floats_as_float32(value.detach()).cpu().contiguous() for name, value in state.items()}
     needed = sum(value.nbytes for value in stored.values())
     with atomic_folder(folder, ours=EXPORTED, needed=needed) as stage:
         (stage / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        (stage / weights).write_bytes(save(stored, metadata={"format": "pt"}))
+        kept = {CODECS: " ".join(codecs)} if codecs else {}
+        (stage / weights).write_bytes(save(stored, metadata={"format": "pt"} | kept))
         for name, text in documents.items():
             (stage / name).write_text(text, encoding="utf-8")
 

@@ -67,7 +67,8 @@ def export_model(
             f"nobody has measured the latents of {source.name}",
             "run `ldm-vae stats MODEL SHARDS --write` first, or give --shards or --stats",
         )
-    keep = loaded.scale is not None and kind is None and (source.kind != "run" or target is None)
+    kept = source.kind != "run" or target is None or source.keeps_scale
+    keep = loaded.scale is not None and kind is None and kept
     scale = loaded.scale if keep or statistics is None else statistics.scale(kind or natural_scale(target))
     assert scale is not None
     layout = layout_of(model)
@@ -97,7 +98,7 @@ def export_model(
     make_config = native_config if layout is None else layout.to_config
     config = make_config(model.config, scale, sample_size=sample_size, force_upcast=force_upcast)
     weights = NATIVE_WEIGHTS if layout is None else WEIGHTS
-    write_folder(folder, config, exchanged_state(model), documents, weights=weights)
+    write_folder(folder, config, exchanged_state(model), documents, weights=weights, codecs=source.codecs)
     if layout is None:
         notes.append("diffusers has no class for this network: the folder is one that only ldm_vae reads")
     return notes if target is None else notes + remarks(target, model.config, force_upcast=force_upcast)

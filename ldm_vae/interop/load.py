@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -19,9 +19,10 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
 from ldm_vae.interop.checkpoint import Checkpoint
-from ldm_vae.interop.diffusers import CONFIG, STATISTICS, modern_names, read_config, read_weights
+from ldm_vae.interop.diffusers import CONFIG, STATISTICS, modern_names, read_codecs, read_config, read_weights
 from ldm_vae.interop.layouts.layout import exchanged_state, layout_named
 from ldm_vae.interop.native import architecture_in, is_native
+from ldm_vae.interop.origin import LatentOrigin
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.networks.network import HEADS, Network, NetworkConfig
 from ldm_vae.parts import NETWORKS
@@ -50,6 +51,8 @@ class ModelSource:
     weights: which of a run's two sets of weights was loaded.
     resolution: side of the training images in pixels; None where it is unknown.
     force_upcast: whether the model must decode in float32 in a pipeline of float16, by its configuration.
+    codecs: sha256 of all weights of codecs with the same encoder, whose stored latents are this model's, too.
+    keeps_scale: whether the scale is that of the codec which the encoder is from, so that statistics don't change it.
     """
 
     name: str
@@ -59,6 +62,8 @@ class ModelSource:
     weights: Literal["ema", "model"] | None = None
     resolution: int | None = None
     force_upcast: bool = True
+    codecs: tuple[str, ...] = ()
+    keeps_scale: bool = False
 
     @cached_property
     def recipe(self) -> str | None:
@@ -188,7 +193,15 @@ def _load_live(vae: Any) -> LoadedModel:
     values = dict(vae.config)
     config = layout_named("AutoencoderKL", name).from_config(values, name)
     model = _assemble(config, vae.state_dict(), name)
-    return LoadedModel(model, LatentScale.from_config(values, config.latent_channels, name), ModelSource(name, "live"))
+    scale = LatentScale.from_config(values, config.latent_channels, name)
+    return LoadedModel(model, scale, ModelSource(name, "live", None, **_pipeline_values(values)))
+
+
+def _pipeline_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What pipelines go by in a config.json of diffusers or of our own: resolution and force_upcast."""
+    size = config.get("sample_size")
+    resolution = max(size) if isinstance(size, list | tuple) else size
+    return {"resolution": resolution, "force_upcast": bool(config.get("force_upcast", True))}
 
 
 def _load_folder(folder: Path, name: str, home: Path | None) -> LoadedModel:
@@ -201,11 +214,9 @@ def _load_folder(folder: Path, name: str, home: Path | None) -> LoadedModel:
         config = layout_named(str(values.get("_class_name", "AutoencoderKL")), where).from_config(values, where)
     model = _assemble(config, read_weights(folder), str(folder))
     scale = LatentScale.from_config(values, config.latent_channels, where)
-    size = values.get("sample_size")
-    resolution = max(size) if isinstance(size, list | tuple) else size
-    upcast = bool(values.get("force_upcast", True))
     kind: Literal["diffusers", "native"] = "native" if native else "diffusers"
-    return LoadedModel(model, scale, ModelSource(name, kind, home, resolution=resolution, force_upcast=upcast))
+    source = ModelSource(name, kind, home, codecs=read_codecs(folder), **_pipeline_values(values))
+    return LoadedModel(model, scale, source)
 
 
 def _load_checkpoint(checkpoint: Checkpoint, name: str) -> LoadedModel:
@@ -215,8 +226,15 @@ def _load_checkpoint(checkpoint: Checkpoint, name: str) -> LoadedModel:
     model = _assemble(config, state, str(checkpoint.folder))
     run = checkpoint.folder.parent.parent if checkpoint.folder.parent.name == "checkpoints" else None
     source = ModelSource(name, "run", run, checkpoint.step, weights, _resolution(run))
-    statistics = statistics_of(source, weights_hash(model))
-    return LoadedModel(model, None if statistics is None else statistics.scale("factor"), source)
+    scale = None
+    if (begun_with := checkpoint.meta.get("origin")) is not None:
+        origin = LatentOrigin.from_json(begun_with, config.latent_channels, str(checkpoint.folder / "meta.json"))
+        if origin.encoder == encoder_hash(model):
+            source = replace(source, codecs=origin.codecs, keeps_scale=origin.scale is not None)
+            scale = origin.scale
+    if scale is None and (statistics := statistics_of(source, weights_hash(model))) is not None:
+        scale = statistics.scale("factor")
+    return LoadedModel(model, scale, source)
 
 
 def read_architecture(values: Mapping[str, Any], source: str) -> NetworkConfig:

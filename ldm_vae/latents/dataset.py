@@ -21,14 +21,13 @@ from ldm_vae.latents.format import LATENTS_FILE, LatentsFile, read_latents_file,
 from ldm_vae.noise import rng
 
 
-class Hashed(Protocol):
-    """What has the hashes of a codec's weights, such as LatentCodec."""
+class Decoding(Protocol):
+    """What the latents will be decoded with, such as LatentCodec: hashes that they may name it by, and its scale."""
+
+    scale: LatentScale | None
 
     @property
-    def weights_hash(self) -> str: ...
-
-    @property
-    def encoder_hash(self) -> str: ...
+    def hashes(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self,
         folder: str | Path,
         *,
-        codec: Hashed | str | None = None,
+        codec: Decoding | str | None = None,
         sample: bool = True,
         mirror: bool = True,
         scale: LatentScale | None = None,
@@ -61,7 +60,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         codec: the codec that will decode the latents, or a hash of it; latents of another encoder are refused.
         sample: draw a latent from stored moments; otherwise it is their mean.
         mirror: take the latent of the mirrored image half of the time, if it is stored.
-        scale: replaces the scale in latents.json.
+        scale: replaces the scale in latents.json, and is needed where neither that nor the codec has one.
         seed: decides the draws and the mirroring.
         """
         self.folder = Path(folder)
@@ -71,12 +70,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
                 f"{folder} is unfinished", "run the same `ldm-vae encode` again, which does what is missing"
             )
         if codec is not None:
-            hashes = (codec,) if isinstance(codec, str) else (codec.weights_hash, codec.encoder_hash)
+            hashes = (codec,) if isinstance(codec, str) else codec.hashes
             refuse_other_codec(self.info, hashes, str(folder))
         job = self.info.job
-        self.scale = scale or LatentScale.from_config(
-            self.info.scale or {}, job.channels, str(self.folder / LATENTS_FILE)
-        )
+        self.scale = scale or self._agreed_scale(None if codec is None or isinstance(codec, str) else codec.scale)
         self.sample = sample and job.latents == "moments"
         self.mirror = mirror and job.mirrored
         self.seed = seed
@@ -88,6 +85,19 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._reader = RangeReader()
         self._shards: dict[int, list[_Sample]] = {}
 
+    def _agreed_scale(self, decoded_with: LatentScale | None) -> LatentScale | None:
+        """The scale of latents.json and of the codec that will decode the latents; None where both have none.
+
+        Raises UserError where they differ, since then what a denoiser learns is not what is decoded.
+        """
+        path, stored = self.folder / LATENTS_FILE, None
+        if self.info.scale is not None:
+            stored = LatentScale.from_config(self.info.scale, self.info.job.channels, str(path))
+        if stored is not None and decoded_with is not None and not stored.is_close(decoded_with):
+            what = f"{path} scales latents by {stored.in_words()}, and the codec by {decoded_with.in_words()}"
+            raise UserError(what, "decode with the codec they were encoded with, or say which with scale=")
+        return stored or decoded_with
+
     def __len__(self) -> int:
         return self.info.samples
 
@@ -96,6 +106,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._epoch.fill_(epoch)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
+        if self.scale is None:
+            what = f"the latents in {self.folder} have no scale, because nobody had measured their codec"
+            raise UserError(what, "run `ldm-vae stats MODEL SHARDS --write` and give codec=, or give scale=")
         shard, place = self._place(item)
         generator = rng(self.seed, "latent", int(self._epoch), item % len(self))
         mirrored = self.mirror and bool(generator.integers(2))

@@ -234,14 +234,15 @@ def _finish(codec: LatentCodec, folder: Path, records: Mapping[str, ShardRecord]
         protocol={"resize": job.resize, "resize_filter": job.resize_filter, "crop": job.crop, "multiple": job.multiple},
         data=", ".join(records),
     )
-    scale = codec.scale or statistics.scale("factor")
+    # A folder of its own scale would not fit the codec. Version 1 had one where nobody had measured the codec.
+    scale = codec.scale or (statistics.scale("factor") if begun.version == 1 else None)
     content = LatentsFile(
         version=begun.version,
         complete=True,
         arrays=begun.arrays,
         job=job,
         samples=moments.images,
-        scale=scale.to_config(),
+        scale=None if scale is None else scale.to_config(),
         statistics=statistics.model_dump(mode="json"),
         shards={name: finished_shard(folder, record) for name, record in records.items()},
     )

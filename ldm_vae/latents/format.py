@@ -214,7 +214,7 @@ class LatentsFile(Config):
     """Samples in all shards."""
 
     scale: dict[str, Any] | None = None
-    """Keys of a diffusers config: the scale of the codec, or else the one that `statistics` gives."""
+    """Keys of a diffusers config: the scale of the codec; null where nobody had measured it."""
 
     statistics: dict[str, Any] | None = None
     """Statistics of everything encoded, gathered in float64."""

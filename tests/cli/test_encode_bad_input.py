@@ -148,7 +148,7 @@ def test_damaged_latents_are_named(
         error = refused(*arguments)
         assert "000001.tar is damaged (i.moments.npy" in error and message in error
     with pytest.raises(UserError, match=r"i\.moments\.npy"):
-        LatentDataset(out)[8]
+        LatentDataset(out).raw(8)
     (out / "000001.tar").unlink()  # the remedy it names
     (out / "records" / "000001.json").unlink()
     assert command("encode", run, shards, out) == 0

@@ -69,7 +69,7 @@ def test_moments_sizes_and_other_fields_are_those_of_the_samples(run: Path, shar
     ], axis=1)  # fmt: skip
     assert content["statistics"]["images"] == 11
     np.testing.assert_allclose(content["statistics"]["channel_std"], means.std(axis=1), rtol=1e-3)  # float16
-    assert content["scale"]["scaling_factor"] == pytest.approx(1 / content["statistics"]["std"])
+    assert content["scale"] is None  # nobody has measured the codec
 
 
 def test_webdataset_reads_the_latents(run: Path, shards: Path, tmp_path: Path) -> None:
@@ -212,11 +212,12 @@ def test_latents_of_another_codec_are_refused(
 
 def test_dataset_draws_from_the_stored_posterior(run: Path, shards: Path, tmp_path: Path) -> None:
     assert command("encode", run, shards, tmp_path / "out") == 0
-    dataset = LatentDataset(tmp_path / "out")
+    scale = LatentScale(0.25, 0.5)
+    dataset = LatentDataset(tmp_path / "out", scale=scale)
     draws = []
     for epoch in range(300):
         dataset.set_epoch(epoch)
-        draws.append(dataset.scale.remove(dataset[1]["latent"][None]))
+        draws.append(scale.remove(dataset[1]["latent"][None]))
     mean, logvar = array(members(tmp_path / "out" / "000000.tar")["b.v1.0.moments.npy"]).float().chunk(2)
     noise = (torch.cat(draws) - mean) / (0.5 * logvar).exp()
     # five standard errors over 300 draws, for the largest of the latent's numbers
@@ -226,13 +227,15 @@ def test_dataset_draws_from_the_stored_posterior(run: Path, shards: Path, tmp_pa
 
 def test_dataset_scales_draws_and_mirrors_by_seed_and_epoch(run: Path, shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    assert command("stats", run, shards, "--crop", "center:8", "--write") == 0
     assert command("encode", run, shards, out, "--mirrored", "--crop", "center:8") == 0
     codec = LatentCodec.load(run, device="cpu")
     means = LatentDataset(out, codec=codec, sample=False, mirror=False)
     item = means[1]
     assert (item["key"], item["cls"], item["txt"]) == ("b.v1.0", 1, "number 1")
     assert item["latent"].dtype == torch.float32
-    torch.testing.assert_close(item["latent"], means.scale.apply(means.raw(1)))
+    assert codec.scale is not None
+    torch.testing.assert_close(item["latent"], codec.scale.apply(means.raw(1)))
     flat = torch.stack([means[i]["latent"] for i in range(len(means))])
     assert flat.std(correction=0).item() == pytest.approx(1, abs=1e-3)
     drawn = LatentDataset(out, codec=codec.weights_hash, seed=3)
@@ -253,3 +256,26 @@ def test_dataset_scales_draws_and_mirrors_by_seed_and_epoch(run: Path, shards: P
     assert batches[0]["key"] == ["a", "b.v1.0", "c", "d"]
     with pytest.raises(UserError, match="of another codec"):
         LatentDataset(out, codec="0" * 64)
+
+
+def test_a_folder_and_its_codec_have_one_scale(run: Path, shards: Path, tmp_path: Path) -> None:
+    """Else a denoiser would learn other latents than are decoded: pictures were 21 dB off."""
+    out, measured, sd3 = tmp_path / "out", tmp_path / "measured", tmp_path / "sd3"
+    assert command("encode", run, shards, out) == 0
+    unmeasured = LatentDataset(out, codec=LatentCodec.load(run, device="cpu"), sample=False)
+    with pytest.raises(UserError, match=r"have no scale, because nobody had measured their codec: run `ldm-vae stats"):
+        unmeasured[0]
+    assert command("stats", run, shards, "--write") == 0
+    codec = LatentCodec.load(run, device="cpu")
+    assert LatentDataset(out, codec=codec, sample=False).scale == codec.scale  # measured since
+    assert command("encode", run, shards, measured) == 0
+    assert LatentDataset(measured, codec=codec).scale == codec.scale
+    assert command("export", run, sd3, "--scale", "shift") == 0  # as for pipelines that subtract a shift
+    other = LatentCodec.load(sd3, device="cpu")
+    assert other.hashes[:2] == codec.hashes[:2] and other.scale is not None and codec.scale is not None
+    with pytest.raises(UserError) as refusal:
+        LatentDataset(measured, codec=other)
+    for number in (codec.scale.factor, other.scale.factor, other.scale.shift):
+        assert str(number) in str(refusal.value)
+    assert LatentDataset(measured, codec=other, scale=other.scale).scale == other.scale  # said, so meant
+    assert command("decode", sd3, measured, tmp_path / "images") == 0  # raw latents are decoded, whatever the scale

@@ -154,6 +154,13 @@ def test_what_is_saved_is_an_ordinary_autoencoder(vae: AutoencoderKL, tmp_path: 
     check_equal(LatentCodec.load(tmp_path, device="cpu").as_diffusers(), again.eval())
 
 
+@pytest.mark.parametrize(("force_upcast", "sample_size"), [(False, 512), (True, 1024)])
+def test_what_pipelines_go_by_is_kept(vae: AutoencoderKL, force_upcast: bool, sample_size: int) -> None:
+    vae.register_to_config(force_upcast=force_upcast, sample_size=sample_size)
+    ours = LatentCodec.load(vae).as_diffusers()
+    assert (ours.config["force_upcast"], ours.config["sample_size"]) == (force_upcast, sample_size)
+
+
 def test_codec_without_a_scale_is_refused(vae: AutoencoderKL) -> None:
     codec = LatentCodec.load(vae)
     codec.scale = None

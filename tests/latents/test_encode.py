@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ldm_vae import LatentCodec
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.errors import UserError
 from ldm_vae.latents import format as latent_shards
@@ -28,7 +29,7 @@ CONFIG = AutoencoderConfig(block_out_channels=(8, 8), norm_groups=4, layers_per_
 @pytest.fixture
 def codec() -> LatentCodec:
     torch.manual_seed(0)
-    return LatentCodec(Autoencoder(CONFIG).eval().requires_grad_(False))
+    return LatentCodec(Autoencoder(CONFIG).eval().requires_grad_(False), LatentScale(0.5))
 
 
 def encode(codec: LatentCodec, shards: Path, out: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ldm_vae import LatentCodec, LatentDataset
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.shards.samples import read_samples
 from ldm_vae.data.shards.shard import Fields, ShardIndex
@@ -31,7 +32,7 @@ CONFIG = AutoencoderConfig(block_out_channels=(8, 8), norm_groups=4, layers_per_
 @pytest.fixture
 def codec() -> LatentCodec:
     torch.manual_seed(0)
-    return LatentCodec(Autoencoder(CONFIG).eval().requires_grad_(False))
+    return LatentCodec(Autoencoder(CONFIG).eval().requires_grad_(False), LatentScale(0.5))
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,9 @@ from accelerate import Accelerator
 
 import train.loop
 import train.status
+from ldm_vae import LatentCodec
 from ldm_vae.atomic import append
+from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import load_recipe, read_yaml
@@ -263,6 +265,27 @@ def test_a_finetune_goes_on_without_the_codec_it_started_from(recipe: Path, tmp_
     run_in_process(recipe, *settings, "steps=12")
     latest = Checkpoint.latest(tmp_path / "tuned")
     assert latest is not None and latest.step == 12
+
+
+def test_a_decoder_keeps_latents_and_scale_of_the_codec_it_started_from(
+    recipe: Path, tmp_path: Path, undisturbed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the codec that was measured, and of what was encoded with it; also after a resume without that codec."""
+    parent = LatentCodec.load(undisturbed, device="cpu")
+    parent.scale = LatentScale(0.7, 0.1)
+    parent.as_diffusers().save_pretrained(tmp_path / "codec")
+    lines = [line for line in recipe.read_text().splitlines() if "model:" not in line]
+    recipe.write_text("\n".join(lines))
+    settings = (*STEPS, f"model.init_from={tmp_path / 'codec'}")
+    for part in ("decoder", "all"):
+        run_in_process(recipe, *settings, f"output={tmp_path / part}", f"model.train={part}")
+    assert "scaling_factor 0.7, shift_factor 0.1) is not theirs: `ldm-vae stats`" in caplog.text
+    shutil.rmtree(tmp_path / "codec")
+    run_in_process(recipe, *settings, f"output={tmp_path / 'decoder'}", "model.train=decoder", "steps=12")
+    tuned, moved = (LatentCodec.load(tmp_path / part, device="cpu") for part in ("decoder", "all"))
+    assert tuned.source.step == 12 and tuned.weights_hash != parent.weights_hash
+    assert tuned.scale == parent.scale and parent.weights_hash in tuned.hashes
+    assert moved.scale is None and parent.weights_hash not in moved.hashes
 
 
 @pytest.mark.slow
