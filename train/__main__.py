@@ -161,7 +161,7 @@ def train_under_lock(
         )
         if run.origin is not None and run.origin.scale is not None and recipe.model.train == "all":
             message = "%s: its latents become others than those of %s, whose scale (%s) is not theirs: `ldm-vae stats`"
-            logger.info(message, folder, recipe.model.init_from, run.origin.scale.in_words())
+            logger.warning(message, folder, recipe.model.init_from, run.origin.scale.in_words())
     start_trackers(folder, accelerator)
     if start >= recipe.steps:
         return
