@@ -1,24 +1,22 @@
 """What a launcher was told beside the recipe: what contradicts the recipe is refused, since accelerate would ignore it.
 
 `accelerate launch` hands on its options in the environment, together with defaults that nobody chose, and drops those
-that it needs for DeepSpeed only. What a person typed is in its command line, and what they exported in its own
-environment: both are read from /proc. Where they cannot be seen, the environment of this process is all there is.
+that it needs for DeepSpeed only. So what a person said is looked for where they said it (`ldm_vae/launch.py`). Where
+that cannot be seen, the environment of this process is all there is.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from accelerate import Accelerator, DistributedType
 from accelerate.commands.config.config_args import default_config_file
-from accelerate.commands.launch import launch_command_parser
 
 from ldm_vae.errors import UserError
+from ldm_vae.launch import Launch, find_launch, how_to_launch, refuse_one_for_several
 from train.recipe import Recipe, resolve_precision
 
 REFUSED_LAUNCHES = {  # environment variable that accelerate sets -> what was asked for
@@ -35,18 +33,6 @@ VARIABLES = {  # option of `accelerate launch` -> the environment variable of th
 }
 LAUNCHED = ("ACCELERATE_DYNAMO_MODE", "FORK_LAUNCHED")  # every launcher of accelerate sets one of them, and no person
 DEFAULT = "no"  # what the launchers set where nobody chose
-
-
-@dataclass(frozen=True)
-class Launch:
-    """The `accelerate launch` that started this process.
-
-    options: its options; None where nobody typed one.
-    environment: its environment, before it set anything.
-    """
-
-    options: argparse.Namespace
-    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -79,10 +65,11 @@ def check_launch(recipe: Recipe) -> None:
     precision, optimizer = resolve_precision(recipe).precision, recipe.optimizer
     here = f", which is {precision} here" if recipe.precision == "auto" else ""
     clip = "null" if optimizer.clip is None else str(optimizer.clip)
+    accumulation = str(optimizer.accumulation)
     for option, field, own, meant in (
         ("mixed_precision", "precision", recipe.precision + here, "bf16" if precision == "bf16" else DEFAULT),
-        ("gradient_accumulation_steps", "optimizer.accumulation", *2 * (str(optimizer.accumulation),)),
-        ("gradient_clipping", "optimizer.clip", *2 * (clip,)),
+        ("gradient_accumulation_steps", "optimizer.accumulation", accumulation, accumulation),
+        ("gradient_clipping", "optimizer.clip", clip, clip),
     ):
         said = said_by_a_person(option, launch, os.environ)
         if said is None or _same(said.value, meant):
@@ -100,39 +87,11 @@ def check_processes(accelerator: Accelerator) -> None:
     if world != accelerator.num_processes:
         raise UserError(
             f"WORLD_SIZE is {world} and accelerate sees {accelerator.num_processes} process(es)",
-            _how_to_launch("cpu", "N"),
+            how_to_launch("cpu", "N"),
         )
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise UserError(f"{accelerator.distributed_type} is not supported", "launch with data parallelism (DDP)")
-    launch = find_launch(os.getppid())
-    if launch is None or accelerator.num_processes > 1:
-        return
-    typed = launch.options.num_processes or 1
-    # Where its configuration file asks for several, it gives the one that it starts an address to meet at, and no rank.
-    given = os.environ.keys() - launch.environment.keys()
-    if typed > 1 or ("MASTER_ADDR" in given and "RANK" not in given):
-        asked = f"--num_processes {typed}" if typed > 1 else "several processes"
-        raise UserError(
-            f"accelerate launch is told {asked} and has started one",
-            _how_to_launch(accelerator.device.type, str(typed) if typed > 1 else "N"),
-        )
-
-
-def find_launch(process: int) -> Launch | None:
-    """The `accelerate launch` that is this process or its nearest ancestor; None where there is none to be seen."""
-    try:
-        while process > 1:
-            folder = Path("/proc", str(process))
-            arguments = _arguments(_strings(folder / "cmdline"))
-            if arguments is not None:
-                variables = (entry.partition("=") for entry in _strings(folder / "environ"))
-                options, _ = launch_command_parser().parse_known_args(arguments)
-                return Launch(options, {name: value for name, _, value in variables})
-            parent = re.search(r"^PPid:\s*(\d+)", (folder / "status").read_text(), re.MULTILINE)
-            process = int(parent[1]) if parent else 0
-    except OSError:  # another user's process, one that has ended, or a system without /proc
-        pass
-    return None
+    refuse_one_for_several(accelerator.num_processes, accelerator.device.type)
 
 
 def said_by_a_person(option: str, launch: Launch | None, environment: Mapping[str, str]) -> Said | None:
@@ -167,26 +126,3 @@ def _same(said: str, meant: str) -> bool:
         return float(said) == float(meant)
     except ValueError:
         return said.lower() == meant.lower()
-
-
-def _arguments(words: Sequence[str]) -> Sequence[str] | None:
-    """The arguments of `accelerate launch` in a command line; None where it is another command."""
-    names = [Path(word).name for word in words]
-    for i, name in enumerate(names):
-        if name in ("accelerate-launch", "accelerate.commands.launch"):
-            return words[i + 1 :]
-        if name in ("accelerate", "accelerate.commands.accelerate_cli") and names[i + 1 : i + 2] == ["launch"]:
-            return words[i + 2 :]
-    return None
-
-
-def _strings(path: Path) -> list[str]:
-    """The strings of a file of /proc, each of which a null byte ends."""
-    return [os.fsdecode(entry) for entry in path.read_bytes().split(b"\0")[:-1]]
-
-
-def _how_to_launch(device: str, processes: str) -> str:
-    if device == "cpu":
-        command = f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {processes} -m train RECIPE"
-        return f"for {processes} processes on a CPU, {command}"
-    return "add --multi_gpu, with at most one process for each GPU, or ask for one process"

@@ -13,13 +13,14 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
+import ldm_vae.launch
 import train.launch
 from ldm_vae.errors import UserError
+from ldm_vae.launch import Launch
 from ldm_vae.recipe import load_recipe
 from tests.conftest import ROOT
 from train.build import build_accelerator
 from train.dry_run import describe_recipe
-from train.launch import Launch, find_launch
 from train.recipe import Recipe
 
 Launched = Callable[..., None]
@@ -44,7 +45,8 @@ def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Launched:
         _, handed_on = prepare_simple_launcher_cmd_env(arguments)
         for name, value in handed_on.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(train.launch, "find_launch", lambda process: given)
+        for module in (train.launch, ldm_vae.launch):
+            monkeypatch.setattr(module, "find_launch", lambda process: given)
         AcceleratorState._reset_state(reset_partial_state=True)
         PartialState._reset_state()
 
@@ -191,38 +193,6 @@ def test_parallelism_that_divides_a_model_is_refused(
     monkeypatch.setenv(f"ACCELERATE_USE_{variable}", value)
     with pytest.raises(UserError, match="is not supported: it shards one model and this trains two"):
         build(recipe)
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["/somewhere/bin/accelerate", "launch"],
-        ["/somewhere/bin/accelerate-launch"],
-        ["-m", "accelerate.commands.launch"],
-        ["-m", "accelerate.commands.accelerate_cli", "launch"],
-    ],
-)
-def test_the_launcher_is_found_above_what_it_started(command: list[str]) -> None:
-    """A process with the launcher's command line, and a child of it that only waits."""
-    wait = "import sys; print('ready', flush=True); sys.stdin.read()"
-    start = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {wait!r}]).pid, flush=True)"
-    typed = ["--num-processes", "3", "--mixed_precision=bf16", "-m", "train", "recipe.yaml", "--num_processes=5"]
-    with subprocess.Popen(
-        [sys.executable, "-c", f"{start}; sys.stdin.read()", *command, *typed],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "EXPORTED": "by a person"},
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        launch = find_launch(int(process.stdout.readline()))
-        process.communicate("")
-    assert launch is not None
-    assert launch.environment["EXPORTED"] == "by a person"
-    assert (launch.options.num_processes, launch.options.mixed_precision) == (3, "bf16")
-    assert launch.options.gradient_accumulation_steps is None
-
-
-def test_no_launcher_is_found_where_there_is_none() -> None:
-    assert find_launch(os.getpid()) is None
-    assert find_launch(2**22) is None  # no process has this number
 
 
 def launch(*options: str, **exported: str) -> subprocess.CompletedProcess[str]:
