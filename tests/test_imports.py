@@ -17,6 +17,7 @@ ROOMS = (
     "errors",
     "precision",
     "ranks",
+    "launch",
     "schedules",
     "atomic",
     "noise",

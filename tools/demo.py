@@ -36,6 +36,7 @@ from ldm_vae.recipe import resolve
 from tools.photographs import SPLITS, write_photographs
 
 RECIPE = Path("configs/demo_cpu.yaml")
+ONE_PROCESS = Path(__file__).parent.parent / "configs" / "accelerate" / "one_process.yaml"
 RUN = Path("runs/demo")
 SHARDS = RUN / "shards"
 TRAIN, VALIDATION = str(SHARDS / "train"), str(SHARDS / "validation")
@@ -84,8 +85,8 @@ def train_codec(steps: int) -> None:
         stale.unlink(missing_ok=True)
     for stale in MADE_OF_A_CHECKPOINT:
         remove_folder(stale)
-    # One process on any machine; everything that accelerate would ask for or guess is given.
-    launch = ["launch", "--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    # One process on any machine: without a file of ours, accelerate would read the user's, or guess.
+    launch = ["launch", "--config_file", os.path.relpath(ONE_PROCESS)]
     launch.append(
         f"--num_cpu_threads_per_process={len(os.sched_getaffinity(0))}"
     )  # else accelerate takes one for each physical core

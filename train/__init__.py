@@ -4,6 +4,8 @@ __main__.py     `python -m train RECIPE [a.b=value ...]`: trains a codec, or con
 recipe.py       The recipe of a run, with a section for each part
 fields.py       The meaning of each field of a recipe, as text: `python -m train --fields` and docs/recipe.md
 dry_run.py      A description of what a recipe would train: the resolved recipe, sizes, and a look at the data
+launch.py       What a launcher was told beside the recipe: what contradicts the recipe is refused, since
+                accelerate would ignore it
 build.py        A recipe -> the parts of a run, prepared by accelerate
 initialise.py   First weights of an autoencoder that make it a working codec: it averages f x f pixels
 state.py        The parts of a run that a training step works on: networks, objective, updates and noise

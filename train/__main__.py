@@ -90,8 +90,8 @@ def run_training(recipe: Recipe) -> None:
 
     Raises Preempted after a signal.
     """
-    recipe = resolve_precision(recipe)
     accelerator = build_accelerator(recipe)
+    recipe = resolve_precision(recipe)
     folder, main = Path(recipe.output), accelerator.is_main_process
     checkpoint = latest_checkpoint(folder, accelerator)
     autoencoder, recipe = build_autoencoder(recipe, checkpoint)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import cast
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm_vae.errors import UserError
@@ -24,16 +23,11 @@ from ldm_vae.pretrained.frozen import pin
 from train.ema import Ema
 from train.guard import Guard
 from train.initialise import initialise_average
+from train.launch import check_launch, check_processes
 from train.optimizer import Update, build_update
 from train.recipe import MODELS, ModelConfig, Recipe, resolve_precision
 from train.snapshot import RUN_GROUPS
 from train.state import Run
-
-REFUSED_LAUNCHES = {  # environment variable that accelerate sets -> what was asked for
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
@@ -41,12 +35,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 
     Raises UserError for a launch or a recipe that would train wrongly.
     """
-    for variable, name in REFUSED_LAUNCHES.items():
-        if os.environ.get(variable, "false").lower() == "true":
-            raise UserError(
-                f"{name} is not supported",
-                "it shards one model and this trains two: launch with plain data parallelism (DDP)",
-            )
+    check_launch(recipe)
     for tracker in recipe.log.trackers:
         if find_spec(tracker) is None:
             raise UserError(f"log.trackers: {tracker} is not installed", f'pip install "ldm-vae[{tracker}]"')
@@ -54,15 +43,8 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision="bf16" if half else "no", log_with=list(recipe.log.trackers) or None, project_dir=recipe.output
     )
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != accelerator.num_processes:
-        raise UserError(
-            f"WORLD_SIZE is {world} and accelerate sees {accelerator.num_processes} process(es)",
-            "on CPU, launch with ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N",
-        )
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-        raise UserError(f"{accelerator.distributed_type} is not supported", "launch with data parallelism (DDP)")
-    if world > 1 and recipe.discriminator is not None and recipe.discriminator.sees_batches:
+    check_processes(accelerator)
+    if accelerator.num_processes > 1 and recipe.discriminator is not None and recipe.discriminator.sees_batches:
         raise UserError(
             "discriminator.norm: batch sees one process's images, not the batch", "use group on several processes"
         )

@@ -15,6 +15,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.losses.perceptual import perceptual_channels
 from ldm_vae.recipe import dump
 from train.build import build_adversaries, build_autoencoder
+from train.launch import check_launch
 from train.recipe import Recipe, resolve_precision
 from train.validate import validation_data
 
@@ -24,6 +25,7 @@ def describe_recipe(recipe: Recipe) -> None:
 
     Raises UserError for what training would refuse.
     """
+    check_launch(recipe)
     autoencoder, recipe = build_autoencoder(resolve_precision(recipe))
     if recipe.loss.perceptual.weight > 0:
         perceptual_channels(recipe.loss.perceptual, recipe.model.out_channels)

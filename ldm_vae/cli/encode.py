@@ -15,6 +15,7 @@ from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.latents.encode import encode_shards, latent_job
 from ldm_vae.latents.format import RECORDS_FOLDER, LatentKind, read_latents_file, read_records
+from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.ranks import local_device, rank_and_world
 
 
@@ -52,6 +53,7 @@ def encode(
     `accelerate launch` or torchrun the processes share the shards. A CPU encodes a batch in each of its threads
     (OMP_NUM_THREADS).
     """
+    refuse_one_for_several(rank_and_world()[1], local_device())
     codec = LatentCodec.load(model, device=local_device(), dtype=getattr(torch, dtype))
     image = image_config(codec.model.config.in_channels, resize, crop)
     job = latent_job(

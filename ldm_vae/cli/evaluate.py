@@ -20,6 +20,7 @@ from ldm_vae.evaluation.baselines import choose_baseline
 from ldm_vae.evaluation.compare import PairedDifference, compare, differences_to_json
 from ldm_vae.evaluation.evaluate import Metrics, check_latent, describe_codec, evaluate_shards
 from ldm_vae.evaluation.results import EvaluationProtocol, Results
+from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.metrics.image import IMAGE_METRICS
 from ldm_vae.metrics.sets import SET_METRICS
 from ldm_vae.ranks import local_device, rank_and_world
@@ -82,6 +83,7 @@ def evaluate(
     first of several codecs is compared with each other one, image by image. Under `accelerate launch` or torchrun the
     processes share the images.
     """
+    refuse_one_for_several(rank_and_world()[1], local_device())
     named = [*models, *(name.partition("=")[0] for name in baseline or ())]
     if repeated := sorted({name for name in named if named.count(name) > 1}):
         raise UserError(f"{', '.join(repeated)} is named twice", "name each codec once")

@@ -13,6 +13,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.interop.diffusers import STATISTICS
 from ldm_vae.interop.export import save_statistics
 from ldm_vae.latents.measure import measure_statistics
+from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.ranks import local_device, rank_and_world
 
@@ -33,6 +34,7 @@ def stats(
     Measures the posterior's mode over all images and positions, in float64. Also measures the largest activation, which
     shows whether float16 would overflow. Images keep their size; sides are padded to a multiple of f.
     """
+    refuse_one_for_several(rank_and_world()[1], local_device())
     codec = LatentCodec.load(model, device=local_device())
     if write and codec.source.folder is None:
         raise UserError(f"--write: {model} is no folder to store statistics in", "use --json FILE")

@@ -35,7 +35,8 @@ class DiscriminatorConfig(AdversaryConfig):
     cross-entropy, minus the logit. non_saturating: cross-entropy for both."""
 
     norm: NormKind = "group"
-    """Normalisation in the discriminator. batch makes the logits of an image depend on its batch and process."""
+    """Normalisation in the discriminator. batch, CompVis' own, makes the logits of an image depend on its batch and
+    process; images and reconstructions are judged in calls of their own then."""
 
     layers: Annotated[int, Field(gt=0)] = 3
     """Convolutions of stride 2 in the discriminator; each about doubles the side of a patch."""
@@ -109,9 +110,8 @@ class PatchAdversary(Adversary):
         return output.target, output.reconstruction.detach()
 
     def loss(self, network: nn.Module, pair: Pair, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The discriminator's loss. Images and reconstructions go through the network in one call."""
         target, reconstruction = pair
-        real, fake = network(torch.cat([target, reconstruction.to(target)])).chunk(2)
+        real, fake = self._judge(network, target, reconstruction.to(target))
         accuracy = 0.5 * ((real > 0).to(target).mean() + (fake < 0).to(target).mean())
         values = {
             "discriminator_accuracy": accuracy,
@@ -119,6 +119,18 @@ class PatchAdversary(Adversary):
             "logits_fake": fake.detach().mean(),
         }
         return discriminator_loss(real, fake, self.config.loss).mean(), values
+
+    def _judge(self, network: nn.Module, target: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of images and of reconstructions.
+
+        One call judges both, which is faster, where an image's logits are its own. Where they depend on the batch, each
+        has a call of its own, as `term` judges reconstructions alone: else the autoencoder would follow another
+        function than the one that learns. CompVis judges images first, so running statistics follow in that order.
+        """
+        if self.config.sees_batches:
+            return network(target), network(reconstruction)
+        real, fake = network(torch.cat([target, reconstruction])).chunk(2)
+        return real, fake
 
 
 def adversarial_factor(config: DiscriminatorConfig, step: int) -> float:

@@ -26,7 +26,8 @@ class AdversaryConfig(Config):
 
     order: Literal["shared", "compvis"] = "shared"
     """What the adversary learns from. shared: the reconstructions of the autoencoder's own update. compvis: new ones,
-    made after that update, for one more forward pass."""
+    made after that update, for one more forward pass. It repeats the noise of the step; CompVis' own code draws new
+    noise there."""
 
     @property
     def smallest_image(self) -> int:
@@ -35,7 +36,10 @@ class AdversaryConfig(Config):
 
     @property
     def sees_batches(self) -> bool:
-        """Whether the output for an image depends on the other images in the batch."""
+        """Whether the output for an image depends on the other images in the batch.
+
+        Then an adversary judges images and reconstructions in separate calls.
+        """
         return False
 
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 def demo(folder: Path, *arguments: str, expected: int = 0) -> str:
     """What the demo prints in a folder that holds only the recipe; with an error expected, the error."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "home")}
     command = [sys.executable, "-m", "tools.demo", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True)
     assert done.returncode == expected, done.stdout + done.stderr
@@ -48,6 +48,9 @@ def test_demo_continues_and_redoes_only_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "demo_cpu.yaml").write_text(RECIPE)
     run = tmp_path / "runs" / "demo"
+    users = tmp_path / "home" / "accelerate" / "default_config.yaml"  # what `accelerate config` wrote for other work
+    users.parent.mkdir(parents=True)
+    users.write_text("{distributed_type: FSDP, num_processes: 2, mixed_precision: bf16, dynamo_backend: INDUCTOR}")
 
     shortened = demo(tmp_path, "--steps", "2")
     note = run / "latents" / "train" / "notes.txt"
