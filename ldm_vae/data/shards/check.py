@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,17 @@ from webdataset.tariterators import base_plus_ext
 
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage
+from ldm_vae.data.shards.beside import beside_shards
+from ldm_vae.data.shards.names import LABEL, split_name
 from ldm_vae.data.shards.scan import scan_shard
 from ldm_vae.data.shards.shard import (
     INDEX_FILE,
     INDEX_FORMAT,
-    LABEL,
     MAX_SAMPLE,
     BrokenSample,
     ShardIndex,
     parse_index,
     parse_label,
-    split_name,
 )
 from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable, expand_shards, is_remote, read_whole
 from ldm_vae.data.shards.tar import TAR_BLOCK
@@ -37,6 +37,7 @@ from ldm_vae.errors import UserError
 TEXTS = ("json", "txt")
 MAX_TEXT = 2**24  # bytes of one json or txt; more count as an attack
 TAIL_BYTES = 2**20  # bytes read at once after the end mark
+SampleFields = Mapping[str, Mapping[str, tuple[int, int]]]  # key -> field -> (offset, size)
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # names that webdataset leaves out (tar_file_iterator, skip_meta)
 
 
@@ -79,6 +80,8 @@ def check_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report]:
             present = names or sorted(known)  # a remote folder has what its index lists
             if not is_remote(folder) and Path(spec.removeprefix("file://")).is_dir():
                 problems += [Problem(name, "listed, but not there") for name in known if name not in names]
+                if unread := [Problem(name, f"not read: {kind}") for kind, name in beside_shards(Path(folder))]:
+                    yield Report(folder, None, unread)
             if problems:
                 yield Report(f"{folder}/{INDEX_FILE}", None, problems)
             for name in present:
@@ -158,10 +161,10 @@ def _inspect(url: str, decode: bool, channels: int) -> tuple[ShardIndex, list[Pr
     with closing(RangeReader()) as reader:
         for ordinal in range(shard.samples):
             key, fields = shard.key(ordinal), shard.fields(ordinal)
-            for name in (f"{key}.{field}" if field else key for field in fields):
-                reason = _name_problem(name)
+            for field in fields:
+                name, reason = _name_problem(key, field)
                 problems += [Problem(name, reason)] if reason else []
-            lost = [] if any(field in EXTENSIONS for field in fields) else [Problem(key, "no picture in this sample")]
+            lost = [] if any(field in EXTENSIONS for field in fields) else [Problem(key, _no_picture(fields))]
             if decode:
                 for field, (offset, size) in fields.items():
                     reason = _content_problem(reader, url, field, offset, size, channels)
@@ -175,14 +178,23 @@ def _inspect(url: str, decode: bool, channels: int) -> tuple[ShardIndex, list[Pr
     return shard.subset(usable), problems
 
 
-def _name_problem(name: str) -> str | None:
-    """How webdataset reads a name, if it reads it differently from us; else None."""
-    key, field = base_plus_ext(name)
-    if key is None or SKIPPED.match(name):
-        return "webdataset skips this name"
-    if (key, field.lower()) != split_name(name):
-        return f"a dot inside the name: webdataset reads field {field[:60]!r} of key {key[-60:]!r}"
-    return None
+def _name_problem(key: str, field: str) -> tuple[str, str | None]:
+    """The name of a member, and how webdataset reads it, if it reads it differently from us; else None."""
+    name = f"{key}.{field}" if field else key
+    theirs, rest = base_plus_ext(name)
+    if theirs is None or SKIPPED.match(name):
+        return name, "webdataset skips this name"
+    if theirs != key:
+        return name, f"a dot inside the name: webdataset reads field {rest[:60]!r} of key {theirs[-60:]!r}"
+    return name, None
+
+
+def _no_picture(fields: Collection[str]) -> str:
+    """Why a sample with these fields has no picture."""
+    others = sorted(field for field in fields if field.rpartition(".")[2] in EXTENSIONS)
+    if not others:
+        return "no picture in this sample"
+    return f"no picture in this sample: {others[0]} stands beside one, {others[0].rpartition('.')[2]} would be one"
 
 
 def _content_problem(reader: RangeReader, url: str, field: str, offset: int, size: int, channels: int) -> str | None:
@@ -237,6 +249,8 @@ def _compare(shard: ShardIndex, known: ShardIndex | None, problems: list[Problem
     listed = {known.key(ordinal): known.fields(ordinal) for ordinal in range(known.samples)}
     here = {shard.key(ordinal): shard.fields(ordinal) for ordinal in range(shard.samples)}
     broken = {split_name(problem.member)[0] for problem in problems} | {problem.member for problem in problems}
+    if (first := _regrouped(listed, here)) is not None:
+        return [*found, Problem(first, f"{INDEX_FILE} takes its parts for several samples: write the index anew")]
     found += [
         Problem(key, f"in {INDEX_FILE}, not in the shard") for key in listed if key not in here and key not in broken
     ]
@@ -246,6 +260,17 @@ def _compare(shard: ShardIndex, known: ShardIndex | None, problems: list[Problem
         elif fields != listed[key]:
             found.append(Problem(key, f"{INDEX_FILE} has other places or fields"))
     return found
+
+
+def _regrouped(listed: SampleFields, here: SampleFields) -> str | None:
+    """A sample that is several in the index, if both hold the same members; else None. So 0.1.0 read `0001.seg.png`."""
+    ours, theirs = (
+        {(f"{key}.{field}", place): key for key, fields in samples.items() for field, place in fields.items()}
+        for samples in (here, listed)
+    )
+    if ours == theirs or ours.keys() != theirs.keys():
+        return None
+    return next(key for member, key in ours.items() if theirs[member] != key)
 
 
 def _repeated_keys(shards: Mapping[str, ShardIndex]) -> Iterator[Report]:

@@ -18,11 +18,13 @@ from typing import Any, TypeVar
 
 import tenacity
 
+from ldm_vae.data.shards.left_out import warn_once
 from ldm_vae.errors import UserError
 
 REQUEST_BYTES = 2**20  # bytes of one remote request; a dropped connection loses no more
 REQUEST_TRIES = 20  # requests in a row that bring nothing until a server counts as unreachable: some three minutes
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0  # seconds between tries: a random part of a bound that doubles up to the longest
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4", ".tar.z", ".zip")
 OPEN_FILES = 64  # local files kept open
 TRANSIENT_STATUS = (408, 425, 429)  # with 5xx: answers that may be different next time
 
@@ -99,6 +101,11 @@ def read_whole(url: str) -> bytes:
         return reader.read(url, 0, reader.size(url))
 
 
+def is_compressed(name: str) -> bool:
+    """Whether a file of this name is a compressed archive, which cannot be read at an offset."""
+    return name.lower().endswith(COMPRESSED)
+
+
 def is_remote(url: str) -> bool:
     return "://" in url
 
@@ -141,10 +148,19 @@ def _expand_pattern(pattern: str) -> list[str]:
     if glob.has_magic(pattern) and not Path(pattern).exists():
         matches = glob.glob(pattern, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
         found = [match for match in matches if match.endswith(".tar")]
+        compressed = [match for match in matches if is_compressed(match)]
     elif Path(pattern).is_dir():
         found = [str(path) for path in Path(pattern).glob("[!.]*.tar")]  # hidden files are what a killed writer left
+        compressed = [str(path) for path in Path(pattern).glob("[!.]*") if is_compressed(path.name)]
     else:
         return [pattern]
+    if compressed and not found:
+        what = f"no shards in {pattern}, but {len(compressed)} compressed archives such as {min(compressed)}"
+        raise UserError(what, "unpack them to .tar, because shards are read at offsets")
+    if compressed and glob.has_magic(pattern):  # what lies in a folder, `beside.py` tells
+        warn_once(
+            f"{pattern}: left out: {len(compressed)} compressed archives ({min(compressed)}), to be unpacked first"
+        )
     if not found:
         raise UserError(f"no shards in {pattern}", "give a folder of .tar files; `ldm-vae shards` makes them of images")
     return found

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ldm_vae.data.shards.index import Index
-from ldm_vae.data.shards.shard import LABEL, MAX_SAMPLE, BrokenSample, Fields
+from ldm_vae.data.shards.names import LABEL
+from ldm_vae.data.shards.shard import MAX_SAMPLE, BrokenSample, Fields
 from ldm_vae.data.shards.storage import Missing, RangeReader, is_remote
 from ldm_vae.data.shards.tar import TAR_BLOCK, verify_header
 from ldm_vae.data.stream.order import SampleRef

@@ -15,7 +15,8 @@ from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import ImageConfig, fit_image
 from ldm_vae.data.images.pixels import BrokenImage, PixelArray
 from ldm_vae.data.shards.index import Index
-from ldm_vae.data.shards.shard import LABEL, BrokenSample, Fields, parse_label
+from ldm_vae.data.shards.names import LABEL
+from ldm_vae.data.shards.shard import BrokenSample, Fields, parse_label
 from ldm_vae.data.shards.storage import Unreachable
 from ldm_vae.data.stream.fetch import Fetcher
 from ldm_vae.data.stream.mixture import Positions

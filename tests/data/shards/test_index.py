@@ -17,8 +17,8 @@ import pytest
 import webdataset
 
 from ldm_vae.data.shards.index import Index, load_index, write_index
+from ldm_vae.data.shards.names import split_name
 from ldm_vae.data.shards.scan import Scan, scan_shard
-from ldm_vae.data.shards.shard import split_name
 from ldm_vae.data.shards.storage import read_whole
 from ldm_vae.errors import UserError
 from tests.data.conftest import MakeShards, WriteTar
