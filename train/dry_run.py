@@ -18,9 +18,11 @@ from train.build import build_adversaries, build_autoencoder
 from train.recipe import Recipe, resolve_precision
 from train.validate import validation_data
 
+LOOKED_AT = 64  # images of the training data that are decoded
+
 
 def describe_recipe(recipe: Recipe) -> None:
-    """Prints the description to stdout. Reads one batch of the training data and one image of the validation data.
+    """Prints the description to stdout. Reads images from all over the training data, and one of the validation data.
 
     Raises UserError for what training would refuse.
     """
@@ -28,6 +30,7 @@ def describe_recipe(recipe: Recipe) -> None:
     if recipe.loss.perceptual.weight > 0:
         perceptual_channels(recipe.loss.perceptual, recipe.model.out_channels)
     index = load_index(recipe.data.train)
+    looked_at = _look_at_images(recipe, index)
     image = _first_image(recipe, index)
     console = Console(soft_wrap=True)
     console.print(Syntax(dump(recipe), "yaml", background_color="default"))
@@ -38,6 +41,7 @@ def describe_recipe(recipe: Recipe) -> None:
     ratio = image[0].numel() / math.prod(shape[1:])
     console.print(f"image {tuple(image.shape[1:])} -> latent {shape[1:]}, {ratio:.3g} times fewer numbers")
     console.print(f"training: {_size(index)}, {recipe.steps * recipe.data.batch / index.samples:.3g} epochs")
+    console.print(looked_at)
     if recipe.data.validation is not None:
         held_out = load_index(recipe.data.validation)
         data = validation_data(recipe.validation, recipe.data, held_out)
@@ -45,6 +49,22 @@ def describe_recipe(recipe: Recipe) -> None:
         if first is None:
             raise UserError(f"no image of {recipe.data.validation} can be used", "check the shards and validation.crop")
         console.print(f"validation: {_size(held_out)}, the first of {tuple(first.image.shape[2:])} pixels")
+
+
+def _look_at_images(recipe: Recipe, index: Index) -> str:
+    """Decodes `LOOKED_AT` images at even distances. Raises UserError if more of them are broken than a run takes."""
+    data = recipe.data.model_copy(update={"workers": 0, "broken_budget": index.samples})
+    every = max(1, index.samples // LOOKED_AT)
+    images = validation_batches(data, index, batch=1, rank=0, world=every)
+    whole, broken = sum(1 for _ in images), images.faults
+    said = f"{len(broken)} of {whole + len(broken)} images looked at are broken"
+    if not broken:
+        return said
+    said += f", such as {broken[0].url} {broken[0].key} ({broken[0].reason})"
+    if len(broken) > max(1, recipe.data.broken_share * (whole + len(broken))):
+        remedy = "`ldm-vae check --decode` finds all; mend or remove them, or raise data.broken_share"
+        raise UserError(said, remedy)
+    return said
 
 
 def _first_image(recipe: Recipe, index: Index) -> torch.Tensor:
