@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from ldm_vae.errors import UserError
+from ldm_vae.errors import UserError, in_one_line
 from ldm_vae.precision import at_least_float32
 
 PixelArray = np.ndarray[Any, np.dtype[Any]]
@@ -47,7 +47,7 @@ def decoding() -> Iterator[None]:
     except (BrokenImage, UserError, MemoryError):
         raise
     except Exception as error:  # struct.error, zlib.error, KeyError, ...: decoders raise anything
-        raise BrokenImage(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
+        raise BrokenImage(in_one_line(error)) from error
 
 
 def check_size(height: int, width: int, channels: int = 1) -> None:

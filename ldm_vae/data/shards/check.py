@@ -1,6 +1,7 @@
 """Finds what is wrong with shards: what webdataset silently loses, mixes up or follows, and broken contents.
 
-It reads headers and, if asked, contents, one member at a time. It writes nothing, extracts nothing and follows no link.
+It reads headers, and contents of some samples or, if asked, of all, one member at a time. It writes nothing, extracts
+nothing and follows no link.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from ldm_vae.data.shards.shard import (
 )
 from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable, expand_shards, is_remote, read_whole
 from ldm_vae.data.shards.tar import TAR_BLOCK
-from ldm_vae.errors import UserError
+from ldm_vae.errors import UserError, in_one_line
 
 TEXTS = ("json", "txt")
 MAX_TEXT = 2**24  # bytes of one json or txt; more count as an attack
+LOOKED_AT = 8  # samples of a shard whose contents are read where not all are
+ANY_CHANNELS = ("npy", "tif", "tiff")  # pictures that may have any number of channels
 TAIL_BYTES = 2**20  # bytes read at once after the end mark
 SampleFields = Mapping[str, Mapping[str, tuple[int, int]]]  # key -> field -> (offset, size)
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # names that webdataset leaves out (tar_file_iterator, skip_meta)
@@ -67,10 +70,11 @@ class Report:
     problems: list[Problem]
 
 
-def check_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report]:
+def check_shards(spec: str, *, decode: bool, channels: int | None) -> Iterator[Report]:
     """Gives a report for each shard, and one for each index that has problems of its own.
 
-    decode: also read every picture (as `channels` channels), label, json and txt.
+    decode: read every picture, label, json and txt, not only those of `LOOKED_AT` samples of each shard.
+    channels: those of the pictures; None for 3, and if not all are decoded, any number in npy and tiff.
     Raises UserError if `spec` names nothing, or if a server does not answer.
     """
     shards: dict[str, ShardIndex] = {}
@@ -152,12 +156,13 @@ def _read_index(folder: str) -> tuple[dict[str, ShardIndex], list[Problem]]:
         return {}, [Problem("", error.what)]
 
 
-def _inspect(url: str, decode: bool, channels: int) -> tuple[ShardIndex, list[Problem]]:
+def _inspect(url: str, decode: bool, channels: int | None) -> tuple[ShardIndex, list[Problem]]:
     """Checks one shard: the samples that training can use, and all problems. Raises Missing or Unreachable."""
     scan = scan_shard(url)
     shard, problems = scan.shard, [Problem(member, reason) for member, reason in scan.problems]
     labelled = LABEL in shard.members
     usable = np.ones(shard.samples, dtype=bool)
+    looked_at = range(0, shard.samples, 1 if decode else -(-shard.samples // LOOKED_AT) or 1)
     with closing(RangeReader()) as reader:
         for ordinal in range(shard.samples):
             key, fields = shard.key(ordinal), shard.fields(ordinal)
@@ -165,9 +170,11 @@ def _inspect(url: str, decode: bool, channels: int) -> tuple[ShardIndex, list[Pr
                 name, reason = _name_problem(key, field)
                 problems += [Problem(name, reason)] if reason else []
             lost = [] if any(field in EXTENSIONS for field in fields) else [Problem(key, _no_picture(fields))]
-            if decode:
+            if ordinal in looked_at:
                 for field, (offset, size) in fields.items():
-                    reason = _content_problem(reader, url, field, offset, size, channels)
+                    if not decode and channels is None and field in ANY_CHANNELS:
+                        continue
+                    reason = _content_problem(reader, url, field, offset, size, channels or 3)
                     lost += [Problem(f"{key}.{field}", reason)] if reason else []
             if labelled and LABEL not in fields and not lost:
                 problems.append(Problem(key, "no cls, which other samples have: training then uses none"))
@@ -175,6 +182,8 @@ def _inspect(url: str, decode: bool, channels: int) -> tuple[ShardIndex, list[Pr
             problems += lost
         if not scan.problems:
             problems += _behind_the_end(reader, shard)
+    if not problems and not shard.samples:
+        problems.append(Problem("", "no sample in it: remove it, or make it anew"))
     return shard.subset(usable), problems
 
 
@@ -216,7 +225,7 @@ def _content_problem(reader: RangeReader, url: str, field: str, offset: int, siz
     except (BrokenImage, BrokenSample) as error:
         return error.reason
     except (Missing, ValueError, RecursionError) as error:
-        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return in_one_line(error)
     return None
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ldm_vae.data.images.pixels import EXTENSIONS
 from ldm_vae.data.shards.names import LABEL
 from ldm_vae.data.shards.tar import TAR_BLOCK
-from ldm_vae.errors import UserError
+from ldm_vae.errors import UserError, in_one_line
 
 INDEX_FILE = "index.json"
 MAX_SAMPLE = 2**30  # bytes of one sample; more count as an attack
@@ -127,7 +127,7 @@ def parse_index(data: bytes, index: str, folder: str) -> dict[str, ShardIndex]:
             raise ValueError(f"format {content['format']!r} version {content['version']!r}")
         return {entry["name"]: shard_from_json(entry, folder) for entry in content["shards"]}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = in_one_line(error, longest=200)
         raise UserError(f"{index} is no index of shards ({reason})", INDEX_REMEDY) from error
 
 

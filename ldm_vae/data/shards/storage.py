@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import tenacity
 
 from ldm_vae.data.shards.left_out import warn_once
-from ldm_vae.errors import UserError
+from ldm_vae.errors import UserError, in_one_line
 
 REQUEST_BYTES = 2**20  # bytes of one remote request; a dropped connection loses no more
 REQUEST_TRIES = 20  # requests in a row that bring nothing until a server counts as unreachable: some three minutes
@@ -65,7 +65,7 @@ class RangeReader:
         try:
             return Path(url).stat().st_size
         except OSError as error:
-            raise Missing(_in_one_line(error)) from error
+            raise Missing(in_one_line(error)) from error
 
     def close(self) -> None:
         while self._files:
@@ -79,7 +79,7 @@ class RangeReader:
                 pieces.append(piece)
                 offset += len(piece)
         except OSError as error:
-            raise Missing(_in_one_line(error)) from error
+            raise Missing(in_one_line(error)) from error
         if offset < end:
             raise Missing(f"the file ends at byte {offset}, {end - offset} bytes too early")
         return b"".join(pieces)
@@ -213,7 +213,7 @@ def _requesting() -> Iterator[None]:
         raise
     except Exception as error:
         failure = _Failed if _transient(error) else Missing
-        raise failure(_in_one_line(error)) from error
+        raise failure(in_one_line(error)) from error
 
 
 def _retry(url: str, request: Callable[[], ResultT]) -> ResultT:
@@ -259,9 +259,5 @@ def _filesystem(url: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         extra = {"s3": "pip install 'ldm-vae[s3]'", "gs": "pip install 'ldm-vae[gs]'"}
         remedy = extra.get(protocol, "use a path, http(s)://, s3:// or gs://")
-        raise UserError(f"{url} cannot be opened ({_in_one_line(error)})", remedy) from error
+        raise UserError(f"{url} cannot be opened ({in_one_line(error)})", remedy) from error
     return filesystem, path
-
-
-def _in_one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

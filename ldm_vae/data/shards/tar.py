@@ -21,6 +21,17 @@ MAX_RECORD = 2**16  # bytes of a long-name or pax record; more count as an attac
 HEADER_BYTES = 2**11  # bytes before a content that nearly always hold its header, and the record of a longer name
 LOCAL_AHEAD, REMOTE_AHEAD = 2**12, 2**23  # bytes fetched at once while headers are read
 
+# First bytes of what is mistaken for a tar -> what it is, and what to do.
+_MAGIC = {
+    b"\x1f\x8b": "gzip: unpack it with `gzip -dc FILE > NEW.tar`",
+    b"\x28\xb5\x2f\xfd": "zstd: unpack it with `zstd -dc FILE > NEW.tar`",
+    b"BZh": "bzip2: unpack it with `bzip2 -dc FILE > NEW.tar`",
+    b"\xfd7zXZ\0": "xz: unpack it with `xz -dc FILE > NEW.tar`",
+    b"\x04\x22\x4d\x18": "lz4: unpack it with `lz4 -dc FILE > NEW.tar`",
+    b"PK\x03\x04": "zip: unpack it, and pack its images with `ldm-vae shards`",
+    b"version https://git-lfs": "a pointer of git LFS: fetch the file with `git lfs pull`",
+    b"<": "a web page: download the shard again",
+}
 _NAME_RECORDS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _PAX_RECORDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _KINDS = {
@@ -60,6 +71,10 @@ def members(url: str, reader: RangeReader) -> Iterator[Member]:
     Raises BrokenTar where the archive stops making sense, after it gave the members before that place.
     """
     archive = _Blocks(url, reader)
+    start = archive.read(0, min(TAR_BLOCK, archive.bytes))
+    other = next((text for magic, text in _MAGIC.items() if start.startswith(magic)), None)
+    if other is not None and not _is_header(start):
+        raise BrokenTar(f"no tar, but {other}")
     position, record_name, pax_name, pax_size = 0, None, None, None
     while True:
         block = archive.read(position, TAR_BLOCK)
@@ -168,6 +183,15 @@ def _record_before(data: bytes, end: int) -> tuple[bytes, bytes, int] | None:
         if content + -(-size // TAR_BLOCK) * TAR_BLOCK == end:
             return kind, data[content : content + size], start
     return None
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether these bytes are a header, such as that of a member whose name begins with <."""
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 class _Blocks:
