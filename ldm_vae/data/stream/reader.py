@@ -17,6 +17,7 @@ from ldm_vae.data.images.pixels import EXTENSIONS
 from ldm_vae.data.shards.index import Index, SourceConfig
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.budget import Budget
+from ldm_vae.data.stream.ranges import UnitRangeWatch
 from ldm_vae.data.stream.signals import outlive_signals
 from ldm_vae.data.stream.steps import RankSteps, TrainingOrder, ValidationOrder
 from ldm_vae.data.stream.worker import DecodedSample, Fault, Share, Shares
@@ -115,6 +116,7 @@ class _Stream:
         self.faults: list[Fault] = []
         self.reads = 0
         self.budget = budget
+        self._watch = UnitRangeWatch(index)
         self._broken: dict[tuple[str, str], Fault] = {}
         self._workers = max(config.workers, 1)
         loader = DataLoader(
@@ -141,6 +143,7 @@ class _Stream:
                 raise UserError(*share.failure)
             if share.faults:
                 self.budget.check(self._broken.values())
+            self._watch.add((sample.key, sample.lowest) for sample in share.samples)
             sizes = [int(np.prod(sample.shape)) for sample in share.samples]
             images = torch.split(share.pixels, sizes)
             found += [(s, image.view(s.shape)) for s, image in zip(share.samples, images, strict=True)]
