@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.images.pixels import EXTENSIONS
 from ldm_vae.data.shards.index import Index, SourceConfig
+from ldm_vae.data.shards.left_out import warn_once
+from ldm_vae.data.shards.names import LABEL
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.budget import Budget
 from ldm_vae.data.stream.ranges import UnitRangeWatch
@@ -72,9 +74,23 @@ def train_batches(
     if config.batch % (world * accumulation):
         what = f"data.batch {config.batch} is not divisible by {world} ranks x {accumulation} micro-batches"
         raise UserError(what, "choose a multiple: it is the number of images per step over all of them")
+    _say_unused_labels(index)
     order = TrainingOrder(index, seed, config.batch)
     steps = RankSteps(order, rank, world, per_step=config.batch // world, first=start_step, stop=None)
     return TrainBatches(config, index, steps, accumulation)
+
+
+def _say_unused_labels(index: Index) -> None:
+    """Warns, once, of labels that are not used because some samples have none."""
+    lacking = index.samples - index.fields.get(LABEL, 0)
+    if not 0 < lacking < index.samples:
+        return
+    for shard in index.shards:
+        there = shard.members[LABEL][:, 0] >= 0 if LABEL in shard.members else np.zeros(shard.samples, dtype=bool)
+        if not there.all():
+            example = f"{shard.url} {shard.key(int(np.argmin(there)))}"
+            warn_once(f"labels are not used: {lacking} of {index.samples} samples have no {LABEL}, such as {example}")
+            return
 
 
 def validation_batches(config: DataConfig, index: Index, *, batch: int, rank: int, world: int) -> ValidationBatches:
