@@ -41,13 +41,15 @@ def check(
 
     Finds truncated or damaged tars, keys that repeat or interleave, names that webdataset reads differently, samples
     without a picture, links, devices and paths that leave the folder, and disagreement with index.json. It decodes a
-    few samples of each shard. The exit code is 1 if anything is wrong.
+    few samples of each shard, and all of a shard where one of these is broken. The exit code is 1 if anything is wrong.
     """
     folders = index_folders(shards) if write_index else []
     reports = list(check_shards(shards, decode=decode, channels=channels))
     _print(reports)
     if not decode:
-        typer.echo(f"{LOOKED_AT} samples of each shard were decoded; --decode looks at all")
+        typer.echo(
+            f"{LOOKED_AT} samples of each shard were decoded, and all where one was broken; --decode looks at all"
+        )
     if json is not None:
         with atomic_file(json) as stage:
             stage.write_text(json_format.dumps(_reports_to_json(reports), indent=2) + "\n")

@@ -252,9 +252,16 @@ def test_without_decode_some_pictures_are_decoded(tmp_path: Path) -> None:
     array = io.BytesIO()
     np.save(array, np.zeros((12, 8, 8), np.float32))
     shard(folder / "1.tar", [("a.npy", array.getvalue())])  # of as many channels as it likes
-    found = problems(folder)
-    assert len(found) == 8
-    assert len(problems(folder, "--decode", "--channels", 12)) == 80
+    assert len(problems(folder)) == 80  # all of a shard where one is broken
+    assert run(folder)[1]["samples"] == 1
+    (folder / "0.tar").unlink()
+    one: list[Entry] = [*pairs([f"{number:03d}" for number in range(80)]), ("broken.jpg", b""), ("broken.cls", b"1")]
+    shard(folder / "0.tar", one)
+    assert run(folder)[0].exit_code == 0
+    assert [member for member, _ in problems(folder, "--decode", "--channels", 3)] == ["broken.jpg", "a.npy"]
+    np.save(cut := io.BytesIO(), np.zeros((12, 8, 8), np.float32))
+    shard(folder / "1.tar", [("a.npy", cut.getvalue()[:-1])])
+    assert [member for member, _ in problems(folder)] == ["a.npy"]
 
 
 def test_equal_faults_are_one_row_and_the_same_in_every_run(tmp_path: Path) -> None:

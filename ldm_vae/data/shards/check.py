@@ -7,6 +7,7 @@ nothing and follows no link.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
-from ldm_vae.data.images.decode import decode_image
+from ldm_vae.data.images.decode import decode_image, read_npy_header
 from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage
 from ldm_vae.data.shards.beside import beside_shards
 from ldm_vae.data.shards.names import LABEL, split_name
@@ -37,8 +38,7 @@ from ldm_vae.errors import UserError, in_one_line
 
 TEXTS = ("json", "txt")
 MAX_TEXT = 2**24  # bytes of one json or txt; more count as an attack
-LOOKED_AT = 8  # samples of a shard whose contents are read where not all are
-ANY_CHANNELS = ("npy", "tif", "tiff")  # pictures that may have any number of channels
+LOOKED_AT = 8  # samples of a shard whose contents are read first; if one is broken, all are
 TAIL_BYTES = 2**20  # bytes read at once after the end mark
 SampleFields = Mapping[str, Mapping[str, tuple[int, int]]]  # key -> field -> (offset, size)
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # names that webdataset leaves out (tar_file_iterator, skip_meta)
@@ -73,8 +73,9 @@ class Report:
 def check_shards(spec: str, *, decode: bool, channels: int | None) -> Iterator[Report]:
     """Gives a report for each shard, and one for each index that has problems of its own.
 
-    decode: read every picture, label, json and txt, not only those of `LOOKED_AT` samples of each shard.
-    channels: those of the pictures; None for 3, and if not all are decoded, any number in npy and tiff.
+    decode: read every picture, label, json and txt. Otherwise those of `LOOKED_AT` samples of each shard are read, and
+        all of a shard where one of these is broken.
+    channels: those of the pictures; None for 3, and without `decode` for any number in npy and tiff.
     Raises UserError if `spec` names nothing, or if a server does not answer.
     """
     shards: dict[str, ShardIndex] = {}
@@ -162,20 +163,17 @@ def _inspect(url: str, decode: bool, channels: int | None) -> tuple[ShardIndex, 
     shard, problems = scan.shard, [Problem(member, reason) for member, reason in scan.problems]
     labelled = LABEL in shard.members
     usable = np.ones(shard.samples, dtype=bool)
-    looked_at = range(0, shard.samples, 1 if decode else -(-shard.samples // LOOKED_AT) or 1)
+    channels = 3 if decode and channels is None else channels
     with closing(RangeReader()) as reader:
+        some = range(0, shard.samples, -(-shard.samples // LOOKED_AT) or 1)
+        decode = decode or any(_content_problems(reader, shard, ordinal, channels) for ordinal in some)
         for ordinal in range(shard.samples):
             key, fields = shard.key(ordinal), shard.fields(ordinal)
             for field in fields:
                 name, reason = _name_problem(key, field)
                 problems += [Problem(name, reason)] if reason else []
             lost = [] if any(field in EXTENSIONS for field in fields) else [Problem(key, _no_picture(fields))]
-            if ordinal in looked_at:
-                for field, (offset, size) in fields.items():
-                    if not decode and channels is None and field in ANY_CHANNELS:
-                        continue
-                    reason = _content_problem(reader, url, field, offset, size, channels or 3)
-                    lost += [Problem(f"{key}.{field}", reason)] if reason else []
+            lost += _content_problems(reader, shard, ordinal, channels) if decode else []
             if labelled and LABEL not in fields and not lost:
                 problems.append(Problem(key, "no cls, which other samples have: training then uses none"))
             usable[ordinal] = not lost
@@ -206,7 +204,19 @@ def _no_picture(fields: Collection[str]) -> str:
     return f"no picture in this sample: {others[0]} stands beside one, {others[0].rpartition('.')[2]} would be one"
 
 
-def _content_problem(reader: RangeReader, url: str, field: str, offset: int, size: int, channels: int) -> str | None:
+def _content_problems(reader: RangeReader, shard: ShardIndex, ordinal: int, channels: int | None) -> list[Problem]:
+    """What is wrong with the contents of a sample."""
+    found = []
+    for field in shard.fields(ordinal):
+        if channels is not None or field not in ("tif", "tiff"):
+            reason = _content_problem(reader, field, *shard.place(ordinal, field), channels)
+            found += [Problem(f"{shard.key(ordinal)}.{field}", reason)] if reason else []
+    return found
+
+
+def _content_problem(
+    reader: RangeReader, field: str, url: str, offset: int, size: int, channels: int | None
+) -> str | None:
     limit = MAX_TEXT if field in TEXTS else MAX_SAMPLE
     if field not in (*EXTENSIONS, *TEXTS, LABEL):
         return None
@@ -215,7 +225,7 @@ def _content_problem(reader: RangeReader, url: str, field: str, offset: int, siz
     try:
         data = reader.read(url, offset, size)
         if field in EXTENSIONS:
-            decode_image(data, field, channels)
+            decode_image(data, field, channels or (_channels(data) if field == "npy" else 3))
         elif field == LABEL:
             parse_label(data)
         elif field == "json":
@@ -227,6 +237,12 @@ def _content_problem(reader: RangeReader, url: str, field: str, offset: int, siz
     except (Missing, ValueError, RecursionError) as error:
         return in_one_line(error)
     return None
+
+
+def _channels(data: bytes) -> int:
+    """The channels of an array file: the smaller of its outer sides. Raises BrokenImage."""
+    shape, _ = read_npy_header(io.BytesIO(data))
+    return min(shape[0], shape[-1]) if len(shape) == 3 else 1
 
 
 def _behind_the_end(reader: RangeReader, shard: ShardIndex) -> list[Problem]:
