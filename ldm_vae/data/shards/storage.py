@@ -13,6 +13,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,12 +121,18 @@ def expand_shards(spec: str) -> list[str]:
         raise UserError(f"shards {spec!r}", "shell pipes are never run; give the http(s), s3 or gs URL itself")
     spec = spec.removeprefix("file://")
     found = sorted(url for pattern in _expand_braces(spec) for url in _expand_pattern(pattern))
-    for url, following in zip(found, [*found[1:], ""], strict=True):
-        if url == following:
-            raise UserError(f"shards {spec!r}", f"they name {url} twice; name every shard once")
-        if not is_remote(url) and not Path(url).is_file():
-            raise UserError(f"shard {url} not found", "check the path, or the numbers in the braces")
+    twice = sorted({url for url, following in pairwise(found) if url == following})
+    if twice:
+        raise UserError(f"shards {spec!r}", f"they name {twice[0]} twice{_more(twice)}; name every shard once")
+    missing = [url for url in found if not is_remote(url) and not Path(url).is_file()]
+    if missing:
+        raise UserError(f"shard {missing[0]} not found{_more(missing)}", "check the path, or the numbers in the braces")
     return found
+
+
+def _more(urls: list[str]) -> str:
+    """How many there are beside the first."""
+    return f", and {len(urls) - 1} more" if len(urls) > 1 else ""
 
 
 def _expand_braces(spec: str) -> list[str]:
