@@ -24,7 +24,7 @@ from ldm_vae.data.shards.folder import FolderSample, FoundSamples, find_samples
 from ldm_vae.data.shards.index import write_index
 from ldm_vae.errors import UserError
 
-NUMBER, HASH = re.compile("[0-9]{2,}"), re.compile("[0-9a-f]{3,}")
+DIGITS, HASH = re.compile("[0-9]+"), re.compile("[0-9a-f]+")
 CLASSES_FILE = "classes.json"  # beside the shards: a list of names, by the number in the field cls
 
 
@@ -98,20 +98,24 @@ def _class_names(samples: Sequence[FolderSample], classes: bool | None) -> list[
 def _count_images(samples: Sequence[FolderSample]) -> bool:
     """Whether the folders hold so many images each, and are no classes.
 
-    Their names are numbers (or digits of a hash), and either the name of each picture begins with that of its folder
-    (`00012/000120345.jpg` by img2dataset, `3f/3f09ab.jpg`), or counts on from it (`01000/01999.png`).
+    Their names are numbers (or digits of a hash) of one length, and so are those of the pictures. Either the name of
+    each picture begins with that of its folder (`00012/000120345.jpg` by img2dataset, `3f/3f09ab.jpg`), or counts on
+    from it (`01000/01999.png`).
     """
     folders: dict[str, list[str]] = {}
     for sample in samples:
         folder, *_, name = sample.key.split("/")
         folders.setdefault(folder, []).append(name)
     pairs = [(folder, name) for folder, names in folders.items() for name in names]
-    if all(HASH.fullmatch(folder + name) and name.startswith(folder) and name != folder for folder, name in pairs):
-        return True
-    if not all(NUMBER.fullmatch(folder + name) and len(folder) == len(name) for folder, name in pairs):
+    lengths = {(len(folder), len(name)) for folder, name in pairs}
+    width, longer = min(lengths)
+    if len(lengths) > 1 or width < 2 or not all(HASH.fullmatch(folder + name) for folder, name in pairs):
         return False
-    ends = [*sorted(folders)[1:], "9" * len(pairs[0][0])]
-    bounds = zip(sorted(folders), ends, strict=True)
+    if longer > width + 1:
+        return all(name.startswith(folder) for folder, name in pairs)
+    if longer != width or not all(DIGITS.fullmatch(folder + name) for folder, name in pairs):
+        return False
+    bounds = zip(sorted(folders), [*sorted(folders)[1:], "9" * width], strict=True)
     return all(first <= name <= end for first, end in bounds for name in folders[first])
 
 

@@ -86,6 +86,9 @@ def test_all_clashes_of_names_are_told_at_once(tmp_path: Path) -> None:
         (["0/17.png", "1/4.png"], False),  # MNIST
         (["00000/00000_00001.png", "00001/00000_00002.png"], False),  # GTSRB
         (["01/00.png", "02/00.png"], False),
+        (["a/a1.png", "b/b1.png"], False),
+        (["1/10.png", "2/20.png"], False),
+        (["0007/00071.png", "0008/00082.png"], False),
         (["n01440764/n01440764_10026.png", "n01443537/n01443537_2.png"], False),  # ImageNet
         (["cat/cat1.png", "dog/dog1.png"], False),
     ],
