@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
 from rich.syntax import Syntax
 from torch import nn
 
-from ldm_vae.data.shards.index import Index, load_index
+from ldm_vae.data.shards.index import Index, Part, load_index
 from ldm_vae.data.stream.reader import train_batches, validation_batches
+from ldm_vae.data.stream.worker import Fault
 from ldm_vae.errors import UserError
 from ldm_vae.losses.perceptual import perceptual_channels
 from ldm_vae.recipe import dump
@@ -52,19 +54,28 @@ def describe_recipe(recipe: Recipe) -> None:
 
 
 def _look_at_images(recipe: Recipe, index: Index) -> str:
-    """Decodes `LOOKED_AT` images at even distances. Raises UserError if more of them are broken than a run takes."""
-    data = recipe.data.model_copy(update={"workers": 0, "broken_budget": index.samples})
-    every = max(1, index.samples // LOOKED_AT)
-    images = validation_batches(data, index, batch=1, rank=0, world=every)
-    whole, broken = sum(1 for _ in images), images.faults
-    said = f"{len(broken)} of {whole + len(broken)} images looked at are broken"
-    if not broken:
-        return said
-    said += f", such as {broken[0].url} {broken[0].key} ({broken[0].reason})"
-    if len(broken) > max(1, recipe.data.broken_share * (whole + len(broken))):
-        remedy = "`ldm-vae check --decode` finds all; mend or remove them, or raise data.broken_share"
-        raise UserError(said, remedy)
-    return said
+    """Decodes `LOOKED_AT` images of each source, at even distances, and says how many of all of them are broken.
+
+    Raises UserError if a source has a larger share of broken ones than a run takes.
+    """
+    looked_at = 0
+    broken: list[Fault] = []
+    for part in index.parts:
+        shards = index.shards[part.first : part.stop]
+        source = Index(shards, (Part(0, len(shards), 1.0),))
+        data = recipe.data.model_copy(update={"workers": 0, "broken_budget": source.samples})
+        images = validation_batches(data, source, batch=1, rank=0, world=max(1, source.samples // LOOKED_AT))
+        mine = sum(1 for _ in images) + len(images.faults)
+        if len(images.faults) > max(1, recipe.data.broken_share * mine):
+            remedy = "`ldm-vae check --decode` finds all; mend or remove them, or raise data.broken_share"
+            raise UserError(_broken(images.faults, mine), remedy)
+        looked_at, broken = looked_at + mine, broken + images.faults
+    return _broken(broken, looked_at)
+
+
+def _broken(faults: Sequence[Fault], looked_at: int) -> str:
+    example = f", such as {faults[0].url} {faults[0].key} ({faults[0].reason})" if faults else ""
+    return f"{len(faults)} of {looked_at} images looked at are broken{example}"
 
 
 def _first_image(recipe: Recipe, index: Index) -> torch.Tensor:
