@@ -155,9 +155,8 @@ def require_writable_folder(folder: Path, ours: Collection[str]) -> None:
 def refuse_url(path: Path) -> None:
     """Raises UserError for the URL of a bucket or server, which would become a folder `s3:` on this disk."""
     if _URL.match(str(path)):
-        raise UserError(
-            f"{path} is a URL, and outputs are written to disks", "give a local path, and copy it from there"
-        )
+        url = str(path).replace(":/", "://", 1)
+        raise UserError(f"{url} is a URL, and outputs are written to disks", "give a local path and copy it from there")
 
 
 def _try_folder(folder: Path) -> None:

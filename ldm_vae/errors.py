@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the name that Python gives to an object
+
 
 class UserError(Exception):
     """Bad input. It is printed as one line on stderr, without a traceback; the exit code is 2.
@@ -14,3 +18,8 @@ class UserError(Exception):
         super().__init__(f"{what}: {remedy}")
         self.what = what
         self.remedy = remedy
+
+
+def in_one_line(error: BaseException, longest: int = 300) -> str:
+    """The type and text of an error in one line of at most `longest` characters, which is the same in every run."""
+    return ADDRESS.sub("", " ".join(f"{type(error).__name__}: {error}".split()))[:longest]

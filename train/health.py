@@ -26,6 +26,7 @@ PATIENCE = 5  # number of rows before a running mean is used
 ACCURACY = 0.99  # share of patches that the discriminator judges rightly: above, it has won
 LOGITS = 20.0  # highest absolute mean logit
 ACTIVE_CHANNELS_SHARE = 0.5  # lowest share of the latent channels that carry information
+BROKEN_SHARE = 0.01  # highest share of the images that cannot be used
 SAME_RECONSTRUCTION = 1e-3  # lowest standard deviation of reconstructions over images, range [-1, 1]
 
 
@@ -35,10 +36,11 @@ class Health:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.means: dict[str, tuple[float, int]] = {}  # name -> running mean, rows seen
+        self.told: dict[str, float] = {}  # images that are broken -> their share when it was told last
 
     def judge(self, step: int, row: Mapping[str, float]) -> list[str]:
         """The warnings about a row of the log, also sent to the log of the main process."""
-        warnings = [*self._jumps(row), *self._discriminator(row), *self._latents(row)]
+        warnings = [*self._jumps(row), *self._discriminator(row), *self._latents(row), *self._broken(row)]
         for warning in warnings:
             logger.warning("step %d: %s", step, warning)
         return warnings
@@ -92,4 +94,20 @@ class Health:
                 "different images have the same reconstruction: the decoder ignores the latent; "
                 "lower loss.rate.weight or optimizer.lr"
             )
+        return warnings
+
+    def _broken(self, row: Mapping[str, float]) -> list[str]:
+        """Warnings about images that cannot be used: once for each set, and again when their share has doubled."""
+        shares = {"training": row.get("time/broken_share", 0.0)}
+        lost, measured = row.get("validation/left_out", 0), row.get("validation/images", 0)
+        shares["validation"] = lost / (lost + measured) if lost else 0.0
+        warnings = []
+        for images, share in shares.items():
+            if share > max(BROKEN_SHARE, 2 * self.told.get(images, 0.0)):
+                self.told[images] = share
+                what = "others stand in for them, see broken.jsonl" if images == "training" else "they are left out"
+                warnings.append(
+                    f"{share:.1%} of the {images} images are broken ({what}); "
+                    "`ldm-vae check --decode` finds all: mend or remove them"
+                )
         return warnings

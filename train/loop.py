@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 
 from ldm_vae.atomic import append, atomic_file
 from ldm_vae.data.shards.index import Index
-from ldm_vae.data.stream.reader import TrainBatches, check_budget
+from ldm_vae.data.stream.reader import TrainBatches
 from ldm_vae.data.stream.worker import Fault
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
@@ -101,6 +101,7 @@ class Loop:
         row["epoch"] = taken * self.recipe.data.batch / self.index.samples
         row["skipped_steps"] = int(self.run.guard.skipped)
         row["time/broken_samples"] = self.count_broken()
+        row["time/broken_share"] = len(self.broken) / self.index.samples
         now, (then, before) = time.perf_counter(), self.last_row
         row["time/images_per_second"] = (taken - before) * self.recipe.data.batch / (now - then)
         if torch.cuda.is_available():
@@ -121,7 +122,7 @@ class Loop:
         faults, self.new_faults = self.new_faults, []
         if int(self.accelerator.reduce(torch.tensor(len(faults), device=self.accelerator.device), "sum")):
             self.broken |= {(fault.url, fault.key): fault for fault in gather_object(faults)}
-        check_budget(self.broken.values(), self.recipe.data.broken_budget)
+        self.batches.budget.check(self.broken.values())
         return len(self.broken)
 
     def write_broken(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,12 +18,13 @@ from ldm_vae.atomic import atomic_file, require_writable
 from ldm_vae.cli.check_latents import show_check
 from ldm_vae.cli.options import Json
 from ldm_vae.cli.printable import printable
-from ldm_vae.data.shards.check import Problem, Report, check_shards, index_folders
+from ldm_vae.data.shards.check import LOOKED_AT, Problem, Report, check_shards, index_folders
 from ldm_vae.data.shards.index import save_index
 from ldm_vae.data.shards.shard import INDEX_FILE
 from ldm_vae.errors import UserError
 from ldm_vae.latents.format import LATENTS_FILE
 
+NUMBER = re.compile(r"\d+")
 REASONS_SHOWN = 5  # for each shard; --json has all
 
 
@@ -31,7 +33,10 @@ def check(
         str, typer.Argument(metavar="SHARDS|LATENTS", help="Image shards, or a folder that `ldm-vae encode` wrote.")
     ],
     decode: Annotated[bool, typer.Option("--decode", help="Read and decode every picture, label and text.")] = False,
-    channels: Annotated[int, typer.Option(min=1, help="Channels of the images, for --decode.")] = 3,
+    channels: Annotated[
+        int | None,
+        typer.Option(min=1, help="Channels of the images. Default: 3, and any of npy and tiff without --decode."),
+    ] = None,
     write_index: Annotated[
         bool, typer.Option("--write-index", help="Write index.json without the samples that cannot be used.")
     ] = False,
@@ -43,8 +48,8 @@ def check(
     """Find what is wrong with shards, and index them; or with latents.
 
     Finds truncated or damaged tars, keys that repeat or interleave, names that webdataset reads differently, samples
-    without a picture, links, devices and paths that leave the folder, and disagreement with index.json. The exit code
-    is 1 if anything is wrong.
+    without a picture, links, devices and paths that leave the folder, and disagreement with index.json. It decodes a
+    few samples of each shard, and all of a shard where one of these is broken. The exit code is 1 if anything is wrong.
 
     Of latents, finds shards that are unfinished or damaged, keys that repeat, files of others; with --source also what
     was made from images that have changed or are gone.
@@ -59,12 +64,16 @@ def check(
         _check_images(shards, json, decode=decode, channels=channels, write_index=write_index)
 
 
-def _check_images(shards: str, json: Path | None, *, decode: bool, channels: int, write_index: bool) -> None:
+def _check_images(shards: str, json: Path | None, *, decode: bool, channels: int | None, write_index: bool) -> None:
     folders = index_folders(shards) if write_index else []
     for folder in folders:
         require_writable(folder / INDEX_FILE)
     reports = list(check_shards(shards, decode=decode, channels=channels))
     _print(reports)
+    if not decode:
+        typer.echo(
+            f"{LOOKED_AT} samples of each shard were decoded, and all where one was broken; --decode looks at all"
+        )
     if json is not None:
         with atomic_file(json) as stage:
             stage.write_text(json_format.dumps(_reports_to_json(reports), indent=2) + "\n")
@@ -95,11 +104,14 @@ def _print(reports: Sequence[Report]) -> None:
 
 
 def _by_reason(problems: Sequence[Problem]) -> Iterator[tuple[str, int, str]]:
-    """Reason, count and first member, for at most REASONS_SHOWN reasons; the others are summed up in one row."""
-    counts = Counter(problem.reason for problem in problems)
-    first = {problem.reason: problem.member for problem in reversed(problems)}
+    """Reason, count and first member, for at most REASONS_SHOWN reasons; the others are summed up in one row.
+
+    Reasons that differ in their numbers only count as one, that of the first member.
+    """
+    counts = Counter(NUMBER.sub("0", problem.reason) for problem in problems)
+    first = {NUMBER.sub("0", problem.reason): problem for problem in reversed(problems)}
     for reason in list(counts)[:REASONS_SHOWN]:
-        yield reason, counts[reason], printable(first[reason])
+        yield first[reason].reason, counts[reason], printable(first[reason].member)
     rest = list(counts)[REASONS_SHOWN:]
     if rest:
         yield f"{len(rest)} more reasons: see --json", sum(counts[reason] for reason in rest), ""

@@ -21,8 +21,8 @@ def shards(
         bool | None,
         typer.Option(
             "--classes/--no-classes",
-            help="Label each image with its subfolder. Default: if all images lie in subfolders, and there are "
-            "several.",
+            help="Label each image with its subfolder. Default: if all images lie in subfolders, there are several, "
+            "and they do not just count images.",
         ),
     ] = None,
 ) -> None:
@@ -31,10 +31,15 @@ def shards(
     Files beside an image that have its name and end in txt, json or cls are packed with it.
     """
     packed = pack_folder(folder, out, samples_per_shard=samples_per_shard, seed=seed, classes=classes)
-    labels = f" of {len(packed.classes)} classes" if packed.classes else ""
+    found = packed.found
+    labels = f" of {len(packed.classes)} classes (such as {packed.classes[0]})" if packed.classes else ""
     typer.echo(f"{packed.samples} images{labels} in {packed.shards} shards: {out}")
-    if packed.renamed:
-        typer.echo(f"{packed.renamed} names had dots inside, which are now _: webdataset would cut the key there")
-    if packed.ignored:
-        kinds = ", ".join(f"{count} {name}" for name, count in packed.ignored.most_common())
-        typer.echo(f"left out: {kinds}")
+    if packed.numbered is not None:
+        typer.echo(f"no classes: folders such as {packed.numbered} count images; --classes labels images with them")
+    if found.renamed:
+        dots = f"{len(found.renamed)} names had dots inside, such as {found.renamed[0]}"
+        typer.echo(f"{dots}, which are now _: webdataset would cut the key there")
+    if found.parts:
+        typer.echo(f"{len(found.parts)} files such as {found.parts[0]} are packed with the image beside, as no image")
+    if found.left_out:
+        typer.echo(f"left out: {found.left_out}")

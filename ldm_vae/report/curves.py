@@ -16,7 +16,7 @@ COUNTERS = {
     "time/broken_samples": "broken training samples were replaced since the trainer was last started",
     "validation/left_out": "broken validation images were left out",
 }
-NOT_DRAWN = ("step", "epoch", "validation/images", *COUNTERS)
+NOT_DRAWN = ("step", "epoch", "validation/images", "time/broken_share", *COUNTERS)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.pixels import BrokenImage, to_uint8
 from ldm_vae.data.shards.index import Index, load_index
-from ldm_vae.data.shards.shard import LABEL, BrokenSample
+from ldm_vae.data.shards.names import LABEL
+from ldm_vae.data.shards.shard import BrokenSample
 from ldm_vae.data.shards.storage import Unreachable
 from ldm_vae.data.stream.fetch import Fetcher
 from ldm_vae.data.stream.order import SampleRef

@@ -58,7 +58,7 @@ def shard(path: Path, entries: Sequence[Entry]) -> Path:
 
 def run(spec: Path | str, *options: object) -> tuple[Result, dict[str, Any]]:
     """The result of the command, and what --json wrote."""
-    target = Path(str(spec)).parent / "report.json"
+    target = Path("report.json") if "://" in str(spec) else Path(str(spec)).parent / "report.json"
     result = CliRunner(env={"COLUMNS": "2000"}).invoke(app, [str(spec), "--json", str(target), *map(str, options)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -223,7 +223,6 @@ def test_pictures_labels_and_texts_that_do_not_decode(tmp_path: Path) -> None:
         *(("alone.cls", b"1"), ("odd.jpg", jpg())),
     ]
     shard(folder / "0.tar", [*good, *bad])
-    assert [member for member, _ in problems(folder)] == ["alone", "odd"]  # seen in the headers
     found = dict(problems(folder, "--decode"))
     assert set(found) == {"short.jpg", "label.cls", "deep.json", "text.txt", "empty.jpg", "alone", "odd"}
     assert "Truncated" in found["short.jpg"]
@@ -235,6 +234,50 @@ def test_pictures_labels_and_texts_that_do_not_decode(tmp_path: Path) -> None:
     run(folder, "--decode", "--write-index")
     (entry,) = load_index(str(folder)).shards
     assert [entry.key(i) for i in range(entry.samples)] == ["good", "odd"]
+
+
+def test_an_empty_archive_is_not_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    shard(folder / "0.tar", [])
+    shard(folder / "1.tar", [link("folder", tarfile.DIRTYPE)])
+    assert problems(folder) == [("", "no sample in it: remove it, or make it anew")] * 2
+    assert "0 whole shards" in run(folder)[0].output
+
+
+def test_without_decode_some_pictures_are_decoded(tmp_path: Path) -> None:
+    """Headers alone called a shard of error pages whole."""
+    folder = tmp_path / "shards"
+    pages: list[Entry] = [(f"{number:03d}.jpg", b"<html>" + bytes(number)) for number in range(80)]
+    shard(folder / "0.tar", pages)
+    array = io.BytesIO()
+    np.save(array, np.zeros((12, 8, 8), np.float32))
+    shard(folder / "1.tar", [("a.npy", array.getvalue())])  # of as many channels as it likes
+    assert len(problems(folder)) == 80  # all of a shard where one is broken
+    assert run(folder)[1]["samples"] == 1
+    (folder / "0.tar").unlink()
+    one: list[Entry] = [*pairs([f"{number:03d}" for number in range(80)]), ("broken.jpg", b""), ("broken.cls", b"1")]
+    shard(folder / "0.tar", one)
+    assert run(folder)[0].exit_code == 0
+    assert [member for member, _ in problems(folder, "--decode", "--channels", 3)] == ["broken.jpg", "a.npy"]
+    np.save(cut := io.BytesIO(), np.zeros((12, 8, 8), np.float32))
+    shard(folder / "1.tar", [("a.npy", cut.getvalue()[:-1])])
+    assert [member for member, _ in problems(folder)] == ["a.npy"]
+
+
+def test_equal_faults_are_one_row_and_the_same_in_every_run(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    rows: list[Entry] = [(f"{number}.jpg", b"<html>" + bytes(number)) for number in range(40)]
+    for number in range(40):
+        array = io.BytesIO()
+        np.save(array, np.full((3, 8, 8), 2.0 + number))
+        rows.append((f"{number}.npy", array.getvalue()))
+    shard(folder / "0.tar", rows)
+    result, report = run(folder, "--decode")
+    reasons = [problem["reason"] for problem in report["problems"] if problem["member"].endswith("jpg")]
+    assert reasons == ["UnidentifiedImageError: cannot identify image file <_io.BytesIO object>"] * 40
+    lines = [line for line in result.output.splitlines() if "UnidentifiedImage" in line or "floats from" in line]
+    assert len(lines) == 2 and all(" 40 " in line for line in lines)
+    assert "floats from 2 to 2" in lines[1]
 
 
 def test_channels_of_decode(tmp_path: Path) -> None:
@@ -369,7 +412,8 @@ def test_what_names_nothing_is_a_user_error(tmp_path: Path) -> None:
         run(tmp_path / "0.tar")
 
 
-def test_an_index_of_part_of_a_folder_is_refused(tmp_path: Path) -> None:
+def test_an_index_of_part_of_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "shards"
     for name in ("a0", "a1", "b0"):
         shard(folder / f"{name}.tar", pairs([name]))

@@ -121,10 +121,10 @@ def test_nothing_that_can_be_encoded_is_an_error(run: Path, tmp_path: Path, refu
     folder.mkdir()
     (folder / "empty.png").touch()
     assert "such as empty (UnidentifiedImageError" in refused("encode", run, folder, tmp_path / "out2")
-    grey_alpha = export(tmp_path / "four", seed=0, in_channels=4)
+    five = export(tmp_path / "five", seed=0, in_channels=5)
     write_tar(tmp_path / "colour" / "0.tar", {"a.png": png(8, 8)})
-    message = refused("encode", grey_alpha, tmp_path / "colour", tmp_path / "out3")
-    assert "mode RGB where 4 channels are wanted" in message
+    message = refused("encode", five, tmp_path / "colour", tmp_path / "out3")
+    assert "mode RGB where 5 channels are wanted" in message
     for number in ("", 2, 3):
         assert not json.loads((tmp_path / f"out{number}" / "latents.json").read_text())["complete"]
 

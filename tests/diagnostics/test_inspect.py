@@ -122,9 +122,9 @@ def test_other_channels(tmp_path: Path, channels: int, mode: str) -> None:
     inspection = inspect_codec(network(channels), InspectionJob(shards, image), tmp_path / "out", model={})
     assert value(sections(inspection)["images"], "images") == 3
     assert bool(sections(inspection)["explore"].pictures) == (channels == 1)
-    refused = InspectionJob(folder_of(tmp_path / "rgb", [(40, 40)]), ImageConfig(channels=4))
+    refused = InspectionJob(folder_of(tmp_path / "rgb", [(40, 40)]), ImageConfig(channels=5))
     with pytest.raises(UserError, match=r"no image of .* could be encoded: 1 are broken"):
-        inspect_codec(network(4), refused, tmp_path / "refused", model={})
+        inspect_codec(network(5), refused, tmp_path / "refused", model={})
     assert not (tmp_path / "refused").exists()
 
 

@@ -29,6 +29,8 @@ def health() -> Health:
         ({"logits_real": -50.0}, "they run away"),
         ({"validation/active_channels_share": 0.25}, "only 25% of the latent channels carry information"),
         ({"validation/reconstruction_spread": 1e-6}, "different images have the same reconstruction"),
+        ({"time/broken_share": 0.05}, "5.0% of the training images are broken"),
+        ({"validation/left_out": 1, "validation/images": 3}, "25.0% of the validation images are broken"),
     ],
 )
 def test_says_what_it_saw_and_what_to_try(
@@ -39,6 +41,11 @@ def test_says_what_it_saw_and_what_to_try(
     assert said in warning
     assert "; " in warning  # the remedy
     assert said in caplog.text
+
+
+def test_broken_images_are_told_once_and_again_when_they_have_doubled(health: Health) -> None:
+    said = [len(health.judge(step, {"time/broken_share": step / 100})) for step in range(10)]
+    assert said == [0, 0, 1, 0, 0, 1, 0, 0, 0, 0]
 
 
 def test_what_may_be_around_zero_does_not_jump(health: Health) -> None:

@@ -8,7 +8,8 @@ Decoding takes these steps, in this order:
    ignored, as browsers do. Without one, pixels are sRGB, and CMYK becomes R = (255-C)(255-K)/255, and so on.
 3. Transparency. Palettes are expanded. A transparent picture (alpha channel, palette entry or colour key) is laid over
    white, in sRGB values, as a browser shows it on a blank page and as img2dataset does. So nothing that was hidden
-   reaches training. With `channels` 4, alpha stays, straight, as the fourth channel; a picture without it is refused.
+   reaches training. With `channels` 4, alpha stays, straight, as the fourth channel; of an opaque picture it is full. A
+   TIFF of one channel is refused there, because it may be a band of a raster.
 4. Channels. Grey becomes R = G = B; colour becomes grey by ITU-R 601-2, 0.299 R + 0.587 G + 0.114 B. A file with any
    other number of channels than the one wanted is refused.
 5. EXIF orientation is applied (jpg, png, webp, tiff), so that up is up.

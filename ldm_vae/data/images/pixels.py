@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from ldm_vae.errors import UserError
+from ldm_vae.errors import UserError, in_one_line
 from ldm_vae.precision import at_least_float32
 
 PixelArray = np.ndarray[Any, np.dtype[Any]]
@@ -47,7 +47,7 @@ def decoding() -> Iterator[None]:
     except (BrokenImage, UserError, MemoryError):
         raise
     except Exception as error:  # struct.error, zlib.error, KeyError, ...: decoders raise anything
-        raise BrokenImage(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
+        raise BrokenImage(in_one_line(error)) from error
 
 
 def check_size(height: int, width: int, channels: int = 1) -> None:
@@ -63,7 +63,7 @@ def from_pillow(image: Image.Image, channels: int) -> PixelArray:
     """Steps 2 to 4 of `decode.py` for an 8-bit Pillow image, which is decoded here -> (H, W, channels) uint8."""
     with decoding():
         transparent = image.has_transparency_data
-    if channels not in (1, 3, 4) or (channels == 4 and not transparent):
+    if channels not in (1, 3, 4):
         raise BrokenImage(f"{image.format} of mode {image.mode} where {channels} channels are wanted")
     grey = image.mode in ("1", "L", "LA")
     with decoding():
@@ -71,8 +71,9 @@ def from_pillow(image: Image.Image, channels: int) -> PixelArray:
         colour = image.convert("L") if grey else picture if picture.mode == "CMYK" else picture.convert("RGB")
     alpha = picture.getchannel("A") if transparent else None
     colour = _pillow_to_srgb(colour, image.info.get("icc_profile"))
-    if channels == 4 and alpha is not None:
-        return np.dstack([np.asarray(colour.convert("RGB")), np.asarray(alpha)])
+    if channels == 4:
+        opacity = np.full(image.size[::-1], 255, np.uint8) if alpha is None else np.asarray(alpha)
+        return np.dstack([np.asarray(colour.convert("RGB")), opacity])
     if alpha is not None:
         colour = Image.composite(colour, Image.new(colour.mode, colour.size, "white"), alpha)
     pixels: PixelArray = np.asarray(colour.convert("L" if channels == 1 else "RGB"))

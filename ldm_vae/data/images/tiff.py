@@ -33,6 +33,8 @@ def read_png(data: bytes, channels: int, profile: bytes | None) -> PixelArray:
     with decoding():
         pixels = imagecodecs.png_decode(data)
     pixels = _three_axes(pixels)
+    if channels == 4 and pixels.shape[2] in (1, 3):
+        pixels = _with_full_opacity(pixels)
     return _match(pixels, channels, alpha=pixels.shape[2] in (2, 4), profile=profile)
 
 
@@ -68,6 +70,8 @@ def read_tiff(data: bytes, channels: int) -> PixelArray:
         if PREMULTIPLIED in extra:
             raise BrokenImage("premultiplied alpha: save it straight (unassociated)")
         colours = 3 if kind in (TIFF_RGB, YCBCR) else 1
+        if channels == 4 and colours == 3 and pixels.shape[2] == 3:  # a grey one may be a band of a raster
+            pixels, extra = _with_full_opacity(pixels), (STRAIGHT,)
         alpha = extra == (STRAIGHT,) and pixels.shape[2] == colours + 1
         pixels = _match(pixels, channels, alpha=alpha, profile=profile)
         return orient(pixels, orientation)
@@ -101,6 +105,12 @@ def _three_axes(pixels: PixelArray) -> PixelArray:
     if pixels.ndim not in (2, 3):
         raise BrokenImage(f"pixels of shape {pixels.shape} are no picture")
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _with_full_opacity(pixels: PixelArray) -> PixelArray:
+    """(H, W, n) of an opaque picture -> (H, W, n + 1), with alpha."""
+    full = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1.0
+    return np.concatenate([pixels, np.full_like(pixels[:, :, :1], full)], axis=2)
 
 
 def _match(pixels: PixelArray, channels: int, *, alpha: bool, profile: bytes | None) -> PixelArray:

@@ -2,7 +2,10 @@
 
 storage.py   Reads ranges of bytes from local files and from servers
 tar.py       Reads the members of a tar from its headers, and checks what can be wrong with a tar
+names.py     Cuts the names of members into the key of the sample and the field
 shard.py     The index of one shard: where every member of every sample lies; the format of index.json
+left_out.py  Counts what is left out of a data set, and says it once
+beside.py    Finds what lies beside the shards of a folder and looks like data, but is read by nobody
 folder.py    Finds the samples in a folder of images
 scan.py      Finds out what is in a shard, or in a folder of images, that has no index
 index.py     The index of a data set: what is in all its shards

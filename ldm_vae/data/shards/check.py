@@ -1,14 +1,16 @@
 """Finds what is wrong with shards: what webdataset silently loses, mixes up or follows, and broken contents.
 
-It reads headers and, if asked, contents, one member at a time. It writes nothing, extracts nothing and follows no link.
+It reads headers, and contents of some samples or, if asked, of all, one member at a time. It writes nothing, extracts
+nothing and follows no link.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,27 +18,29 @@ from pathlib import Path
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
-from ldm_vae.data.images.decode import decode_image
+from ldm_vae.data.images.decode import decode_image, read_npy_header
 from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage
+from ldm_vae.data.shards.beside import beside_shards
+from ldm_vae.data.shards.names import LABEL, split_name
 from ldm_vae.data.shards.scan import scan_shard
 from ldm_vae.data.shards.shard import (
     INDEX_FILE,
     INDEX_FORMAT,
-    LABEL,
     MAX_SAMPLE,
     BrokenSample,
     ShardIndex,
     parse_index,
     parse_label,
-    split_name,
 )
 from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable, expand_shards, is_remote, read_whole
 from ldm_vae.data.shards.tar import TAR_BLOCK
-from ldm_vae.errors import UserError
+from ldm_vae.errors import UserError, in_one_line
 
 TEXTS = ("json", "txt")
 MAX_TEXT = 2**24  # bytes of one json or txt; more count as an attack
+LOOKED_AT = 8  # samples of a shard whose contents are read first; if one is broken, all are
 TAIL_BYTES = 2**20  # bytes read at once after the end mark
+SampleFields = Mapping[str, Mapping[str, tuple[int, int]]]  # key -> field -> (offset, size)
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # names that webdataset leaves out (tar_file_iterator, skip_meta)
 
 
@@ -66,10 +70,12 @@ class Report:
     problems: list[Problem]
 
 
-def check_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report]:
+def check_shards(spec: str, *, decode: bool, channels: int | None) -> Iterator[Report]:
     """Gives a report for each shard, and one for each index that has problems of its own.
 
-    decode: also read every picture (as `channels` channels), label, json and txt.
+    decode: read every picture, label, json and txt. Otherwise those of `LOOKED_AT` samples of each shard are read, and
+        all of a shard where one of these is broken.
+    channels: those of the pictures; None for 3, and without `decode` for any number in npy and tiff.
     Raises UserError if `spec` names nothing, or if a server does not answer.
     """
     shards: dict[str, ShardIndex] = {}
@@ -79,6 +85,8 @@ def check_shards(spec: str, *, decode: bool, channels: int) -> Iterator[Report]:
             present = names or sorted(known)  # a remote folder has what its index lists
             if not is_remote(folder) and Path(spec.removeprefix("file://")).is_dir():
                 problems += [Problem(name, "listed, but not there") for name in known if name not in names]
+                if unread := [Problem(name, f"not read: {kind}") for kind, name in beside_shards(Path(folder))]:
+                    yield Report(folder, None, unread)
             if problems:
                 yield Report(f"{folder}/{INDEX_FILE}", None, problems)
             for name in present:
@@ -149,43 +157,66 @@ def _read_index(folder: str) -> tuple[dict[str, ShardIndex], list[Problem]]:
         return {}, [Problem("", error.what)]
 
 
-def _inspect(url: str, decode: bool, channels: int) -> tuple[ShardIndex, list[Problem]]:
+def _inspect(url: str, decode: bool, channels: int | None) -> tuple[ShardIndex, list[Problem]]:
     """Checks one shard: the samples that training can use, and all problems. Raises Missing or Unreachable."""
     scan = scan_shard(url)
     shard, problems = scan.shard, [Problem(member, reason) for member, reason in scan.problems]
     labelled = LABEL in shard.members
     usable = np.ones(shard.samples, dtype=bool)
+    channels = 3 if decode and channels is None else channels
     with closing(RangeReader()) as reader:
+        some = range(0, shard.samples, -(-shard.samples // LOOKED_AT) or 1)
+        decode = decode or any(_content_problems(reader, shard, ordinal, channels) for ordinal in some)
         for ordinal in range(shard.samples):
             key, fields = shard.key(ordinal), shard.fields(ordinal)
-            for name in (f"{key}.{field}" if field else key for field in fields):
-                reason = _name_problem(name)
+            for field in fields:
+                name, reason = _name_problem(key, field)
                 problems += [Problem(name, reason)] if reason else []
-            lost = [] if any(field in EXTENSIONS for field in fields) else [Problem(key, "no picture in this sample")]
-            if decode:
-                for field, (offset, size) in fields.items():
-                    reason = _content_problem(reader, url, field, offset, size, channels)
-                    lost += [Problem(f"{key}.{field}", reason)] if reason else []
+            lost = [] if any(field in EXTENSIONS for field in fields) else [Problem(key, _no_picture(fields))]
+            lost += _content_problems(reader, shard, ordinal, channels) if decode else []
             if labelled and LABEL not in fields and not lost:
                 problems.append(Problem(key, "no cls, which other samples have: training then uses none"))
             usable[ordinal] = not lost
             problems += lost
         if not scan.problems:
             problems += _behind_the_end(reader, shard)
+    if not problems and not shard.samples:
+        problems.append(Problem("", "no sample in it: remove it, or make it anew"))
     return shard.subset(usable), problems
 
 
-def _name_problem(name: str) -> str | None:
-    """How webdataset reads a name, if it reads it differently from us; else None."""
-    key, field = base_plus_ext(name)
-    if key is None or SKIPPED.match(name):
-        return "webdataset skips this name"
-    if (key, field.lower()) != split_name(name):
-        return f"a dot inside the name: webdataset reads field {field[:60]!r} of key {key[-60:]!r}"
-    return None
+def _name_problem(key: str, field: str) -> tuple[str, str | None]:
+    """The name of a member, and how webdataset reads it, if it reads it differently from us; else None."""
+    name = f"{key}.{field}" if field else key
+    theirs, rest = base_plus_ext(name)
+    if theirs is None or SKIPPED.match(name):
+        return name, "webdataset skips this name"
+    if theirs != key:
+        return name, f"a dot inside the name: webdataset reads field {rest[:60]!r} of key {theirs[-60:]!r}"
+    return name, None
 
 
-def _content_problem(reader: RangeReader, url: str, field: str, offset: int, size: int, channels: int) -> str | None:
+def _no_picture(fields: Collection[str]) -> str:
+    """Why a sample with these fields has no picture."""
+    others = sorted(field for field in fields if field.rpartition(".")[2] in EXTENSIONS)
+    if not others:
+        return "no picture in this sample"
+    return f"no picture in this sample: {others[0]} stands beside one, {others[0].rpartition('.')[2]} would be one"
+
+
+def _content_problems(reader: RangeReader, shard: ShardIndex, ordinal: int, channels: int | None) -> list[Problem]:
+    """What is wrong with the contents of a sample."""
+    found = []
+    for field in shard.fields(ordinal):
+        if channels is not None or field not in ("tif", "tiff"):
+            reason = _content_problem(reader, field, *shard.place(ordinal, field), channels)
+            found += [Problem(f"{shard.key(ordinal)}.{field}", reason)] if reason else []
+    return found
+
+
+def _content_problem(
+    reader: RangeReader, field: str, url: str, offset: int, size: int, channels: int | None
+) -> str | None:
     limit = MAX_TEXT if field in TEXTS else MAX_SAMPLE
     if field not in (*EXTENSIONS, *TEXTS, LABEL):
         return None
@@ -194,7 +225,7 @@ def _content_problem(reader: RangeReader, url: str, field: str, offset: int, siz
     try:
         data = reader.read(url, offset, size)
         if field in EXTENSIONS:
-            decode_image(data, field, channels)
+            decode_image(data, field, channels or (_channels(data) if field == "npy" else 3))
         elif field == LABEL:
             parse_label(data)
         elif field == "json":
@@ -204,8 +235,14 @@ def _content_problem(reader: RangeReader, url: str, field: str, offset: int, siz
     except (BrokenImage, BrokenSample) as error:
         return error.reason
     except (Missing, ValueError, RecursionError) as error:
-        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return in_one_line(error)
     return None
+
+
+def _channels(data: bytes) -> int:
+    """The channels of an array file: the smaller of its outer sides. Raises BrokenImage."""
+    shape, _ = read_npy_header(io.BytesIO(data))
+    return min(shape[0], shape[-1]) if len(shape) == 3 else 1
 
 
 def _behind_the_end(reader: RangeReader, shard: ShardIndex) -> list[Problem]:
@@ -237,6 +274,8 @@ def _compare(shard: ShardIndex, known: ShardIndex | None, problems: list[Problem
     listed = {known.key(ordinal): known.fields(ordinal) for ordinal in range(known.samples)}
     here = {shard.key(ordinal): shard.fields(ordinal) for ordinal in range(shard.samples)}
     broken = {split_name(problem.member)[0] for problem in problems} | {problem.member for problem in problems}
+    if (first := _regrouped(listed, here)) is not None:
+        return [*found, Problem(first, f"{INDEX_FILE} takes its parts for several samples: write the index anew")]
     found += [
         Problem(key, f"in {INDEX_FILE}, not in the shard") for key in listed if key not in here and key not in broken
     ]
@@ -246,6 +285,17 @@ def _compare(shard: ShardIndex, known: ShardIndex | None, problems: list[Problem
         elif fields != listed[key]:
             found.append(Problem(key, f"{INDEX_FILE} has other places or fields"))
     return found
+
+
+def _regrouped(listed: SampleFields, here: SampleFields) -> str | None:
+    """A sample that is several in the index, if both hold the same members; else None. So 0.1.0 read `0001.seg.png`."""
+    ours, theirs = (
+        {(f"{key}.{field}", place): key for key, fields in samples.items() for field, place in fields.items()}
+        for samples in (here, listed)
+    )
+    if ours == theirs or ours.keys() != theirs.keys():
+        return None
+    return next(key for member, key in ours.items() if theirs[member] != key)
 
 
 def _repeated_keys(shards: Mapping[str, ShardIndex]) -> Iterator[Report]:

@@ -1,22 +1,24 @@
 """Finds the samples in a folder of images: each is a picture with the files of the same name beside it.
 
-`cats/tom.jpg`, `cats/tom.txt`, `cats/tom.json` become key `cats/tom` with fields jpg, txt, json. A dot inside the name
-becomes `_`, because webdataset cuts the key there.
+`cats/tom.jpg`, `cats/tom.txt`, `cats/tom.json` become key `cats/tom` with fields jpg, txt, json; `cats/tom.seg.png` is
+field seg.png of it, by the rule of `names.py`. Any other dot inside the name becomes `_`, because webdataset cuts the
+key there. Links to folders are followed, and each folder is read once.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldm_vae.data.images.pixels import EXTENSIONS
-from ldm_vae.data.shards.shard import split_name
+from ldm_vae.data.shards.left_out import LeftOut
+from ldm_vae.data.shards.names import LABEL, compound_fields, split_name
 from ldm_vae.errors import UserError
 
-SIDECARS = ("cls", "json", "txt")
+SIDECARS = (LABEL, "json", "txt")
+LISTED = 10  # clashes of names that the message lists
 
 
 @dataclass(frozen=True)
@@ -31,47 +33,84 @@ class FolderSample:
     files: dict[str, Path]
 
 
-def find_samples(folder: Path) -> tuple[list[FolderSample], int, Counter[str]]:
-    """The samples sorted by folder and name, how many were renamed, and how many files of each kind are ignored.
+@dataclass(frozen=True)
+class FoundSamples:
+    """What a folder of images holds.
 
-    Raises UserError if two files would become one sample, and if something cannot be read.
+    samples: in the order of folders and names.
+    renamed: the names that had dots inside.
+    parts: the files that belong to a sample by a field with a dot, such as masks.
+    left_out: files of other kinds, files beside no picture, and folders that are read already.
     """
-    found: dict[str, dict[str, Path]] = {}  # name without extension -> field -> file
-    ignored: Counter[str] = Counter()
-    for path in _walk(folder):
-        stem, field = split_name(path.relative_to(folder).as_posix())
-        if field not in EXTENSIONS and field not in SIDECARS:
-            ignored[f".{field}" if field else "without extension"] += 1
-        elif field in (files := found.setdefault(stem, {})):
-            raise _clash(files[field], path)
+
+    samples: list[FolderSample]
+    renamed: list[str]
+    parts: list[Path]
+    left_out: LeftOut
+
+
+def find_samples(folder: Path) -> FoundSamples:
+    """The samples in a folder.
+
+    Raises UserError, which lists them, if files would become one sample, and if something cannot be read.
+    """
+    left_out = LeftOut()
+    paths: dict[str, Path] = {}
+    for path in _walk(folder, left_out):
+        name = path.relative_to(folder).as_posix()
+        field = split_name(name)[1]
+        if field in EXTENSIONS or field in SIDECARS:
+            paths[name] = path
         else:
-            files[field] = path
+            left_out.add(f".{field}" if field else "without extension", name)
+    compound = compound_fields(paths)
+    clashes: list[tuple[Path, Path]] = []
+    found: dict[str, dict[str, Path]] = {}  # name without the field -> field -> file
+    for name, path in paths.items():
+        stem, field = split_name(name, compound)
+        first = found.setdefault(stem, {}).setdefault(field, path)
+        if first != path:
+            clashes.append((first, path))
     samples: dict[str, FolderSample] = {}
-    renamed = 0
+    renamed: list[str] = []
     for stem, files in found.items():
         pictures = [files[field] for field in EXTENSIONS if field in files]
         if not pictures:
-            ignored.update(f".{field}" for field in files)
+            for field, path in files.items():
+                left_out.add(f".{field}", path.relative_to(folder).as_posix())
             continue
         head, slash, base = stem.rpartition("/")
         key = head + slash + base.replace(".", "_")
-        if len(pictures) > 1:
-            raise _clash(*pictures[:2])
+        clashes += [(pictures[0], other) for other in pictures[1:]]
         if key in samples:
-            raise _clash(next(iter(samples[key].files.values())), pictures[0])
+            clashes.append((next(iter(samples[key].files.values())), pictures[0]))
+            continue
         samples[key] = FolderSample(key, files)
-        renamed += key != stem
-    return list(samples.values()), renamed, ignored
+        renamed += [stem] if key != stem else []
+    if clashes:
+        raise _clash(clashes)
+    parts = [path for sample in samples.values() for field, path in sample.files.items() if field in compound]
+    return FoundSamples(list(samples.values()), renamed, parts, left_out)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Every file in a folder and below, sorted, without hidden files and linked folders, which may form a circle."""
+def _walk(folder: Path, left_out: LeftOut) -> Iterator[Path]:
+    """Every file in a folder and below, sorted, without hidden ones. A folder that two links lead to is read once."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read ({error.strerror})", "change its rights or remove it")
 
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    def unseen(path: Path) -> bool:
+        status = path.stat()
+        new = (status.st_dev, status.st_ino) not in seen
+        seen.add((status.st_dev, status.st_ino))
+        if not new:
+            left_out.add("links to folders that are read already", path.relative_to(folder).as_posix())
+        return new
+
+    seen: set[tuple[int, int]] = set()
+    unseen(folder)
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [n for n in sorted(folders) if not n.startswith(".") and unseen(Path(parent, n))]
         for name in sorted(name for name in files if not name.startswith(".")):
             path = Path(parent, name)
             if not path.is_file():
@@ -83,5 +122,9 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _clash(first: Path, second: Path) -> UserError:
-    return UserError(f"{first} and {second} would be one sample", "rename or remove one")
+def _clash(pairs: list[tuple[Path, Path]]) -> UserError:
+    listed = "; ".join(f"{first} and {second}" for first, second in pairs[:LISTED])
+    if len(pairs) == 1:
+        return UserError(f"{listed} would be one sample", "rename or remove one")
+    more = f"; and {len(pairs) - LISTED} more" if len(pairs) > LISTED else ""
+    return UserError(f"{len(pairs)} pairs of files would be one sample each: {listed}{more}", "rename or remove them")

@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ldm_vae.atomic import atomic_file, explain_disk_errors
+from ldm_vae.data.images.pixels import EXTENSIONS
+from ldm_vae.data.shards.beside import say_beside
+from ldm_vae.data.shards.left_out import LeftOut, warn_once
+from ldm_vae.data.shards.names import compound_fields, split_name
 from ldm_vae.data.shards.scan import add_picture_sizes, scan_folder, scan_shard
 from ldm_vae.data.shards.shard import (
     INDEX_FILE,
@@ -28,7 +32,15 @@ from ldm_vae.data.shards.shard import (
     shard_from_json,
     shard_to_json,
 )
-from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable, expand_shards, is_remote, read_whole
+from ldm_vae.data.shards.storage import (
+    Missing,
+    RangeReader,
+    Unreachable,
+    expand_shards,
+    is_compressed,
+    is_remote,
+    read_whole,
+)
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config
 
@@ -140,6 +152,7 @@ def load_index(spec: str | Sequence[SourceConfig], *, cache: Path | None = None)
         chosen = _load_source(source, cache)
         parts.append(Part(len(shards), len(shards) + len(chosen), source.weight))
         shards += chosen
+        _unused(chosen).say(source.shards)
     return Index(tuple(shards), tuple(parts))
 
 
@@ -175,6 +188,42 @@ def _load_source(source: SourceConfig, cache: Path | None) -> list[ShardIndex]:
     return kept
 
 
+def _unused(shards: Sequence[ShardIndex]) -> LeftOut:
+    """The pictures that are no image of their own, and the samples that have none."""
+    left_out = LeftOut()
+    for shard in shards:
+        there = {field: table[:, 0] >= 0 for field, table in shard.members.items()}
+        pictures = np.zeros(shard.samples, dtype=bool)
+        for field in EXTENSIONS:
+            if field in there:
+                _note(left_out, "pictures beside another of the same sample", shard, field, there[field] & pictures)
+                pictures |= there[field]
+        for field in there:
+            if "." in field and field.rpartition(".")[2] in EXTENSIONS:
+                _note(left_out, "pictures in fields with a dot, such as masks", shard, field, there[field])
+        _note(left_out, "samples without a picture", shard, "", ~pictures)
+    return left_out
+
+
+def _note(left_out: LeftOut, kind: str, shard: ShardIndex, field: str, chosen: NDArray[np.bool_]) -> None:
+    if chosen.any():
+        key = shard.key(int(np.argmax(chosen)))
+        left_out.add(kind, f"{key}.{field}" if field else key, int(chosen.sum()))
+
+
+def _warn_of_parts(shards: Iterable[ShardIndex], index: str) -> None:
+    """Warns of an index that takes parts of samples for samples, as those of 0.1.0 do. It is read as it is."""
+    parts: list[str] = []
+    for shard in shards:
+        if b"." in shard.names:  # few have any, and looking at all names takes time
+            fields = [(f"{shard.key(i)}.{field}", field) for i in range(shard.samples) for field in shard.fields(i)]
+            compound = compound_fields([name for name, _ in fields])
+            parts += [name for name, field in fields if split_name(name, compound)[1] != field]
+    if parts:
+        what = f"{index} takes {len(parts)} parts of samples, such as {parts[0]}, for samples of their own"
+        warn_once(f"{what}: `ldm-vae check --write-index` makes it anew, for a new run")
+
+
 def _fitting(shard: ShardIndex, source: SourceConfig) -> NDArray[np.bool_]:
     """(samples,) Which pass the filters. A picture of unknown size passes, so that reading it tells what is wrong."""
     assert shard.pictures is not None
@@ -195,6 +244,8 @@ def _load_shards(spec: str, cache: Path | None, *, sizes: bool) -> list[ShardInd
     local = Path(spec.removeprefix("file://"))
     if local.is_dir() and next(local.glob("[!.]*.tar"), None) is None:
         found = scan_folder(local)
+        if not found and any(is_compressed(path.name) for path in local.iterdir()):
+            expand_shards(spec)  # tells what to do
         if not found:
             raise UserError(f"no shards and no images in {local}", "give a folder of .tar files or of pictures")
         return [add_picture_sizes(shard) for shard in found] if sizes else found
@@ -208,11 +259,15 @@ def _load_shards(spec: str, cache: Path | None, *, sizes: bool) -> list[ShardInd
     shards: list[ShardIndex] = []
     for folder, names in by_folder.items():
         if is_remote(folder):
-            shards += _remote_shards(folder, names, sizes=sizes)
+            listed = _remote_shards(folder, names, sizes=sizes)
         elif (Path(folder) / INDEX_FILE).is_file():
-            shards += _indexed_shards(folder, names, sizes=sizes, whole=local.is_dir())
+            listed = _indexed_shards(folder, names, sizes=sizes, whole=local.is_dir())
         else:
-            shards += _scanned_shards(folder, names, cache, sizes=sizes)
+            listed = _scanned_shards(folder, names, cache, sizes=sizes)
+        _warn_of_parts(listed, f"{folder}/{INDEX_FILE}")
+        shards += listed
+    if local.is_dir():
+        say_beside(local)
     return sorted(shards, key=lambda shard: shard.url)
 
 

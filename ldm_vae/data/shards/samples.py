@@ -7,7 +7,7 @@ from contextlib import closing
 
 from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable
-from ldm_vae.data.shards.tar import TAR_BLOCK, verify_header
+from ldm_vae.data.shards.tar import HEADER_BYTES, verify_header
 from ldm_vae.errors import UserError
 
 READ_AHEAD = 2**23  # bytes of a tar read at once
@@ -40,8 +40,12 @@ def _read_tar(shard: ShardIndex, reader: RangeReader) -> Iterator[tuple[str, Fie
             key, fields, problem = shard.key(ordinal), {}, None
             for field, (offset, size) in sorted(shard.fields(ordinal).items(), key=lambda item: item[1]):
                 at = offset - start
-                name = f"{key}.{field}" if field else key
-                problem = problem or verify_header(data[at - TAR_BLOCK : at], name, size)
+
+                def before(count: int, offset: int = offset, at: int = at, data: bytes = data) -> bytes:
+                    count = min(count, offset)
+                    return data[at - count : at] if count <= at else reader.read(shard.url, offset - count, count)
+
+                problem = problem or verify_header(before, key, field, size)
                 fields[field] = data[at : at + size]
             yield key, problem or fields
 
@@ -58,6 +62,7 @@ def _runs(shard: ShardIndex) -> Iterator[tuple[int, int]]:
 
 
 def _span(shard: ShardIndex, ordinal: int) -> tuple[int, int]:
-    """(start, end) of a sample in the tar, in bytes, with the header of its first member."""
+    """(start, end) of a sample in the tar, in bytes, with what stands before its first member."""
     places = shard.fields(ordinal).values()
-    return min(offset for offset, _ in places) - TAR_BLOCK, max(offset + size for offset, size in places)
+    first = min(offset for offset, _ in places)
+    return first - min(HEADER_BYTES, first), max(offset + size for offset, size in places)

@@ -13,9 +13,10 @@ from PIL import Image
 from ldm_vae.data.images.decode import read_npy_header
 from ldm_vae.data.images.pixels import BrokenImage, decoding
 from ldm_vae.data.shards.folder import find_samples
-from ldm_vae.data.shards.shard import ShardIndex, pack_shard, split_name
+from ldm_vae.data.shards.names import compound_fields, split_name
+from ldm_vae.data.shards.shard import ShardIndex, pack_shard
 from ldm_vae.data.shards.storage import Missing, RangeReader
-from ldm_vae.data.shards.tar import BrokenTar, members
+from ldm_vae.data.shards.tar import BrokenTar, Member, members
 
 SIZE_BYTES = 2**15  # bytes at the start of a picture that nearly always tell its size
 FOLDER_SHARD = 256  # samples of a folder that count as one shard
@@ -35,32 +36,39 @@ class Scan:
 
 def scan_shard(url: str) -> Scan:
     """Reads the headers of one tar, a few kB a member. Raises Missing or Unreachable."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    problems: list[tuple[str, str]] = []
-    previous = None
+    found: list[Member] = []
+    broken: list[tuple[str, str]] = []
     with closing(RangeReader()) as reader:
         size = reader.size(url)
         try:
             for member in members(url, reader):
-                key, field = split_name(member.name)
-                if member.problem is not None:
-                    problems.append((member.name, member.problem))
-                    continue
-                if key in samples and key != previous:
-                    problems.append((member.name, "its key appeared before, with others in between"))
-                if field in samples.setdefault(key, {}):
-                    problems.append((member.name, "the name appears twice"))
-                    continue
-                samples[key][field] = (member.offset, member.size)
-                previous = key
+                found.append(member)  # those before the place where the archive breaks stay
         except BrokenTar as error:
-            problems.append(("", str(error)))
-    return Scan(pack_shard(url, size, samples), problems)
+            broken.append(("", str(error)))
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    problems: list[tuple[str, str]] = []
+    compound = compound_fields([member.name for member in found if member.problem is None])
+    previous = None
+    for member in found:
+        if member.problem is not None:
+            problems.append((member.name, member.problem))
+            continue
+        key, field = split_name(member.name, compound)
+        if key in samples and key != previous:
+            problems.append((member.name, "its key appeared before, with others in between"))
+        if field in samples.setdefault(key, {}):
+            problems.append((member.name, "the name appears twice"))
+            continue
+        samples[key][field] = (member.offset, member.size)
+        previous = key
+    return Scan(pack_shard(url, size, samples), problems + broken)
 
 
 def scan_folder(folder: Path) -> list[ShardIndex]:
     """The samples in a folder of images (see `folder.py`), in groups of `FOLDER_SHARD` that count as a shard each."""
-    found, _, _ = find_samples(folder)
+    contents = find_samples(folder)
+    contents.left_out.say(str(folder))
+    found = contents.samples
     shards = []
     for start in range(0, len(found), FOLDER_SHARD):
         files: list[str] = []

@@ -5,10 +5,10 @@
          "members": {"jpg": {"offset": [512, ...], "size": [27960, ...]}, "cls": ...},
          "pictures": {"width": [256, ...], "height": [384, ...]}}]}
 
-The key of a sample is the name of its members up to the last dot, with folders; a field is what follows the dot, in
-lower case. `offset` and `size` tell where the content of a member lies, in bytes; offset is -1 if a sample lacks the
-field. `width` and `height` are those of the sample's picture as stored, 0 if its header did not tell. `pictures` may be
-missing.
+The key of a sample is the name of its members up to a dot, with folders, and a field is what follows the dot, in lower
+case (`names.py` says which dot; what stands in an index that exists is taken as it is). `offset` and `size` tell where
+the content of a member lies, in bytes; offset is -1 if a sample lacks the field. `width` and `height` are those of the
+sample's picture as stored, 0 if its header did not tell. `pictures` may be missing.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldm_vae.data.images.pixels import EXTENSIONS
+from ldm_vae.data.shards.names import LABEL
 from ldm_vae.data.shards.tar import TAR_BLOCK
-from ldm_vae.errors import UserError
+from ldm_vae.errors import UserError, in_one_line
 
 INDEX_FILE = "index.json"
-LABEL = "cls"  # the field that holds a class
 MAX_SAMPLE = 2**30  # bytes of one sample; more count as an attack
 INDEX_FORMAT, INDEX_VERSION = "ldm_vae.index", 1
 INDEX_REMEDY = "make it with `ldm-vae shards`, or `ldm-vae check --write-index` where the shards are local"
@@ -100,16 +100,6 @@ class ShardIndex:
         return ShardIndex(self.url, self.size, *_pack_names(keys), kept, pictures, self.files)
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Member name -> (key, field): `a/b.v1.0.JPG` -> (`a/b.v1.0`, `jpg`); without a dot the field is empty.
-
-    webdataset cuts at the first dot, so that `b.v1.0.jpg` becomes key `b` with field `v1.0.jpg`.
-    """
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.rpartition(".") if "." in base[1:] else (base, "", "")
-    return folder + slash + stem, extension.lower()
-
-
 def pack_shard(url: str, size: int, samples: Samples, files: tuple[str, ...] | None = None) -> ShardIndex:
     """The index of a shard with these samples."""
     fields = sorted({field for sample in samples.values() for field in sample})
@@ -137,7 +127,7 @@ def parse_index(data: bytes, index: str, folder: str) -> dict[str, ShardIndex]:
             raise ValueError(f"format {content['format']!r} version {content['version']!r}")
         return {entry["name"]: shard_from_json(entry, folder) for entry in content["shards"]}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = in_one_line(error, longest=200)
         raise UserError(f"{index} is no index of shards ({reason})", INDEX_REMEDY) from error
 
 

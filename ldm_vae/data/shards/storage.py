@@ -14,16 +14,19 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tenacity
 
-from ldm_vae.errors import UserError
+from ldm_vae.data.shards.left_out import warn_once
+from ldm_vae.errors import UserError, in_one_line
 
 REQUEST_BYTES = 2**20  # bytes of one remote request; a dropped connection loses no more
 REQUEST_TRIES = 20  # requests in a row that bring nothing until a server counts as unreachable: some three minutes
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0  # seconds between tries: a random part of a bound that doubles up to the longest
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4", ".tar.z", ".zip")
 OPEN_FILES = 64  # local files kept open
 # What http, S3 and GCS tell a version of a file by, as fsspec names it.
 REMOTE_TAGS = ("ETag", "etag", "md5Hash", "generation", "Last-Modified", "LastModified")
@@ -66,7 +69,7 @@ class RangeReader:
         try:
             return Path(url).stat().st_size
         except OSError as error:
-            raise Missing(_in_one_line(error)) from error
+            raise Missing(in_one_line(error)) from error
 
     def version(self, url: str) -> list[str] | None:
         """What changes whenever the file does, and is had without reading it; None where a server gives no tag.
@@ -78,7 +81,7 @@ class RangeReader:
         try:
             status = Path(url).stat()
         except OSError as error:
-            raise Missing(_in_one_line(error)) from error
+            raise Missing(in_one_line(error)) from error
         return [str(part) for part in (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)]
 
     def close(self) -> None:
@@ -93,7 +96,7 @@ class RangeReader:
                 pieces.append(piece)
                 offset += len(piece)
         except OSError as error:
-            raise Missing(_in_one_line(error)) from error
+            raise Missing(in_one_line(error)) from error
         if offset < end:
             raise Missing(f"the file ends at byte {offset}, {end - offset} bytes too early")
         return b"".join(pieces)
@@ -115,6 +118,11 @@ def read_whole(url: str) -> bytes:
         return reader.read(url, 0, reader.size(url))
 
 
+def is_compressed(name: str) -> bool:
+    """Whether a file of this name is a compressed archive, which cannot be read at an offset."""
+    return name.lower().endswith(COMPRESSED)
+
+
 def is_remote(url: str) -> bool:
     return "://" in url
 
@@ -134,12 +142,18 @@ def expand_shards(spec: str) -> list[str]:
         raise UserError(f"shards {spec!r}", "shell pipes are never run; give the http(s), s3 or gs URL itself")
     spec = spec.removeprefix("file://")
     found = sorted(url for pattern in _expand_braces(spec) for url in _expand_pattern(pattern))
-    for url, following in zip(found, [*found[1:], ""], strict=True):
-        if url == following:
-            raise UserError(f"shards {spec!r}", f"they name {url} twice; name every shard once")
-        if not is_remote(url) and not Path(url).is_file():
-            raise UserError(f"shard {url} not found", "check the path, or the numbers in the braces")
+    twice = sorted({url for url, following in pairwise(found) if url == following})
+    if twice:
+        raise UserError(f"shards {spec!r}", f"they name {twice[0]} twice{_more(twice)}; name every shard once")
+    missing = [url for url in found if not is_remote(url) and not Path(url).is_file()]
+    if missing:
+        raise UserError(f"shard {missing[0]} not found{_more(missing)}", "check the path, or the numbers in the braces")
     return found
+
+
+def _more(urls: list[str]) -> str:
+    """How many there are beside the first."""
+    return f", and {len(urls) - 1} more" if len(urls) > 1 else ""
 
 
 def _expand_braces(spec: str) -> list[str]:
@@ -162,10 +176,19 @@ def _expand_pattern(pattern: str) -> list[str]:
     if glob.has_magic(pattern) and not Path(pattern).exists():
         matches = glob.glob(pattern, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
         found = [match for match in matches if match.endswith(".tar")]
+        compressed = [match for match in matches if is_compressed(match)]
     elif Path(pattern).is_dir():
         found = [str(path) for path in Path(pattern).glob("[!.]*.tar")]  # hidden files are what a killed writer left
+        compressed = [str(path) for path in Path(pattern).glob("[!.]*") if is_compressed(path.name)]
     else:
         return [pattern]
+    if compressed and not found:
+        what = f"no shards in {pattern}, but {len(compressed)} compressed archives such as {min(compressed)}"
+        raise UserError(what, "unpack them to .tar, because shards are read at offsets")
+    if compressed and glob.has_magic(pattern):  # what lies in a folder, `beside.py` tells
+        warn_once(
+            f"{pattern}: left out: {len(compressed)} compressed archives ({min(compressed)}), to be unpacked first"
+        )
     if not found:
         raise UserError(f"no shards in {pattern}", "give a folder of .tar files; `ldm-vae shards` makes them of images")
     return found
@@ -228,7 +251,7 @@ def _requesting() -> Iterator[None]:
         raise
     except Exception as error:
         failure = _Failed if _transient(error) else Missing
-        raise failure(_in_one_line(error)) from error
+        raise failure(in_one_line(error)) from error
 
 
 def _retry(url: str, request: Callable[[], ResultT]) -> ResultT:
@@ -274,9 +297,5 @@ def _filesystem(url: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         extra = {"s3": "pip install 'ldm-vae[s3]'", "gs": "pip install 'ldm-vae[gs]'"}
         remedy = extra.get(protocol, "use a path, http(s)://, s3:// or gs://")
-        raise UserError(f"{url} cannot be opened ({_in_one_line(error)})", remedy) from error
+        raise UserError(f"{url} cannot be opened ({in_one_line(error)})", remedy) from error
     return filesystem, path
-
-
-def _in_one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

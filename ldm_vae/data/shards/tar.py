@@ -8,16 +8,30 @@ Format: POSIX.1-2001 pax and GNU tar, https://www.gnu.org/software/tar/manual/ht
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from ldm_vae.data.shards.storage import Missing, RangeReader, is_remote
 
 TAR_BLOCK = 512  # bytes, the unit of a tar
 MAX_RECORD = 2**16  # bytes of a long-name or pax record; more count as an attack
+HEADER_BYTES = 2**11  # bytes before a content that nearly always hold its header, and the record of a longer name
 LOCAL_AHEAD, REMOTE_AHEAD = 2**12, 2**23  # bytes fetched at once while headers are read
 
+# First bytes of what is mistaken for a tar -> what it is, and what to do.
+_MAGIC = {
+    b"\x1f\x8b": "gzip: unpack it with `gzip -dc FILE > NEW.tar`",
+    b"\x28\xb5\x2f\xfd": "zstd: unpack it with `zstd -dc FILE > NEW.tar`",
+    b"BZh": "bzip2: unpack it with `bzip2 -dc FILE > NEW.tar`",
+    b"\xfd7zXZ\0": "xz: unpack it with `xz -dc FILE > NEW.tar`",
+    b"\x04\x22\x4d\x18": "lz4: unpack it with `lz4 -dc FILE > NEW.tar`",
+    b"PK\x03\x04": "zip: unpack it, and pack its images with `ldm-vae shards`",
+    b"version https://git-lfs": "a pointer of git LFS: fetch the file with `git lfs pull`",
+    b"<": "a web page: download the shard again",
+}
 _NAME_RECORDS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _PAX_RECORDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _KINDS = {
@@ -57,6 +71,10 @@ def members(url: str, reader: RangeReader) -> Iterator[Member]:
     Raises BrokenTar where the archive stops making sense, after it gave the members before that place.
     """
     archive = _Blocks(url, reader)
+    start = archive.read(0, min(TAR_BLOCK, archive.bytes))
+    other = next((text for magic, text in _MAGIC.items() if start.startswith(magic)), None)
+    if other is not None and not _is_header(start):
+        raise BrokenTar(f"no tar, but {other}")
     position, record_name, pax_name, pax_size = 0, None, None, None
     while True:
         block = archive.read(position, TAR_BLOCK)
@@ -91,16 +109,89 @@ def members(url: str, reader: RangeReader) -> Iterator[Member]:
         position = following
 
 
-def verify_header(block: bytes, name: str, size: int) -> str | None:
-    """Why a header block does not belong to the member `name` with `size` bytes; None if it does."""
+def verify_header(before: Callable[[int], bytes], key: str, field: str, size: int) -> str | None:
+    """Why the header before a member's content does not belong to this member; None if it does.
+
+    before: gives the last so many bytes of the archive before the content, fewer only where it has no more.
+    key, field: what the name is made of; a field is in lower case, and stands for any case.
+    size: bytes of the content.
+    """
+    known = before(HEADER_BYTES)
     try:
-        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        found = _described(known)
+        if len(known) == HEADER_BYTES and (found.cut or not _same_name(found.name, key, field)):
+            found = _described(before(2 * TAR_BLOCK + MAX_RECORD))  # the record with the name may be a long one
     except tarfile.HeaderError as error:
         return f"no member where the index says ({error})"
-    # Names that are long or not ASCII stand in a record before the header, which then holds a part of the name.
-    if len(name) <= tarfile.LENGTH_NAME and name.isascii() and info.name.lower() != name.lower():
-        return f"the index says {name!r}, the shard has {info.name!r}"
-    return None if info.size == size else f"the index says {size} bytes, the shard has {info.size}"
+    if not _same_name(found.name, key, field):
+        return f"the index says {f'{key}.{field}' if field else key!r}, the shard has {found.name!r}"
+    if found.kind in _WITHOUT_CONTENT:
+        return f"the index says a file, the shard has {_KINDS.get(found.kind, 'a folder')}"
+    return None if found.size == size else f"the index says {size} bytes, the shard has {found.size}"
+
+
+def _same_name(name: str, key: str, field: str) -> bool:
+    return name[: len(key)] == key and name[len(key) :].lower() in ((f".{field}",) if field else ("", "."))
+
+
+class _Described(NamedTuple):
+    """What a header says of a member, with the records before it.
+
+    cut: whether the name may be a part or a replacement of one in a record that was not seen.
+    """
+
+    name: str
+    size: int
+    kind: bytes
+    cut: bool
+
+
+def _described(before: bytes) -> _Described:
+    """Reads the header at the end of `before`, and the records right before it.
+
+    Names that are long or not ASCII stand in a record, and the header then holds a part of the name, which may be equal
+    for several members.
+    """
+    info = tarfile.TarInfo.frombuf(before[-TAR_BLOCK:], "utf-8", "surrogateescape")
+    record_name, pax = None, None
+    end = len(before) - TAR_BLOCK
+    while (found := _record_before(before, end)) is not None:
+        kind, record, end = found
+        if kind == tarfile.GNUTYPE_LONGNAME:
+            record_name = record_name or record.rstrip(b"\0").decode("utf-8", "surrogateescape")
+        elif kind in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE) and pax is None:
+            with suppress(BrokenTar):  # then these bytes are no record
+                pax = _parse_pax(record, end)
+    pax_name, pax_size = pax or (None, None)
+    recorded = pax_name or record_name
+    length = len(info.name.encode("utf-8", "surrogateescape"))
+    cut = recorded is None and (length == tarfile.LENGTH_NAME or "?" in info.name)
+    return _Described(recorded or info.name, info.size if pax_size is None else pax_size, info.type, cut)
+
+
+def _record_before(data: bytes, end: int) -> tuple[bytes, bytes, int] | None:
+    """(kind, content, where its header starts) of the record that ends at byte `end` of `data`; None without one."""
+    for start in range(end - 2 * TAR_BLOCK, -1, -TAR_BLOCK):
+        kind = data[start + 156 : start + 157]
+        if kind not in _NAME_RECORDS and kind not in _PAX_RECORDS:  # looked at first, because it takes less time
+            continue
+        try:
+            size = tarfile.TarInfo.frombuf(data[start : start + TAR_BLOCK], "utf-8", "surrogateescape").size
+        except tarfile.HeaderError:
+            continue
+        content = start + TAR_BLOCK
+        if content + -(-size // TAR_BLOCK) * TAR_BLOCK == end:
+            return kind, data[content : content + size], start
+    return None
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether these bytes are a header, such as that of a member whose name begins with <."""
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 class _Blocks:

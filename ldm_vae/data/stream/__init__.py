@@ -6,6 +6,8 @@ steps.py     Which samples a rank reads at which step, and the random numbers of
 fetch.py     Reads the bytes of samples from local and remote shards
 worker.py    What one worker of a DataLoader does: reads and decodes its share of every step
 signals.py   How a DataLoader worker handles signals
+ranges.py    Warns of pictures of floats that seem to lie in [0, 1]
+budget.py    Stops a run that meets too many broken samples
 reader.py    Puts the shares of the workers together as batches
 batch.py     What a training step receives
 """

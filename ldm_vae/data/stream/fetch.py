@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ldm_vae.data.shards.index import Index
-from ldm_vae.data.shards.shard import LABEL, MAX_SAMPLE, BrokenSample, Fields
+from ldm_vae.data.shards.names import LABEL
+from ldm_vae.data.shards.shard import MAX_SAMPLE, BrokenSample, Fields
 from ldm_vae.data.shards.storage import Missing, RangeReader, is_remote
-from ldm_vae.data.shards.tar import TAR_BLOCK, verify_header
+from ldm_vae.data.shards.tar import HEADER_BYTES, verify_header
 from ldm_vae.data.stream.order import SampleRef
 
 LARGEST_GAP = 2**16  # bytes; members that are no further apart are read at once, with what lies between them
@@ -23,7 +24,7 @@ class Place(NamedTuple):
     url: path or URL of the file that holds it.
     offset: first byte of the content.
     size: bytes of the content.
-    head: bytes of the tar header before the content; 0 for a file that is no tar.
+    head: bytes before the content that are read with it for the tar header; 0 for a file that is no tar.
     """
 
     ref: SampleRef
@@ -102,18 +103,27 @@ class Fetcher:
             return
         for place in run:
             fields = found[place.ref]
-            problem = self._changed(place, data[place.begin - begin : place.offset - begin])
+            problem = self._changed(place, data, place.offset - begin)
             if problem is not None:
                 found[place.ref] = BrokenSample(problem)
             elif not isinstance(fields, BrokenSample):
                 fields[place.field] = data[place.offset - begin : place.end - begin]
 
-    def _changed(self, place: Place, head: bytes) -> str | None:
-        """Why the bytes are not those that the index describes; None if they are."""
-        if place.head:
-            key = self._index.shards[place.ref.shard].key(place.ref.ordinal)
-            return verify_header(head, f"{key}.{place.field}", place.size)
+    def _changed(self, place: Place, data: bytes, at: int) -> str | None:
+        """Why the bytes are not those that the index describes; None if they are.
+
+        data: a piece of the file.
+        at: where the content starts in it.
+        """
+
+        def before(count: int) -> bytes:
+            count = min(count, place.offset)
+            return data[at - count : at] if count <= at else self.reader.read(place.url, place.offset - count, count)
+
         try:
+            if place.head:
+                key = self._index.shards[place.ref.shard].key(place.ref.ordinal)
+                return verify_header(before, key, place.field, place.size)
             size = self.reader.size(place.url)
         except Missing as error:  # removed while it was still open here
             return str(error)
@@ -123,8 +133,9 @@ class Fetcher:
         shard = self._index.shards[ref.shard]
         picture = shard.picture(ref.ordinal)
         wanted = ([] if picture is None else [picture]) + ([LABEL] if self._labelled else [])
-        head = TAR_BLOCK if shard.files is None else 0
-        return [Place(ref, field, *shard.place(ref.ordinal, field), head) for field in wanted]
+        places = [(field, *shard.place(ref.ordinal, field)) for field in wanted]
+        tar = shard.files is None
+        return [Place(ref, *place, head=min(HEADER_BYTES, place[2]) if tar else 0) for place in places]
 
 
 def _runs(places: list[Place]) -> list[list[Place]]:

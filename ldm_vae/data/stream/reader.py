@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,14 +15,16 @@ from torch.utils.data import DataLoader
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.images.pixels import EXTENSIONS
 from ldm_vae.data.shards.index import Index, SourceConfig
+from ldm_vae.data.shards.left_out import warn_once
+from ldm_vae.data.shards.names import LABEL
 from ldm_vae.data.stream.batch import Batch
+from ldm_vae.data.stream.budget import Budget
+from ldm_vae.data.stream.ranges import UnitRangeWatch
 from ldm_vae.data.stream.signals import outlive_signals
 from ldm_vae.data.stream.steps import RankSteps, TrainingOrder, ValidationOrder
 from ldm_vae.data.stream.worker import DecodedSample, Fault, Share, Shares
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config
-
-LISTED = 10  # broken samples named in the message that stops a run
 
 
 def _sources(train: Any) -> Any:
@@ -56,6 +58,9 @@ class DataConfig(Config):
     broken_budget: Annotated[int, Field(ge=0)] = 100
     """Number of different broken samples, over all ranks, that a run takes; one more stops it."""
 
+    broken_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of the training images of each source, 0 to 1, that may be broken; more stop the run. One always may."""
+
     @field_serializer("train")
     def _plain_source(self, train: tuple[SourceConfig, ...]) -> str | list[SourceConfig]:
         """A single source without options is written as it was read."""
@@ -69,9 +74,23 @@ def train_batches(
     if config.batch % (world * accumulation):
         what = f"data.batch {config.batch} is not divisible by {world} ranks x {accumulation} micro-batches"
         raise UserError(what, "choose a multiple: it is the number of images per step over all of them")
+    _say_unused_labels(index)
     order = TrainingOrder(index, seed, config.batch)
     steps = RankSteps(order, rank, world, per_step=config.batch // world, first=start_step, stop=None)
     return TrainBatches(config, index, steps, accumulation)
+
+
+def _say_unused_labels(index: Index) -> None:
+    """Warns, once, of labels that are not used because some samples have none."""
+    lacking = index.samples - index.fields.get(LABEL, 0)
+    if not 0 < lacking < index.samples:
+        return
+    for shard in index.shards:
+        there = shard.members[LABEL][:, 0] >= 0 if LABEL in shard.members else np.zeros(shard.samples, dtype=bool)
+        if not there.all():
+            example = f"{shard.url} {shard.key(int(np.argmin(there)))}"
+            warn_once(f"labels are not used: {lacking} of {index.samples} samples have no {LABEL}, such as {example}")
+            return
 
 
 def validation_batches(config: DataConfig, index: Index, *, batch: int, rank: int, world: int) -> ValidationBatches:
@@ -98,29 +117,22 @@ def measured_batches(
     return validation_batches(config, index, batch=batch, rank=rank, world=world)
 
 
-def check_budget(broken: Collection[Fault], budget: int) -> None:
-    """Raises UserError if more different samples are broken than data.broken_budget allows."""
-    if len(broken) > budget:
-        listed = [f"{fault.url} {fault.key} ({fault.reason})" for fault in broken]
-        more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
-        what = f"{len(listed)} broken samples, {budget} are allowed: {', '.join(listed[:LISTED])}{more}"
-        raise UserError(what, "mend or remove them, or raise data.broken_budget")
-
-
 class _Stream:
     """Iterates over steps of decoded samples, put together from the shares of the workers.
 
     faults: broken samples that were met and that the caller has not taken from this list yet.
     reads: byte ranges read so far.
+    budget: how many broken samples it takes.
     """
 
-    def __init__(self, config: DataConfig, index: Index, steps: RankSteps) -> None:
+    def __init__(self, config: DataConfig, index: Index, steps: RankSteps, budget: Budget) -> None:
         if not any(field in EXTENSIONS for field in index.fields):
             what = f"no pictures in {index.shards[0].url} and the others: their fields are {sorted(index.fields)}"
             raise UserError(what, f"pictures are members that end in {', '.join(EXTENSIONS)}")
         self.faults: list[Fault] = []
         self.reads = 0
-        self._budget = config.broken_budget
+        self.budget = budget
+        self._watch = UnitRangeWatch(index)
         self._broken: dict[tuple[str, str], Fault] = {}
         self._workers = max(config.workers, 1)
         loader = DataLoader(
@@ -142,27 +154,29 @@ class _Stream:
         first = next(self._shares)
         for share in itertools.chain([first], itertools.islice(self._shares, self._workers - 1)):
             self.reads += share.reads
-            self._count(share.faults)
+            self._note(share.faults)
             if share.failure is not None:
                 raise UserError(*share.failure)
+            if share.faults:
+                self.budget.check(self._broken.values())
+            self._watch.add((sample.key, sample.lowest) for sample in share.samples)
             sizes = [int(np.prod(sample.shape)) for sample in share.samples]
             images = torch.split(share.pixels, sizes)
             found += [(s, image.view(s.shape)) for s, image in zip(share.samples, images, strict=True)]
         return sorted(found, key=lambda pair: pair[0].position)
 
-    def _count(self, faults: Iterable[Fault]) -> None:
+    def _note(self, faults: Iterable[Fault]) -> None:
         for fault in faults:
             if (fault.url, fault.key) not in self._broken:
                 self._broken[fault.url, fault.key] = fault
                 self.faults.append(fault)
-        check_budget(self._broken.values(), self._budget)
 
 
 class TrainBatches(_Stream):
     """Iterates over optimizer steps; each gives the micro-batches of this rank."""
 
     def __init__(self, config: DataConfig, index: Index, steps: RankSteps, accumulation: int) -> None:
-        super().__init__(config, index, steps)
+        super().__init__(config, index, steps, Budget(index, config.broken_budget, config.broken_share))
         self._micro = steps.per_step // accumulation
 
     def __iter__(self) -> TrainBatches:
@@ -177,7 +191,7 @@ class ValidationBatches(_Stream):
     """Iterates over batches; images of different sizes come in batches of their own."""
 
     def __init__(self, config: DataConfig, index: Index, steps: RankSteps) -> None:
-        super().__init__(config, index, steps)
+        super().__init__(config, index, steps, Budget(index, config.broken_budget, share=1.0))
         self._ready: list[Batch] = []
 
     def __iter__(self) -> ValidationBatches:

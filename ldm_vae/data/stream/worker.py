@@ -15,11 +15,13 @@ from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import ImageConfig, fit_image
 from ldm_vae.data.images.pixels import BrokenImage, PixelArray
 from ldm_vae.data.shards.index import Index
-from ldm_vae.data.shards.shard import LABEL, BrokenSample, Fields, parse_label
+from ldm_vae.data.shards.names import LABEL
+from ldm_vae.data.shards.shard import BrokenSample, Fields, parse_label
 from ldm_vae.data.shards.storage import Unreachable
 from ldm_vae.data.stream.fetch import Fetcher
 from ldm_vae.data.stream.mixture import Positions
 from ldm_vae.data.stream.order import SampleRef
+from ldm_vae.data.stream.ranges import lowest_float
 from ldm_vae.data.stream.steps import RankSteps
 from ldm_vae.errors import UserError
 
@@ -49,6 +51,7 @@ class DecodedSample:
     key: name of the sample.
     label: its class, if all samples have one.
     shape: (C, H, W) of its image.
+    lowest: the lowest value of a picture of floats, before it is fitted (see `ranges.py`); None for another one.
     """
 
     position: int
@@ -56,6 +59,7 @@ class DecodedSample:
     key: str
     label: int | None
     shape: tuple[int, ...]
+    lowest: float | None
 
 
 @dataclass(frozen=True)
@@ -132,9 +136,9 @@ class _Reader:
             if chosen is None:
                 return None
             try:
-                label, image = self._decode(self.fetcher.get(chosen, coming), position)
+                label, lowest, image = self._decode(self.fetcher.get(chosen, coming), position)
                 key = self.index.shards[chosen.shard].key(chosen.ordinal)
-                return DecodedSample(position, self.order.slot(position), key, label, image.shape), image
+                return DecodedSample(position, self.order.slot(position), key, label, image.shape, lowest), image
             except (BrokenSample, BrokenImage) as error:
                 shard = self.index.shards[chosen.shard]
                 self.faults.append(Fault(shard.url, shard.key(chosen.ordinal), error.reason))
@@ -144,11 +148,13 @@ class _Reader:
         what = f"{SAMPLE_TRIES} samples in a row are broken, the last {last.url} {last.key} ({last.reason})"
         raise UserError(what, "check the shards and data.image")
 
-    def _decode(self, fields: Fields, position: int) -> tuple[int | None, PixelArray]:
+    def _decode(self, fields: Fields, position: int) -> tuple[int | None, float | None, PixelArray]:
+        """(label, lowest value if it is of floats, fitted image) of a sample."""
         label = parse_label(fields.pop(LABEL)) if LABEL in fields else None
         ((extension, data),) = fields.items()
         image = decode_image(data, extension, self.image.channels)
-        return label, fit_image(image, self.image, self.order.generator(position))
+        lowest = lowest_float(extension, data, image)
+        return label, lowest, fit_image(image, self.image, self.order.generator(position))
 
     def _coming(self, position: int) -> list[SampleRef]:
         window = self.order.window(position, self.steps.world * self.workers)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import os
 import tarfile
 import threading
@@ -17,8 +20,8 @@ import pytest
 import webdataset
 
 from ldm_vae.data.shards.index import Index, load_index, write_index
+from ldm_vae.data.shards.names import split_name
 from ldm_vae.data.shards.scan import Scan, scan_shard
-from ldm_vae.data.shards.shard import split_name
 from ldm_vae.data.shards.storage import read_whole
 from ldm_vae.errors import UserError
 from tests.data.conftest import MakeShards, WriteTar
@@ -253,6 +256,36 @@ def test_unfit_shards_are_refused_by_name(
     with pytest.raises(UserError):
         write_index(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.tar"]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (gzip.compress(bytes(10240)), "no tar, but gzip: unpack it with `gzip -dc FILE > NEW.tar`"),
+        (gzip.compress(os.urandom(10240)), "gzip"),
+        (bz2.compress(bytes(10240)), "bzip2"),
+        (lzma.compress(bytes(10240)), "xz"),
+        (b"\x28\xb5\x2f\xfd" + bytes(2000), "zstd"),
+        (b"PK\x03\x04" + bytes(2000), "zip"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"<!DOCTYPE html><title>404</title>", "a web page"),
+    ],
+)
+def test_what_is_named_tar_and_is_none_says_what_it_is(tmp_path: Path, data: bytes, said: str) -> None:
+    (tmp_path / "0.tar").write_bytes(data)
+    with pytest.raises(UserError) as error:
+        load_index(str(tmp_path))
+    assert said in error.value.what
+
+
+def test_a_name_that_looks_like_a_web_page_is_read(tmp_path: Path, write_tar: WriteTar) -> None:
+    write_tar(tmp_path / "0.tar", {"<a>.jpg": b"1", "BZh.jpg": b"2"})
+    assert load_index(str(tmp_path)).samples == 2
+
+
+def test_gzip_named_tar(test_data: Path) -> None:
+    with pytest.raises(UserError, match="no tar, but gzip"):
+        load_index(str(test_data / "data" / "failing" / "gzip_named.tar"))
 
 
 def test_empty_shard_is_refused(tmp_path: Path, write_tar: WriteTar) -> None:

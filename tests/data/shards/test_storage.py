@@ -87,10 +87,11 @@ def test_folder_glob_braces_and_file(tmp_path: Path) -> None:
     [
         ("pipe:cat {0..3}.tar", "never run"),
         ("TMP/absent", "not found"),
-        ("TMP/{0..1}.tar", "0.tar not found"),
+        ("TMP/{0..1}.tar", "0.tar not found, and 1 more"),
         ("TMP/{0..1.tar", "brace"),
         ("TMP/a.tar::TMP/a.tar", "not found"),
         ("TMP/{a,a}.tar", "twice"),
+        ("TMP/{a,b,a,b}.tar", "a.tar twice, and 1 more"),
         ("TMP/*.zip", "no shards"),
         ("TMP/empty", "no shards"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import random
 from collections import Counter
@@ -21,6 +22,7 @@ from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.order import sample_refs
 from ldm_vae.data.stream.reader import DataConfig, train_batches, validation_batches
 from ldm_vae.errors import UserError
+from tests import conftest
 from tests.data.conftest import MakeShards, ReadRange, WriteTar
 
 SIDE = 6
@@ -319,6 +321,22 @@ def test_label_that_is_no_integer(
     (batch,) = batches
     assert batch.key == ["y"] and batch.label is not None and batch.label.tolist() == [-3]
     assert "is no integer" in batches.faults[0].reason
+
+
+def test_labels_that_some_samples_lack_are_told_once(
+    write_tar: WriteTar, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    png = conftest.encoded(conftest.picture(0))
+    write_tar(tmp_path / "0.tar", {"a.png": png, "a.cls": b"1", "b.png": png, "b.cls": b"2"})
+    write_tar(tmp_path / "1.tar", {"c.png": png, "c.cls": b"1", "d.png": png})
+    index = load_index(str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            (batch,) = next(train_batches(config_of(4), index, 0, start_step=0, rank=0, world=1, accumulation=1))
+            assert batch.label is None
+    (record,) = caplog.records
+    said = f"labels are not used: 1 of 4 samples have no cls, such as {tmp_path}/1.tar d"
+    assert record.getMessage() == said
 
 
 def test_batch_that_cannot_be_shared_out(index: Index) -> None:

@@ -1,0 +1,41 @@
+"""Finds what lies beside the shards of a folder and looks like data, but is read by nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ldm_vae.data.images.pixels import EXTENSIONS
+from ldm_vae.data.shards.left_out import LeftOut
+from ldm_vae.data.shards.storage import is_compressed
+
+
+def beside_shards(folder: Path) -> Iterator[tuple[str, str]]:
+    """(kind, name) of everything in a folder of shards that looks like data and is no shard of it, sorted by name."""
+    for path in sorted(folder.iterdir()):
+        kind = None if path.name.startswith(".") else _kind(path)
+        if kind is not None:
+            yield kind, path.name
+
+
+def say_beside(folder: Path) -> None:
+    """Warns, once, of what `beside_shards` finds."""
+    left_out = LeftOut()
+    for kind, name in beside_shards(folder):
+        left_out.add(kind, name)
+    left_out.say(str(folder))
+
+
+def _kind(path: Path) -> str | None:
+    if path.is_dir():
+        holds = any(other.suffix == ".tar" or _picture(other.name) for other in path.iterdir())
+        return "folders of shards or pictures" if holds else None
+    if is_compressed(path.name):
+        return "compressed archives, to be unpacked first"
+    if path.suffix != ".tar" and path.suffix.lower() == ".tar":
+        return "archives whose name does not end in .tar"
+    return "pictures that are in no shard" if _picture(path.name) else None
+
+
+def _picture(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in EXTENSIONS

@@ -1,0 +1,42 @@
+"""Counts what is left out of a data set, and says it once."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+
+from ldm_vae.ranks import rank_and_world
+
+logger = logging.getLogger(__name__)
+
+
+class LeftOut:
+    """What is left out, kind by kind: how many there are of each, and the first of them."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, tuple[int, str]] = {}
+
+    def add(self, kind: str, example: str, count: int = 1) -> None:
+        """Counts `count` more of a kind, such as ".md" or "samples without a picture"."""
+        before, first = self._kinds.get(kind, (0, example))
+        self._kinds[kind] = before + count, first
+
+    def __bool__(self) -> bool:
+        return bool(self._kinds)
+
+    def __str__(self) -> str:
+        """Such as "3 .md (notes.md), 1 .txt (a.txt)", the most frequent kind first."""
+        kinds = sorted(self._kinds.items(), key=lambda kind: -kind[1][0])
+        return ", ".join(f"{count} {kind} ({example})" for kind, (count, example) in kinds)
+
+    def say(self, name: str) -> None:
+        """Warns of it, if there is any."""
+        if self:
+            warn_once(f"{name}: left out: {self}")
+
+
+@lru_cache(maxsize=1024)  # a data set is loaded several times, and told once
+def warn_once(message: str) -> None:
+    """Warns once in a process, and on the first rank only, because all ranks read the same data."""
+    if rank_and_world()[0] == 0:
+        logger.warning("%s", message)
