@@ -7,39 +7,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ldm_vae.bottlenecks.scale import LatentScale
-from ldm_vae.interop.card_update import Card
 from ldm_vae.interop.layouts.layout import layout_of, loader_of
 from ldm_vae.interop.load import ModelSource
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.networks.network import Network
 
 
-def write_card(
-    model: Network,
-    scale: LatentScale,
-    source: ModelSource,
-    results: Mapping[str, Any],
-    statistics: LatentStatistics | None,
-    *,
-    force_upcast: bool,
-    licence: str | None,
-    command: str,
-) -> str:
-    """The text of README.md.
-
-    results: results of an evaluation of these weights, or empty.
-    """
-    header = f"library_name: {loader_of(model)[0]}\n"
-    if licence is not None:
-        header += f"license: {licence}\n"
-    header += "tags:\n- autoencoder\n- vae\n- latent-diffusion\n"
-    pieces = _describe(
-        model, scale, source, results, statistics, force_upcast=force_upcast, licence=licence, command=command
-    )
-    return Card(header, "", "".join(pieces), "").text()
+def card_header(model: Network, licence: str | None) -> str:
+    """The card's metadata for the Hub, in YAML."""
+    named = "" if licence is None else f"license: {licence}\n"
+    return f"library_name: {loader_of(model)[0]}\n{named}tags:\n- autoencoder\n- vae\n- latent-diffusion\n"
 
 
-def _describe(
+def card_text(
     model: Network,
     scale: LatentScale,
     source: ModelSource,
@@ -50,6 +30,10 @@ def _describe(
     licence: str | None,
     command: str,
 ) -> Iterator[str]:
+    """The card's text, in pieces.
+
+    results: results of an evaluation of these weights, or empty.
+    """
     config, layout = model.config, layout_of(model)
     package, function = loader_of(model)
     name = "KL autoencoder" if layout is not None else f"Autoencoder ({config.kind}, {config.bottleneck.kind})"

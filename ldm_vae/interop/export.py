@@ -12,8 +12,8 @@ import torch
 from ldm_vae.atomic import atomic_file, refuse_foreign
 from ldm_vae.bottlenecks.scale import ScaleKind
 from ldm_vae.errors import UserError
-from ldm_vae.interop.card import write_card
-from ldm_vae.interop.card_update import update_card
+from ldm_vae.interop.card import card_header, card_text
+from ldm_vae.interop.card_update import Card, update_card
 from ldm_vae.interop.diffusers import CARD, CONFIG, EXPORTED, STATISTICS, WEIGHTS, read_config, write_folder
 from ldm_vae.interop.layouts.layout import describe_parts, exchanged_state, layout_of
 from ldm_vae.interop.load import LoadedModel, ModelSource, weights_hash
@@ -85,9 +85,10 @@ def export_model(
     if results and not _are_of(results, digest):
         results = {}
         notes.append(f"results.json of {source.name} is about other weights and not in the card: evaluate again")
-    card = write_card(
+    text = card_text(
         model, scale, source, results, statistics, force_upcast=force_upcast, licence=licence, command=command
     )
+    card = Card(card_header(model, licence), "", "".join(text), "").text()
     if earlier is not None:
         card, kept = update_card(earlier, card)
         if kept:
