@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the name that Python gives to an object
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the name that Python gives to an object
 
 
 class UserError(Exception):

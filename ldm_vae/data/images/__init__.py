@@ -1,7 +1,11 @@
 """Pictures: the bytes of a file -> an array in [-1, 1], cut to size.
 
-pixels.py   What every decoder needs: limits, errors, colours to sRGB, orientation, rounding to 8 bits
-decode.py   Decodes jpg, png, webp, tiff and npy to (C, H, W) float32 in [-1, 1], and encodes it
-tiff.py     Reads TIFF and 16-bit PNG, which Pillow would cut down to 8 bits or cannot open
-fit.py      Resizes, crops and flips a decoded picture to what the network sees
+pixels.py    What every decoder needs: limits, errors, colours to sRGB, orientation, rounding to 8 bits
+jpeg.py      Reads the markers of a JPEG stream: its size, and whether it comes to its end
+png.py       Checks the chunks of a PNG, and how much its pixels inflate to
+decode.py    Decodes jpg, png, webp, tiff and npy to (C, H, W) float32 in [-1, 1], and encodes it
+depth.py     Mixes channels of TIFF and 16-bit PNG at the depth they have
+segments.py  Checks the strips and tiles of a TIFF before any is decoded
+tiff.py      Reads TIFF, which Pillow would cut down to 8 bits or cannot open
+fit.py       Resizes, crops and flips a decoded picture to what the network sees
 """

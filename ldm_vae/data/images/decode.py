@@ -3,7 +3,8 @@
 Decoding takes these steps, in this order:
 
 1. Pixels. Pillow reads jpg, jpeg, png and webp, and tells them apart by content; of an animation, the first frame.
-   `data/images/tiff.py` (extra `raster`) reads tif, tiff and 16-bit png. numpy reads npy, and never unpickles.
+   `data/images/tiff.py` (extra `raster`) reads tif and tiff, `data/images/depth.py` 16-bit png. numpy reads npy, and
+   never unpickles. A png with a wrong checksum and a jpg without its end are damaged, whatever a decoder makes of them.
 2. Colours by the ICC profile to sRGB (perceptual intent). A profile that does not open, or does not fit the pixels, is
    ignored, as browsers do. Without one, pixels are sRGB, and CMYK becomes R = (255-C)(255-K)/255, and so on.
 3. Transparency. Palettes are expanded. A transparent picture (alpha channel, palette entry or colour key) is laid over
@@ -12,15 +13,16 @@ Decoding takes these steps, in this order:
    TIFF of one channel is refused there, because it may be a band of a raster.
 4. Channels. Grey becomes R = G = B; colour becomes grey by ITU-R 601-2, 0.299 R + 0.587 G + 0.114 B. A file with any
    other number of channels than the one wanted is refused.
-5. EXIF orientation is applied (jpg, png, webp, tiff), so that up is up.
-6. Range. uint8 becomes v / 127.5 - 1, and uint16 becomes v / 32767.5 - 1, whatever part of its range the sensor used.
-   Floats must lie in [-1, 1] already: a file with values beyond that (by more than `RANGE_TOLERANCE`), or with values
-   that are not finite, is refused. A range of [0, 1] is not guessed.
+5. The orientation (EXIF of jpg, png and webp, the tag of tiff) is applied, so that up is up.
+6. Range. An integer v of n bits becomes v / ((2^n - 1) / 2) - 1, whatever part of its range the sensor used:
+   v / 127.5 - 1 for 8 bits. Floats must lie in [-1, 1] already: a file with values beyond that (by more than
+   `RANGE_TOLERANCE`), or with values that are not finite, is refused. A range of [0, 1] is not guessed.
 
 npy is data, not a photograph, and steps 2 to 5 do not apply to it. It holds uint8, uint16 or floats: (H, W) for one
 channel, else (C, H, W) or (H, W, C). The outer side that equals `channels` is C; if both do, it is the first.
 
-A file that is refused raises `BrokenImage` with the reason; a far too large one (`MAX_PIXELS`) before memory is taken.
+A file that is refused raises `BrokenImage` with the reason; a far too large one (`MAX_PIXELS`, `MAX_BYTES`) before
+memory is taken. Integers become floats last, in place.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ldm_vae.data.images.jpeg import check_end
 from ldm_vae.data.images.pixels import (
     EXTENSIONS,
     RANGE_TOLERANCE,
@@ -40,9 +43,11 @@ from ldm_vae.data.images.pixels import (
     check_size,
     decoding,
     from_pillow,
+    full_scale,
     orient,
     to_uint8,
 )
+from ldm_vae.data.images.png import SIGNATURE, check_png
 from ldm_vae.errors import UserError
 
 
@@ -52,7 +57,7 @@ def decode_image(data: bytes, extension: str, channels: int) -> PixelArray:
     extension: without dot, any case.
     Raises BrokenImage with the reason, and UserError if a package is missing.
     """
-    return _unit_range(_read(data, extension.lower(), channels))
+    return _unit_range(*_read(data, extension.lower(), channels))
 
 
 def encode_image(array: PixelArray, extension: str) -> bytes:
@@ -76,25 +81,30 @@ def encode_image(array: PixelArray, extension: str) -> bytes:
     return file.getvalue()
 
 
-def _read(data: bytes, extension: str, channels: int) -> PixelArray:
-    """File bytes -> (H, W, channels), upright: uint8, uint16, or float in [-1, 1]."""
+def _read(data: bytes, extension: str, channels: int) -> tuple[PixelArray, int]:
+    """File bytes -> (H, W, channels), upright: integers and their full scale, or floats in [-1, 1] and 0."""
     if extension not in EXTENSIONS:
         raise BrokenImage(f"{extension!r} is no picture format known here: {', '.join(EXTENSIONS)}")
     if extension == "npy":
-        return _read_npy(data, channels)
+        return full_scale(_read_npy(data, channels))
     if extension in ("tif", "tiff"):
         from ldm_vae.data.images.tiff import read_tiff  # the extra `raster`, which most data does not need
 
         return read_tiff(data, channels)
+    if data.startswith(SIGNATURE):
+        check_png(data)
     with decoding():
         opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
     with opened as image:
-        check_size(image.height, image.width)
+        check_size(image.height, image.width, max(channels, len(image.getbands())))
+        if image.format == "JPEG":
+            check_end(data)
         if image.format == "PNG" and data[24] == 16:  # bit depth in the IHDR chunk; Pillow would drop the lower byte
-            from ldm_vae.data.images.tiff import read_png
+            from ldm_vae.data.images.depth import read_deep_png
 
-            return orient(read_png(data, channels, image.info.get("icc_profile")), _orientation(image))
-        return orient(from_pillow(image, channels), _orientation(image))
+            pixels, full = read_deep_png(data, channels, image.info.get("icc_profile"))
+            return orient(pixels, _orientation(image)), full
+        return full_scale(orient(from_pillow(image, channels), _orientation(image)))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -131,7 +141,7 @@ def _read_npy(data: bytes, channels: int) -> PixelArray:
     if len(shape) != 3 or channels not in (shape[0], shape[2]):
         raise BrokenImage(f"array of shape {shape} is neither ({channels}, H, W) nor (H, W, {channels})")
     first = shape[0] == channels
-    check_size(*(shape[1:] if first else shape[:2]), channels=channels)
+    check_size(*(shape[1:] if first else shape[:2]), channels=channels, itemsize=dtype.itemsize)
     # Checked first, because numpy reserves the memory that the header asks for before it reads.
     if int(np.prod(shape, dtype=object)) * dtype.itemsize != len(data) - file.tell():
         raise BrokenImage(f"{len(data) - file.tell()} bytes of data for shape {shape} of {dtype}: truncated?")
@@ -140,15 +150,20 @@ def _read_npy(data: bytes, channels: int) -> PixelArray:
     return array.transpose(1, 2, 0) if first else array
 
 
-def _unit_range(pixels: PixelArray) -> PixelArray:
-    """Step 6: (H, W, C) of any type -> (C, H, W) float32 in [-1, 1]. Raises BrokenImage for unknown types."""
-    kind, bytes_each = pixels.dtype.kind, pixels.dtype.itemsize
-    if kind == "u" and bytes_each <= 2:
-        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
-        return planes / (127.5 if bytes_each == 1 else 32767.5) - 1.0
-    if kind != "f":
-        raise BrokenImage(f"pixels of type {pixels.dtype}: uint8, uint16 and floats in [-1, 1] are known")
+def _unit_range(pixels: PixelArray, full: int) -> PixelArray:
+    """Step 6: (H, W, C) of any type -> (C, H, W) float32 in [-1, 1].
+
+    full: the value of an integer that becomes 1.
+    Raises BrokenImage for floats out of range.
+    """
+    if pixels.dtype.kind != "f":
+        planes = np.empty((pixels.shape[2], *pixels.shape[:2]), np.float32)
+        planes[:] = pixels.transpose(2, 0, 1)
+        planes /= full / 2  # in place: each copy would be 4 bytes a value
+        planes -= 1.0
+        return planes
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= -1.0 - RANGE_TOLERANCE and high <= 1.0 + RANGE_TOLERANCE):  # NaN is refused, too
         raise BrokenImage(f"floats from {low:g} to {high:g}: they must be finite and in [-1, 1]")
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32).clip(-1.0, 1.0)
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
+    return np.clip(planes, -1.0, 1.0, out=planes if planes.flags.writeable else None)

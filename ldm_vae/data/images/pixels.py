@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,7 +22,10 @@ PixelArray = np.ndarray[Any, np.dtype[Any]]
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy", "tif", "tiff")  # the fields of a sample that hold a picture
 MAX_PIXELS = 2**27  # pixels of one picture (1.6 GB as three float32 channels); more count as an attack
 MAX_CHANNELS = 256  # channels of one picture; more count as an attack
+MAX_BYTES = 2**31  # bytes of one decoded picture, as its file holds it and as float32; more count as an attack
+BLOCK = 2**18  # pixels whose channels are mixed at a time, in float64
 RANGE_TOLERANCE = 1e-3  # how far floats may lie outside of [-1, 1]: one step of float16 at 1
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")  # of 8 bits
 
 
 class BrokenImage(Exception):
@@ -50,34 +54,64 @@ def decoding() -> Iterator[None]:
         raise BrokenImage(in_one_line(error)) from error
 
 
-def check_size(height: int, width: int, channels: int = 1) -> None:
-    """Raises BrokenImage for an empty or far too large picture. Call it before any pixel is decoded."""
+def check_size(height: int, width: int, channels: int = 1, itemsize: int = 1) -> None:
+    """Raises BrokenImage for an empty or far too large picture. Call it before any pixel is decoded.
+
+    itemsize: bytes of a value as decoded.
+    """
     if min(height, width) < 1:
         raise BrokenImage(f"no pixels: {width}x{height}")
     if height * width > MAX_PIXELS or channels > MAX_CHANNELS:
         limit = f"{MAX_PIXELS} pixels and {MAX_CHANNELS} channels"
         raise BrokenImage(f"{width}x{height} pixels of {channels} channels are over the limit of {limit}")
+    if (size := height * width * channels * max(itemsize, 4)) > MAX_BYTES:
+        raise BrokenImage(f"{width}x{height} pixels of {channels} channels are {size} bytes: over the limit")
+
+
+def full_scale(pixels: PixelArray) -> tuple[PixelArray, int]:
+    """The pixels, and the greatest value of their type: 255, 65535, or 0 for floats. Other types are refused."""
+    kind, bytes_each = pixels.dtype.kind, pixels.dtype.itemsize
+    if kind == "f":
+        return pixels, 0
+    if kind != "u" or bytes_each > 2:
+        raise BrokenImage(f"pixels of type {pixels.dtype}: uint8, uint16 and floats in [-1, 1] are known")
+    return pixels, 255 if bytes_each == 1 else 65535
 
 
 def from_pillow(image: Image.Image, channels: int) -> PixelArray:
-    """Steps 2 to 4 of `decode.py` for an 8-bit Pillow image, which is decoded here -> (H, W, channels) uint8."""
+    """Steps 2 to 4 of `decode.py` for an 8-bit Pillow image, which is decoded here -> (H, W, channels) uint8.
+
+    Copies no more than it must, because pictures are large.
+    """
     with decoding():
         transparent = image.has_transparency_data
+    if image.mode not in MODES:
+        raise BrokenImage(f"{image.format} of mode {image.mode}: {', '.join(MODES)} are known")
     if channels not in (1, 3, 4):
         raise BrokenImage(f"{image.format} of mode {image.mode} where {channels} channels are wanted")
-    grey = image.mode in ("1", "L", "LA")
+    grey = image.mode in ("1", "L", "LA", "La")
     with decoding():
-        picture = image.convert("RGBA") if transparent else image
-        colour = image.convert("L") if grey else picture if picture.mode == "CMYK" else picture.convert("RGB")
-    alpha = picture.getchannel("A") if transparent else None
+        image.load()
+        straight = image.convert("LA") if image.mode == "La" else image  # Pillow knows no way from La to RGBA
+        picture = _as_mode(straight, "RGBA") if transparent else straight
+        alpha = picture.getchannel("A") if transparent else None
+        colour = _as_mode(straight, "L") if grey else picture if picture.mode == "CMYK" else _as_mode(picture, "RGB")
+    del straight, picture
     colour = _pillow_to_srgb(colour, image.info.get("icc_profile"))
     if channels == 4:
         opacity = np.full(image.size[::-1], 255, np.uint8) if alpha is None else np.asarray(alpha)
-        return np.dstack([np.asarray(colour.convert("RGB")), opacity])
+        return np.dstack([np.asarray(_as_mode(colour, "RGB")), opacity])
     if alpha is not None:
-        colour = Image.composite(colour, Image.new(colour.mode, colour.size, "white"), alpha)
-    pixels: PixelArray = np.asarray(colour.convert("L" if channels == 1 else "RGB"))
+        white = Image.new(colour.mode, colour.size, "white")
+        white.paste(colour, None, alpha)
+        colour = white
+    pixels: PixelArray = np.asarray(_as_mode(colour, "L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image in a mode; not a copy where it has that mode already."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _pillow_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
