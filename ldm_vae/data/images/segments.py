@@ -44,7 +44,9 @@ def check_segments(page: Any, size: int) -> None:
         raise BrokenImage(f"a strip or tile of {columns}x{rows} for {width}x{height} pixels")
     number = math.ceil(height / rows) * math.ceil(width / columns) * (samples if planar else 1)
     if compression == NONE and len(offsets) == 1 and isinstance(bits, int):  # tifffile joins strips that touch
-        number, counts = 1, [math.ceil(width * samples * bits / 8) * height] if not tiled else counts
+        number = 1
+        if not tiled:  # some writers count too many bytes; subsampled colours take fewer
+            counts = [min(counts[0], math.ceil(width * samples * bits / 8) * height)] if counts else counts
     if len(offsets) < number or len(counts) < number:
         raise BrokenImage(f"{min(len(offsets), len(counts))} strips or tiles of {number}")
     for offset, count in zip(offsets[:number], counts[:number], strict=True):

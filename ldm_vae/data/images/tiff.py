@@ -16,7 +16,7 @@ from PIL import Image
 
 from ldm_vae.data.images.depth import Layout, mix, three_axes
 from ldm_vae.data.images.pixels import BrokenImage, PixelArray, check_size, decoding, from_pillow, full_scale, orient
-from ldm_vae.data.images.segments import JPEGS, check_segments
+from ldm_vae.data.images.segments import JPEGS, NONE, check_segments
 from ldm_vae.errors import UserError
 
 try:
@@ -27,7 +27,7 @@ except ImportError as error:
 WHITE_IS_ZERO, BLACK_IS_ZERO, TIFF_RGB, PALETTE, SEPARATED, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8  # TIFF tag 262
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, TIFF_RGB: 3, PALETTE: 1, SEPARATED: 4, YCBCR: 3, CIELAB: 3}
 PREMULTIPLIED, STRAIGHT = 1, 2  # TIFF tag 338, what an extra sample is
-ORIENTATION, PROFILE, INKS, CMYK = 274, 34675, 332, 1  # TIFF tags, and what the third says of four inks
+ORIENTATION, PROFILE, SUBSAMPLING, INKS, CMYK = 274, 34675, 530, 332, 1  # TIFF tags, and what the last says of inks
 PICTURES = (1, 3, 4)  # channels of a picture: grey, RGB, RGB with alpha
 
 
@@ -75,6 +75,11 @@ def read_tiff(data: bytes, channels: int) -> tuple[PixelArray, int]:
 def _by_pillow(data: bytes, page: Any, channels: int) -> tuple[PixelArray, int]:
     """What tifffile leaves in other colours. Pillow turns it upright itself."""
     check_segments(page, len(data))
+    with decoding():
+        shared = page.photometric == YCBCR and tuple(page.tags.valueof(SUBSAMPLING, (2, 2))) != (1, 1)
+        plain = page.compression == NONE
+    if shared and plain:  # Pillow would take the bytes for three a pixel
+        raise BrokenImage("TIFF: pixels that share colours, without compression")
     with decoding():
         opened = Image.open(io.BytesIO(data), formats=("TIFF",))
     with opened as image:

@@ -257,3 +257,43 @@ def test_the_whole_matrix() -> None:
     for row, counts in [*table.items(), ("all", sum(table.values(), Counter()))]:
         print(f"{row:28}" + " ".join(f"{counts[name]:15}" for name in columns))
     assert {row: counts for row, counts in table.items() if counts["wrong"] or counts["refused"]} == {}
+
+
+WRITTEN_BY_PILLOW = {"1": ("group4", "group3", "tiff_ccitt", "lzma"), "L": ("jpeg", "lzma"), "RGB": ("jpeg", "lzma")}
+WRITTEN_BY_PILLOW |= {"YCbCr": ("jpeg",), "CMYK": ("jpeg", "lzma")}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", WRITTEN_BY_PILLOW)
+def test_fax_and_jpeg_inside_equal_pillow(mode: str, orientation: int) -> None:
+    """Compressions that `files.py` does not write."""
+    y, x = np.mgrid[0:32, 0:48]
+    inks = np.stack([x * 5, y * 7, (x + y) * 3, y * 2 + x], axis=2).astype(np.uint8)
+    samples = {"L": 1, "CMYK": 4}.get(mode, 3)
+    image = Image.fromarray(x * 5 > 100) if mode == "1" else None
+    image = image or Image.frombytes(mode, (48, 32), inks[..., :samples].tobytes())
+    for compression in WRITTEN_BY_PILLOW[mode]:
+        file = io.BytesIO()
+        image.save(file, "TIFF", compression=compression, tiffinfo={274: orientation})
+        expected = np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1) / 127.5 - 1
+        found = decode_image(file.getvalue(), "tif", 3)
+        assert found.shape == ((3, 32, 48) if orientation < 5 else (3, 48, 32))
+        near = 0.51 * STEP if mode == "CMYK" else EXACT  # Pillow rounds the product of two inks to 8 bits
+        np.testing.assert_allclose(found, expected, rtol=0, atol=near)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_subsampled_colours_without_jpeg(orientation: int) -> None:
+    """Two by two pixels share a colour: four Y, then Cb and Cr."""
+    bright = draw(8, 1)[..., 0] // 2 + 64
+    cells = bright.reshape(HEIGHT // 2, 2, WIDTH // 2, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
+    grey = np.full((len(cells), 2), 128, np.uint8)  # no colour, so that how it is spread plays no part
+    stored = np.concatenate([cells, grey], axis=1).astype(np.uint8).tobytes()
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    options: dict[str, Any] = {"subsampling": (2, 2), "orientation": orientation}
+    with pytest.raises(BrokenImage, match="share colours, without compression"):  # which Pillow gets wrong
+        decode_image(write_tiff(pixels, 8, YCBCR, strips=[stored], **options), "tif", 3)
+    strips = [COMPRESSIONS["lzw"][1](stored)]
+    data = write_tiff(pixels, 8, YCBCR, compression="lzw", strips=strips, **options)
+    expected = expect(bright[..., None] / 255, orientation)
+    np.testing.assert_allclose(decode_image(data, "tif", 3), expected, rtol=0, atol=1.01 * STEP)  # libtiff's integers
