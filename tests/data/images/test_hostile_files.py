@@ -180,7 +180,7 @@ def test_reasons_are_the_same_in_every_run() -> None:
     """Pillow names the object that it could not read, with its address."""
     page = b"<html>no picture</html>" * 40
     assert {reason(page, extension) for extension in ("jpg", "png", "webp")} == {
-        "UnidentifiedImageError: cannot identify image file"
+        "UnidentifiedImageError: cannot identify image file <_io.BytesIO object>"
     }
     assert "0x" not in reason(page, "tif")
 

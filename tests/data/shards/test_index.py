@@ -270,6 +270,7 @@ def test_unfit_shards_are_refused_by_name(
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
         (b"<!DOCTYPE html><title>404</title>", "a web page"),
     ],
+    ids=["gzip", "random gzip", "bzip2", "xz", "zstd", "zip", "git lfs", "web page"],  # each process makes other bytes
 )
 def test_what_is_named_tar_and_is_none_says_what_it_is(tmp_path: Path, data: bytes, said: str) -> None:
     (tmp_path / "0.tar").write_bytes(data)
