@@ -167,8 +167,8 @@ def _try_folder(folder: Path) -> None:
         with explain_disk_errors(folder / stage.name):
             stage.touch()
             stage.unlink()
-    except NotADirectoryError:
-        raise UserError(f"cannot make a folder in {folder}", "it is a file; give another name") from None
+    except OSError as error:
+        raise UserError(f"cannot make a file in {folder}", f"{error.strerror}; give another name") from error
 
 
 def make_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 # One thread, of the processes that tests start, too: sums in one order, bit for bit. `make test-portable` asks for two.
@@ -21,6 +21,15 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train/ and tools/ are not in the wheel
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What `ldm-vae encode` remembers of files goes where the tests' other files go."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ldm_vae.latents.source.cache_folder", lambda: folder)
+        yield
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:

@@ -61,7 +61,7 @@ def test_a_file_that_cannot_be_written_is_told_first(
     assert command(*words) == 2
     error = capsys.readouterr().err
     assert error.startswith("ldm-vae: ") and error.count("\n") == 1, error
-    assert any(reason in error for reason in ("cannot make a folder in", "is a folder", "is a URL")), error
+    assert any(reason in error for reason in ("cannot make a file in", "is a folder", "is a URL")), error
     assert digests(here) == before and not (here / "s3:").exists()
 
 
@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_made_is_told_first(
     monkeypatch.setattr(*work[name])
     capsys.readouterr()
     assert command(*arguments(name, "file/out")) == 2
-    assert "cannot make a folder in" in capsys.readouterr().err
+    assert "cannot make a file in" in capsys.readouterr().err
 
 
 def test_statistics_that_cannot_be_stored_are_told_first(

@@ -38,7 +38,7 @@ def codec() -> LatentCodec:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache that no other test has."""
-    monkeypatch.setenv("LDM_VAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("ldm_vae.latents.source.cache_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache"
 
 
