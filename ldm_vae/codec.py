@@ -33,6 +33,7 @@ from ldm_vae.precision import at_least_float32
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+BYTES_FROM = 16.0  # images with larger values are of 8 bits; normalised ones do not go so far
 logger = logging.getLogger(__name__)
 # Pictures of at least this many pixels are evaluated in pieces: the same result in less memory. Smaller ones run in one
 # pass as a batch, which takes less than 0.9 GB a picture (measured with 64 channels).
@@ -193,7 +194,9 @@ class LatentCodec:
         max_memory: as in `decode`.
         """
         if self.scale is None:
-            self._warn(f"the latents of {self.source.name} are not scaled: nobody has measured them (`ldm-vae stats`)")
+            self._warn(
+                "scale", f"the latents of {self.source.name} are not scaled: nobody has measured them (`ldm-vae stats`)"
+            )
         moments = self.moments(images, max_memory=max_memory)
         return self._scaled(self.draw(moments, sample=sample, generator=generator))
 
@@ -204,6 +207,7 @@ class LatentCodec:
         count. The network is then evaluated in pieces, as it is for pictures of PIECES_FROM pixels or more anyway.
         Raises UserError for a bound that cannot be kept, and names the lowest that can.
         """
+        self._check_latents(latents)
         return self.decode_raw(self._unscaled(at_least_float32(latents)), size=size, max_memory=max_memory)
 
     def reconstruct(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
@@ -216,10 +220,7 @@ class LatentCodec:
 
     def decode_raw(self, z: Tensor, *, size: tuple[int, int] | None = None, max_memory: int | None = None) -> Tensor:
         """Decodes raw latents, such as the mean in `moments`; otherwise like `decode`."""
-        if z.ndim != 4 or z.shape[1] != self.latent_channels:
-            raise UserError(
-                f"latents of shape {list(z.shape)}", f"this codec decodes (B, {self.latent_channels}, h, w)"
-            )
+        self._check_latents(z)
         height, width = z.shape[2] * self.factor, z.shape[3] * self.factor
         if size is not None and not (0 < size[0] <= height and 0 < size[1] <= width):
             raise UserError(f"size {size[0]} x {size[1]}", f"these latents decode to {height} x {width} at most")
@@ -327,12 +328,21 @@ class LatentCodec:
         if not (np.isfinite(lowest) and np.isfinite(highest)):
             broken = _not_finite(images)
             raise NonFiniteError("the picture", broken)
-        if lowest < -1 - RANGE_TOLERANCE or highest > 1 + RANGE_TOLERANCE:
-            self._warn(f"images hold values from {lowest:g} to {highest:g}; the codec was trained on [-1, 1]")
+        held = f"images hold values from {lowest:g} to {highest:g}; the codec was trained on [-1, 1]"
+        if highest > BYTES_FROM:
+            self._warn("bytes", f"{held}: give `x / 127.5 - 1` of 8 bits")
+        elif lowest < -1 - RANGE_TOLERANCE or highest > 1 + RANGE_TOLERANCE:
+            self._warn("beyond", f"{held}: give clamped ones, or another normalisation")
+        elif 0 <= lowest < highest:
+            self._warn("unit", f"{held}: if yours are in [0, 1], give `2 * x - 1`")
 
-    def _warn(self, message: str) -> None:
+    def _check_latents(self, z: Tensor) -> None:
+        if z.ndim != 4 or z.shape[1] != self.latent_channels or not z.is_floating_point():
+            given = f"latents of shape {list(z.shape)}, {_type_name(z.dtype)}"
+            raise UserError(given, f"this codec decodes floats (B, {self.latent_channels}, h, w)")
+
+    def _warn(self, kind: str, message: str) -> None:
         """Warns once for each kind of message."""
-        kind = message.split()[0]
         if kind not in self._warned:
             self._warned.add(kind)
             logger.warning("%s", message)

@@ -210,6 +210,31 @@ def test_values_out_of_range_and_a_missing_scale_are_told_once(
     assert not caplog.text
 
 
+def test_each_kind_of_wrong_range_is_told_once_with_its_remedy(
+    codec: LatentCodec, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = pictures(8, 8)
+    for _ in range(2):
+        codec.encode((images + 1) * 127.5)  # 0 to 255
+        codec.encode(images * 2.6)  # as ImageNet's mean and deviation make them
+        codec.encode((images + 1) / 2)  # 0 to 1
+        codec.encode(images)
+        codec.encode(torch.ones(1, 3, 8, 8))  # all white, which is no mistake
+    assert [record.getMessage().rsplit(": ", 1)[1] for record in caplog.records] == [
+        "give `x / 127.5 - 1` of 8 bits",
+        "give clamped ones, or another normalisation",
+        "if yours are in [0, 1], give `2 * x - 1`",
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_integers_are_no_latents(codec: LatentCodec, dtype: torch.dtype) -> None:
+    latents = torch.ones(1, 4, 2, 2, dtype=dtype)
+    for decode in (codec.decode, codec.decode_raw):
+        with pytest.raises(UserError, match=r"latents of shape .*, (int64|uint8|bool): this codec decodes floats"):
+            decode(latents)
+
+
 def test_no_gradient_is_kept(codec: LatentCodec) -> None:
     codec.model.requires_grad_(True)
     assert not codec.reconstruct(pictures(8, 8).requires_grad_()).requires_grad
