@@ -102,7 +102,7 @@ def export_model(
     write_folder(folder, config, exchanged_state(model), documents, weights=weights, codecs=source.codecs)
     if layout is None:
         notes.append("diffusers has no class for this network: the folder is one that only ldm_vae reads")
-    return notes if target is None else notes + remarks(target, model.config, force_upcast=force_upcast)
+    return notes if target is None else notes + remarks(target, scale, model.config, force_upcast=force_upcast)
 
 
 def sample_size_of(source: ModelSource, config: NetworkConfig) -> int:

@@ -22,7 +22,8 @@ class Pipeline:
     """A pipeline of diffusers.
 
     name: name of its class.
-    scale: the kind of scale that it applies in full.
+    scale: the richest kind of scale that it applies in full.
+    natural: the kind that its siblings apply in full, too: those of image to image and of inpainting.
     latent_channels: latent channels of the published denoisers for it.
     statistics: number of channels for which it applies latents_mean and latents_std; 0: it never does.
     upcasts: whether it decodes in float32 where force_upcast is set.
@@ -30,23 +31,24 @@ class Pipeline:
 
     name: str
     scale: ScaleKind
+    natural: ScaleKind
     latent_channels: int
     statistics: int = 0
     upcasts: bool = False
 
 
 PIPELINES: dict[Target, Pipeline] = {
-    "sd": Pipeline("StableDiffusionPipeline", "factor", 4),
-    "sdxl": Pipeline("StableDiffusionXLPipeline", "factor", 4, statistics=4, upcasts=True),
-    "sd3": Pipeline("StableDiffusion3Pipeline", "shift", 16),
-    "flux": Pipeline("FluxPipeline", "shift", 16),
-    "dit": Pipeline("DiTPipeline", "factor", 4),
+    "sd": Pipeline("StableDiffusionPipeline", "factor", "factor", 4),
+    "sdxl": Pipeline("StableDiffusionXLPipeline", "factor", "factor", 4, statistics=4, upcasts=True),
+    "sd3": Pipeline("StableDiffusion3Pipeline", "shift", "factor", 16),
+    "flux": Pipeline("FluxPipeline", "shift", "shift", 16),
+    "dit": Pipeline("DiTPipeline", "factor", "factor", 4),
 }
 
 
 def natural_scale(target: Target | None) -> ScaleKind:
-    """The kind of scale that a pipeline applies. Without a target it is `factor`, which all pipelines apply."""
-    return "factor" if target is None else PIPELINES[target].scale
+    """The kind of scale that a pipeline and its siblings apply. Without a target it is `factor`, which all apply."""
+    return "factor" if target is None else PIPELINES[target].natural
 
 
 def fit_scale(target: Target, scale: LatentScale, config: NetworkConfig) -> LatentScale:
@@ -67,8 +69,8 @@ def fit_scale(target: Target, scale: LatentScale, config: NetworkConfig) -> Late
     return scale
 
 
-def remarks(target: Target, config: NetworkConfig, *, force_upcast: bool) -> list[str]:
-    """What the user should know about the codec in this pipeline, one line each."""
+def remarks(target: Target, scale: LatentScale, config: NetworkConfig, *, force_upcast: bool) -> list[str]:
+    """What the user should know about the codec in this pipeline and its siblings, one line each."""
     pipeline = PIPELINES[target]
     found = []
     if config.latent_channels != pipeline.latent_channels:
@@ -78,4 +80,15 @@ def remarks(target: Target, config: NetworkConfig, *, force_upcast: bool) -> lis
         )
     if force_upcast and not pipeline.upcasts:
         found.append(f"{pipeline.name} passes over force_upcast: run it in bfloat16 or float32, not float16")
+    if target == "sd3" and scale.shift:
+        found.append("StableDiffusion3InpaintPipeline decodes without the shift: for it, export with --scale factor")
+    if target == "sdxl" and scale.mean is not None:
+        found.append(
+            "StableDiffusionXLInpaintPipeline and StableDiffusionXLInstructPix2PixPipeline encode without the "
+            "statistics per channel: for them, export with --scale factor"
+        )
+    if target == "sdxl" and force_upcast and not getattr(config, "post_quant_conv", True):
+        found.append(
+            f"{pipeline.name} cannot decode in float16 without a post_quant_conv: run it in bfloat16 or float32"
+        )
     return found
