@@ -48,6 +48,8 @@ def atomic_file(final: Path) -> Iterator[Path]:
     Raises UserError if the disk is full or may not be written to. `final` then stays as it was.
     """
     target = _behind_links(final)
+    if target.is_dir():
+        raise UserError(f"{final} is a folder, and a file is to have that name", "move it, or give another name")
     with _staged(target.with_name(final.name), None) as stage:
         yield stage
         fsync_path(stage)

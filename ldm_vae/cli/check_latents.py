@@ -31,6 +31,8 @@ def show_check(folder: Path, source: str | None, json: Path | None) -> None:
     if report.problems:
         console.print(_table(report.problems))
     console.print(f"{report.shards} whole shards, {report.samples} latents, {report.bytes / 1e6:.1f} MB")
+    if report.version == 1:
+        console.print("version 1 holds no digests: a change that keeps sizes is not seen; encode into a new folder")
     if source is None and not report.problems:
         console.print("checked alone; --source SHARDS also compares with the images")
     if report.problems:

@@ -84,8 +84,12 @@ def _merge_headers(old: str, new: str) -> str:
     yaml = YAML()  # keeps comments and order
     yaml.preserve_quotes, yaml.width = True, 4096
     try:
-        merged, values = yaml.load(old) or {}, YAML(typ="safe").load(new) or {}
+        merged, values = yaml.load(old), YAML(typ="safe").load(new) or {}
+        if merged is None:  # nothing but comments
+            return old + new
         for key, value in values.items():
+            if isinstance(value, list) and isinstance(merged.get(key), str):
+                merged[key] = [merged[key]]
             if isinstance(value, list) and isinstance(there := merged.get(key), list):
                 there.extend(item for item in value if item not in there)
             else:

@@ -15,6 +15,7 @@ from ldm_vae.data.shards.tar import BrokenTar, members
 from ldm_vae.latents.encode import is_made_from, names_of
 from ldm_vae.latents.format import (
     ENCODED,
+    LATENTS_FILE,
     LatentsFile,
     ShardRecord,
     describe_file,
@@ -47,8 +48,11 @@ class LatentProblem:
 class LatentReport:
     """What a check found. The folder is whole where there are no problems.
 
+    version: of latents.json.
     shards, samples, bytes: of the finished tars that can be read.
     """
+
+    version: int
 
     shards: int
     samples: int
@@ -67,6 +71,8 @@ def check_latents(folder: Path, source: Index | None) -> LatentReport:
     found = {name: read_record(folder, name) for name in names}
     records = {name: record for name, record in found.items() if record is not None}
     problems = [] if info.complete else [LatentProblem("", "unfinished", "", "run `ldm-vae encode` again")]
+    if info.complete and info.samples != sum(shard.samples for shard in info.shards.values()):
+        problems.append(LatentProblem(LATENTS_FILE, "damaged", "", f"its shards do not have {info.samples} samples"))
     whole: list[ShardRecord] = []
     for name in names:
         if name not in records and name not in info.shards:
@@ -80,7 +86,7 @@ def check_latents(folder: Path, source: Index | None) -> LatentReport:
     if source is not None:
         problems += _against(source, records)
     sizes = [(folder / record.name).stat().st_size for record in whole]
-    return LatentReport(len(whole), sum(len(record.keys) for record in whole), sum(sizes), problems)
+    return LatentReport(info.version, len(whole), sum(len(record.keys) for record in whole), sum(sizes), problems)
 
 
 def _damage(folder: Path, info: LatentsFile, name: str, record: ShardRecord | None) -> str | None:
@@ -90,29 +96,30 @@ def _damage(folder: Path, info: LatentsFile, name: str, record: ShardRecord | No
         return f"{record_path(folder, name).name} is missing or damaged"
     if not path.is_file():
         return "it is missing"
-    if info.complete and name in info.shards:
+    if info.complete and name not in info.shards:
+        return f"{LATENTS_FILE} does not name it"
+    if info.complete:
         expected = info.shards[name]
         if expected.record not in (None, describe_file(record_path(folder, name)).sha256):
             return f"{record_path(folder, name).name} is another one than latents.json names"
         if expected.samples != len(record.keys):
             return f"its record has {len(record.keys)} samples, latents.json {expected.samples}"
-    if record.tar is None:
-        return _damage_of_version_1(path, info, record)
-    if (now := describe_file(path)) != record.tar:
+    if record.tar is not None and (now := describe_file(path)) != record.tar:  # version 1 has no digest
         return "it has changed" if now.bytes == record.tar.bytes else f"{now.bytes} bytes, not {record.tar.bytes}"
-    return None
+    return _missing_arrays(path, info, record)
 
 
-def _damage_of_version_1(path: Path, info: LatentsFile, record: ShardRecord) -> str | None:
-    """What the headers of a tar tell: version 1 has no digest of its content."""
+def _missing_arrays(path: Path, info: LatentsFile, record: ShardRecord) -> str | None:
+    """Whether the tar has what its record names, by its headers."""
     try:
         with closing(RangeReader()) as reader:
-            there = {member.name for member in members(str(path), reader)}
+            there = [member.name for member in members(str(path), reader)]
     except (BrokenTar, Missing) as error:
         return str(error)
     wanted = (f"{key}.{field}" for key in record.keys for field in stored_arrays(info.job))
-    lost = next((name for name in wanted if name not in there), None)
-    return None if lost is None else f"it lacks {lost}"
+    following = iter(there)
+    lost = next((name for name in wanted if name not in following), None)  # in this order
+    return None if lost is None else f"it lacks {lost}, or has it at another place"
 
 
 def _duplicates(records: Mapping[str, ShardRecord]) -> Iterator[LatentProblem]:

@@ -8,9 +8,8 @@ process that finishes last writes the totals.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import groupby
@@ -74,11 +73,24 @@ def encode_shards(
     """
     named = dict(zip(names_of(index), index.shards, strict=True))
     begun = open_job(folder, job)
-    _handle_gone(folder, named, job, prune=prune and rank == 0, refuse=not prune)
     share = dict(list(named.items())[rank::world])
-    mine = list(_unfinished(folder, begun, share, job, verify=verify).items())
-    if mine and begun.complete:  # from here on the totals are wrong
+    records = read_records(folder, begun)
+    gone = [name for name in records if name not in named]
+    if gone and not prune:
+        what = f"{folder} holds latents of {len(gone)} shards that {job.source} lacks, such as {gone[0]}"
+        raise UserError(what, "give the shards that they were made from, --prune to remove them, or another folder")
+    mine = _unfinished(folder, records, share, verify=verify)
+    _refuse_other_source(folder, begun, job, records, named, mine)
+    _refuse_other_files(folder, begun, [name for name, _ in mine])
+    moved = begun.job.source not in (None, job.source)
+    if moved:
+        begun = begun.model_copy(update={"job": begun.job.model_copy(update={"source": job.source})})
+    if (mine or gone) and begun.complete:  # from here on the totals are wrong
         write_latents_file(folder, LatentsFile(version=begun.version, arrays=begun.arrays, job=begun.job))
+    for name in [name for name, _ in mine if name in records] + (gone if rank == 0 else []):
+        record_path(folder, name).unlink(missing_ok=True)  # the sign that the tar is finished
+    for name in gone if rank == 0 else []:
+        (folder / name).unlink(missing_ok=True)
     total = sum(shard.samples for _, shard in mine)
     done(0, total)
     reader = DigestingReader()
@@ -104,44 +116,60 @@ def encode_shards(
             "something else writes or removes files there; give each set of shards its own folder, then run this again"
         )
         raise UserError(f"{folder / lost[0]} is no longer what was written there", remedy)
-    if not mine and begun.complete and begun.shards.keys() == named.keys():
+    if not mine and begun.complete and _totals_are_right(folder, begun, records):
+        if moved:
+            write_latents_file(folder, begun)
         return  # there was nothing to do, and the scale is that of the codec it was done with
     if len(records) == len(named) and not _of_other_sizes(named, records):
         _finish(codec, folder, records, begun)
 
 
-def _handle_gone(folder: Path, named: Mapping[str, ShardIndex], job: LatentJob, *, prune: bool, refuse: bool) -> None:
-    """Removes latents whose shards of images are gone, or raises UserError if there are any."""
-    gone = [name for name in read_records(folder) if name not in named]
-    if gone and refuse:
-        what = f"{folder} holds latents of {len(gone)} shards that {job.source} lacks, such as {gone[0]}"
-        raise UserError(what, "give the shards that they were made from, --prune to remove them, or another folder")
-    for name in gone if prune else []:
-        record_path(folder, name).unlink()  # the sign that the tar is finished goes first
-        (folder / name).unlink()
-
-
 def _unfinished(
-    folder: Path, begun: LatentsFile, share: Mapping[str, ShardIndex], job: LatentJob, *, verify: bool
-) -> dict[str, ShardIndex]:
-    """The shards that are missing in `folder`, or were made from other samples. Records of the latter are removed.
-
-    Raises UserError if the latter are shards of another source, so that these would be other images of the same name.
-    """
-    records, unfinished = read_records(folder), {}
+    folder: Path, records: Mapping[str, ShardRecord], share: Mapping[str, ShardIndex], *, verify: bool
+) -> list[tuple[str, ShardIndex]]:
+    """The shards of a share that are missing in `folder`, damaged there, or were made from other samples."""
+    unfinished = []
     for name, shard in share.items():
         record = records.get(name)
-        if record is not None and (verify and record.tar not in (None, describe_file(folder / name))):
-            record = None
-        if record is not None and not is_made_from(record, shard, verify=verify):
-            if begun.job.source not in (None, job.source):
-                what = f"{folder} holds latents of {begun.job.source}, and {name} of {job.source} has other samples"
-                raise UserError(what, "give another folder, or the shards that it was begun with")
-            record_path(folder, name).unlink(missing_ok=True)
-            record = None
-        if record is None:
-            unfinished[name] = shard
+        whole = record is not None and not (verify and record.tar not in (None, describe_file(folder / name)))
+        if record is None or not whole or not is_made_from(record, shard, verify=verify):
+            unfinished.append((name, shard))
     return unfinished
+
+
+def _refuse_other_source(
+    folder: Path,
+    begun: LatentsFile,
+    job: LatentJob,
+    records: Mapping[str, ShardRecord],
+    named: Mapping[str, ShardIndex],
+    mine: Sequence[tuple[str, ShardIndex]],
+) -> None:
+    """Raises UserError if the folder was begun with another source, and nothing in it is of the present one.
+
+    Shards may move, and may be edited then. Those of another data set often have the same names.
+    """
+    if begun.job.source in (None, job.source):
+        return
+    changed = {name for name, _ in mine}
+    known = [name for name in records if name in named and name not in changed]
+    if not any(is_made_from(records[name], named[name]) for name in known):
+        what = f"{folder} was begun with {begun.job.source}, and none of its latents are of {job.source}"
+        raise UserError(what, "give another folder, or the shards that it was begun with")
+
+
+def _refuse_other_files(folder: Path, begun: LatentsFile, names: Iterable[str]) -> None:
+    """Raises UserError if a finished folder holds files of these names that it was not finished with."""
+    for name in names if begun.complete else ():
+        for path in (folder / name, record_path(folder, name)):
+            if name not in begun.shards and path.exists():
+                raise UserError(f"{path} is none that encode wrote", "move it, or give another folder")
+
+
+def _totals_are_right(folder: Path, begun: LatentsFile, records: Mapping[str, ShardRecord]) -> bool:
+    """Whether latents.json says of each shard what its record does."""
+    shards = {name: finished_shard(folder, record) for name, record in records.items()}
+    return begun.shards == shards and begun.samples == sum(shard.samples for shard in shards.values())
 
 
 def is_made_from(record: ShardRecord, shard: ShardIndex, *, verify: bool = False) -> bool:
@@ -275,7 +303,7 @@ def latent_job(
         if latents == asked and not there:
             raise UserError(f"a {kind} bottleneck has no {asked}", "store its latents with --latents mode")
     return LatentJob(
-        source=without_secrets(shards if is_remote(shards) else os.path.normpath(shards)),
+        source=without_secrets(shards if is_remote(shards) else str(Path(shards).resolve())),
         codec=codec.weights_hash,
         encoder=codec.encoder_hash,
         factor=factor,

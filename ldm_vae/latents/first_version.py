@@ -15,10 +15,10 @@ JOB_LACKS = ("source", "encoder")
 def upgrade_latents_file(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a latents.json of version 1 -> the fields of the present one, with the version 1 and the sizes."""
     upgraded = {name: value for name, value in content.items() if name not in ("dtype", "quarantined")}
-    left_out = content.get("quarantined", {})
+    left_out = content.get("quarantined") or {}
     upgraded["shards"] = {
         name: {"samples": samples, "left_out": len(left_out.get(name, {})), "record": None}
-        for name, samples in content.get("shards", {}).items()
+        for name, samples in (content.get("shards") or {}).items()
     }
     return upgraded
 

@@ -220,10 +220,16 @@ class LatentsFile(Config):
     """Statistics of everything encoded, gathered in float64."""
 
     shards: dict[str, FinishedShard] = Field(default_factory=dict)
-    """Name of a tar -> what it holds."""
+    """Name of a tar -> what it holds. A name has no folders."""
 
     sizes: dict[str, dict[str, tuple[int, int]]] = Field(default_factory=dict, exclude=True)
     """Of version 1 alone: name of a tar -> key -> (height, width) in pixels. Later versions have it in the records."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> LatentsFile:
+        if other := next((name for name in self.shards if Path(name).name != name), None):
+            raise ValueError(f"{other!r} is no name of a shard")
+        return self
 
 
 def stored_arrays(job: LatentJob) -> dict[str, StoredArray]:
@@ -275,8 +281,10 @@ def open_job(folder: Path, job: LatentJob) -> LatentsFile:
     Raises UserError if the folder holds anything else.
     """
     path = folder / LATENTS_FILE
-    if not path.exists() and folder.is_dir() and any(folder.glob("[!.]*.tar")):
-        raise UserError(f"{folder} holds shards that are no latents", "give the name of a new folder")
+    there = (*folder.glob("[!.]*.tar"), *folder.glob(f"{RECORDS_FOLDER}/[!.]*.json"))
+    if not path.exists() and there:
+        what = f"{folder} holds shards that are no latents ({there[0].relative_to(folder)})"
+        raise UserError(what, "give the name of a new folder")
     make_folder(folder / RECORDS_FOLDER)
     with (
         explain_disk_errors(path),
@@ -324,10 +332,10 @@ def read_latents_file(folder: Path) -> LatentsFile:
         content = json.loads(path.read_bytes())
     except OSError:
         raise UserError(f"{folder} has no {LATENTS_FILE}", "give a folder that `ldm-vae encode` wrote") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged", "run `ldm-vae encode` into that folder again")
+        raise UserError(f"{path} is damaged", "restore it, or encode into a new folder")
     if isinstance(version := content.get("version"), int) and version > 2:
         raise UserError(f"{path} has format version {version}, newer than 2", "update ldm_vae")
     if version == 1:
@@ -360,15 +368,20 @@ def read_record(folder: Path, name: str, sha256: str | None = None) -> ShardReco
     return _read_record(folder, record_path(folder, name), sha256)
 
 
-def read_records(folder: Path) -> dict[str, ShardRecord]:
+def read_records(folder: Path, finished: LatentsFile | None = None) -> dict[str, ShardRecord]:
     """Name of a finished shard -> its record, by name.
 
     Left out are damaged records, and those of tars that are lost or have another size than they were written with.
+
+    finished: latents.json, which knows the records of a complete folder; others are left out, too.
     """
     records = {}
+    known = {} if finished is None else finished.shards
     for path in sorted((folder / RECORDS_FOLDER).glob("[!.]*.json")):  # hidden files are what a killed writer left
         record = _read_record(folder, path, None)
         if record is None or not (tar := folder / record.name).is_file():
+            continue
+        if record.name in known and known[record.name].record not in (None, describe_file(path).sha256):
             continue
         if record.tar is None or tar.stat().st_size == record.tar.bytes:
             records[record.name] = record
@@ -379,7 +392,9 @@ def _read_record(folder: Path, path: Path, sha256: str | None) -> ShardRecord | 
     try:
         data = path.read_bytes()
         record = ShardRecord.model_validate_json(data)
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
+        return None
+    if not record.statistics.keys() >= {"images", "values", "mean", "square"}:
         return None
     whole = sha256 in (None, hashlib.sha256(data).hexdigest())
     return record if whole and path == record_path(folder, record.name) else None

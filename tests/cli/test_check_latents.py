@@ -36,7 +36,7 @@ def kinds(found: dict[str, Any]) -> Problems:
 
 def test_a_whole_folder(out: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = sum(path.stat().st_size for path in out.glob("*.tar"))
-    expected = {"shards": 2, "samples": 11, "bytes": size, "problems": []}
+    expected = {"version": 2, "shards": 2, "samples": 11, "bytes": size, "problems": []}
     assert check(out, whole=True) == expected
     assert "2 whole shards, 11 latents" in capsys.readouterr().out
     assert check(out, "--source", shards, whole=True) == expected
@@ -116,7 +116,7 @@ def test_folders_of_version_1(tmp_path: Path) -> None:
     assert kinds(check(latents)) == [("000001.tar", "damaged", "")]
     content = members(latents / "000000.tar")
     write_tar(latents / "000000.tar", {name: data for name, data in content.items() if name != "000.moments.npy"})
-    assert check(latents)["problems"][0]["reason"] == "it lacks 000.moments.npy"
+    assert check(latents)["problems"][0]["reason"].startswith("it lacks 000.moments.npy")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,14 @@ def test_metadata_of_a_person_stays() -> None:
     assert header == "datasets: [a, b]  # ours\ntags: [mine, vae]\nlicense: mit\nlibrary_name: ldm_vae\n"
 
 
+@pytest.mark.parametrize(
+    ("theirs", "kept"), [("# only a comment\n", "# only a comment\n"), ("tags: mine\n", "tags:\n- mine\n- vae\n")]
+)
+def test_metadata_of_another_form_stays(theirs: str, kept: str) -> None:
+    text, _ = update_card(f"---\n{theirs}---\n\n# Ours\n", NEW)
+    assert Card.parse(text).header.startswith(kept) and "library_name: ldm_vae" in text
+
+
 @pytest.mark.parametrize("header", ["a: [\n", "- a\n", "text\n", "a: 1\na: 2\n"])
 def test_metadata_that_cannot_be_read_is_refused(header: str) -> None:
     with pytest.raises(UserError, match="of the model card are no YAML mapping"):

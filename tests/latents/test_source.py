@@ -19,6 +19,7 @@ from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.shards.samples import read_samples
 from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.errors import UserError
+from ldm_vae.latents.check import check_latents
 from ldm_vae.latents.encode import encode_shards, latent_job
 from ldm_vae.latents.format import read_latents_file, read_records
 from ldm_vae.latents.source import ContentDigest, source_digest
@@ -173,11 +174,13 @@ def test_shards_may_move(codec: LatentCodec, shards: Path, tmp_path: Path) -> No
     encode(codec, shards, out)
     before = digests(out)
     shards.rename(tmp_path / "moved")
-    assert encode(codec, tmp_path / "moved", out) == []
-    assert digests(out) == before
     (out / "1.tar").unlink()
     assert encode(codec, tmp_path / "moved", out) == ["1.tar"]
-    assert digests(out) == before
+    moved = digests(out)
+    assert [name for name in moved if moved[name] != before[name]] == ["latents.json"]  # it says where they are now
+    assert encode(codec, tmp_path / "moved", out) == []
+    write_tar(tmp_path / "moved" / "1.tar", members(tmp_path / "moved" / "1.tar") | {"1b.cls": b"8"})
+    assert encode(codec, tmp_path / "moved", out) == ["1.tar"]
 
 
 def test_another_data_set_is_refused(codec: LatentCodec, shards: Path, tmp_path: Path) -> None:
@@ -187,7 +190,14 @@ def test_another_data_set_is_refused(codec: LatentCodec, shards: Path, tmp_path:
     before = digests(out)
     for number in range(3):
         write_arrays(tmp_path / "other" / f"{number}.tar", {f"x{number}": picture(number)})
-    with pytest.raises(UserError, match=r"holds latents of .*shards, and 0\.tar of .*other has other samples"):
+    (tmp_path / "other" / "2.tar").rename(tmp_path / "kept.tar")
+    with pytest.raises(UserError, match="was begun with"):  # and nothing is pruned before that is known
+        encode(codec, tmp_path / "other", out, prune=True)
+    assert digests(out) == before
+    (tmp_path / "kept.tar").rename(tmp_path / "other" / "2.tar")
+    with pytest.raises(
+        UserError, match=r"was begun with .*shards, and none of its latents are of .*other: give another folder"
+    ):
         encode(codec, tmp_path / "other", out)
     assert digests(out) == before
 
@@ -280,6 +290,63 @@ def test_arithmetic_and_source_are_written_without_secrets_or_times(
     )  # fmt: skip
     assert job.source == "https://host/{0..2}.tar"
     assert read_latents_file(tmp_path / "out").job.source == str(shards)
+
+
+def test_the_same_relative_path_elsewhere_is_another_data_set(
+    codec: LatentCodec, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    encode(codec, Path("shards"), tmp_path / "out")
+    before = digests(tmp_path / "out")
+    for number in range(3):
+        write_arrays(tmp_path / "elsewhere" / "shards" / f"{number}.tar", {f"x{number}": picture(number)})
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="was begun with"):
+        encode(codec, Path("shards"), tmp_path / "out")
+    assert digests(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("how", ["keys swapped", "keys cut", "total", "shard removed", "statistics"])
+def test_what_was_edited_is_made_again_and_not_passed_on(
+    codec: LatentCodec, shards: Path, tmp_path: Path, how: str
+) -> None:
+    out = tmp_path / "out"
+    encode(codec, shards, out)
+    before = digests(out)
+    path = out / ("latents.json" if how in ("total", "shard removed") else "records/0.json")
+    content = json.loads(path.read_text())
+    if how == "keys swapped":
+        content["keys"] = content["keys"][::-1]
+    elif how == "keys cut":
+        content["keys"], content["sizes"] = content["keys"][:2], content["sizes"][:2]
+    elif how == "total":
+        content["samples"] = 10
+    elif how == "shard removed":
+        del content["shards"]["1.tar"]
+    else:
+        content["statistics"] = {}
+    path.write_text(json.dumps(content))
+    assert [problem.kind for problem in check_latents(out, None).problems][:1] == ["damaged"]
+    write_tar(shards / "2.tar", members(shards / "2.tar"))  # the same contents, written anew
+    encode(codec, shards, out)
+    assert digests(out) == before
+
+
+def test_files_of_others_are_not_overwritten(codec: LatentCodec, shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "new" / "records").mkdir(parents=True)
+    (tmp_path / "new" / "records" / "0.json").write_text("mine")
+    with pytest.raises(UserError, match=r"holds shards that are no latents \(records/0\.json\)"):
+        encode(codec, shards, tmp_path / "new")
+    out = tmp_path / "out"
+    encode(codec, shards, out)
+    write_arrays(shards / "3.tar", {"3a": picture(1)})
+    for mine in (out / "3.tar", out / "records" / "3.json"):
+        mine.write_text("mine")
+        with pytest.raises(UserError, match="is none that encode wrote"):
+            encode(codec, shards, out)
+        assert mine.read_text() == "mine" and len(LatentDataset(out)) == 9
+        mine.unlink()
+    assert encode(codec, shards, out) == ["3.tar"]
 
 
 @pytest.mark.parametrize("version", [3, 99])
