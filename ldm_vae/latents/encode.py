@@ -292,7 +292,7 @@ def latent_job(
 ) -> LatentJob:
     """The job that these options describe.
 
-    shards: the shards of images, as they were given.
+    shards: the shards of images, as a person gave them.
     Raises UserError if `multiple` is not a multiple of f, and for moments or samples that the codec does not have.
     """
     factor = codec.factor

@@ -44,7 +44,7 @@ class LatentJob(Config):
     """Everything that decides the bytes of latent shards."""
 
     source: str | None = None
-    """The shards of images, as they were given, without passwords; null in version 1."""
+    """Where the shards of images were: an absolute path, or a URL without passwords; null in version 1."""
 
     codec: str
     """sha256 of the codec's weights."""
