@@ -210,7 +210,7 @@ def fsync_path(path: Path) -> None:
 @contextmanager
 def _staged(final: Path, needed: int | None) -> Iterator[Path]:
     make_folder(final.parent)
-    _clean(final.parent)
+    remove_abandoned(final.parent)
     stage = _stage_name(final)
     with explain_disk_errors(final, needed):
         try:
@@ -255,8 +255,8 @@ def _stage_name(final: Path) -> Path:
     return final.with_name(f".tmp-{_HOST}-{os.getpid()}-{_TOKEN}-{next(_NUMBER)}-{final.name}")
 
 
-def _clean(parent: Path) -> None:
-    """Removes what dead writers left in `parent`."""
+def remove_abandoned(parent: Path) -> None:
+    """Removes what dead writers left in `parent`. Each new writer there does so, too."""
     for stage in parent.glob(".tmp-*"):
         if _abandoned(stage):
             _delete(stage)

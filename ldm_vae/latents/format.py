@@ -29,7 +29,7 @@ import numpy.typing as npt
 from filelock import FileLock
 from pydantic import Field, model_validator
 
-from ldm_vae.atomic import atomic_file, explain_disk_errors, make_folder
+from ldm_vae.atomic import atomic_file, explain_disk_errors, make_folder, remove_abandoned
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.errors import UserError
 from ldm_vae.latents import first_version
@@ -286,6 +286,8 @@ def open_job(folder: Path, job: LatentJob) -> LatentsFile:
         what = f"{folder} holds shards that are no latents ({there[0].relative_to(folder)})"
         raise UserError(what, "give the name of a new folder")
     make_folder(folder / RECORDS_FOLDER)
+    for place in (folder, folder / RECORDS_FOLDER):  # where nothing is left to do, no writer comes to do it
+        remove_abandoned(place)
     with (
         explain_disk_errors(path),
         FileLock(lock_path(folder, LATENTS_FILE)),

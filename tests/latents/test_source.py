@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm_vae import LatentCodec, LatentDataset
+from ldm_vae import LatentCodec, LatentDataset, atomic
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.shards.samples import read_samples
@@ -356,3 +358,17 @@ def test_a_later_version_is_refused(codec: LatentCodec, shards: Path, tmp_path: 
     path.write_text(path.read_text().replace('"version": 2', f'"version": {version}', 1))
     with pytest.raises(UserError, match=f"has format version {version}, newer than 2: update ldm_vae"):
         LatentDataset(tmp_path / "out")
+
+
+def test_what_a_killed_writer_left_goes_where_nothing_is_left_to_do(
+    codec: LatentCodec, shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    encode(codec, shards, out)
+    before = digests(out)
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    stage = f".tmp-{atomic._HOST}-{dead.stdout.strip()}-00000000-0-"
+    for name in (f"{stage}latents.json", f"records/{stage}0.json"):
+        (out / name).write_text("{")
+    assert encode(codec, shards, out) == []
+    assert digests(out) == before
