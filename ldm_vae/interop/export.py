@@ -67,8 +67,8 @@ def export_model(
             f"nobody has measured the latents of {source.name}",
             "run `ldm-vae stats MODEL SHARDS --write` first, or give --shards or --stats",
         )
-    kept = source.kind != "run" or target is None or source.keeps_scale
-    keep = loaded.scale is not None and kind is None and kept
+    given = source.kind != "run" or target is None or source.keeps_scale  # no target chooses another kind
+    keep = loaded.scale is not None and kind is None and given
     scale = loaded.scale if keep or statistics is None else statistics.scale(kind or natural_scale(target))
     assert scale is not None
     layout = layout_of(model)

@@ -48,10 +48,10 @@ def push(folder: Path, hub_id: str, *, private: bool | None = None, token: str |
     api = HfApi(token=token)
     try:
         model = api.create_repo(hub_id, private=private, exist_ok=True).repo_id
-        files = {path.name: path.read_bytes() if path.name == CARD else path for path in sorted(folder.iterdir())}
+        files: dict[str, Path | bytes] = {path.name: path for path in sorted(folder.iterdir())}
         if CARD in files and api.file_exists(model, CARD):
-            there = Path(api.hf_hub_download(model, CARD)).read_text(encoding="utf-8")
-            files[CARD] = update_card(there, (folder / CARD).read_text(encoding="utf-8"))[0].encode()
+            there, ours = (Path(path) for path in (api.hf_hub_download(model, CARD), folder / CARD))
+            files[CARD] = update_card(there.read_text("utf-8"), ours.read_text("utf-8"))[0].encode()
         added = [CommitOperationAdd(name, content) for name, content in files.items()]
         return str(api.create_commit(model, added, commit_message="Export by ldm_vae").commit_url)
     except UserError:

@@ -53,7 +53,6 @@ class LatentReport:
     """
 
     version: int
-
     shards: int
     samples: int
     bytes: int

@@ -76,10 +76,11 @@ def encode_shards(
     share = dict(list(named.items())[rank::world])
     records = read_records(folder, begun)
     gone = [name for name in records if name not in named]
+    mine = _unfinished(folder, records, share, verify=verify)
+    # All that may be refused comes before the first change.
     if gone and not prune:
         what = f"{folder} holds latents of {len(gone)} shards that {job.source} lacks, such as {gone[0]}"
         raise UserError(what, "give the shards that they were made from, --prune to remove them, or another folder")
-    mine = _unfinished(folder, records, share, verify=verify)
     _refuse_other_source(folder, begun, job, records, named, mine)
     _refuse_other_files(folder, begun, [name for name, _ in mine])
     moved = begun.job.source not in (None, job.source)
@@ -87,10 +88,7 @@ def encode_shards(
         begun = begun.model_copy(update={"job": begun.job.model_copy(update={"source": job.source})})
     if (mine or gone) and begun.complete:  # from here on the totals are wrong
         write_latents_file(folder, LatentsFile(version=begun.version, arrays=begun.arrays, job=begun.job))
-    for name in [name for name, _ in mine if name in records] + (gone if rank == 0 else []):
-        record_path(folder, name).unlink(missing_ok=True)  # the sign that the tar is finished
-    for name in gone if rank == 0 else []:
-        (folder / name).unlink(missing_ok=True)
+    _forget(folder, stale=[name for name, _ in mine if name in records], gone=gone if rank == 0 else [])
     total = sum(shard.samples for _, shard in mine)
     done(0, total)
     reader = DigestingReader()
@@ -122,6 +120,14 @@ def encode_shards(
         return  # there was nothing to do, and the scale is that of the codec it was done with
     if len(records) == len(named) and not _of_other_sizes(named, records):
         _finish(codec, folder, records, begun)
+
+
+def _forget(folder: Path, *, stale: Sequence[str], gone: Sequence[str]) -> None:
+    """Removes the records of tars that will be made again, and tars whose shards are gone with their records."""
+    for name in (*stale, *gone):
+        record_path(folder, name).unlink(missing_ok=True)  # the sign that the tar is finished goes first
+    for name in gone:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _unfinished(
@@ -184,7 +190,7 @@ def is_made_from(record: ShardRecord, shard: ShardIndex, *, verify: bool = False
 
 def _of_other_sizes(named: Mapping[str, ShardIndex], records: Mapping[str, ShardRecord]) -> list[str]:
     """Names of the shards of version 1 that another process has still to make again."""
-    return [name for name, record in records.items() if record.source is None and record.bytes != named[name].size]
+    return [name for name, record in records.items() if record.source is None and not is_made_from(record, named[name])]
 
 
 @contextmanager
