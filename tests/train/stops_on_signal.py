@@ -5,6 +5,7 @@ python stops_on_signal.py FOLDER EVERY
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ if "RANK" in os.environ:
     # Rank 0 comes last, so that the others meet it, or what an earlier start of it has left behind.
     time.sleep(0 if rank else 1)
     dist.init_process_group("gloo")
+    atexit.register(dist.destroy_process_group)  # without it gloo's threads may abort a finished process
 with Preemption(every) as preemption:
     (folder / f"pid_{rank}.tmp").write_text(str(os.getpid()))
     (folder / f"pid_{rank}.tmp").replace(folder / f"pid_{rank}")
