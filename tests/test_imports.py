@@ -17,6 +17,7 @@ ROOMS = (
     "errors",
     "precision",
     "ranks",
+    "machine",
     "launch",
     "schedules",
     "atomic",
