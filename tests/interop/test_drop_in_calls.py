@@ -296,29 +296,34 @@ def test_what_its_class_makes_is_an_autoencoder_that_says_so(
         assert "it was made without a codec" in caplog.text
 
 
-def test_threads_share_it(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two calls at the same time: each waits for the other inside of the codec."""
+def test_a_call_ends_while_another_is_inside_of_the_codec(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, _ = pair(vae)
     expected = [ours.decode(z[None]).sample for z in LATENTS]
-    together = threading.Barrier(2, timeout=60)
+    first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
     run = LatentCodec.decode_raw
 
-    def met(self: LatentCodec, *args: Any, **kwargs: Any) -> Tensor:
-        together.wait()
-        result = run(self, *args, **kwargs)
-        together.wait()
-        return result
+    def in_order(self: LatentCodec, z: Tensor, **options: Any) -> Tensor:
+        if torch.equal(z, LATENTS[:1]):
+            first_in.set()
+            assert second_in.wait(60)
+        else:
+            second_in.set()
+            assert first_out.wait(60)
+        return run(self, z, **options)
 
-    monkeypatch.setattr(LatentCodec, "decode_raw", met)
-    found: dict[int, Tensor] = {}
-    threads = [
-        threading.Thread(target=lambda i=i: found.update({i: ours.decode(LATENTS[i : i + 1]).sample})) for i in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(found[i], expected[i]) for i in range(2))
+    found: list[Tensor] = []
+
+    def first() -> None:
+        found.append(ours.decode(LATENTS[:1]).sample)
+        first_out.set()
+
+    monkeypatch.setattr(LatentCodec, "decode_raw", in_order)
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert first_in.wait(60)
+    found.append(ours.decode(LATENTS[1:]).sample)
+    thread.join()
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_a_batch_of_none_is_as_in_the_autoencoder(vae: AutoencoderKL) -> None:
