@@ -157,6 +157,10 @@ def test_what_transforms_or_follows_the_call_sees_diffusers_own_pass(
 ) -> None:
     calls = count_passes(monkeypatch)
     ours, theirs = pair(vae)
+    try:
+        TRANSFORMED[name](theirs)
+    except RuntimeError as error:  # torch 2.8 has no forward derivative of a norm after channels change their order
+        pytest.skip(f"torch {torch.__version__} cannot do this to diffusers' own: {error}")
     if name != "functional_call":  # which hands in tensors that are no Parameters
         results(ours)
     assert_plain(ours, theirs, TRANSFORMED[name], calls)

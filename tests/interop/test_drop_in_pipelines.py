@@ -25,8 +25,10 @@ def as_it_is(pipe: Any) -> Any:
 
 
 def from_text_to_image(pipe: Any) -> Any:
-    from diffusers import AutoPipelineForImage2Image
-
+    try:
+        from diffusers import AutoPipelineForImage2Image
+    except RuntimeError as error:  # diffusers 0.36 looks for what transformers 5 has no more
+        pytest.skip(f"diffusers' automatic pipelines cannot be imported: {error}")
     return AutoPipelineForImage2Image.from_pipe(pipe)
 
 
