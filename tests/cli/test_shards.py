@@ -20,6 +20,7 @@ from PIL import Image
 
 from ldm_vae.cli.app import main
 from ldm_vae.data.images.decode import decode_image
+from ldm_vae.data.shards import retry
 from ldm_vae.data.shards.index import load_index
 
 
@@ -218,8 +219,10 @@ def test_an_unreadable_picture_stops_it_with_nothing_written(
         return read_bytes(path)
 
     monkeypatch.setattr(Path, "read_bytes", failing)
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(retry, "LONGEST_WAIT", 0.0)
     line = refused([tmp_path / "images", tmp_path / "out"], capsys)
-    assert "3.png cannot be read (Input/output error)" in line
+    assert "3.png cannot be read (OSError: [Errno 5] Input/output error" in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
 
 
