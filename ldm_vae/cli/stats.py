@@ -15,6 +15,7 @@ from ldm_vae.interop.export import save_statistics
 from ldm_vae.latents.measure import measure_statistics
 from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.metrics.latent import LatentStatistics
+from ldm_vae.printable import say
 from ldm_vae.ranks import local_device, rank_and_world
 
 
@@ -49,7 +50,7 @@ def stats(
     if json is not None:
         statistics.write(json)
     if write:
-        print(f"written to {save_statistics(codec.source, statistics)}")
+        say(f"written to {save_statistics(codec.source, statistics)}")
 
 
 def _channel_table(statistics: LatentStatistics) -> str:

@@ -35,7 +35,7 @@ from ldm_vae.data.shards.disk import is_file, is_folder, listed, on_disk, read_f
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.errors import UserError
 from ldm_vae.latents import first_version
-from ldm_vae.recipe import Config, validate
+from ldm_vae.recipe import Config, from_json, validate
 
 LATENTS_FILE, RECORDS_FOLDER = "latents.json", "records"
 ENCODED = ("*.tar", LATENTS_FILE, f"{RECORDS_FOLDER}/*.json", f"{RECORDS_FOLDER}/.*.lock")  # all that encode writes
@@ -167,6 +167,9 @@ class ShardRecord(Config):
     quarantined: tuple[tuple[str, str], ...]
     """(key, reason) of samples that were left out."""
 
+    fields: dict[str, int] | None = None
+    """How many samples have a class, cls, and a text, txt; null where an earlier version did not count."""
+
     statistics: dict[str, Any]
     """Moments of all its latents, in the form of metrics.latent.LatentMoments."""
 
@@ -214,6 +217,9 @@ class LatentsFile(Config):
 
     samples: int = 0
     """Samples in all shards."""
+
+    fields: dict[str, int] | None = None
+    """How many of them have a class, cls, and a text, txt; null where an earlier version did not count."""
 
     scale: dict[str, Any] | None = None
     """Keys of a diffusers config: the scale of the codec; null where nobody had measured it."""
@@ -403,8 +409,8 @@ def read_records(folder: Path, finished: LatentsFile | None = None) -> dict[str,
 def _read_record(folder: Path, path: Path, sha256: str | None) -> ShardRecord | None:
     try:
         data = read_file(path)
-        record = ShardRecord.model_validate_json(data)
-    except (Missing, ValueError):
+        record = from_json(ShardRecord, data.decode())
+    except (Missing, ValueError, RecursionError):
         return None
     if not record.statistics.keys() >= {"images", "values", "mean", "square"}:
         return None
