@@ -301,6 +301,8 @@ def open_job(folder: Path, job: LatentJob) -> LatentsFile:
     if status(path) is None and there:
         what = f"{folder} holds shards that are no latents ({there[0]})"
         raise UserError(what, "give the name of a new folder")
+    if path.exists():  # before anything is made there
+        _refuse_other_job(folder, read_latents_file(folder), job)
     make_folder(folder / RECORDS_FOLDER)
     for place in (folder, folder / RECORDS_FOLDER):  # where nothing is left to do, no writer comes to do it
         remove_abandoned(place)
@@ -311,6 +313,11 @@ def open_job(folder: Path, job: LatentJob) -> LatentsFile:
         if status(path) is None:
             write_latents_file(folder, LatentsFile(job=job, arrays=stored_arrays(job)))
     begun = read_latents_file(folder)
+    _refuse_other_job(folder, begun, job)  # another process may have begun it
+    return begun
+
+
+def _refuse_other_job(folder: Path, begun: LatentsFile, job: LatentJob) -> None:
     ours, theirs = job.model_dump(mode="json"), begun.job.model_dump(mode="json")
     passed_over = ("source", "encoder") if begun.version == 1 else ("source", "codec")  # version 1 had no hash of it
     for name in ours.keys() - {*passed_over}:
@@ -319,7 +326,6 @@ def open_job(folder: Path, job: LatentJob) -> LatentsFile:
                 f"{folder} holds latents made with {name} {_short(theirs[name])}, not {_short(ours[name])}",
                 "give another folder, or the options they were made with",
             )
-    return begun
 
 
 def lock_path(folder: Path, name: str) -> Path:
