@@ -382,7 +382,9 @@ def from_numpy(array: npt.NDArray[np.uint8]) -> Tensor:
     """(B, H, W, C) or (H, W, C), uint8 -> (B, C, H, W) in [-1, 1]."""
     if array.dtype != np.uint8 or array.ndim not in (3, 4):
         raise UserError(f"an array of {array.dtype}, shape {list(array.shape)}", "give uint8 (B, H, W, C) or (H, W, C)")
-    tensor = torch.from_numpy(np.ascontiguousarray(array if array.ndim == 4 else array[None]))
+    tensor = torch.from_numpy(
+        np.array(array if array.ndim == 4 else array[None], order="C")
+    )  # without negative strides
     return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 

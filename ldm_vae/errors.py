@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the name that Python gives to an object
+from ldm_vae.passwords import without_secrets
+
+# In the names that Python and C give to objects. Numbers that a file holds have fewer digits.
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+|\b0x[0-9a-fA-F]{9,16}\b")
 
 
 class UserError(Exception):
@@ -12,14 +15,20 @@ class UserError(Exception):
 
     what: the thing that is wrong, by name.
     remedy: what to do about it.
+    Both lose the passwords and signatures in their URLs.
     """
 
     def __init__(self, what: str, remedy: str) -> None:
+        what, remedy = without_secrets(what), without_secrets(remedy)
         super().__init__(f"{what}: {remedy}")
         self.what = what
         self.remedy = remedy
 
 
 def in_one_line(error: BaseException, longest: int = 300) -> str:
-    """The type and text of an error in one line of at most `longest` characters, which is the same in every run."""
-    return ADDRESS.sub("", " ".join(f"{type(error).__name__}: {error}".split()))[:longest]
+    """The type and text of an error in one line of at most `longest` characters, which is the same in every run.
+
+    Without addresses in memory, and without the passwords and signatures of URLs.
+    """
+    text = without_secrets(f"{type(error).__name__}: {error}")
+    return ADDRESS.sub("", " ".join(text.split()))[:longest]

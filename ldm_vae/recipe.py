@@ -161,7 +161,7 @@ def validate(schema: type[ConfigT], values: Mapping[str, Any], source: str) -> C
         raise UserError(f"{source}: not a tree of named values", f"write `key: value` lines ({error})") from None
     schema = _specialise(schema, values, source)
     try:
-        return schema.model_validate_json(text)
+        return from_json(schema, text)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -171,6 +171,23 @@ def validate(schema: type[ConfigT], values: Mapping[str, Any], source: str) -> C
         # A key that is missing has no value to show, and a whole section would not fit in a line.
         given = "" if isinstance(first["input"], Mapping) else f" (given: {first['input']!r})"
         raise UserError(f"{source}: {key or 'recipe'}", f"{message[0].lower()}{message[1:]}{given}") from None
+
+
+def from_json(schema: type[ConfigT], text: str) -> ConfigT:
+    """The configuration in a JSON text. Raises ValueError.
+
+    Names that are not UTF-8 are in it as Python reads them, such as "\\udcff" for the byte 0xff. Pydantic refuses that
+    in JSON, and takes it in Python's strings.
+    """
+    if "\\ud" in text.lower():
+        return schema.model_validate(_lists_as_tuples(json.loads(text)))
+    return schema.model_validate_json(text)
+
+
+def _lists_as_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists_as_tuples(item) for key, item in value.items()}
+    return tuple(map(_lists_as_tuples, value)) if isinstance(value, list) else value
 
 
 def dump(config: Config) -> str:

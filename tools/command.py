@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from ldm_vae.errors import UserError
+from ldm_vae.printable import say
 
 
 def run_command(function: Callable[..., None], arguments: Sequence[str] | None = None) -> None:
@@ -20,5 +21,5 @@ def run_command(function: Callable[..., None], arguments: Sequence[str] | None =
     try:
         app(arguments)
     except UserError as error:
-        print(f"{function.__name__}: {error}", file=sys.stderr)
+        say(f"{function.__name__}: {error}", error=True)
         sys.exit(2)

@@ -30,6 +30,7 @@ from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.pair import PairNetwork
+from ldm_vae.passwords import without_secrets
 from ldm_vae.recipe import validate
 from tools.command import run_command
 from tools.denoiser import DenoiserConfig, Depth, LearningRate, StepCount, Width, build_denoiser
@@ -84,7 +85,7 @@ def probe(
         about = {"factor": codec.factor, "latent_channels": codec.latent_channels, "weights": codec.weights_hash}
         rows.append({"name": name, **about, "metrics": numbers, "samples": trainings})
     protocol = {
-        "shards": shards,
+        "shards": without_secrets(shards),
         "images": f"the first {images}, short side {size} (bicubic, antialias), center {size}, 8 bits",
         "latents": "drawn from the posterior, standardised channel by channel over these images; no classes",
         "denoiser": ", ".join(f"{key} {value}" for key, value in configs[0].model_dump(exclude={"seed"}).items()),

@@ -18,12 +18,15 @@ import typer
 from accelerate import Accelerator
 from torch import nn
 
+from ldm_vae.data.images.quiet import quiet_decoders
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.reader import train_batches
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.machine import fault_of_machine
 from ldm_vae.networks.network import Network
+from ldm_vae.passwords import without_secrets
+from ldm_vae.printable import PrintableFormatter, prepare_output, say
 from ldm_vae.ranks import is_first_to_report
 from ldm_vae.recipe import load_recipe
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run, origin_of
@@ -59,7 +62,12 @@ def train_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be trained, check the data, stop")] = False,
 ) -> None:
     """Train a codec by a recipe. Run again, it goes on from its last checkpoint."""
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    prepare_output()
+    quiet_decoders()
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    sys.argv[1:] = map(without_secrets, sys.argv[1:])  # trackers store the command line
     logger.setLevel(logging.INFO)
     try:
         if fields:
@@ -89,7 +97,7 @@ def train_command(
 def tell(message: str) -> None:
     """Prints how a run ended: once, although several ranks may say it."""
     if is_first_to_report(message):
-        print(f"train: {message}", file=sys.stderr)
+        say(f"train: {message}", error=True)
 
 
 def run_training(recipe: Recipe) -> None:

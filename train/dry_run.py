@@ -15,6 +15,7 @@ from ldm_vae.data.stream.reader import train_batches, validation_batches
 from ldm_vae.data.stream.worker import Fault
 from ldm_vae.errors import UserError
 from ldm_vae.losses.perceptual import perceptual_channels
+from ldm_vae.printable import printable
 from ldm_vae.recipe import dump
 from train.build import build_adversaries, build_autoencoder
 from train.launch import check_launch
@@ -45,7 +46,7 @@ def describe_recipe(recipe: Recipe) -> None:
     ratio = image[0].numel() / math.prod(shape[1:])
     console.print(f"image {tuple(image.shape[1:])} -> latent {shape[1:]}, {ratio:.3g} times fewer numbers")
     console.print(f"training: {_size(index)}, {recipe.steps * recipe.data.batch / index.samples:.3g} epochs")
-    console.print(looked_at)
+    console.print(printable(looked_at), markup=False)
     if recipe.data.validation is not None:
         held_out = load_index(recipe.data.validation)
         data = validation_data(recipe.validation, recipe.data, held_out)

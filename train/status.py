@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.errors import UserError
+from ldm_vae.passwords import without_secrets
 
 Status = Literal["running", "done", "preempted", "failed"]
 # When a node crashes, a server of network files frees its lock after a lease, 90 s by default on Linux.
@@ -34,7 +35,7 @@ def write_status(run: Path, status: Status, reason: str = "", *, main: bool = Tr
         return
     content = {
         "status": status,
-        "reason": " ".join(reason.split()),
+        "reason": " ".join(without_secrets(reason).split()),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "updated": datetime.now(UTC).isoformat(timespec="seconds"),

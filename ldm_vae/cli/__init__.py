@@ -3,7 +3,6 @@
 app.py                The command itself: its list of subcommands, and how errors are shown
 options.py            Options that several subcommands share, and the progress display
 shards.py             `ldm-vae shards`: packs a folder of images into shards with an index
-printable.py          Text from files of others, made fit for a terminal
 check.py              `ldm-vae check`: finds what is wrong with shards, and indexes them
 check_latents.py      `ldm-vae check LATENTS`: shows what is wrong with a folder of latents
 evaluate.py           `ldm-vae evaluate`: measures codecs and baselines on shards, and compares them

@@ -17,7 +17,6 @@ from rich.table import Table
 from ldm_vae.atomic import atomic_file, require_writable
 from ldm_vae.cli.check_latents import show_check
 from ldm_vae.cli.options import Json
-from ldm_vae.cli.printable import printable
 from ldm_vae.data.shards.check import LOOKED_AT, Problem, Report, check_shards, index_folders
 from ldm_vae.data.shards.disk import is_file
 from ldm_vae.data.shards.index import save_index
@@ -25,6 +24,7 @@ from ldm_vae.data.shards.shard import INDEX_FILE
 from ldm_vae.data.shards.storage import expand_shards
 from ldm_vae.errors import UserError
 from ldm_vae.latents.format import LATENTS_FILE
+from ldm_vae.printable import printable, say
 
 NUMBER = re.compile(r"\d+")
 REASONS_SHOWN = 5  # for each shard; --json has all
@@ -85,7 +85,7 @@ def _check_images(shards: str, json: Path | None, *, decode: bool, channels: int
             what = f"{gone[0]} could not be read to its end, so that {folder / INDEX_FILE} stays as it was"
             raise UserError(what, "nothing may change the shards meanwhile; run this again")
         path = save_index([readable[url] for url in readable if Path(url).parent == folder], folder / INDEX_FILE)
-        typer.echo(f"wrote {path}")
+        say(f"wrote {path}")
     if any(report.problems for report in reports):
         raise typer.Exit(1)
 

@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.cli.printable import printable
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.latents.check import LatentProblem, check_latents
+from ldm_vae.printable import printable
 
 
 def show_check(folder: Path, source: str | None, json: Path | None) -> None:

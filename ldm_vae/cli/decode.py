@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +16,8 @@ from ldm_vae.data.shards.disk import read_file, status
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.errors import UserError
 from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.latents.picture_names import PictureNames
+from ldm_vae.printable import say
 from ldm_vae.ranks import local_device
 
 
@@ -29,25 +31,39 @@ def decode(
 
     Decodes the mean, or what was stored instead, and crops it to the size of the original. Writes png, or npy where png
     cannot hold the channels. Refuses latents of another codec. Never replaces a picture: a second run goes on.
+    A picture is called as its key; where two shards have a key, those of each shard get a folder.
     """
     codec = LatentCodec.load(model, device=local_device())
-    latents = LatentDataset(out, codec=codec, scale=LatentScale())  # raw latents are decoded
+    latents = LatentDataset(out, codec=codec, scale=LatentScale(), fields=())  # raw latents are decoded
     extension = "png" if codec.model.config.out_channels in (1, 3, 4) else "npy"
     total = min(len(latents), count or len(latents))
+    names = PictureNames(latents, extension)
     broken: list[str] = []
+    too_long: list[str] = []
     with ProgressMeter("image") as progress:
         for item in range(total):
+            path = names.path(item)
+            if path is None:
+                too_long.append(latents.key(item))
+                continue
             try:
                 picture = codec.decode_raw(latents.raw(item)[None], size=latents.size(item))[0].cpu().numpy()
             except NonFiniteError:
                 broken.append(latents.key(item))
             else:
-                _write(_path(images, latents.key(item), extension), encode_image(picture, extension))
+                _write(images / path, encode_image(picture, extension))
             progress.advance(1, total)
-    if broken:
-        what = f"{len(broken)} of {total} latents, such as {broken[0]}, decode to values that are not finite"
-        raise UserError(what, f"the pictures of all others are in {images}")
-    print(f"{images}: {total} pictures")
+    left_out = [
+        f"{len(keys)} of {total} latents, such as {keys[0]}, {reason}"
+        for keys, reason in (
+            (broken, "decode to values that are not finite"),
+            (too_long, "have keys that are too long for names of files"),
+        )
+        if keys
+    ]
+    if left_out:
+        raise UserError("; ".join(left_out), f"the pictures of all others are in {images}")
+    say(f"{images}: {total} pictures")
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -58,14 +74,7 @@ def _write(path: Path, data: bytes) -> None:
         raise UserError(f"{path} is in the way ({error})", "give the name of a new folder") from error
     if path.is_symlink() or (there is not None and there != data):
         what = f"{path} exists and is another picture"
-        raise UserError(what, "give the name of a new folder; if it is new, two latents have this key")
+        raise UserError(what, "give the name of a new folder; if it is new, its disk takes two keys for one")
     if there is None:
         with atomic_file(path) as stage:
             stage.write_bytes(data)
-
-
-def _path(folder: Path, key: str, extension: str) -> Path:
-    parts = PurePosixPath(key).parts
-    if not parts or ".." in parts or PurePosixPath(key).is_absolute():
-        raise UserError(f"key {key!r} leads out of the folder", "pack the shards again with `ldm-vae shards`")
-    return folder.joinpath(*parts[:-1], f"{parts[-1]}.{extension}")

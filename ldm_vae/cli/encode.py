@@ -16,6 +16,7 @@ from ldm_vae.data.shards.index import load_index
 from ldm_vae.latents.encode import encode_shards, latent_job
 from ldm_vae.latents.format import RECORDS_FOLDER, LatentKind, read_latents_file, read_records
 from ldm_vae.launch import refuse_one_for_several
+from ldm_vae.printable import say
 from ldm_vae.ranks import local_device, rank_and_world
 
 
@@ -78,7 +79,7 @@ def encode(
         )  # fmt: skip
     content = read_latents_file(out)
     if not content.complete:
-        print(f"{out}: the shards of process {rank} of {world} are finished")
+        say(f"{out}: the shards of process {rank} of {world} are finished")
         return
     if json is not None:
         records = read_records(out)
@@ -90,5 +91,5 @@ def encode(
     left_out = sum(shard.left_out for shard in content.shards.values())
     which = f' (see "quarantined" in {out / RECORDS_FOLDER} for the reasons)' if left_out else ""
     if content.scale is None:
-        print(f"{out}: not scaled, since nobody has measured the codec: `ldm-vae stats {model} {shards} --write`")
-    print(f"{out}: {content.samples} latents in {len(content.shards)} shards, {left_out} images left out{which}")
+        say(f"{out}: not scaled, since nobody has measured the codec: `ldm-vae stats {model} {shards} --write`")
+    say(f"{out}: {content.samples} latents in {len(content.shards)} shards, {left_out} images left out{which}")

@@ -24,6 +24,7 @@ from ldm_vae.evaluation.results import EvaluationProtocol, Results
 from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.metrics.image import IMAGE_METRICS, USUAL_IMAGE_METRICS
 from ldm_vae.metrics.sets import SET_METRICS, USUAL_SET_METRICS
+from ldm_vae.passwords import without_secrets
 from ldm_vae.ranks import local_device, rank_and_world
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -121,7 +122,7 @@ def evaluate(
         name = wanted.partition("=")[0]
         with ProgressMeter("image") as progress:
             results = evaluate_shards(other, shards, plain, batch=batch, metrics=measures, done=progress.advance)
-        results = replace(results, protocol={"model": wanted} | results.protocol | other.describe())
+        results = replace(results, protocol={"model": without_secrets(wanted)} | results.protocol | other.describe())
         entries.append(Entry(name, "baseline", results))
 
     if rank_and_world()[0] != 0:

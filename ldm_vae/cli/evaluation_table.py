@@ -13,6 +13,7 @@ from ldm_vae.evaluation.compare import CONFIDENCE, PairedDifference
 from ldm_vae.evaluation.results import Results
 from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.metrics.image import IMAGE_METRICS
+from ldm_vae.printable import printable
 
 MARK = "*"  # beside a value that has a note
 
@@ -22,7 +23,7 @@ def print_metrics(results: Mapping[str, Results]) -> None:
     console = Console(markup=False)
     table = Table("metric", "unit")
     for name in results:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(printable(name), justify="right", overflow="fold")
     for metric in next(iter(results.values())).metrics:
         cells = []
         for one in results.values():
@@ -38,7 +39,7 @@ def print_metrics(results: Mapping[str, Results]) -> None:
             alike.setdefault((_whose(names, results), reason), []).append(metric)
         for (whose, reason), metrics in alike.items():
             line = f"{word} {', '.join(metrics)}{whose}: {reason}"
-            console.print(line, soft_wrap=True, highlight=False)
+            console.print(printable(line), soft_wrap=True, highlight=False)
 
 
 def print_comparisons(first: str, comparisons: Mapping[str, Mapping[str, PairedDifference]], images: int) -> None:
@@ -48,10 +49,12 @@ def print_comparisons(first: str, comparisons: Mapping[str, Mapping[str, PairedD
     if not comparisons:
         return
     table = Table(
-        "metric", "better", title=f"{first} minus the other, image by image, {CONFIDENCE:.0%} bootstrap interval"
+        "metric",
+        "better",
+        title=f"{printable(first)} minus the other, image by image, {CONFIDENCE:.0%} bootstrap interval",
     )
     for name in comparisons:
-        table.add_column(f"- {name}", overflow="fold")
+        table.add_column(printable(f"- {name}"), overflow="fold")
     for metric in IMAGE_METRICS:
         cells = [_cell(metric, one.get(metric), images) for one in comparisons.values()]
         if any(cells):
@@ -66,7 +69,7 @@ def print_protocol(results: Mapping[str, Results]) -> None:
     table.add_column(overflow="fold")
     entries = _shared({name: one.protocol for name, one in results.items()})
     for (name, shown), names in entries.items():
-        table.add_row(name + _whose(names, results), shown)
+        table.add_row(printable(name + _whose(names, results)), printable(shown))
     Console(markup=False).print(table)
 
 

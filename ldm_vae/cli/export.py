@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +20,7 @@ from ldm_vae.interop.load import load_model, statistics_of, weights_hash
 from ldm_vae.interop.pipelines import Target, natural_scale
 from ldm_vae.latents.measure import measure_statistics
 from ldm_vae.metrics.latent import LatentStatistics
+from ldm_vae.printable import say
 from ldm_vae.ranks import local_device, rank_and_world
 
 
@@ -73,10 +73,10 @@ def export(
         loaded, out, statistics, kind=scale, target=target, licence=licence, command=command_line(context)
     )
     for note in notes:
-        print(f"ldm-vae: note: {note}", file=sys.stderr)
-    print(f"{out}: {'.'.join(loader_of(loaded.model))}({str(out)!r})", flush=True)
+        say(f"ldm-vae: note: {note}", error=True)
+    say(f"{out}: {'.'.join(loader_of(loaded.model))}({str(out)!r})")
     if push is not None:
-        print(f"{push}: {hub.push(out, push, private=private or None)}")
+        say(f"{push}: {hub.push(out, push, private=private or None)}")
 
 
 def _measure(model: str, shards: str, resize: str | None, crop: str | None, batch: int) -> LatentStatistics:

@@ -16,6 +16,7 @@ from ldm_vae.diagnostics.findings import INSPECTION_FOLDER, Inspection
 from ldm_vae.diagnostics.inspect import IMAGES_INSPECTED, InspectionJob, inspect_codec
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import describe_codec
+from ldm_vae.printable import printable, say
 from ldm_vae.ranks import local_device, rank_and_world
 
 LEVEL_COLOURS = {"bad": "red", "warning": "yellow", "unknown": "cyan", "good": "green"}  # the worst first
@@ -72,20 +73,20 @@ def _print(inspection: Inspection, folder: Path) -> None:
     for level, colour in LEVEL_COLOURS.items():
         for verdict in inspection.verdicts:
             if verdict.level == level:
-                text = verdict.statement + (f"\n→ {verdict.advice}" if verdict.advice else "")
+                text = printable(verdict.statement) + (f"\n→ {printable(verdict.advice)}" if verdict.advice else "")
                 verdicts.add_row(Text(level, style=colour), verdict.name.replace("_", " "), text)
     console.print(verdicts)
     numbers = Table("", "number", "value", "unit")
     for section in inspection.sections:
         for i, number in enumerate(section.numbers):
-            shown = f"missing: {number.missing}" if number.value is None else f"{number.value:.4g}"
+            shown = printable(f"missing: {number.missing}") if number.value is None else f"{number.value:.4g}"
             numbers.add_row("" if i else section.title, number.title, shown, number.unit)
     console.print(numbers)
     protocol = Table(show_header=False, title="protocol", title_justify="left")
     for name, value in inspection.protocol.items():
-        protocol.add_row(name, _words(value))
+        protocol.add_row(name, printable(_words(value)))
     console.print(protocol)
-    print(folder)
+    say(str(folder))
 
 
 def _words(value: Any) -> str:

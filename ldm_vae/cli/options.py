@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ldm_vae.atomic import require_writable
 from ldm_vae.data.images.fit import ImageConfig, ResizeFilter
 from ldm_vae.errors import UserError
+from ldm_vae.passwords import without_secrets
 from ldm_vae.ranks import rank_and_world
 
 RESIZE_FILTERS: tuple[ResizeFilter, ...] = get_args(ResizeFilter)
@@ -50,8 +51,8 @@ Json = Annotated[
 
 
 def command_line(context: typer.Context) -> str:
-    """The command as the person typed it, for cards and reports."""
-    return shlex.join(["ldm-vae", *context.obj])
+    """The command as the person typed it, without passwords, for cards and reports."""
+    return shlex.join(["ldm-vae", *map(without_secrets, context.obj)])
 
 
 def image_config(channels: int, resize: str | None, crop: str | None) -> ImageConfig:

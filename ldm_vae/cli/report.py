@@ -9,6 +9,7 @@ import typer
 
 from ldm_vae.cli.options import command_line, writable
 from ldm_vae.errors import UserError
+from ldm_vae.printable import say
 
 EXTRA = ("jinja2", "markupsafe", "matplotlib")  # packages of the extra `report`
 
@@ -36,4 +37,4 @@ def report(
         if error.name is None or error.name.partition(".")[0] not in EXTRA:
             raise
         raise UserError(f"{error.name} is not installed", "pip install 'ldm-vae[report]'") from None
-    print(write_report(runs, output, shards, command_line(context)))
+    say(str(write_report(runs, output, shards, command_line(context))))

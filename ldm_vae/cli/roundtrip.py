@@ -17,6 +17,7 @@ from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.roundtrip import Storage, measure_roundtrip
+from ldm_vae.printable import printable
 from ldm_vae.ranks import local_device
 
 
@@ -32,7 +33,7 @@ def roundtrip(
     """
     codec = LatentCodec.load(model, device=local_device())
     with ProgressMeter("image") as progress:
-        dataset = LatentDataset(latents, codec=codec, scale=LatentScale())  # raw latents are measured
+        dataset = LatentDataset(latents, codec=codec, scale=LatentScale(), fields=())  # raw latents are measured
         storages = measure_roundtrip(codec, dataset, load_index(shards), done=progress.advance)
     if json is not None:
         with atomic_file(json) as stage:
@@ -46,10 +47,10 @@ def roundtrip(
     for name in first.metrics:
         values = [storage.results.metrics[name] for storage in storages.values()]
         table.add_row(name, *("missing" if value is None else f"{value:.4f}" for value in values))
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     for name, reason in first.missing.items():
-        console.print(f"{name} is missing: {reason}")
+        console.print(printable(f"{name} is missing: {reason}"))
 
 
 def _storage_to_json(storage: Storage) -> dict[str, Any]:

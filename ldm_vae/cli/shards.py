@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ldm_vae.data.shards.pack import pack_folder
+from ldm_vae.printable import say
 
 
 def shards(
@@ -33,13 +34,13 @@ def shards(
     packed = pack_folder(folder, out, samples_per_shard=samples_per_shard, seed=seed, classes=classes)
     found = packed.found
     labels = f" of {len(packed.classes)} classes (such as {packed.classes[0]})" if packed.classes else ""
-    typer.echo(f"{packed.samples} images{labels} in {packed.shards} shards: {out}")
+    say(f"{packed.samples} images{labels} in {packed.shards} shards: {out}")
     if packed.numbered is not None:
-        typer.echo(f"no classes: folders such as {packed.numbered} count images; --classes labels images with them")
+        say(f"no classes: folders such as {packed.numbered} count images; --classes labels images with them")
     if found.renamed:
         dots = f"{len(found.renamed)} names had dots inside, such as {found.renamed[0]}"
-        typer.echo(f"{dots}, which are now _: webdataset would cut the key there")
+        say(f"{dots}, which are now _: webdataset would cut the key there")
     if found.parts:
-        typer.echo(f"{len(found.parts)} files such as {found.parts[0]} are packed with the image beside, as no image")
+        say(f"{len(found.parts)} files such as {found.parts[0]} are packed with the image beside, as no image")
     if found.left_out:
-        typer.echo(f"left out: {found.left_out}")
+        say(f"left out: {found.left_out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from ldm_vae.interop.export import save_statistics
 from ldm_vae.latents.measure import measure_statistics
 from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.metrics.latent import LatentStatistics
+from ldm_vae.printable import say
 from ldm_vae.ranks import local_device, rank_and_world
 
 
@@ -39,7 +41,10 @@ def stats(
     if write and codec.source.folder is None:
         raise UserError(f"--write: {model} is no folder to store statistics in", "use --json FILE")
     if write and codec.source.folder is not None:
-        require_writable(codec.source.folder / STATISTICS)
+        path = codec.source.folder / STATISTICS
+        require_writable(path)
+        if path.exists():
+            _refuse_other_file(path)
     image = image_config(codec.model.config.in_channels, resize, crop)
     with ProgressMeter("image") as progress:
         statistics = measure_statistics(codec, shards, image, batch=batch, done=progress.advance)
@@ -49,7 +54,14 @@ def stats(
     if json is not None:
         statistics.write(json)
     if write:
-        print(f"written to {save_statistics(codec.source, statistics)}")
+        say(f"written to {save_statistics(codec.source, statistics)}")
+
+
+def _refuse_other_file(path: Path) -> None:
+    try:
+        LatentStatistics.read(path)
+    except UserError as error:
+        raise UserError(f"{path} would be replaced, and is none of ldm_vae's", "move it, or use --json FILE") from error
 
 
 def _channel_table(statistics: LatentStatistics) -> str:

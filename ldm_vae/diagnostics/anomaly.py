@@ -70,7 +70,7 @@ def write_scores(path: Path, sets: Sequence[tuple[str, Sequence[Score]]]) -> Non
     sets: name and scores of each set; the first set gives the variance.
     """
     variance = _variance(sets[0][1])
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # keys as they are
         writer = csv.writer(file)
         writer.writerow(["set", "key", "squared_error", "kl_nats", "negative_elbo_nats_per_value"])
         for name, scores in sets:

@@ -34,6 +34,7 @@ from ldm_vae.diagnostics.spectrum import inspect_spectrum
 from ldm_vae.diagnostics.survey import Survey, survey_images
 from ldm_vae.errors import UserError
 from ldm_vae.noise import rng
+from ldm_vae.passwords import keep_aside
 
 logger = logging.getLogger(__name__)
 IMAGES_INSPECTED = 256  # unless another number is asked for
@@ -78,6 +79,7 @@ def inspect_codec(
     if config.in_channels != config.out_channels:
         what = f"a codec from {config.in_channels} to {config.out_channels} channels"
         raise UserError(what, "only a codec that gives back its own image can be inspected")
+    job = replace(job, shards=keep_aside(job.shards), against=None if job.against is None else keep_aside(job.against))
     ours = (INSPECTION_FILE, SCORES_FILE, *PICTURES)
     require_writable_folder(folder, ours)
     indices = [_choose(load_index(shards), job) for shards in (job.shards, job.against) if shards is not None]

@@ -12,6 +12,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.evaluation.lossy import LossyCodec, LossyFormat
 from ldm_vae.evaluation.pca import PatchPCA, fit_pca
 from ldm_vae.interop.load import ModelSource
+from ldm_vae.passwords import NEVER_STORED
 from ldm_vae.recipe import validate
 
 FIT_IMAGES = 1000  # PCA is fitted on at least so many images, where there are so many: millions of patches
@@ -54,7 +55,7 @@ def _fit(sources: tuple[SourceConfig, ...], codec: LatentCodec, image: ImageConf
     try:
         index = load_index(sources)
     except UserError as error:
-        remedy = f"{error.remedy}; or name other shards: --baseline pca=SHARDS"
+        remedy = f"{error.remedy}; or name the shards: --baseline pca=SHARDS ({NEVER_STORED})"
         raise UserError(f"PCA has nothing to be fitted on ({error.what})", remedy) from error
     config = DataConfig(train=sources, batch=1, workers=0, image=image, broken_budget=index.samples)
     every = max(1, index.samples // FIT_IMAGES)

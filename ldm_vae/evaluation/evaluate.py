@@ -30,6 +30,8 @@ from ldm_vae.evaluation.results import BROKEN, EvaluationProtocol, NoImageError,
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pixels import ImagePairs
 from ldm_vae.metrics.sets import FeatureSets, SetMetrics
+from ldm_vae.passwords import keep_aside
+from ldm_vae.printable import printable
 from ldm_vae.ranks import all_gather, rank_and_world
 
 logger = logging.getLogger(__name__)
@@ -119,7 +121,7 @@ def evaluate_shards(
     batch: images of one size that each process encodes at a time.
     done(images, total): called after every batch; `total` is the number of images of this process.
     """
-    protocol = protocol or EvaluationProtocol()
+    protocol, shards = protocol or EvaluationProtocol(), keep_aside(shards)
     index = load_index(shards)
     rank, world = rank_and_world()
     stream = measured_batches(index, shards, protocol.image, batch=batch, device=codec.device, rank=rank, world=world)
@@ -140,7 +142,7 @@ def evaluate_shards(
     if results is None:
         raise UserError(f"{shards} has no image for this codec and protocol", f"broken are {broken}")
     if faults and rank == 0:
-        logger.warning("left out %s", broken)
+        logger.warning("left out %s", printable(broken))
     return replace(results, protocol={"shards": shards, "left_out": len(faults), **results.protocol})
 
 
@@ -205,7 +207,9 @@ def _draw(codec: LatentCodec, images: Tensor, keys: Sequence[str], seed: int) ->
     moments = codec.moments(images)
     drawn = []
     for i, key in enumerate(keys):
-        number = int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8], "big", signed=True)
+        number = int.from_bytes(
+            hashlib.sha256(f"{seed} {key}".encode("utf-8", "surrogateescape")).digest()[:8], "big", signed=True
+        )
         noise = torch.Generator().manual_seed(number)
         drawn.append(codec.draw(moments[i : i + 1], sample=True, generator=noise))
     return torch.cat(drawn)

@@ -21,6 +21,7 @@ from ldm_vae.interop.native import NATIVE_WEIGHTS, is_native, native_config
 from ldm_vae.interop.pipelines import Target, fit_scale, natural_scale, remarks
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.networks.network import NetworkConfig
+from ldm_vae.passwords import values_without_secrets, without_secrets
 
 # float16 overflows at 65504. Other images may reach larger activations than the measured ones, and kernels form sums on
 # the way to an output. A quarter of the range leaves room for both.
@@ -81,14 +82,15 @@ def export_model(
     # Without a measurement, the model's own configuration decides; a run has none, and is upcast to be safe.
     force_upcast = source.force_upcast if activation is None else activation.largest > FLOAT16_SAFE
     sample_size = sample_size_of(source, model.config)
-    results, notes = source.results, []
+    results, notes = values_without_secrets(source.results), []
     if results and not _are_of(results, digest):
         results = {}
         notes.append(f"results.json of {source.name} is about other weights and not in the card: evaluate again")
     text = card_text(
         model, scale, source, results, statistics, force_upcast=force_upcast, licence=licence, command=command
     )
-    card = Card(card_header(model, licence), "", "".join(text), "").text()
+    shown = "".join(map(without_secrets, text)).encode("utf-8", "backslashreplace").decode()
+    card = Card(card_header(model, licence), "", shown, "").text()
     if earlier is not None:
         card, kept = update_card(earlier, card)
         if kept:

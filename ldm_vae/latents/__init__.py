@@ -8,6 +8,9 @@ stream.py         Reads shards of images and encodes their samples, in order
 encode.py         Encodes shards of images to shards of latents, and goes on where it stopped
 check.py          Finds what is wrong with a folder of latents
 dataset.py        LatentDataset: gives stored latents for training diffusion models
+fields.py         The class and the text of a stored sample, and what stands for one that is missing
+buckets.py        Batches of latents of one size, for DataLoader(batch_sampler=...)
+picture_names.py  Where the picture of each latent goes, so that none takes the place of another
 roundtrip.py      Compares stored latents with the images they were made of
 prefetch.py       Runs a generator in a thread, ahead of the code that uses its items
 """

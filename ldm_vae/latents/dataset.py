@@ -10,14 +10,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.data.shards.left_out import warn_once
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.data.shards.tar import BrokenTar, Member, members
 from ldm_vae.errors import UserError
+from ldm_vae.latents.fields import FIELDS, MISSING, read_field
 from ldm_vae.latents.format import LATENTS_FILE, LatentsFile, read_latents_file, read_record, record_path
 from ldm_vae.noise import rng
 
@@ -39,7 +42,12 @@ class _Sample:
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
-    """Item i: {"latent": (c, h, w) float32, "key": str}, and "cls" (int) and "txt" (str) where the sample has them.
+    """Item i: {"latent": (c, h, w) float32, "key": str}, and of "cls" (int) and "txt" (str) those of `fields`.
+
+    Every item of a data set has the same fields, so that items make batches. A sample that lacks a field that was asked
+    for has cls -1 and txt "". A cls that is no integer counts as none. Bytes of a txt that are no UTF-8 become U+FFFD,
+    which is warned of once; `LatentDataset.fields` gives them as they are. The latents of a data set may differ in h
+    and w: `latents.buckets.BucketBatchSampler` makes batches of one size.
 
     Every random choice depends on (seed, epoch, i) alone, so it is the same in any worker and in any order. Each worker
     opens files and reads headers when it first needs them.
@@ -53,6 +61,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         sample: bool = True,
         mirror: bool = True,
         scale: LatentScale | None = None,
+        fields: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
         """Opens a folder of latents.
@@ -62,6 +71,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         sample: draw a latent from stored moments; otherwise it is their mean.
         mirror: take the latent of the mirrored image half of the time, if it is stored.
         scale: replaces the scale in latents.json, and is needed where neither that nor the codec has one.
+        fields: which of cls and txt the items have; None for those that all samples have. One that no sample has is
+            refused.
         seed: decides the draws and the mirroring.
         """
         self.folder = Path(folder)
@@ -85,6 +96,32 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # persistent workers see it change
         self._reader = RangeReader()
         self._shards: dict[int, list[_Sample]] = {}
+        self._given = self._choose_fields(fields)
+        self._told = False  # of a class or text that could not be read
+
+    def _choose_fields(self, asked: Sequence[str] | None) -> tuple[str, ...]:
+        """The fields of every item. Raises UserError for one that is unknown, or that no sample has."""
+        if unknown := [name for name in asked or () if name not in FIELDS]:
+            what = f"fields={list(asked or ())!r}: {unknown[0]!r} is not known"
+            raise UserError(what, f"choose from {', '.join(FIELDS)}; .fields(i) gives all others as bytes")
+        if asked is not None and not asked:
+            return ()
+        totals = self.info.fields or self._count_fields()
+        if asked is not None:
+            for name in asked:
+                if not totals[name]:
+                    raise UserError(f"no sample of {self.folder} has {name}", f"leave it out of fields={list(asked)!r}")
+            return tuple(name for name in FIELDS if name in asked)
+        for name in FIELDS:
+            if 0 < totals[name] < len(self):
+                what = f"{self.folder}: {totals[name]} of {len(self)} samples have {name}, so no item gets it"
+                warn_once(f'{what}: fields=["{name}"] gives {MISSING[name]!r} for the others')
+        return tuple(name for name in FIELDS if totals[name] == len(self))
+
+    def _count_fields(self) -> dict[str, int]:
+        """How many samples have each field, by the headers of the tars. Raises UserError for a damaged one."""
+        samples = [sample for shard in range(len(self._names)) for sample in self._scan(shard)]
+        return {name: sum(name in sample.fields for sample in samples) for name in FIELDS}
 
     def _agreed_scale(self, decoded_with: LatentScale | None) -> LatentScale | None:
         """The scale of latents.json and of the codec that will decode the latents; None where both have none.
@@ -122,10 +159,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
                 assert bounds is not None  # a job of moments has one
                 z = z + (0.5 * logvar.clamp(*bounds)).exp() * noise
         found: dict[str, Any] = {"latent": self.scale.apply(z), "key": place.key}
-        if "cls" in place.fields:
-            found["cls"] = _integer(self._bytes(shard, place, "cls"), place.key)
-        if "txt" in place.fields:
-            found["txt"] = self._bytes(shard, place, "txt").decode("utf-8")
+        for name in self._given:
+            found[name] = MISSING[name]
+            if name in place.fields:
+                found[name], problem = read_field(name, self._bytes(shard, place, name))
+                if problem and not self._told:
+                    self._told = True
+                    warn_once(f"{self.folder}: {name} of {place.key} {problem}; others may be so, too")
         return found
 
     def raw(self, item: int) -> Tensor:
@@ -136,6 +176,18 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def size(self, item: int) -> tuple[int, int]:
         """(height, width) in pixels of the image before it was padded."""
         return self._place(item)[1].size
+
+    def sizes(self) -> NDArray[np.int64]:
+        """(samples, 2) Height and width of all latents, in order. Reads all records."""
+        multiple, factor = self.info.job.multiple, self.info.job.factor
+        found = [size for shard in range(len(self._names)) for size in self._sizes(shard).values()]
+        pixels = np.array(found, dtype=np.int64).reshape(-1, 2)
+        return -(-pixels // multiple) * (multiple // factor)
+
+    @property
+    def shard_ends(self) -> NDArray[np.int64]:
+        """(shards,) The number after the last item of each tar."""
+        return self._ends
 
     def key(self, item: int) -> str:
         return self._place(item)[1].key
@@ -236,10 +288,3 @@ def _group(found: Iterable[Member], sizes: Mapping[str, tuple[int, int]], first:
             sample.fields[member.name[len(sample.key) + 1 :]] = (member.offset, member.size)
     if sample is not None:
         yield sample
-
-
-def _integer(data: bytes, key: str) -> int:
-    try:
-        return int(data)
-    except ValueError:
-        raise UserError(f"cls of sample {key} is no integer", "mend it in the shards and encode them again") from None

@@ -24,8 +24,9 @@ from ldm_vae.data.images.fit import ResizeFilter
 from ldm_vae.data.shards.disk import status
 from ldm_vae.data.shards.index import Index
 from ldm_vae.data.shards.shard import ShardIndex
-from ldm_vae.data.shards.urls import is_remote, without_secrets
+from ldm_vae.data.shards.urls import is_remote
 from ldm_vae.errors import UserError
+from ldm_vae.latents.fields import FIELDS, count_fields, total_of
 from ldm_vae.latents.format import (
     Arithmetic,
     LatentJob,
@@ -47,6 +48,9 @@ from ldm_vae.latents.prefetch import in_thread
 from ldm_vae.latents.source import DigestingReader, source_digest
 from ldm_vae.latents.stream import EncodedSample, decoded, each_batch, encoded
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
+from ldm_vae.passwords import keep_aside
+
+NAMES_LISTED = 10  # names of shards that a message lists
 
 
 def encode_shards(
@@ -214,7 +218,9 @@ def names_of(index: Index) -> list[str]:
     """The names of the latent shards: those of the shards of images, or numbers for the parts of a folder of images."""
     names = [shard.name if shard.files is None else f"{number:06d}.tar" for number, shard in enumerate(index.shards)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"two shards are called {twice[0]}", "encode one folder after the other, each into its own")
+        more = f" and {len(twice) - NAMES_LISTED} more names" if len(twice) > NAMES_LISTED else ""
+        what = f"several shards are called {', '.join(twice[:NAMES_LISTED])}{more}"
+        raise UserError(what, "encode one folder after the other, each into its own")
     return names
 
 
@@ -228,6 +234,7 @@ def _write_latent_shard(
     moments = LatentMoments(job.channels)
     sizes: dict[str, tuple[int, int]] = {}
     quarantined: list[tuple[str, str]] = []
+    counts = Counter(dict.fromkeys(FIELDS, 0))
 
     def whole() -> Iterator[LatentSample]:
         for sample in samples:
@@ -236,6 +243,7 @@ def _write_latent_shard(
             else:
                 moments.update(sample.z[None])
                 sizes[sample.key] = sample.size
+                count_fields(sample.fields, counts)
                 yield LatentSample(sample.key, sample.arrays, sample.fields)
             one_done()
 
@@ -247,6 +255,7 @@ def _write_latent_shard(
         keys=tuple(sizes),
         sizes=tuple(sizes.values()),
         quarantined=tuple(quarantined),
+        fields=dict(counts),
         statistics=moments.state(),
     )
 
@@ -275,6 +284,7 @@ def _finish(codec: LatentCodec, folder: Path, records: Mapping[str, ShardRecord]
         arrays=begun.arrays,
         job=job,
         samples=moments.images,
+        fields=total_of(record.fields for record in records.values()),
         scale=None if scale is None else scale.to_config(),
         statistics=statistics.model_dump(mode="json"),
         shards={name: finished_shard(folder, record) for name, record in records.items()},
@@ -309,7 +319,7 @@ def latent_job(
         if latents == asked and not there:
             raise UserError(f"a {kind} bottleneck has no {asked}", "store its latents with --latents mode")
     return LatentJob(
-        source=without_secrets(shards if is_remote(shards) else str(Path(shards).resolve())),
+        source=keep_aside(shards) if is_remote(shards) else str(Path(shards).resolve()),
         codec=codec.weights_hash,
         encoder=codec.encoder_hash,
         factor=factor,

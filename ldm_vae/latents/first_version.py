@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-RECORD_LACKS = {"version", "source", "tar", "arithmetic"}
+RECORD_LACKS = {"version", "source", "tar", "arithmetic", "fields"}
 JOB_LACKS = ("source", "encoder")
 
 

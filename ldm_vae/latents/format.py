@@ -35,7 +35,7 @@ from ldm_vae.data.shards.disk import is_file, is_folder, listed, on_disk, read_f
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.errors import UserError
 from ldm_vae.latents import first_version
-from ldm_vae.recipe import Config, validate
+from ldm_vae.recipe import Config, from_json, validate
 
 LATENTS_FILE, RECORDS_FOLDER = "latents.json", "records"
 ENCODED = ("*.tar", LATENTS_FILE, f"{RECORDS_FOLDER}/*.json", f"{RECORDS_FOLDER}/.*.lock")  # all that encode writes
@@ -167,6 +167,9 @@ class ShardRecord(Config):
     quarantined: tuple[tuple[str, str], ...]
     """(key, reason) of samples that were left out."""
 
+    fields: dict[str, int] | None = None
+    """How many samples have a class, cls, and a text, txt; null where an earlier version did not count."""
+
     statistics: dict[str, Any]
     """Moments of all its latents, in the form of metrics.latent.LatentMoments."""
 
@@ -214,6 +217,9 @@ class LatentsFile(Config):
 
     samples: int = 0
     """Samples in all shards."""
+
+    fields: dict[str, int] | None = None
+    """How many of them have a class, cls, and a text, txt; null where an earlier version did not count."""
 
     scale: dict[str, Any] | None = None
     """Keys of a diffusers config: the scale of the codec; null where nobody had measured it."""
@@ -295,6 +301,8 @@ def open_job(folder: Path, job: LatentJob) -> LatentsFile:
     if status(path) is None and there:
         what = f"{folder} holds shards that are no latents ({there[0]})"
         raise UserError(what, "give the name of a new folder")
+    if path.exists():  # before anything is made there
+        _refuse_other_job(folder, read_latents_file(folder), job)
     make_folder(folder / RECORDS_FOLDER)
     for place in (folder, folder / RECORDS_FOLDER):  # where nothing is left to do, no writer comes to do it
         remove_abandoned(place)
@@ -305,6 +313,11 @@ def open_job(folder: Path, job: LatentJob) -> LatentsFile:
         if status(path) is None:
             write_latents_file(folder, LatentsFile(job=job, arrays=stored_arrays(job)))
     begun = read_latents_file(folder)
+    _refuse_other_job(folder, begun, job)  # another process may have begun it
+    return begun
+
+
+def _refuse_other_job(folder: Path, begun: LatentsFile, job: LatentJob) -> None:
     ours, theirs = job.model_dump(mode="json"), begun.job.model_dump(mode="json")
     passed_over = ("source", "encoder") if begun.version == 1 else ("source", "codec")  # version 1 had no hash of it
     for name in ours.keys() - {*passed_over}:
@@ -313,7 +326,6 @@ def open_job(folder: Path, job: LatentJob) -> LatentsFile:
                 f"{folder} holds latents made with {name} {_short(theirs[name])}, not {_short(ours[name])}",
                 "give another folder, or the options they were made with",
             )
-    return begun
 
 
 def lock_path(folder: Path, name: str) -> Path:
@@ -403,8 +415,8 @@ def read_records(folder: Path, finished: LatentsFile | None = None) -> dict[str,
 def _read_record(folder: Path, path: Path, sha256: str | None) -> ShardRecord | None:
     try:
         data = read_file(path)
-        record = ShardRecord.model_validate_json(data)
-    except (Missing, ValueError):
+        record = from_json(ShardRecord, data.decode())
+    except (Missing, ValueError, RecursionError):
         return None
     if not record.statistics.keys() >= {"images", "values", "mean", "square"}:
         return None

@@ -18,6 +18,8 @@ from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
+from ldm_vae.passwords import keep_aside
+from ldm_vae.printable import printable
 from ldm_vae.ranks import all_gather, rank_and_world
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ def measure_statistics(
     done(images, total): called after each batch with its number of images, and the number in this process's share.
     Broken images are left out, with a warning that counts them. Raises UserError if no image is whole.
     """
+    shards = keep_aside(shards)
     index = load_index(shards)
     rank, world = rank_and_world()
     stream = measured_batches(index, shards, image, batch=batch, device=codec.device, rank=rank, world=world)
@@ -76,7 +79,7 @@ def measure_statistics(
         left_out += [f"{fault.key} ({fault.reason})" for fault in faults]
     left_out += [f"{key} (its latent is not finite)" for key in total.broken]
     if left_out and rank == 0:
-        logger.warning("left out %d of %d images, the first %s", len(left_out), index.samples, left_out[0])
+        logger.warning("left out %d of %d images, the first %s", len(left_out), index.samples, printable(left_out[0]))
     if not total.moments.images:
         raise UserError(f"no image of {shards} could be measured", f"{len(left_out)} are broken, such as {left_out[0]}")
     protocol = {

@@ -21,8 +21,9 @@ from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.samples import read_samples
 from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.data.shards.storage import RangeReader
-from ldm_vae.data.shards.urls import is_remote, within, without_secrets
+from ldm_vae.data.shards.urls import is_remote, within
 from ldm_vae.errors import UserError
+from ldm_vae.passwords import without_secrets
 from ldm_vae.pretrained.download import cache_folder
 
 

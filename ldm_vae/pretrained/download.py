@@ -6,6 +6,7 @@ and downloads it, and the others wait and read its file. Nothing here runs code 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import os
@@ -18,6 +19,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from urllib.parse import unquote
 from urllib.request import Request, urlopen
 
 import torch
@@ -25,10 +27,12 @@ from filelock import FileLock
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from ldm_vae.errors import UserError
+from ldm_vae.passwords import with_secrets, without_secrets
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 15  # seconds without a connection or a byte until a host counts as unreachable
+HEADERS = {"User-Agent": "ldm_vae", "Accept": "text/html, */*;q=0.1"}
 
 
 class Unusable(Exception):
@@ -115,12 +119,21 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
 
 
 def open_url(url: str, *, timeout: float = TIMEOUT) -> Any:
-    """The response of a host. Raises UnreachableHost if there is none."""
-    request = Request(url, headers={"User-Agent": "ldm_vae", "Accept": "text/html, */*;q=0.1"})
+    """The response of a host. Raises UnreachableHost if there is none.
+
+    url: without its password, if that was kept aside (`passwords.py`); it is sent along.
+    """
+    scheme, _, rest = with_secrets(url).partition("://")
+    host, slash, path = rest.partition("/")
+    user, at, host = host.rpartition("@")
     try:
+        request = Request(f"{scheme}://{host}{slash}{path}", headers=HEADERS)
+        if at:  # urllib knows no users in URLs
+            token = base64.b64encode(unquote(user).encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {token}")  # a redirect may lead to another host
         return urlopen(request, timeout=timeout)
     except (OSError, HTTPException, ValueError) as error:
-        raise UnreachableHost(f"{url}: {error}") from error
+        raise UnreachableHost(without_secrets(f"{url}: {error}")) from error
 
 
 def verify(path: Path, sha256: str) -> None:

@@ -7,6 +7,8 @@ import re
 
 from markupsafe import Markup, escape
 
+from ldm_vae.passwords import without_secrets
+
 THIN = "\u202f"  # narrow no-break space, between thousands
 
 
@@ -29,8 +31,11 @@ def signed(value: float) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without what XML forbids: names in hostile data may hold control characters and lone surrogates."""
-    whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """The text without what XML forbids, and without passwords in URLs.
+
+    Names in hostile data may hold control characters and lone surrogates.
+    """
+    whole = without_secrets(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(c if c.isprintable() else THIN if c == THIN else " " if c.isspace() else "\ufffd" for c in whole)
 
 

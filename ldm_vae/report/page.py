@@ -20,6 +20,7 @@ from ldm_vae.atomic import atomic_file
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.descriptions import describe_metric
+from ldm_vae.passwords import NEVER_STORED, keep_aside, without_secrets
 from ldm_vae.report import curves, diagnosis, environment, tables
 from ldm_vae.report.album import Album, make_album
 from ldm_vae.report.charts import Drawing, draw
@@ -98,7 +99,7 @@ def write_report(names: Sequence[str], output: Path | None, shards: str | None, 
 
     Raises UserError where a folder is no run, or the file would be too large.
     """
-    contents = collect_contents(names, shards, command)
+    contents = collect_contents(names, None if shards is None else keep_aside(shards), command)
     page = render(contents).encode("utf-8", "replace")
     if len(page) > REPORT_BYTES:
         what = f"the report would have {len(page) / 1e6:.1f} MB, more than {REPORT_BYTES / 1e6:.0f}"
@@ -133,11 +134,17 @@ def collect_contents(names: Sequence[str], shards: str | None, command: str) -> 
     )
 
 
+def _without_secrets(value: object) -> object:
+    """What is shown of a value: runs of earlier versions hold URLs with passwords."""
+    return without_secrets(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def render(contents: Contents) -> str:
     loader = Environment(
         loader=PackageLoader("ldm_vae.report", TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_without_secrets,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -182,7 +189,7 @@ def _gallery(run: RunFolder, shards: str | None, gaps: list[Gap]) -> Gallery | N
     try:
         return make_gallery(codec, source, choose(rows, describe_metric(metric).title if metric else ""))
     except UserError as error:
-        sentence = f"Held-out images cannot be shown: {error}."
+        sentence = f"Held-out images cannot be shown: {error}. Of a server's images: {NEVER_STORED}."
         gaps.append(Gap("images", sentence, f"ldm-vae report {shlex.quote(run.name)} --shards SHARDS"))
         return None
 

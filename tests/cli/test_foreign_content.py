@@ -192,3 +192,33 @@ def test_a_file_is_written_through_a_link(tmp_path: Path) -> None:
             assert stage.suffix == ".json"  # encoders choose the format by it
             stage.write_text(text)
         assert link.is_symlink() and (tmp_path / "disk" / "real").read_text() == text
+
+
+@pytest.mark.parametrize("content", ['{"mean": "mine"}', "notes", "[1]"])
+def test_statistics_of_another_program_stay(
+    run: Path, shards: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    assert command("export", run, model, "--shards", shards) == 0
+    assert command("stats", model, shards, "--write") == 0  # its own may be replaced
+    (model / "latent_statistics.json").write_text(content)
+    before = digests(model)
+    assert command("stats", model, shards, "--write") == 2
+    assert "latent_statistics.json would be replaced, and is none of ldm_vae's" in capsys.readouterr().err
+    assert digests(model) == before
+
+
+@pytest.mark.parametrize("content", ['{"format": "other"}', "damaged", "earlier"])
+def test_a_refused_encode_leaves_nothing(
+    run: Path, shards: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    if content == "earlier":  # the description of another job, without its tars
+        assert command("encode", run, shards, tmp_path / "other", "--crop", "center:8") == 0
+        content = (tmp_path / "other" / "latents.json").read_text()
+    out.mkdir()
+    (out / "latents.json").write_text(content)
+    assert command("encode", run, shards, out) == 2
+    assert [path.name for path in out.iterdir()] == ["latents.json"]
+    assert (out / "latents.json").read_text() == content
+    assert capsys.readouterr().err.count("\n") == 1

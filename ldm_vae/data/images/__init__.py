@@ -5,6 +5,7 @@ jpeg.py      Reads the markers of a JPEG stream: its size, and whether it comes 
 png.py       Checks the chunks of a PNG, and how much its pixels inflate to
 decode.py    Decodes jpg, png, webp, tiff and npy to (C, H, W) float32 in [-1, 1], and encodes it
 depth.py     Mixes channels of TIFF and 16-bit PNG at the depth they have
+quiet.py     Silences what decoders say beside their errors
 segments.py  Checks the strips and tiles of a TIFF before any is decoded
 tiff.py      Reads TIFF, which Pillow would cut down to 8 bits or cannot open
 fit.py       Resizes, crops and flips a decoded picture to what the network sees

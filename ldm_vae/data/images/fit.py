@@ -76,7 +76,8 @@ def fit_image(array: PixelArray, config: ImageConfig, generator: np.random.Gener
         else:
             top, left = round(rows / 2), round(columns / 2)  # as torchvision's CenterCrop
         array = array[:, top : top + config.crop, left : left + config.crop]
-    return np.ascontiguousarray(array[:, :, ::-1] if flip else array)
+    # A copy, because numpy calls an array one pixel wide contiguous with any stride, and torch takes no negative one.
+    return array[:, :, ::-1].copy() if flip else np.ascontiguousarray(array)
 
 
 def resized(height: int, width: int, short: int, resize_filter: str = "bicubic") -> tuple[int, int]:

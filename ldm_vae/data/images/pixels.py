@@ -162,7 +162,8 @@ def orient(pixels: PixelArray, orientation: int) -> PixelArray:
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    return pixels
+    # numpy calls a side of one pixel contiguous with any stride, and torch takes no negative one.
+    return pixels.copy() if 1 in pixels.shape else pixels
 
 
 def to_uint8(image: Tensor) -> Tensor:

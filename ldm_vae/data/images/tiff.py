@@ -16,6 +16,7 @@ from PIL import Image
 
 from ldm_vae.data.images.depth import Layout, mix, three_axes
 from ldm_vae.data.images.pixels import BrokenImage, PixelArray, check_size, decoding, from_pillow, full_scale, orient
+from ldm_vae.data.images.quiet import quiet_libtiff
 from ldm_vae.data.images.segments import JPEGS, NONE, check_segments
 from ldm_vae.errors import UserError
 
@@ -74,6 +75,7 @@ def read_tiff(data: bytes, channels: int) -> tuple[PixelArray, int]:
 
 def _by_pillow(data: bytes, page: Any, channels: int) -> tuple[PixelArray, int]:
     """What tifffile leaves in other colours. Pillow turns it upright itself."""
+    quiet_libtiff()
     check_segments(page, len(data))
     with decoding():
         shared = page.photometric == YCBCR and tuple(page.tags.valueof(SUBSAMPLING, (2, 2))) != (1, 1)

@@ -36,8 +36,9 @@ from ldm_vae.data.shards.shard import (
 )
 from ldm_vae.data.shards.storage import RangeReader, expand_shards, read_whole
 from ldm_vae.data.shards.tar import TAR_BLOCK
-from ldm_vae.data.shards.urls import folder_of, is_remote, is_signed, is_tar, name_of, within, without_secrets
+from ldm_vae.data.shards.urls import folder_of, is_remote, is_signed, is_tar, name_of, within
 from ldm_vae.errors import UserError, in_one_line
+from ldm_vae.passwords import without_secrets
 
 TEXTS = ("json", "txt")
 MAX_TEXT = 2**24  # bytes of one json or txt; more count as an attack
@@ -151,7 +152,9 @@ def _read_index(folder: str, names: list[str]) -> tuple[dict[str, ShardIndex], l
     try:
         content = read_whole(within(folder, INDEX_FILE))
     except (Missing, Forbidden) as error:
-        if isinstance(error, Forbidden) and not (is_signed(folder) and names):  # a signature is often that of one file
+        if isinstance(error, Forbidden) and not (
+            is_signed(within(folder, INDEX_FILE)) and names
+        ):  # a signature is often that of one file
             raise
         return {}, [Problem("", f"remote shards need an index ({error})")] if is_remote(folder) else []
     try:

@@ -20,7 +20,7 @@ from ldm_vae.data.shards.names import LABEL, compound_fields, split_name
 from ldm_vae.errors import UserError
 
 SIDECARS = (LABEL, "json", "txt")
-LISTED = 10  # clashes of names that the message lists
+LISTED = 10  # names that a message lists
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,20 @@ def find_samples(folder: Path) -> FoundSamples:
     """
     left_out = LeftOut()
     paths: dict[str, Path] = {}
+    unnamed: list[str] = []
     for path in _walk(folder, left_out):
         name = path.relative_to(folder).as_posix()
+        if not name.isascii() and not _is_utf8(name):
+            unnamed.append(name)
+            continue
         field = split_name(name)[1]
         if field in EXTENSIONS or field in SIDECARS:
             paths[name] = path
         else:
             left_out.add(f".{field}" if field else "without extension", name)
+    if unnamed:
+        more = f" and {len(unnamed) - LISTED} more" if len(unnamed) > LISTED else ""
+        raise UserError(f"names in {folder} that are no UTF-8: {', '.join(unnamed[:LISTED])}{more}", "rename them")
     compound = compound_fields(paths)
     clashes: list[tuple[Path, Path]] = []
     found: dict[str, dict[str, Path]] = {}  # name without the field -> field -> file
@@ -119,12 +126,16 @@ def _walk(folder: Path, left_out: LeftOut) -> Iterator[Path]:
                 continue
             if found is None or not stat.S_ISREG(found.st_mode):
                 raise UserError(f"{path} is no file (a broken link?)", "remove it")
-            try:
-                path.name.encode()
-            except UnicodeEncodeError:
-                raise UserError(f"the name of {os.fsencode(path)!r} is no UTF-8", "rename it") from None
             yield path
         pending += reversed(folders)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _clash(pairs: list[tuple[Path, Path]]) -> UserError:

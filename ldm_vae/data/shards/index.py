@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ldm_vae.atomic import atomic_file, explain_disk_errors
 from ldm_vae.data.images.pixels import EXTENSIONS
@@ -43,18 +44,21 @@ from ldm_vae.data.shards.urls import (
     is_tar,
     name_of,
     within,
-    without_secrets,
 )
 from ldm_vae.errors import UserError
+from ldm_vae.passwords import NEVER_STORED, keep_aside, without_secrets
 from ldm_vae.recipe import Config
 
 logger = logging.getLogger(__name__)
 
 
+Place = Annotated[str, AfterValidator(keep_aside)]  # so no recipe, checkpoint or result stores a password
+
+
 class SourceConfig(Config):
     """One source of training images, in a mixture of several."""
 
-    shards: str
+    shards: Place
     """Folder, glob, brace pattern or URL of tars; or a folder of images."""
 
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -138,7 +142,8 @@ class Index:
         """A hash that is equal for the same data in the same order, wherever the shards lie."""
         digest = hashlib.sha256(repr(self.parts).encode())
         for shard in self.shards:
-            digest.update(f"{shard.name}\n{shard.size}\n{shard.samples}\n".encode() + shard.names)
+            digest.update(f"{shard.name}\n{shard.size}\n{shard.samples}\n".encode("utf-8", "surrogateescape"))
+            digest.update(shard.names)
         return digest.hexdigest()
 
 
@@ -281,12 +286,12 @@ def _remote_shards(folder: str, names: list[str], *, sizes: bool) -> list[ShardI
     try:
         content = read_whole(within(folder, INDEX_FILE))
     except (Missing, Forbidden) as error:
-        if is_signed(folder) and names != [""]:  # a signature is often that of one file
+        if is_signed(within(folder, INDEX_FILE)) and names != [""]:  # a signature is often that of one file
             return _signed_shards(folder, names, sizes=sizes)
         if isinstance(error, Forbidden):
             raise
         what = f"{without_secrets(folder)} has no {INDEX_FILE} ({error})"
-        raise UserError(what, f"remote shards need one; {INDEX_REMEDY}") from error
+        raise UserError(what, f"remote shards need one; {INDEX_REMEDY}; {NEVER_STORED}") from error
     known = parse_index(content, url, folder)
     shards = list(known.values()) if names == [""] else _select(known, names, url)
     if sizes and any(shard.pictures is None for shard in shards):
@@ -340,7 +345,7 @@ def _scanned_shards(folder: str, names: list[str], cache: Path | None, *, sizes:
 def _scan_cached(
     folder: str, paths: list[str], cache: Path, scan: Callable[[str], ShardIndex], kind: str
 ) -> list[ShardIndex]:
-    stored = cache / f"{kind}-{hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]}.json"
+    stored = cache / f"{kind}-{hashlib.sha256(os.fsencode(Path(folder).resolve())).hexdigest()[:16]}.json"
     with explain_disk_errors(stored):
         cache.mkdir(parents=True, exist_ok=True)
         lock = FileLock(stored.with_suffix(".lock")).acquire()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from functools import lru_cache
 
+from ldm_vae.printable import LONGEST_LINE, printable
 from ldm_vae.ranks import rank_and_world
 
 logger = logging.getLogger(__name__)
@@ -39,4 +40,4 @@ class LeftOut:
 def warn_once(message: str) -> None:
     """Warns once in a process, and on the first rank only, because all ranks read the same data."""
     if rank_and_world()[0] == 0:
-        logger.warning("%s", message)
+        logger.warning("%s", printable(message, LONGEST_LINE))

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from ldm_vae.data.shards.retry import Forbidden, Missing, Transient, Unreachable, retried
-from ldm_vae.data.shards.urls import host_of, is_signed, without_secrets
+from ldm_vae.data.shards.urls import host_of, is_signed
 from ldm_vae.errors import UserError, in_one_line
+from ldm_vae.passwords import NEVER_STORED, with_secrets, without_secrets
 
 REQUEST_BYTES = 2**20  # bytes of one request; a dropped connection loses no more
 # What http, S3 and GCS tell a version of a file by, as fsspec names it.
@@ -82,6 +83,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     """fsspec's file system, and the path in it. fsspec keeps one for each process, also after a fork."""
     import fsspec
 
+    url = with_secrets(url)
     protocol = url.split("://")[0]
     options: dict[str, Any] = {}
     if protocol in ("http", "https"):
@@ -188,7 +190,7 @@ def _verdict(url: str, error: BaseException) -> Exception:
     if status in GONE_STATUS or isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return Missing(reason)
     if status in NO_ACCESS_STATUS or isinstance(error, PermissionError):
-        remedy = "check the address and the credentials; a signed URL ends after a time: make it anew"
+        remedy = f"check the address; {NEVER_STORED}; a signed URL ends after a time: make it anew"
         return Forbidden(f"{without_secrets(url)} may not be read ({reason})", remedy)
     if _of_network(error) and (status is None or status in TRANSIENT_STATUS or status >= 500):
         return Transient(reason)

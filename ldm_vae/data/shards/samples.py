@@ -9,8 +9,8 @@ from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.data.shards.tar import HEADER_BYTES, verify_header
-from ldm_vae.data.shards.urls import without_secrets
 from ldm_vae.errors import UserError
+from ldm_vae.passwords import without_secrets
 
 READ_AHEAD = 2**23  # bytes of a tar read at once
 

@@ -15,6 +15,7 @@ from ldm_vae.data.shards.remote import read_remote, remote_matches, remote_size,
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.urls import is_compressed, is_remote, is_tar, without_secrets
 from ldm_vae.errors import UserError
+from ldm_vae.passwords import keep_aside
 
 OPEN_FILES = 64  # local files kept open
 
@@ -100,7 +101,7 @@ def expand_shards(spec: str) -> list[str]:
     """
     if spec.lstrip().startswith("pipe:"):
         raise UserError(f"shards {spec!r}", "shell pipes are never run; give the http(s), s3 or gs URL itself")
-    spec = spec.removeprefix("file://")
+    spec = keep_aside(spec.removeprefix("file://"))
     found = sorted(url for pattern in _expand_braces(spec) for url in _expand_pattern(pattern))
     twice = sorted({url for url, following in pairwise(found) if url == following})
     if twice:

@@ -6,8 +6,9 @@ to what lies in the same folder.
 
 from __future__ import annotations
 
-import re
 from urllib.parse import urlsplit
+
+from ldm_vae.passwords import with_secrets
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4", ".tar.z", ".zip")
 
@@ -22,8 +23,8 @@ def is_tar(url: str) -> bool:
 
 
 def is_signed(url: str) -> bool:
-    """Whether a URL has a query."""
-    return bool(_cut(url)[1])
+    """Whether requests for a URL have a query: its own, or one that was kept aside."""
+    return bool(_cut(with_secrets(url))[1])
 
 
 def name_of(url: str) -> str:
@@ -52,11 +53,6 @@ def host_of(url: str) -> str:
     """Scheme and host of a URL, for messages: without user, password, path and query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-
-
-def without_secrets(spec: str) -> str:
-    """The URLs of `spec` without user, password and query, which may hold a signature: fit to be stored and shown."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", re.sub(r"(://[^\s?]*)\?\S*", r"\1", spec))
 
 
 def _cut(url: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.images.pixels import EXTENSIONS
-from ldm_vae.data.shards.index import Index, SourceConfig
+from ldm_vae.data.shards.index import Index, Place, SourceConfig
 from ldm_vae.data.shards.left_out import warn_once
 from ldm_vae.data.shards.names import LABEL
 from ldm_vae.data.stream.batch import Batch
@@ -43,7 +43,7 @@ class DataConfig(Config):
     """What to train on: one folder, glob, brace pattern or URL of shards, or folder of images; or a list of sources,
     which are mixed."""
 
-    validation: str | None = None
+    validation: Place | None = None
     """Folder, glob, brace pattern or URL of shards, or folder of images, to validate on; null: no validation."""
 
     batch: Annotated[int, Field(gt=0)]

@@ -24,6 +24,7 @@ from ldm_vae.data.stream.ranges import lowest_float
 from ldm_vae.data.stream.steps import RankSteps
 from ldm_vae.errors import UserError
 from ldm_vae.machine import fault_of_machine
+from ldm_vae.passwords import keep_these, kept_aside
 
 SAMPLE_TRIES = 100  # samples tried for one place in a batch before the whole data set counts as broken
 
@@ -87,8 +88,10 @@ class Shares(IterableDataset[Share]):
         self.image = image
         self.index = index
         self.steps = steps
+        self.kept_aside = kept_aside()  # for workers that are spawned
 
     def __iter__(self) -> Iterator[Share]:
+        keep_these(self.kept_aside)
         info = get_worker_info()
         reader = _Reader(self.image, self.index, self.steps, *((0, 1) if info is None else (info.id, info.num_workers)))
         for positions in self.steps:
