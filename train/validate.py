@@ -24,7 +24,7 @@ from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import Index, load_index
 from ldm_vae.data.stream.reader import DataConfig, ValidationBatches, validation_batches
 from ldm_vae.evaluation.evaluate import measure_batches
-from ldm_vae.metrics.image import ImageMetrics, MeasuredImage, MetricName
+from ldm_vae.metrics.image import ImageMetrics, MeasuredImage, UsualMetricName
 from ldm_vae.networks.network import Network
 from ldm_vae.recipe import Config
 
@@ -46,7 +46,7 @@ class ValidationConfig(Config):
     crop: Annotated[int, Field(gt=0)] | None = None
     """Side in pixels of the square cut from the middle; null cuts nothing."""
 
-    metrics: tuple[MetricName, ...] = ("psnr", "ssim", "lpips_vgg")
+    metrics: tuple[UsualMetricName, ...] = ("psnr", "ssim", "lpips_vgg")
     """What is measured between image and reconstruction, beside the rate."""
 
     pictures: Annotated[int, Field(ge=0)] = 4

@@ -40,7 +40,8 @@ from ldm_vae.metrics.pixels import ImagePairs, Rounding
 
 MetricName = Literal["psnr", "ssim", "ssim_signed", "ssim_uniform", "ms_ssim", "lpips_vgg", "lpips_alex"]
 IMAGE_METRICS: tuple[MetricName, ...] = get_args(MetricName)
-USUAL_IMAGE_METRICS: tuple[MetricName, ...] = ("psnr", "ssim", "ms_ssim", "lpips_vgg", "lpips_alex")
+UsualMetricName = Literal["psnr", "ssim", "ms_ssim", "lpips_vgg", "lpips_alex"]
+USUAL_IMAGE_METRICS: tuple[UsualMetricName, ...] = get_args(UsualMetricName)
 LPIPS_NETWORKS: dict[MetricName, LPIPSNetwork] = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
 SSIM_WINDOW = 11  # pixels
 UNIFORM_WINDOW = 7  # pixels

@@ -13,9 +13,9 @@ from ldm_vae.data.shards.disk import is_file, is_folder, listed, matching, on_di
 from ldm_vae.data.shards.left_out import warn_once
 from ldm_vae.data.shards.remote import read_remote, remote_matches, remote_size, remote_version
 from ldm_vae.data.shards.retry import Missing
-from ldm_vae.data.shards.urls import is_compressed, is_remote, is_tar, without_secrets
+from ldm_vae.data.shards.urls import is_compressed, is_remote, is_tar
 from ldm_vae.errors import UserError
-from ldm_vae.passwords import keep_aside
+from ldm_vae.passwords import keep_aside, without_secrets
 
 OPEN_FILES = 64  # local files kept open
 

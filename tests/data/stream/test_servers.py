@@ -24,9 +24,10 @@ from ldm_vae.data.shards.check import check_shards
 from ldm_vae.data.shards.index import SourceConfig, load_index, write_index
 from ldm_vae.data.shards.retry import Forbidden, Missing, Unreachable
 from ldm_vae.data.shards.storage import expand_shards, read_whole
-from ldm_vae.data.shards.urls import is_tar, name_of, within, without_secrets
+from ldm_vae.data.shards.urls import is_tar, name_of, within
 from ldm_vae.data.stream.reader import DataConfig, train_batches
 from ldm_vae.errors import UserError
+from ldm_vae.passwords import without_secrets
 from tests.data.conftest import MakeShards, ReadRange
 from tests.interop.hub_server import HubServer
 
