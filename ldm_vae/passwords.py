@@ -65,8 +65,8 @@ def keep_aside(spec: str) -> str:
     folder = literal.rpartition("/")[0] if literal != plain or plain.endswith(".tar") else plain.rstrip("/")
     _kept[plain] = secret
     if folder.startswith(f"{scheme}://"):  # else the host is a part of the pattern
-        _kept[f"{folder}/"] = secret
         _kept[f"{scheme}://{rest.partition('/')[0]}/"] = _Secret(secret.user, "")
+        _kept[f"{folder}/"] = secret  # last, since the folder may be the host's first
     return plain
 
 

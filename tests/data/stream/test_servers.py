@@ -27,7 +27,7 @@ from ldm_vae.data.shards.storage import expand_shards, read_whole
 from ldm_vae.data.shards.urls import is_tar, name_of, within
 from ldm_vae.data.stream.reader import DataConfig, train_batches
 from ldm_vae.errors import UserError
-from ldm_vae.passwords import without_secrets
+from ldm_vae.passwords import with_secrets, without_secrets
 from tests.data.conftest import MakeShards, ReadRange
 from tests.interop.hub_server import HubServer
 
@@ -156,7 +156,11 @@ def test_what_a_url_says() -> None:
     assert within("https://host/folder/?sig=1", "a.tar") == "https://host/folder/a.tar?sig=1"
     assert within("di?r", "a.tar") == "di?r/a.tar"
     assert without_secrets(signed) == "https://host/folder/a.tar"
-    assert expand_shards("https://host/{0..1}.tar?sig=1") == [f"https://host/{n}.tar?sig=1" for n in range(2)]
+    assert expand_shards("https://host/{0..1}.tar?sig=1") == [f"https://host/{n}.tar" for n in range(2)]
+    assert [with_secrets(f"https://host/{name}") for name in ("0.tar", "index.json")] == [
+        "https://host/0.tar?sig=1",
+        "https://host/index.json?sig=1",
+    ]
 
 
 @pytest.mark.parametrize("name", ["/000000.tar", "/{000000..000001}.tar", "", "/"])
