@@ -38,9 +38,12 @@ class Health:
         self.means: dict[str, tuple[float, int]] = {}  # name -> running mean, rows seen
         self.told: dict[str, float] = {}  # images that are broken -> their share when it was told last
 
-    def judge(self, step: int, row: Mapping[str, float]) -> list[str]:
-        """The warnings about a row of the log, also sent to the log of the main process."""
-        warnings = [*self._jumps(row), *self._discriminator(row), *self._latents(row), *self._broken(row)]
+    def judge(self, step: int, row: Mapping[str, float], example: str = "") -> list[str]:
+        """The warnings about a row of the log, also sent to the log of the main process.
+
+        example: an image that the row could not count, and why.
+        """
+        warnings = [*self._jumps(row), *self._discriminator(row), *self._latents(row), *self._broken(row, example)]
         for warning in warnings:
             logger.warning("step %d: %s", step, warning)
         return warnings
@@ -96,11 +99,21 @@ class Health:
             )
         return warnings
 
-    def _broken(self, row: Mapping[str, float]) -> list[str]:
-        """Warnings about images that cannot be used: once for each set, and again when their share has doubled."""
+    def _broken(self, row: Mapping[str, float], example: str) -> list[str]:
+        """Warnings about images that cannot be used: once for each set, and again when their share has doubled.
+
+        A validation without any image is told each time, since nothing else is known of that step.
+        """
         shares = {"training": row.get("time/broken_share", 0.0)}
         lost, measured = row.get("validation/left_out", 0), row.get("validation/images", 0)
         shares["validation"] = lost / (lost + measured) if lost else 0.0
+        if lost and not measured:
+            self.told["validation"] = 1.0
+            such = f" ({example})" if example else ""
+            what = f"nothing was validated, since none of the {lost:.0f} validation images can be read{such}"
+            return [
+                f"{what}; the training goes on: put them back, or start it again with their new place (data.validation)"
+            ]
         warnings = []
         for images, share in shares.items():
             if share > max(BROKEN_SHARE, 2 * self.told.get(images, 0.0)):

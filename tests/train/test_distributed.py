@@ -147,9 +147,7 @@ def test_a_signal_to_one_rank_saves_on_all(
     injected(f"{number.name} to one rank of two", 1)
     folder = tmp_path / "run"
     command = [*torchrun(2), "-m", "train", str(recipe), "steps=100000", "checkpoint.every=100000", f"output={folder}"]
-    process = subprocess.Popen(
-        [*command, "checkpoint.preempt_every=3", "validation.every=100000"], cwd=ROOT, env=ENVIRONMENT
-    )
+    process = subprocess.Popen([*command, "validation.every=100000"], cwd=ROOT, env=ENVIRONMENT)
     try:
         deadline = time.monotonic() + 120
         while not (folder / "metrics.jsonl").exists():
@@ -167,7 +165,6 @@ def test_a_signal_to_one_rank_saves_on_all(
     assert number.name in status["reason"]
     latest = Checkpoint.latest(folder)
     assert latest is not None and latest.step >= 2 * before
-    assert latest.step % 3 == 0  # the ranks look together
 
 
 def test_batch_that_cannot_be_shared_out_is_refused(recipe: Path, tmp_path: Path) -> None:
