@@ -14,6 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+from ldm_vae.waiting import choose_waiting
+
+if __name__ == "__main__":
+    choose_waiting()
+
 import torch
 import typer
 from accelerate import Accelerator

@@ -17,6 +17,7 @@ from ldm_vae.data.stream.reader import TrainBatches
 from ldm_vae.data.stream.worker import Fault
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.waiting import load
 from train.agreement import check_ranks_agree
 from train.checkpoint import folder_of, prune
 from train.health import Health
@@ -126,6 +127,9 @@ class Loop:
         row["time/broken_share"] = len(self.broken) / self.index.samples
         now, (then, before) = time.perf_counter(), self.last_row
         row["time/images_per_second"] = (taken - before) * self.recipe.data.batch / (now - then)
+        if self.accelerator.device.type == "cpu":
+            ours = self.accelerator.num_processes * (torch.get_num_threads() + self.recipe.data.workers)
+            row["time/load_of_others"] = max(0.0, load(minutes=5) - ours)
         if torch.cuda.is_available():
             row["time/peak_gigabytes"] = torch.cuda.max_memory_allocated() / 2**30
         self.last_row = (now, taken)

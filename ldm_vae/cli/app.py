@@ -10,6 +10,7 @@ import typer
 
 from ldm_vae.errors import UserError
 from ldm_vae.machine import fault_of_machine
+from ldm_vae.waiting import choose_waiting
 
 COMMANDS = {
     "shards": "Pack a folder of images into WebDataset shards with an index.",
@@ -43,6 +44,7 @@ def build_app(asked: str | None) -> typer.Typer:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script. A UserError, or a fault of the machine, becomes one line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    choose_waiting()
     try:
         build_app(arguments[0] if arguments else None)(arguments, obj=arguments)
     except UserError as error:
