@@ -18,6 +18,7 @@ ROOMS = (
     "precision",
     "ranks",
     "machine",
+    "waiting",
     "launch",
     "schedules",
     "atomic",

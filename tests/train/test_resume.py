@@ -26,25 +26,12 @@ from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import load_recipe, read_yaml
 from tests.conftest import ROOT, write_shards
-from tests.train.runs import rows, run_in_process
+from tests.train.runs import assert_same_end, rows, run_in_process
 from train.preempt import Preempted
 from train.recipe import Recipe, resolve_precision
 from train.step import TRAIN_STEPS
 
 STEPS = ("steps=11", "checkpoint.every=4", "checkpoint.keep_last=9", "log.every=3", "validation.every=5")
-
-
-def assert_same_end(ours: Path, theirs: Path) -> None:
-    """Both networks, both optimizers, averages, guard, meter and log, bit for bit."""
-    first, second = Checkpoint.latest(ours), Checkpoint.latest(theirs)
-    assert first is not None and second is not None and first.step == second.step
-    assert {"model", "ema", "discriminator", "optimizer_model", "optimizer_discriminator", "state"} == set(first.groups)
-    for group in first.groups:
-        a, b = first.tensors(group), second.tensors(group)
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[name], b[name]) for name in a), group
-    assert first.meta["health"] == second.meta["health"] != {}
-    assert rows(ours) == rows(theirs)
 
 
 @pytest.fixture

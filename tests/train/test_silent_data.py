@@ -20,10 +20,8 @@ import pytest
 from ldm_vae.data.shards.index import write_index
 from ldm_vae.interop.checkpoint import Checkpoint
 from tests.conftest import ROOT
-from tests.train.runs import run_in_process
+from tests.train.runs import DOUBLE, ENVIRONMENT, assert_close_end, assert_same_end, run_in_process, torchrun
 from tests.train.silent_server import SilentServer, served
-from tests.train.test_distributed import DOUBLE, ENVIRONMENT, assert_close_end, torchrun
-from tests.train.test_resume import assert_same_end
 from train.preempt import PREEMPTED
 
 STEPS = ("steps=11", "checkpoint.every=4", "checkpoint.keep_last=9", "log.every=3", "validation.every=5")

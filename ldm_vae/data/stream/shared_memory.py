@@ -18,6 +18,7 @@ from typing import Any
 
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.errors import UserError, in_one_line
+from ldm_vae.machine import fault_of_machine
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCHED = 2  # shares that each worker makes ahead
@@ -82,10 +83,10 @@ class Packed:
 
 def failure_in_worker(error: Exception) -> tuple[str, str]:
     """(what, remedy) of an error that ends a worker, to be sent in place of a share."""
-    if isinstance(error, UserError):
-        return error.what, error.remedy
-    remedy = LESS_MEMORY if isinstance(error, MemoryError) else SHOW_WHERE
-    return f"a data worker failed ({in_one_line(error)})", remedy
+    told = error if isinstance(error, UserError) else fault_of_machine(error)
+    if told is not None:
+        return told.what, told.remedy
+    return f"a data worker failed ({in_one_line(error)})", SHOW_WHERE
 
 
 def dead_worker(workers: Iterable[BaseProcess], error: Exception) -> UserError:
