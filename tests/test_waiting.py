@@ -59,7 +59,7 @@ def test_what_a_person_has_set_stays() -> None:
 
 def chosen(monkeypatch: pytest.MonkeyPatch, load: float, cores: float) -> str | None:
     """What `choose_waiting` puts into the environment, in a process that has no torch yet."""
-    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
     for name in waiting.POLICY_VARIABLES:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -71,7 +71,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch, load: float, cores: float) -> str | 
 
 @pytest.mark.parametrize("name", waiting.POLICY_VARIABLES)
 def test_each_way_to_say_how_threads_wait_counts(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 0.0, 0.0))
     for other in waiting.POLICY_VARIABLES:
         monkeypatch.delenv(other, raising=False)
