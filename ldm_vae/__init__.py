@@ -13,6 +13,7 @@ Names are imported when first asked for, so that the command line answers withou
     ranks.py       Which of several processes this is, and how they put their results together; one process is the
                    rule
     launch.py      The `accelerate launch` that started this process, and what a person told it
+    waiting.py     How PyTorch's threads wait for each other on a CPU, chosen by the load of the machine
     atomic.py      Files and folders that appear under their name whole, or not at all, whatever kills the writer
     noise.py       Where every random number comes from: a function of the seed and of what it is for
     parts.py       The kinds of networks, bottlenecks and adversaries, by the word that a recipe names them with

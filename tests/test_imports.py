@@ -20,6 +20,7 @@ ROOMS = (
     "precision",
     "ranks",
     "machine",
+    "waiting",
     "launch",
     "schedules",
     "atomic",

@@ -10,6 +10,7 @@ command.py            Runs a function as a command: options by typer, a UserErro
 published_protocols.py  Compares `--protocol` with the scripts of the projects themselves
 published_scripts.py    Runs the evaluation script of a published project without a GPU
 bench_decode.py       Measures time, memory and error of full passes, tiles and pieces on one large picture
+bench_waiting.py      Measures how waiting threads slow a training step on a machine that has other work
 screenshot.py         Takes a picture of the top of a report, for the README
 golden.py             `make golden`: compares training and encoding with an older commit, bit for bit
 release.py            `make release`: builds and checks a release, and prints how to publish it

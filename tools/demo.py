@@ -15,6 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ldm_vae.waiting import choose_waiting
+
+if __name__ == "__main__":
+    choose_waiting()
+
 import torch
 from diffusers import AutoencoderKL
 from rich.console import Console

@@ -52,7 +52,8 @@ The position in the data is a number, so a resumed run does not read again what 
 one window of 64 samples per lane (`tests/data/stream/test_remote.py`).
 
 ## What ends a run, and with which code
-A worker that saved after SIGTERM, SIGUSR1 or Ctrl-C ends with exit code 85; a worker that met bad input ends with 2.
+A rank that was stopped by SIGTERM, SIGUSR1 or Ctrl-C ends with exit code 85, and has saved; one that met bad input, or
+whose data workers failed, ends with 2.
 Launchers turn both into 1, so `status.json` says `preempted` or `failed`, and why.
 `configs/accelerate/slurm_requeue.sh` uses no launcher and goes by the exit code.
 

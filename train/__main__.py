@@ -6,12 +6,18 @@ python -m train --fields [SECTION]: explains the fields of a recipe.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
+
+from ldm_vae.waiting import choose_waiting
+
+if __name__ == "__main__":
+    choose_waiting()
 
 import torch
 import typer
@@ -21,6 +27,7 @@ from torch import nn
 from ldm_vae.data.images.quiet import quiet_decoders
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.reader import train_batches
+from ldm_vae.data.stream.shared_memory import require_shared_memory, shared_bytes
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.machine import fault_of_machine
@@ -34,10 +41,17 @@ from train.dry_run import describe_recipe
 from train.fields import show_fields
 from train.health import Health
 from train.log import Meter, start_trackers
-from train.loop import Loop, Preempted
-from train.preempt import PREEMPTED, Preemption
+from train.loop import Loop, due
+from train.preempt import PREEMPTED, Preempted, Preemption
 from train.recipe import Recipe, resolve_precision
-from train.resume import check_same_data, check_same_experiment, latest_checkpoint, refuse_other_files, write_recipe
+from train.resume import (
+    check_same_data,
+    check_same_experiment,
+    check_steps,
+    latest_checkpoint,
+    refuse_other_files,
+    write_recipe,
+)
 from train.snapshot import restore
 from train.status import RunLock, Status, write_status
 from train.validate import build_validation
@@ -90,7 +104,7 @@ def train_command(
         tell(str(fault))
         sys.exit(2)
     except Preempted as reason:
-        tell(f"stopped and saved: {reason}; run it again to go on")
+        tell(f"stopped by {reason}; run it again to go on")
         sys.exit(PREEMPTED)
 
 
@@ -113,9 +127,11 @@ def run_training(recipe: Recipe) -> None:
     frozen, recipe = build_frozen(recipe)
     refuse_other_files(folder)
     check_same_experiment(folder, recipe)
+    check_steps(folder, recipe, checkpoint)
+    check_shared_memory(recipe, accelerator)
     with ExitStack() as stack:
         lock_run(stack, folder, accelerator)
-        preemption = stack.enter_context(Preemption(recipe.checkpoint.preempt_every))
+        preemption = stack.enter_context(Preemption())
         write_status(folder, "running", main=main)
         try:
             train_under_lock(recipe, checkpoint, accelerator, autoencoder, frozen, preemption)
@@ -130,6 +146,16 @@ def run_training(recipe: Recipe) -> None:
         if main:
             logger.info("%s: done, step %d; measure it with `ldm-vae evaluate %s SHARDS`", folder, recipe.steps, folder)
     accelerator.end_training()
+
+
+def check_shared_memory(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Raises UserError where the data workers of training and validation need more than this machine has free."""
+    data, validation = recipe.data, recipe.validation
+    needed = shared_bytes(data.image, data.batch // accelerator.num_processes, data.workers)
+    if data.validation is not None:
+        image = data.image.model_copy(update={"crop": validation.crop})
+        needed += shared_bytes(image, validation.batch, data.workers)
+    require_shared_memory(needed, processes=int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
 
 
 def lock_run(stack: ExitStack, folder: Path, accelerator: Accelerator) -> None:
@@ -178,7 +204,10 @@ def train_under_lock(
             message = "%s: its latents become others than those of %s, whose scale (%s) is not theirs: `ldm-vae stats`"
             logger.warning(message, folder, recipe.model.init_from, run.origin.scale.in_words())
     start_trackers(folder, accelerator)
-    if start >= recipe.steps:
+    # A validation that a signal has ended is done again: the checkpoint of its step has nothing measured.
+    unmeasured = checkpoint is not None and not checkpoint.meta.get("metrics")
+    validate_first = unmeasured and recipe.data.validation is not None and due(start, recipe)
+    if start == recipe.steps and not validate_first:
         return
     batches = train_batches(
         recipe.data,
@@ -190,7 +219,8 @@ def train_under_lock(
         accumulation=recipe.optimizer.accumulation,
     )
     validation = build_validation(recipe.validation, recipe.data, folder, accelerator, autoencoder)
-    Loop(run, recipe, batches, index, validation, meter, health, preemption, start).run_to_end()
+    loop = Loop(run, recipe, batches, index, validation, meter, health, preemption, start, validate_first)
+    loop.run_to_end()
 
 
 if __name__ == "__main__":

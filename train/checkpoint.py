@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ldm_vae.atomic import find_foreign, remove_folder
 from ldm_vae.interop.checkpoint import SAVED, Checkpoint
@@ -35,8 +35,11 @@ class CheckpointConfig(Config):
     mode: Literal["min", "max"] = "min"
     """Whether the best value is the lowest or the highest."""
 
-    preempt_every: int = Field(default=5, ge=1)
-    """Optimizer steps between two looks, by all ranks, for a signal to stop."""
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_preempt_every(cls, values: Any) -> Any:
+        """Recipes of 0.1.0 say how often ranks look for a signal to stop; now they do before every batch."""
+        return {k: v for k, v in values.items() if k != "preempt_every"} if isinstance(values, Mapping) else values
 
 
 def folder_of(run: Path, step: int) -> Path:

@@ -6,10 +6,14 @@ They are computed from the rows of the log, on the host. The thresholds are the 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 
+import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+
+from ldm_vae.waiting import chosen, is_busy
 
 logger = get_logger("train")
 
@@ -37,10 +41,15 @@ class Health:
         self.accelerator = accelerator
         self.means: dict[str, tuple[float, int]] = {}  # name -> running mean, rows seen
         self.told: dict[str, float] = {}  # images that are broken -> their share when it was told last
+        self.told_of_others = False  # that other processes slow the run
 
-    def judge(self, step: int, row: Mapping[str, float]) -> list[str]:
-        """The warnings about a row of the log, also sent to the log of the main process."""
-        warnings = [*self._jumps(row), *self._discriminator(row), *self._latents(row), *self._broken(row)]
+    def judge(self, step: int, row: Mapping[str, float], example: str = "") -> list[str]:
+        """The warnings about a row of the log, also sent to the log of the main process.
+
+        example: an image that the row could not count, and why.
+        """
+        warnings = [*self._jumps(row), *self._discriminator(row), *self._latents(row), *self._broken(row, example)]
+        warnings += self._machine(row)
         for warning in warnings:
             logger.warning("step %d: %s", step, warning)
         return warnings
@@ -96,11 +105,21 @@ class Health:
             )
         return warnings
 
-    def _broken(self, row: Mapping[str, float]) -> list[str]:
-        """Warnings about images that cannot be used: once for each set, and again when their share has doubled."""
+    def _broken(self, row: Mapping[str, float], example: str) -> list[str]:
+        """Warnings about images that cannot be used: once for each set, and again when their share has doubled.
+
+        A validation without any image is told each time, since nothing else is known of that step.
+        """
         shares = {"training": row.get("time/broken_share", 0.0)}
         lost, measured = row.get("validation/left_out", 0), row.get("validation/images", 0)
         shares["validation"] = lost / (lost + measured) if lost else 0.0
+        if lost and not measured:
+            self.told["validation"] = 1.0
+            such = f" ({example})" if example else ""
+            what = f"nothing was validated, since none of the {lost:.0f} validation images can be read{such}"
+            return [
+                f"{what}; the training goes on: put them back, or start it again with their new place (data.validation)"
+            ]
         warnings = []
         for images, share in shares.items():
             if share > max(BROKEN_SHARE, 2 * self.told.get(images, 0.0)):
@@ -111,3 +130,14 @@ class Health:
                     "`ldm-vae check --decode` finds all: mend or remove them"
                 )
         return warnings
+
+    def _machine(self, row: Mapping[str, float]) -> list[str]:
+        """A warning, once, about other processes for which threads that spin leave no core."""
+        others = row.get("time/load_of_others", 0.0)
+        spinning = torch.get_num_threads() > 1 and not chosen(os.environ)
+        if self.told_of_others or not spinning or not is_busy(others):
+            return []
+        self.told_of_others = True
+        what = f"other processes have kept the cores busy for minutes (a load of {others:.1f} beside this run's own)"
+        remedy = "stop the run (Ctrl-C saves) and start it again with OMP_WAIT_POLICY=PASSIVE"
+        return [f"{what}, and PyTorch's threads spin while they wait for each other; {remedy}"]

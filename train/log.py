@@ -40,7 +40,8 @@ def start_trackers(folder: Path, accelerator: Accelerator) -> None:
         with atomic_file(path) as stage:
             stage.write_text(f"{folder.name}-{secrets.token_hex(4)}")
     name = path.read_text() if accelerator.is_main_process else ""
-    wandb = {"id": name, "name": folder.name, "resume": "allow"}
+    # wandb's own default is the current folder; trackio keeps its files in the user's cache.
+    wandb = {"id": name, "name": folder.name, "resume": "allow", "dir": str(folder)}
     accelerator.init_trackers("ldm_vae", init_kwargs={"wandb": wandb, "trackio": {"name": name, "resume": "allow"}})
 
 

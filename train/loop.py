@@ -17,11 +17,12 @@ from ldm_vae.data.stream.reader import TrainBatches
 from ldm_vae.data.stream.worker import Fault
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.waiting import load
 from train.agreement import check_ranks_agree
 from train.checkpoint import folder_of, prune
 from train.health import Health
 from train.log import Meter, MetricsLog, TrainingProgress
-from train.preempt import Preemption
+from train.preempt import Interrupted, Preempted, Preemption
 from train.recipe import Recipe
 from train.snapshot import meta_of, tensors_of
 from train.state import Run
@@ -29,8 +30,9 @@ from train.step import TRAIN_STEPS
 from train.validate import Validation
 
 
-class Preempted(Exception):
-    """The run got a signal to stop, and has saved."""
+def due(taken: int, recipe: Recipe) -> bool:
+    """Whether a run validates after so many steps."""
+    return taken == recipe.steps or taken % recipe.validation.every == 0
 
 
 class Loop:
@@ -47,18 +49,23 @@ class Loop:
         health: Health,
         preemption: Preemption,
         start: int,
+        validate_first: bool,
     ) -> None:
         """
         index: index of the training data.
         start: number of optimizer steps already taken.
+        validate_first: whether the validation after these steps is still to be done.
         """
         self.run, self.recipe, self.batches, self.validation = run, recipe, batches, validation
         self.index, self.meter, self.health, self.preemption, self.start = index, meter, health, preemption, start
+        self.validate_first = validate_first and validation is not None
         self.folder = Path(recipe.output)
         self.accelerator = run.accelerator
         self.log = MetricsLog(self.folder, run.accelerator)
         self.progress = TrainingProgress(run.accelerator, recipe.steps, start, recipe.data.batch)
         self.train_step = TRAIN_STEPS[recipe.discriminator.order if recipe.discriminator is not None else "shared"]
+        self.taken = start  # optimizer steps
+        self.saved = start  # of the newest checkpoint; before the first step there is nothing to save
         self.last_row = (time.perf_counter(), start)  # time and step from which the speed is measured
         self.validated: dict[int, dict[str, float]] = {}  # the latest validation, by its step
         self.new_faults: list[Fault] = []  # samples replaced on this rank since the last row
@@ -66,9 +73,13 @@ class Loop:
 
     def run_to_end(self) -> None:
         """Takes all remaining steps. Raises Preempted after a signal, UserError where the run cannot continue."""
+        self.preemption.hold()
         self.log.cut(self.start)
         try:
-            self.run_steps()
+            try:
+                self.run_steps()
+            except Interrupted:
+                self.stop()
         except BaseException:
             with suppress(UserError):  # the user is to read what ended the run
                 self.write_broken()
@@ -78,24 +89,36 @@ class Loop:
         self.write_broken()
 
     def run_steps(self) -> None:
+        """Raises Interrupted, on all ranks, where one of them has got a signal."""
         recipe = self.recipe
+        if self.validate_first:
+            self.validate()
+            self.save()  # again, with what was measured
         for step in range(self.start, recipe.steps):
+            self.preemption.wait_for(self.batches.arrived)
             micro_batches = [batch.to(self.accelerator.device, self.run.dtype) for batch in next(self.batches)]
             self.meter.add(self.train_step(self.run, micro_batches, step))
-            taken, last = step + 1, step + 1 == recipe.steps
+            self.taken = step + 1
             self.progress.advance()
-            if last or taken % recipe.log.every == 0:
-                self.write_row(taken)
-            if self.validation is not None and (last or taken % recipe.validation.every == 0):
-                self.validate(taken)
-            stop = self.preemption.agreed(taken)
-            if last or stop or taken % recipe.checkpoint.every == 0:
-                self.save(taken)
-            if stop and not last:
-                raise Preempted(f"{self.preemption.reason} at step {taken}")
+            last = self.taken == recipe.steps
+            if last or self.taken % recipe.log.every == 0:
+                self.write_row()
+            if self.validation is not None and due(self.taken, recipe):
+                self.validate()
+            if last or self.taken % recipe.checkpoint.every == 0:
+                self.save()
 
-    def write_row(self, taken: int) -> None:
+    def stop(self) -> None:
+        """Saves what no checkpoint holds yet, and raises Preempted."""
+        self.batches.abandon()
+        if self.saved < self.taken:
+            self.save()
+        self.accelerator.state.destroy_process_group()  # else a thread of gloo may abort the process at its end
+        raise Preempted(f"{self.preemption.reason} at step {self.taken}")
+
+    def write_row(self) -> None:
         """Writes a row of metrics.jsonl. Here the host waits for the device, and reads what is counted on it."""
+        taken = self.taken
         row = self.meter.means(self.accelerator)
         row |= {f"learning_rate/{name}": update.lr(taken - 1) for name, update in self.run.updates.items()}
         row["epoch"] = taken * self.recipe.data.batch / self.index.samples
@@ -104,6 +127,9 @@ class Loop:
         row["time/broken_share"] = len(self.broken) / self.index.samples
         now, (then, before) = time.perf_counter(), self.last_row
         row["time/images_per_second"] = (taken - before) * self.recipe.data.batch / (now - then)
+        if self.accelerator.device.type == "cpu":
+            ours = self.accelerator.num_processes * (torch.get_num_threads() + self.recipe.data.workers)
+            row["time/load_of_others"] = max(0.0, load(minutes=5) - ours)
         if torch.cuda.is_available():
             row["time/peak_gigabytes"] = torch.cuda.max_memory_allocated() / 2**30
         self.last_row = (now, taken)
@@ -132,16 +158,18 @@ class Loop:
         if faults:
             append(self.folder / "broken.jsonl", "".join(json.dumps(asdict(fault)) + "\n" for fault in faults))
 
-    def validate(self, taken: int) -> None:
+    def validate(self) -> None:
         assert self.validation is not None
-        row = self.validation(self.run.ema.model, taken)
-        self.log.warn(taken, self.health.judge(taken, row))
+        taken = self.taken
+        row = self.validation(self.run.ema.model, taken, self.preemption)
+        self.log.warn(taken, self.health.judge(taken, row, self.validation.example))
         self.log.write(taken, row)
         self.validated = {taken: row}
         self.last_row = (time.perf_counter(), taken)
 
-    def save(self, taken: int) -> None:
+    def save(self) -> None:
         """The main process writes a checkpoint, checks that it is whole, and deletes those no longer needed."""
+        taken = self.taken
         self.stop_if_never_finite()
         tensors = tensors_of(self.run, self.meter)
         check_ranks_agree(tensors, self.accelerator)
@@ -151,6 +179,7 @@ class Loop:
             Checkpoint.write(folder_of(self.folder, taken), tensors, meta)
             prune(self.folder, self.recipe.checkpoint)
         self.accelerator.wait_for_everyone()
+        self.saved = taken
 
     def stop_if_never_finite(self) -> None:
         guard = self.run.guard

@@ -1,19 +1,24 @@
-"""Signals to stop: the process notes them at once, all ranks agree between two steps, and then the run saves.
+"""Signals to stop: the process notes them at once, all ranks agree wherever they wait for data, and then the run saves.
 
 SIGTERM (schedulers, `docker stop`, launchers), SIGUSR1 (SLURM's `--signal=USR1@180`) and SIGINT (Ctrl-C) set a flag
-and do nothing else. Some steps later all ranks see it, save, and exit with the code PREEMPTED. A second Ctrl-C quits at
-once, without a save.
+and do nothing else. Before the next batch of training or validation all ranks see it, save, and exit with the code
+PREEMPTED, however long that batch would take. A second Ctrl-C quits at once, without a save. Before the first step
+there is nothing to save, and a signal ends the process at once.
 """
 
 from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from ldm_vae.data.stream.batch import Batch
+from ldm_vae.data.stream.reader import ValidationBatches
 
 # The exit code of a worker that has saved after a signal and wants to be started again. Not 0 (done), 1 (any crash),
 # 2 (UserError), nor 64-78 (sysexits.h) or 126 and above (shells: 128 + signal). 85 is the code that HTCondor's manual
@@ -22,20 +27,34 @@ PREEMPTED = 85
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # After one Ctrl-C a worker gets two signals: one from the terminal, and one from torchrun, which passes its own on.
 ECHO = 2.0  # seconds within which a second signal counts as the same Ctrl-C
+LOOK = 0.5  # seconds between two looks for a signal while data are late
+
+
+class Preempted(BaseException):
+    """The run ends because of a signal. Like KeyboardInterrupt it is no Exception, which a reader may take for its own.
+
+    The text says which signal, and when.
+    """
+
+
+class Interrupted(Exception):
+    """A wait for data was left because of a signal, on all ranks at the same place."""
 
 
 class Preemption:
-    """`with Preemption(every) as preemption:` around the training, in the main thread; restores the handlers."""
+    """`with Preemption() as preemption:` around the training, in the main thread of a rank; restores the handlers."""
 
-    def __init__(self, every: int) -> None:
-        """every: optimizer steps between two checks by several ranks, since each check waits for a small all-reduce."""
-        self.every = every
+    def __init__(self) -> None:
         self.received = 0  # number of the first signal that reached this process; 0 for none
         self.reason = ""  # name of the signal that all ranks have agreed on
+        self._holding = False
         self._interrupted = 0.0  # time of the first Ctrl-C in seconds
         self._before: dict[signal.Signals, Any] = {}
+        self._group: Any = None  # of all ranks on the CPU: what they agree on makes no rank wait for its GPU
 
     def __enter__(self) -> Preemption:
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            self._group = dist.new_group(backend="gloo")
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._note)
         return self
@@ -46,19 +65,48 @@ class Preemption:
         for number, handler in self._before.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: the old handler was not set by Python
 
-    def agreed(self, taken: int) -> bool:
-        """Whether to save and stop after `taken` steps. Every rank calls after every step; all get the same answer."""
-        received = self.received
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            if taken % self.every:
-                return False
-            device = "cuda" if "nccl" in dist.get_backend() else "cpu"
-            number = torch.tensor(received, device=device)
-            dist.all_reduce(number, op=dist.ReduceOp.MAX)
-            received = int(number)
-        if received:
-            self.reason = signal.Signals(received).name
-        return bool(received)
+    def hold(self) -> None:
+        """From now on there is something to save, and signals wait until all ranks look for them."""
+        self._holding = True
+
+    def wait_for(self, arrived: Callable[[float], bool]) -> None:
+        """Waits until something has arrived on every rank. All ranks must call.
+
+        arrived(seconds): waits so long at most, and says whether it has.
+
+        Raises Interrupted on every rank as soon as one of them has got a signal.
+        """
+        late = True
+        while late:
+            received, late = self._largest(late=not arrived(LOOK))
+            if received:
+                self.reason = signal.Signals(received).name
+                raise Interrupted(self.reason)
+
+    def together(self, batches: ValidationBatches) -> Iterator[Batch]:
+        """This rank's batches, while no rank gets a signal. Raises Interrupted otherwise, on every rank.
+
+        Ranks may have different numbers of batches, and must use them up.
+        """
+        more = True
+        while more:
+            try:
+                self.wait_for(batches.arrived)
+            except Interrupted:
+                batches.abandon()
+                raise
+            batch = next(batches, None)
+            _, more = self._largest(late=batch is not None)
+            if batch is not None:
+                yield batch
+
+    def _largest(self, late: bool) -> tuple[int, bool]:
+        """(a signal that a rank has got, or 0; whether one of the ranks is late)."""
+        both = torch.tensor([self.received, int(late)])
+        if self._group is not None:
+            dist.all_reduce(both, op=dist.ReduceOp.MAX, group=self._group)
+        received, anyone = both.tolist()
+        return received, bool(anyone)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -66,4 +114,6 @@ class Preemption:
             if self._interrupted and now - self._interrupted > ECHO:
                 signal.default_int_handler(number, frame)  # raises KeyboardInterrupt
             self._interrupted = self._interrupted or now
-        self.received = self.received or number
+        first, self.received = not self.received, self.received or number
+        if first and not self._holding:
+            raise Preempted(f"{signal.Signals(number).name} before the first step")

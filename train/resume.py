@@ -56,7 +56,20 @@ def check_same_experiment(folder: Path, recipe: Recipe) -> None:
         name = changed[0]
         raise UserError(
             f"{folder} was started with {name}: {old.get(name)}, not {new.get(name)}",
-            f"put it back, or give another output (may change: {', '.join(MAY_CHANGE)})",
+            f"put it back, or go on with its weights in another run: another output, model.init_from={folder} and no "
+            f"architecture (in the same run may change: {', '.join(MAY_CHANGE)})",
+        )
+
+
+def check_steps(folder: Path, recipe: Recipe, checkpoint: Checkpoint | None) -> None:
+    """Raises UserError where the run has taken more steps than the recipe asks for. As many are no error: it is done.
+
+    checkpoint: the newest one.
+    """
+    if checkpoint is not None and checkpoint.step > recipe.steps:
+        raise UserError(
+            f"{folder} has taken {checkpoint.step} steps, and steps is {recipe.steps}",
+            f"nothing was done; give more than {checkpoint.step} to go on, or another output to start anew",
         )
 
 

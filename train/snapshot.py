@@ -102,7 +102,10 @@ def _check_frozen(run: Run, expected: Mapping[str, str], where: str) -> None:
 
 
 def _sums_of_rank(saved: Tensor, rank: int, world: int) -> Tensor:
-    """(ranks, names, 2) -> (names, 2). If the number of processes has changed, the main one takes the sums of all."""
+    """(ranks, names, 2) -> (names, 2). If the number of processes has changed, the main one takes the sums of all.
+
+    A step counts once for each process, and so the steps of before are weighed as if they had been taken on as many.
+    """
     if len(saved) == world:
         return saved[rank]
-    return saved.sum(dim=0) if rank == 0 else torch.zeros_like(saved[0])
+    return saved.sum(dim=0) * (world / len(saved)) if rank == 0 else torch.zeros_like(saved[0])

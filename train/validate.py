@@ -23,10 +23,12 @@ from ldm_vae.codec import LatentCodec, NonFiniteError, to_pil
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import Index, load_index
 from ldm_vae.data.stream.reader import DataConfig, ValidationBatches, validation_batches
+from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import measure_batches
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage, UsualMetricName
 from ldm_vae.networks.network import Network
 from ldm_vae.recipe import Config
+from train.preempt import Preemption
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ class ObservedCodec:
         return images
 
     def summary(self, accelerator: Accelerator) -> dict[str, float]:
-        """Values over the images of all ranks. All ranks must call.
+        """Values over the images of all ranks; of no image there is only their number. All ranks must call.
 
         rate: nats per image.
         active_channels_share: share of the latent channels that carry information.
@@ -104,6 +106,8 @@ class ObservedCodec:
         """
         sums: dict[str, Tensor] = {name: accelerator.reduce(value, "sum") for name, value in self.sums.items()}
         images, positions = sums["images"], sums["positions"]
+        if not images:
+            return {"images": 0.0}
         variance = sums["mean_square"] / positions - (sums["mean"] / positions).square()
         spread = (sums["colour_square"] / images - (sums["colour"] / images).square()).clamp(min=0).mean().sqrt()
         per_channel = (sums["rate"] / images).tolist()
@@ -129,18 +133,26 @@ class Validation:
         """batches: (images per batch, rank, ranks) -> that rank's part of the images, beginning with the first."""
         self.config, self.batches, self.folder, self.accelerator = config, batches, folder, accelerator
         self.metrics = ImageMetrics(config.metrics, accelerator.device)
+        self.example = ""  # an image of this rank that the last validation has left out, and why
         self.fixed: list[Tensor] = []
         if accelerator.is_main_process and config.pictures:
             alone = batches(1, 0, 1)
             self.fixed = [batch.image for batch in islice(alone, config.pictures)]
             alone.close()
+            if not self.fixed:
+                first = alone.faults[0]
+                raise UserError(
+                    f"no validation image can be used, such as {first.url} {first.key} ({first.reason})",
+                    "mend data.validation and validation.crop, or set data.validation=null",
+                )
 
-    def __call__(self, model: Network, taken: int) -> dict[str, float]:
-        """Means over the images of all ranks, by "validation/name". Ranks communicate only to add up their sums."""
+    def __call__(self, model: Network, taken: int, preemption: Preemption) -> dict[str, float]:
+        """Means over the images of all ranks, by "validation/name". Raises Interrupted where a rank got a signal."""
         codec = ObservedCodec(LatentCodec(model, LatentScale()))
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.batches(self.config.batch, rank, world)
-        rows = measure_batches(codec, batches, self.metrics)
+        rows = measure_batches(codec, preemption.together(batches), self.metrics)
+        self.example = next((f"{fault.url} {fault.key}: {fault.reason}" for fault in batches.faults), "")
         left_out = torch.tensor(len(batches.faults), device=self.accelerator.device)
         row = self._means(rows) | codec.summary(self.accelerator)
         row["left_out"] = int(self.accelerator.reduce(left_out, "sum"))  # broken images

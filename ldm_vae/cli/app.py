@@ -12,6 +12,7 @@ from ldm_vae.data.images.quiet import quiet_decoders
 from ldm_vae.errors import UserError
 from ldm_vae.machine import fault_of_machine
 from ldm_vae.printable import prepare_output, say
+from ldm_vae.waiting import choose_waiting
 
 COMMANDS = {
     "shards": "Pack a folder of images into WebDataset shards with an index.",
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare_output()
     quiet_decoders()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    choose_waiting()
     try:
         build_app(arguments[0] if arguments else None)(arguments, obj=arguments)
     except UserError as error:

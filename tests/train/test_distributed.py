@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,16 +19,10 @@ from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.order import sample_refs
 from ldm_vae.interop.checkpoint import Checkpoint
 from tests.conftest import ROOT, write_shards
-from tests.train.runs import rows, run_in_process
+from tests.train.runs import DOUBLE, ENVIRONMENT, assert_close_end, rows, run_in_process, torchrun
 from train.status import RunLock, write_status
 
 SCENES = Path(__file__).with_name("on_ranks.py")
-ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-DOUBLE = ("precision=float64", "validation.metrics=[psnr]")
-
-
-def torchrun(processes: int) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
 
 
 def launch(processes: int, *arguments: str, code: int = 0) -> str:
@@ -39,19 +32,6 @@ def launch(processes: int, *arguments: str, code: int = 0) -> str:
     )
     assert done.returncode == code, done.stderr
     return done.stderr
-
-
-def assert_close_end(ours: Path, theirs: Path) -> None:
-    """Networks, averages and log agree; float64, sums in another order, enlarged by Adam where a true gradient is 0."""
-    first, second = Checkpoint.latest(ours), Checkpoint.latest(theirs)
-    assert first is not None and second is not None and first.step == second.step
-    for group in ("model", "ema", "discriminator"):
-        a, b = first.tensors(group), second.tensors(group)
-        for name in a:
-            torch.testing.assert_close(a[name], b[name], rtol=1e-7, atol=1e-7)
-    for row, other in zip(rows(ours), rows(theirs), strict=True):
-        assert row.keys() == other.keys()
-        assert row == pytest.approx(other, rel=1e-6, abs=1e-9)
 
 
 def test_two_processes_equal_one_over_twenty_steps_with_all_losses_on(recipe: Path, tmp_path: Path) -> None:
@@ -147,9 +127,7 @@ def test_a_signal_to_one_rank_saves_on_all(
     injected(f"{number.name} to one rank of two", 1)
     folder = tmp_path / "run"
     command = [*torchrun(2), "-m", "train", str(recipe), "steps=100000", "checkpoint.every=100000", f"output={folder}"]
-    process = subprocess.Popen(
-        [*command, "checkpoint.preempt_every=3", "validation.every=100000"], cwd=ROOT, env=ENVIRONMENT
-    )
+    process = subprocess.Popen([*command, "validation.every=100000"], cwd=ROOT, env=ENVIRONMENT)
     try:
         deadline = time.monotonic() + 120
         while not (folder / "metrics.jsonl").exists():
@@ -167,7 +145,6 @@ def test_a_signal_to_one_rank_saves_on_all(
     assert number.name in status["reason"]
     latest = Checkpoint.latest(folder)
     assert latest is not None and latest.step >= 2 * before
-    assert latest.step % 3 == 0  # the ranks look together
 
 
 def test_batch_that_cannot_be_shared_out_is_refused(recipe: Path, tmp_path: Path) -> None:

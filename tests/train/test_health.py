@@ -1,8 +1,10 @@
 import logging
 
 import pytest
+import torch
 from accelerate import Accelerator
 
+from ldm_vae.waiting import POLICY_VARIABLES
 from train.health import Health
 
 STEADY = {"pixel": 0.1, "perceptual": 0.3, "rate": 500.0, "gradient_norm/model": 100.0, "discriminator_accuracy": 0.7}
@@ -46,6 +48,26 @@ def test_says_what_it_saw_and_what_to_try(
 def test_broken_images_are_told_once_and_again_when_they_have_doubled(health: Health) -> None:
     said = [len(health.judge(step, {"time/broken_share": step / 100})) for step in range(10)]
     assert said == [0, 0, 1, 0, 0, 1, 0, 0, 0, 0]
+
+
+def test_a_busy_machine_is_told_once_where_threads_spin(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = {"time/load_of_others": 99.0}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for name in POLICY_VARIABLES:
+        monkeypatch.setenv(name, "1")
+        assert health.judge(11, busy) == []  # a person, or this program at the start, has chosen
+        monkeypatch.delenv(name)
+    assert health.judge(11, {"time/load_of_others": 0.1}) == []
+    (warning,) = health.judge(12, busy)
+    assert "a load of 99.0 beside this run's own" in warning and "; stop the run (Ctrl-C saves)" in warning
+    assert health.judge(13, busy) == []
+
+
+def test_one_thread_waits_for_no_other(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in POLICY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert health.judge(11, {"time/load_of_others": 99.0}) == []
 
 
 def test_what_may_be_around_zero_does_not_jump(health: Health) -> None:

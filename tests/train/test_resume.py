@@ -26,24 +26,12 @@ from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import load_recipe, read_yaml
 from tests.conftest import ROOT, write_shards
-from tests.train.runs import rows, run_in_process
+from tests.train.runs import assert_same_end, rows, run_in_process
+from train.preempt import Preempted
 from train.recipe import Recipe, resolve_precision
 from train.step import TRAIN_STEPS
 
 STEPS = ("steps=11", "checkpoint.every=4", "checkpoint.keep_last=9", "log.every=3", "validation.every=5")
-
-
-def assert_same_end(ours: Path, theirs: Path) -> None:
-    """Both networks, both optimizers, averages, guard, meter and log, bit for bit."""
-    first, second = Checkpoint.latest(ours), Checkpoint.latest(theirs)
-    assert first is not None and second is not None and first.step == second.step
-    assert {"model", "ema", "discriminator", "optimizer_model", "optimizer_discriminator", "state"} == set(first.groups)
-    for group in first.groups:
-        a, b = first.tensors(group), second.tensors(group)
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[name], b[name]) for name in a), group
-    assert first.meta["health"] == second.meta["health"] != {}
-    assert rows(ours) == rows(theirs)
 
 
 @pytest.fixture
@@ -149,7 +137,7 @@ def test_a_signal_saves_and_the_run_goes_on(recipe: Path, tmp_path: Path, undist
 
     TRAIN_STEPS["shared"] = signalled
     try:
-        with pytest.raises(train.loop.Preempted):
+        with pytest.raises(Preempted):
             run_in_process(recipe, *STEPS, f"output={folder}")
     finally:
         TRAIN_STEPS["shared"] = original
@@ -172,6 +160,7 @@ def test_a_resumed_run_goes_on_under_its_name_in_trackers(
     assert first == second
     assert first["wandb"]["id"] == first["trackio"]["name"] != other["trackio"]["name"]
     assert {settings["resume"] for settings in first.values()} == {"allow"}
+    assert first["wandb"]["dir"] == str(tmp_path / "run") and other["wandb"]["dir"] == str(tmp_path / "other" / "run")
 
 
 def test_a_finished_run_does_nothing(recipe: Path, undisturbed: Path) -> None:
@@ -180,6 +169,13 @@ def test_a_finished_run_does_nothing(recipe: Path, undisturbed: Path) -> None:
     run_in_process(recipe, *STEPS, f"output={undisturbed}")
     assert {path: path.stat().st_mtime_ns for path in (undisturbed / "checkpoints").rglob("*")} == before
     assert (undisturbed / "metrics.jsonl").read_bytes() == log
+
+
+def test_a_run_past_the_steps_that_are_asked_for_says_so_and_stays_as_it_is(recipe: Path, undisturbed: Path) -> None:
+    before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="has taken 11 steps, and steps is 2: nothing was done; give more than 11 to"):
+        run_in_process(recipe, *STEPS, f"output={undisturbed}", "steps=2")
+    assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
 def test_shards_may_move_but_not_change(recipe: Path, tmp_path: Path) -> None:
@@ -211,8 +207,12 @@ def test_a_folder_of_another_program_is_left_alone(recipe: Path, tmp_path: Path,
 
 
 def test_another_experiment_under_the_same_name_is_refused(recipe: Path, undisturbed: Path) -> None:
-    with pytest.raises(UserError, match=r"was started with optimizer.lr: 0.001, not 0.1"):
+    with pytest.raises(UserError, match=r"lr: 0.001, not 0.1: put it back, or .* model.init_from=\S+ and no"):
         run_in_process(recipe, *STEPS, f"output={undisturbed}", "optimizer.lr=0.1")
+    other = (f"output={undisturbed.with_name('other')}", f"model.init_from={undisturbed}", "optimizer.lr=0.1")
+    lines = [line for line in recipe.read_text().splitlines() if not line.startswith("model:")]
+    recipe.with_name("other.yaml").write_text("\n".join(lines))
+    run_in_process(recipe.with_name("other.yaml"), *STEPS, *other)  # as the refusal advises
     run_in_process(recipe, *STEPS, f"output={undisturbed}", "steps=12")  # a longer run is the same experiment
 
 

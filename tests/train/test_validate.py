@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,68 @@ from torch import Tensor
 from ldm_vae.bottlenecks.gaussian import gaussian_kl
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.reader import validation_batches
+from ldm_vae.errors import UserError
+from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.nn.last_layer import LastLayer
 from tests.kl import autoencoder_in
 from tests.train.conftest import Build
+from tests.train.runs import rows, run_in_process
+from train.preempt import Preemption
+from train.step import TRAIN_STEPS
 from train.validate import build_validation, validation_data
 
 pytestmark = pytest.mark.numerical
+
+
+def removed(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def without_shards(folder: Path) -> None:
+    for shard in folder.glob("*.tar"):
+        shard.unlink()
+
+
+def overwritten(folder: Path) -> None:
+    for shard in folder.glob("*.tar"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+
+
+@pytest.mark.parametrize("vanish", [removed, without_shards, overwritten])
+def test_a_validation_set_that_vanishes_is_named_and_the_training_goes_on(
+    recipe: Path,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    vanish: Callable[[Path], None],
+    injected: Callable[[str, int], None],
+) -> None:
+    injected(f"validation set {vanish.__name__.replace('_', ' ')} while training", 1)
+    held_out = Path(shutil.copytree(shards / "validation", tmp_path / "held_out"))
+    original = TRAIN_STEPS["shared"]
+
+    def step_then_vanish(run: Any, micro_batches: Any, step: int) -> Any:
+        if step == 4:  # after the validation at 3
+            vanish(held_out)
+        return original(run, micro_batches, step)
+
+    monkeypatch.setitem(TRAIN_STEPS, "shared", step_then_vanish)
+    run_in_process(recipe, f"data.validation={held_out}", "checkpoint.best=validation/psnr", "checkpoint.mode=max")
+    run = tmp_path / "run"
+    before, after = (row for row in rows(run) if "validation/images" in row)
+    assert before["validation/images"] == 5 and before["validation/psnr"] > 0
+    assert after == {"step": 6, "validation/images": 0.0, "validation/left_out": 5}
+    told = [json.loads(line) for line in (run / "warnings.jsonl").read_text().splitlines()]
+    (warning,) = (row["warning"] for row in told if row["step"] == 6)
+    assert warning.startswith(f"nothing was validated, since none of the 5 validation images can be read ({held_out}")
+    assert json.loads((run / "status.json").read_text())["status"] == "done"
+    assert [checkpoint.step for checkpoint in Checkpoint.all(run)] == [3, 6]
+
+
+def test_validation_images_of_which_none_can_be_used_are_refused(recipe: Path, shards: Path, tmp_path: Path) -> None:
+    held_out = Path(shutil.copytree(shards / "validation", tmp_path / "held_out"))
+    with pytest.raises(UserError, match=r"no validation image can be used, such as .*smaller than the crop.*: mend"):
+        run_in_process(recipe, f"data.validation={held_out}", "validation.crop=512")
 
 
 def test_a_network_that_is_no_codec_is_not_validated(
@@ -52,7 +111,7 @@ def test_an_image_without_a_reconstruction_leaves_the_others_counted_once_and_dr
     model.decoder.register_forward_hook(fails_on_the_last)
     validation = build_validation(recipe.validation, recipe.data, tmp_path, run.accelerator, model)
     assert validation is not None
-    row = validation(model, taken=7)
+    row = validation(model, taken=7, preemption=Preemption())
     assert row["validation/images"] == 4
     rate = gaussian_kl(mean, logvar)[good].sum(dim=(1, 2, 3)).mean()
     assert row["validation/rate"] == pytest.approx(float(rate), rel=1e-6)  # batches of 4 and 5 sum in another order

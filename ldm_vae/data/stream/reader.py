@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import signal
+import threading
 from collections.abc import Iterable, Iterator
+from multiprocessing import active_children
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,14 +20,18 @@ from ldm_vae.data.images.pixels import EXTENSIONS
 from ldm_vae.data.shards.index import Index, Place, SourceConfig
 from ldm_vae.data.shards.left_out import warn_once
 from ldm_vae.data.shards.names import LABEL
+from ldm_vae.data.stream.awaited import Awaited
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.budget import Budget
 from ldm_vae.data.stream.ranges import UnitRangeWatch
+from ldm_vae.data.stream.shared_memory import PREFETCHED, dead_worker
 from ldm_vae.data.stream.signals import outlive_signals
 from ldm_vae.data.stream.steps import RankSteps, TrainingOrder, ValidationOrder
 from ldm_vae.data.stream.worker import DecodedSample, Fault, Share, Shares
-from ldm_vae.errors import UserError
+from ldm_vae.errors import UserError, in_one_line
 from ldm_vae.recipe import Config
+
+_abandoned: list[object] = []  # streams that the end of the process ends
 
 
 def _sources(train: Any) -> Any:
@@ -139,20 +146,43 @@ class _Stream:
             Shares(config.image, index, steps),
             batch_size=None,
             num_workers=config.workers,
+            prefetch_factor=PREFETCHED if config.workers else None,
             worker_init_fn=outlive_signals,
             generator=torch.Generator(),  # its base seed must not be drawn from the global generator
         )
-        self._shares: Iterator[Share] = iter(loader)
+        others = set(active_children())
+        self._shares = _start(loader)
+        self._processes = set(active_children()) - others
+        self._coming = Awaited(self._receive)
 
     def close(self) -> None:
         """Stops the workers."""
         self._shares = iter(())
 
+    def abandon(self) -> None:
+        """Leaves the workers to the end of the process, which ends them at once: to close waits for what they read."""
+        _abandoned.append(self._shares)
+
+    def arrived(self, seconds: float) -> bool:
+        """Waits at most so long for the next step. True once the next item, or the end, takes no more waiting."""
+        return self._coming.arrived(seconds)
+
+    def _receive(self) -> list[Share]:
+        """The shares of the next step, one of each worker; none after the last step."""
+        try:
+            return list(itertools.islice(self._shares, self._workers))
+        except (RuntimeError, OSError, EOFError) as error:
+            if not self._processes:
+                raise
+            raise dead_worker(self._processes, error) from error
+
     def _next_step(self) -> list[tuple[DecodedSample, Tensor]]:
         """The samples of the next step, in the order of their positions. Raises StopIteration after the last step."""
         found: list[tuple[DecodedSample, Tensor]] = []
-        first = next(self._shares)
-        for share in itertools.chain([first], itertools.islice(self._shares, self._workers - 1)):
+        shares = self._coming.take()
+        if not shares:
+            raise StopIteration
+        for share in shares:
             self.reads += share.reads
             self._note(share.faults)
             if share.failure is not None:
@@ -197,11 +227,31 @@ class ValidationBatches(_Stream):
     def __iter__(self) -> ValidationBatches:
         return self
 
+    def arrived(self, seconds: float) -> bool:
+        return bool(self._ready) or super().arrived(seconds)
+
     def __next__(self) -> Batch:
         while not self._ready:
             by_shape = itertools.groupby(self._next_step(), key=lambda pair: pair[0].shape)
             self._ready = [_collate(list(group)) for _, group in by_shape]
         return self._ready.pop(0)
+
+
+def _start(loader: DataLoader[Any]) -> Iterator[Share]:
+    """The iterator of a loader, whose workers have been started. Raises UserError where they cannot be.
+
+    When a worker dies, torch would raise an error in the main thread, wherever that is, and so perhaps where it saves.
+    We are told when we ask for what the worker has not sent.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        shares = iter(loader)
+    except OSError as error:
+        remedy = "give the job more processes, open files or shared memory, or set data.workers=0"
+        raise UserError(f"the data workers cannot be started ({in_one_line(error)})", remedy) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+    return shares
 
 
 def _collate(samples: list[tuple[DecodedSample, Tensor]]) -> Batch:

@@ -21,6 +21,7 @@ from ldm_vae.data.stream.fetch import Fetcher
 from ldm_vae.data.stream.mixture import Positions
 from ldm_vae.data.stream.order import SampleRef
 from ldm_vae.data.stream.ranges import lowest_float
+from ldm_vae.data.stream.shared_memory import Packed, failure_in_worker
 from ldm_vae.data.stream.steps import RankSteps
 from ldm_vae.errors import UserError
 from ldm_vae.machine import fault_of_machine
@@ -81,8 +82,11 @@ class Share:
     failure: tuple[str, str] | None
 
 
-class Shares(IterableDataset[Share]):
-    """The data set that a DataLoader iterates over: in each worker, that worker's share of one step after the other."""
+class Shares(IterableDataset[Share | Packed]):
+    """The data set that a DataLoader iterates over: in each worker, that worker's share of one step after the other.
+
+    A process that is a worker packs its shares, and sends whatever fails in it as the failure of a share.
+    """
 
     def __init__(self, image: ImageConfig, index: Index, steps: RankSteps) -> None:
         self.image = image
@@ -90,15 +94,29 @@ class Shares(IterableDataset[Share]):
         self.steps = steps
         self.kept_aside = kept_aside()  # for workers that are spawned
 
-    def __iter__(self) -> Iterator[Share]:
+    def __iter__(self) -> Iterator[Share | Packed]:
         keep_these(self.kept_aside)
         info = get_worker_info()
         reader = _Reader(self.image, self.index, self.steps, *((0, 1) if info is None else (info.id, info.num_workers)))
         for positions in self.steps:
-            share = reader.share(positions)
-            yield share
+            if info is None:
+                share = reader.share(positions)
+                yield share
+            else:
+                share, packed = _packed(reader, positions)
+                yield packed
             if share.failure is not None:
                 return
+
+
+def _packed(reader: _Reader, positions: Positions) -> tuple[Share, Packed]:
+    """The share of a worker, or why it has none, and what it sends."""
+    try:
+        share = reader.share(positions)
+        return share, Packed(share)
+    except Exception as error:
+        share = Share([], torch.empty(0), [], 0, failure_in_worker(error))
+        return share, Packed(share)
 
 
 class _Reader:
