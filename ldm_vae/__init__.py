@@ -3,6 +3,9 @@
 Names are imported when first asked for, so that the command line answers without waiting for torch.
 
     errors.py      The one kind of error that a user can mend: it names the thing and the remedy in a line
+    machine.py     Faults of the machine, which say nothing about the data, told from all other errors
+    ending.py      How a command ends: in one line on stderr and an exit code
+    tensors.py     Files of tensors: what cannot be read just now is not damaged
     recipe.py      Recipes: a YAML base plus overrides -> a typed, validated, frozen configuration
     schedules.py   Numbers that change over a run: pure functions of the optimizer step, the same on any number of
                    processes

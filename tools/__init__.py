@@ -12,4 +12,8 @@ screenshot.py         Takes a picture of the top of a report, for the README
 golden.py             `make golden`: compares training and encoding with an older commit, bit for bit
 release.py            `make release`: builds and checks a release, and prints how to publish it
 reliability.py        Writes docs/reliability.md: which faults were injected, and what was lost
+faults.py             Lets the n-th call of libc fail, by the preloaded library `every_call.c`
+every_call_jobs.py    The small jobs: each command on four pictures
+every_call.py         Lets every call of a job fail, and judges what comes of it
+every_call_results.py Its command: keeps the results in a file, and prints a table
 """

@@ -70,7 +70,7 @@ class Loop:
         try:
             self.run_steps()
         except BaseException:
-            with suppress(UserError):  # the user is to read what ended the run
+            with suppress(UserError, OSError):  # the user is to read what ended the run
                 self.write_broken()
             raise
         finally:

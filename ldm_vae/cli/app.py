@@ -8,7 +8,7 @@ from importlib import import_module
 
 import typer
 
-from ldm_vae.errors import UserError
+from ldm_vae.ending import told_in_a_line
 
 COMMANDS = {
     "shards": "Pack a folder of images into WebDataset shards with an index.",
@@ -40,13 +40,11 @@ def build_app(asked: str | None) -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the console script. A UserError becomes one line on stderr and exit code 2."""
+    """Entry point of the console script. What ends it is told in one line on stderr (`ldm_vae.ending`)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        build_app(arguments[0] if arguments else None)(arguments, obj=arguments)
-    except UserError as error:
-        print(f"ldm-vae: {error}", file=sys.stderr)
-        sys.exit(2)
+        with told_in_a_line("ldm-vae"):
+            build_app(arguments[0] if arguments else None)(arguments, obj=arguments)
     except KeyboardInterrupt:  # during imports; later typer handles it
         sys.exit(130)
 

@@ -14,6 +14,7 @@ from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.images.decode import encode_image
 from ldm_vae.errors import UserError
 from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.machine import NO_FILE, reading
 from ldm_vae.ranks import local_device
 
 
@@ -51,10 +52,12 @@ def decode(
 def _write(path: Path, data: bytes) -> None:
     """Writes a picture. Raises UserError if another one has its name; the same one is there if this is a second run."""
     try:
-        if path.is_symlink() or (path.exists() and path.read_bytes() != data):
+        with reading(path):
+            other = path.is_symlink() or (path.exists() and path.read_bytes() != data)
+        if other:
             what = f"{path} exists and is another picture"
             raise UserError(what, "give the name of a new folder; if it is new, two latents have this key")
-    except OSError as error:
+    except NO_FILE as error:
         raise UserError(f"{path} is in the way", f"{error.strerror}; give the name of a new folder") from error
     if not path.exists():
         with atomic_file(path) as stage:

@@ -33,6 +33,7 @@ from ldm_vae.atomic import atomic_file, explain_disk_errors, make_folder, remove
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.errors import UserError
 from ldm_vae.latents import first_version
+from ldm_vae.machine import NO_FILE, reading
 from ldm_vae.recipe import Config, validate
 
 LATENTS_FILE, RECORDS_FOLDER = "latents.json", "records"
@@ -269,7 +270,7 @@ def write_latent_shard(path: Path, samples: Iterable[LatentSample]) -> WrittenFi
 
 def describe_file(path: Path) -> WrittenFile:
     """Size and digest of a file. Reads all of it."""
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return WrittenFile(bytes=path.stat().st_size, sha256=digest)
 
@@ -331,8 +332,9 @@ def read_latents_file(folder: Path) -> LatentsFile:
     """Reads latents.json of any version. Raises UserError if it is missing or damaged, or of a later version."""
     path = folder / LATENTS_FILE
     try:
-        content = json.loads(path.read_bytes())
-    except OSError:
+        with reading(path):
+            content = json.loads(path.read_bytes())
+    except NO_FILE:
         raise UserError(f"{folder} has no {LATENTS_FILE}", "give a folder that `ldm-vae encode` wrote") from None
     except (ValueError, RecursionError):
         content = None
@@ -392,9 +394,10 @@ def read_records(folder: Path, finished: LatentsFile | None = None) -> dict[str,
 
 def _read_record(folder: Path, path: Path, sha256: str | None) -> ShardRecord | None:
     try:
-        data = path.read_bytes()
+        with reading(path):
+            data = path.read_bytes()
         record = ShardRecord.model_validate_json(data)
-    except (OSError, ValueError):
+    except (*NO_FILE, ValueError):
         return None
     if not record.statistics.keys() >= {"images", "values", "mean", "square"}:
         return None

@@ -18,6 +18,7 @@ from torch import Tensor
 from ldm_vae.atomic import atomic_file
 from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
 from ldm_vae.errors import UserError
+from ldm_vae.machine import NO_FILE, reading
 from ldm_vae.recipe import Config, validate
 
 
@@ -172,8 +173,9 @@ class LatentStatistics(Config):
         """Reads such a file. Raises UserError if it is missing, or something else."""
         remedy = "make it with `ldm-vae stats MODEL SHARDS --json FILE`"
         try:
-            content = json.loads(path.read_bytes())
-        except OSError:
+            with reading(path):
+                content = json.loads(path.read_bytes())
+        except NO_FILE:
             raise UserError(f"statistics {path} cannot be read", remedy) from None
         except ValueError:
             raise UserError(f"{path} is no file of statistics", remedy) from None

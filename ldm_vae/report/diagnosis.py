@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ldm_vae.diagnostics.findings import Inspection, Matrix, PictureFile, Quantity, Section, Verdict
+from ldm_vae.machine import NO_FILE, system_error
 from ldm_vae.report.charts import Drawing, draw
 from ldm_vae.report.numbers import short
 from ldm_vae.report.pictures import data_uri, diverging_map
@@ -147,6 +148,8 @@ def _picture(picture: PictureFile, folder: Path, left: int) -> ShownPicture:
                 return ShownPicture(picture, "", 0, 0, f"{picture.file} is too large")
             image = opened.convert("RGBA" if opened.has_transparency_data else "RGB")
     except (OSError, ValueError, SyntaxError) as error:
+        if not isinstance(error, NO_FILE) and system_error(error, path) is not None:
+            raise
         reason = "is missing" if isinstance(error, FileNotFoundError) else "is no PNG that can be read"
         return ShownPicture(picture, "", 0, 0, f"{picture.file} {reason}")
     shrink = 1

@@ -13,6 +13,7 @@ from typing import Any
 from ldm_vae.diagnostics.findings import INSPECTION_FILE, INSPECTION_FOLDER, Inspection
 from ldm_vae.errors import UserError
 from ldm_vae.interop.diffusers import STATISTICS
+from ldm_vae.machine import reading
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.recipe import read_yaml
 from ldm_vae.report.results import StoredResults
@@ -198,10 +199,11 @@ def _finite_number(value: Any) -> float | None:
 
 def _read_status(path: Path, gaps: list[Gap]) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        with reading(path):
+            content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError):
+    except (IsADirectoryError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         gaps.append(Gap("summary", "status.json cannot be read, so it is unknown how the run ended."))
