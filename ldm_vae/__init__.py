@@ -3,7 +3,8 @@
 Names are imported when first asked for, so that the command line answers without waiting for torch.
 
     errors.py      The one kind of error that a user can mend: it names the thing and the remedy in a line
-    machine.py     Faults of the machine, which say nothing about the data, told from all other errors
+    machine.py     Tells faults of the machine, such as too little memory, from all other errors
+    system.py      Errors of the system about a file, whoever raises them: they name the file, and a line says them
     ending.py      How a command ends: in one line on stderr and an exit code
     tensors.py     Files of tensors: what cannot be read just now is not damaged
     recipe.py      Recipes: a YAML base plus overrides -> a typed, validated, frozen configuration

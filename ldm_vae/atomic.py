@@ -27,7 +27,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ldm_vae.errors import UserError
-from ldm_vae.machine import reading
+from ldm_vae.system import reading
 
 REPLACED = ".replaced-"  # precedes the name of a folder that makes way for a new one
 # A process id tells whether a writer on this host is alive, but nothing about a writer on another host. That one counts

@@ -2,7 +2,7 @@
 
     0   done
     1   `check` has found something
-    2   not done: bad input (UserError) or a fault of the machine (`machine.py`); the line says which, and the remedy
+    2   not done: bad input (UserError), or an error of the system (`system.py`); the line says which, and the remedy
 
 Functions of the library raise OSError and MemoryError as they come. The outermost layer of a command puts them into
 words, for it alone knows that nothing is left to do but to end.
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from ldm_vae.errors import UserError
-from ldm_vae.machine import describe_fault, system_error
+from ldm_vae.system import describe_fault
 
 NOT_DONE = 2  # exit code
 
@@ -41,10 +41,10 @@ def told_in_a_line(program: str, tell: Callable[[str], None] | None = None) -> I
     except UserError as error:
         message = str(error)
     except Exception as error:
-        fault = system_error(error)
-        if fault is None:
+        told = describe_fault(error)
+        if told is None:
             raise
-        message = describe_fault(fault, error)
+        message = told
     else:
         return
     if tell is None:

@@ -1,100 +1,84 @@
-"""Faults of the machine: a disk or file server that fails, no memory, too many open files.
+"""Tells faults of the machine (too little memory, too many open files, a disk that fails) from all other errors.
 
-They say nothing about the data. So nobody takes a file that cannot be read just now for one that is missing or damaged:
-such errors pass, up to the outermost layer of a command, which puts them into a line (`ending.py`). NO_FILE are the
-errors that do say something about the file.
+They say nothing about the data: no sample is left out, and no file is replaced or recommended for removal because of
+them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from traceback import walk_tb
 
-from ldm_vae.errors import in_one_line
+from ldm_vae.errors import UserError, in_one_line
 
-NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # there is no file of this name
-_TROUBLE = "nothing that was finished is lost: look at the disk or file server, then run it again"
-_MEMORY = "give it more memory, or less to do at a time (--batch)"
-_PLACE = "change its rights, or name another place"
-_ROOM = "make room there, then run it again"
-_REMEDIES = {
-    errno.ENOMEM: _MEMORY,
-    errno.EMFILE: "allow more open files (ulimit -n), then run it again",
-    errno.ENFILE: "too many files are open on this machine: end other programs, then run it again",
-    errno.ENOSPC: _ROOM,
-    errno.EDQUOT: _ROOM,
-    errno.EACCES: _PLACE,
-    errno.EPERM: _PLACE,
-    errno.EROFS: "name another place",
-}
-# How libraries that are not written in Python say it: the number of the system's error is only in the text.
-_NUMBER = re.compile(
-    r"os error (\d+)"  # safetensors
-    r"|code: (\d+)"  # safetensors 0.5: Os { code: 28, ...
-    r"|\((\d+)\)$"  # torch: unable to stat the file <x>: Input/output error (5)
+# What a disk, a file server or the kernel answers when it fails, whatever is asked for.
+FAULTS = tuple(
+    getattr(errno, name)
+    for name in (
+        *("EIO", "ESTALE", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "ETIMEDOUT", "EBUSY", "EINTR", "ENOLCK", "ENOBUFS"),
+        *("EREMOTEIO", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET", "ENODEV", "ENXIO"),
+        *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ENOTCONN", "ESHUTDOWN", "ECOMM", "EPROTO", "EBADMSG"),
+    )
+    if hasattr(errno, name)
 )
-_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|std::bad_alloc|can't start new thread")
+# What torch, imagecodecs and the loader of libraries say in errors that are no MemoryError.
+NO_MEMORY = (
+    *("out of memory", "can't allocate memory", "cannot allocate memory", "insufficient memory", "bad_alloc"),
+    *("failed to map segment", "can't start new thread", "unable to allocate"),
+)
+REMEDY = "this machine fails, or a disk or server of it, not the data: see to it, then run this again"
 
 
-def system_error(error: BaseException, path: Path | None = None) -> OSError | MemoryError | None:
-    """The fault of the machine that an error is about; None where it is about something else.
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what it was raised from, says that there is too little memory."""
+    text = str(error).lower()
+    by_text = isinstance(error, RuntimeError | ImportError) and any(words in text for words in NO_MEMORY)
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or by_text:
+        return True
+    return error.__cause__ is not None and out_of_memory(error.__cause__)
 
-    path: the file that was read or written, for errors that don't know it.
-    """
-    if isinstance(error, MemoryError):
-        return error
-    if isinstance(error, OSError) and error.errno is not None:
-        if error.filename is None and path is not None:
-            error.filename = str(path)
-        return error
-    text = str(error)
-    if not isinstance(error, OSError | RuntimeError) and type(error).__name__ != "SafetensorError":
-        return None
-    if _NO_MEMORY.search(text):
-        return MemoryError(in_one_line(error))
-    if match := _NUMBER.search(text):
-        number = int(next(filter(None, match.groups())))
-        if isinstance(error, RuntimeError) and os.strerror(number) not in text:
-            return None  # a number at the end that is no error of the system
-        return OSError(number, os.strerror(number), *([] if path is None else [str(path)]))
+
+def fault_of_machine(error: BaseException) -> UserError | None:
+    """What a person is told of an error that is a fault of the machine; None of any other error."""
+    if out_of_memory(error):
+        remedy = "use a machine or a limit (ulimit -v) with more, smaller batches or fewer workers, then run it again"
+        return UserError("too little memory", remedy)
+    if isinstance(error, OSError) and error.errno in FAULTS:
+        return UserError(in_one_line(error), REMEDY)
+    if isinstance(error, ImportError) and any(os.strerror(fault) in str(error) for fault in FAULTS):
+        return UserError(in_one_line(error), REMEDY)
     return None
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Around what reads or writes a file: errors of the system become OSErrors that name it, whoever raised them."""
-    try:
-        yield
-    except Exception as error:
-        fault = system_error(error, path)
-        if fault is None and isinstance(error, FileNotFoundError):  # safetensors says so of all that it cannot open
-            path.stat()  # where the file is lost after all, this says so
-            fault = OSError(errno.EIO, "cannot be opened now", str(path))
-        if fault is None or fault is error:
-            raise
-        raise fault from error
+def forget_failed_allocations() -> None:
+    """Call it before a decoder, so that `allocation_failed` tells of this decoder."""
+    place = _errno_of_thread()
+    if place is not None:
+        place[0] = 0
 
 
-def describe_fault(fault: OSError | MemoryError, error: BaseException) -> str:
-    """A fault of the machine in a line: the file, what the system says, and the remedy.
+def allocation_failed() -> bool:
+    """Whether the last call of this thread that failed was one for memory.
 
-    error: what was raised, which knows where.
+    Decoders such as libjpeg and libwebp report that as they report damaged bytes. Only the C library's errno knows.
     """
-    if isinstance(fault, MemoryError):
-        return f"the memory is full {_place(error)}: {_MEMORY}"
-    what = _place(error) if fault.filename is None else str(fault.filename)
-    return " ".join(f"{what}: {fault.strerror}: {_REMEDIES.get(fault.errno or 0, _TROUBLE)}".split())
+    place = _errno_of_thread()
+    return place is not None and place[0] == errno.ENOMEM
 
 
-def _place(error: BaseException) -> str:
-    """The innermost function of ours that an error came through."""
-    names = [
-        (str(frame.f_globals.get("__name__", "")), frame.f_code.co_name) for frame, _ in walk_tb(error.__traceback__)
-    ]
-    ours = [f"{module}.{name}" for module, name in names if module.startswith(("ldm_vae.", "train.", "tools."))]
-    return f"(in {ours[-1]})" if ours else "(at the start)"
+def _errno_of_thread() -> ctypes._Pointer[ctypes.c_int] | None:
+    return None if _ERRNO is None else _ERRNO()
+
+
+def _find_errno() -> ctypes._NamedFuncPointer | None:
+    library = ctypes.CDLL(None)
+    for name in ("__errno_location", "__error"):  # of Linux, and of macOS
+        if hasattr(library, name):
+            function = getattr(library, name)
+            function.restype = ctypes.POINTER(ctypes.c_int)
+            return function
+    return None
+
+
+_ERRNO = _find_errno()

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldm_vae.machine import reading
+from ldm_vae.system import reading
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 ROOMS = (
     "errors",
     "machine",
+    "system",
     "ending",
     "tensors",
     "precision",

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ldm_vae.data.shards.pack import CLASSES_FILE
 from ldm_vae.diagnostics.explore import principal_directions
 from ldm_vae.diagnostics.findings import Axis, Chart, FloatArray, Line
-from ldm_vae.machine import NO_FILE, reading
+from ldm_vae.system import NO_FILE, reading
 
 CLASSES_SHOWN = 10  # the most frequent ones
 

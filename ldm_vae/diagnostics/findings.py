@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.errors import UserError
-from ldm_vae.machine import NO_FILE, reading
 from ldm_vae.recipe import Config, validate
+from ldm_vae.system import NO_FILE, reading
 
 FloatArray = npt.NDArray[np.float64]  # what the diagnostics compute with
 INSPECTION_FILE = "inspection.json"

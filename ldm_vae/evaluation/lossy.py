@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ldm_vae.codec import from_pil, to_pil
 from ldm_vae.errors import UserError
-from ldm_vae.machine import system_error
 from ldm_vae.ranks import all_gather
+from ldm_vae.system import system_error
 
 LossyFormat = Literal["jpeg", "webp"]
 QUALITIES: dict[LossyFormat, tuple[int, int]] = {"jpeg": (1, 100), "webp": (0, 100)}  # lowest and highest of Pillow

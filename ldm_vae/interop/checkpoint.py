@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ldm_vae.atomic import REPLACED, atomic_folder
 from ldm_vae.errors import UserError
-from ldm_vae.machine import NO_FILE, reading
+from ldm_vae.system import NO_FILE, reading
 from ldm_vae.tensors import read_tensors
 
 CHECKPOINT_FORMAT = "ldm_vae.checkpoint"

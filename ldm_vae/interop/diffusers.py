@@ -19,8 +19,8 @@ from torch import Tensor
 from ldm_vae.atomic import atomic_folder
 from ldm_vae.errors import UserError
 from ldm_vae.interop.native import NATIVE_WEIGHTS
-from ldm_vae.machine import reading
 from ldm_vae.precision import floats_as_float32
+from ldm_vae.system import reading
 from ldm_vae.tensors import read_metadata, read_tensors
 
 CONFIG, WEIGHTS, CARD = "config.json", "diffusion_pytorch_model.safetensors", "README.md"

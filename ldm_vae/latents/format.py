@@ -31,9 +31,10 @@ from pydantic import Field, model_validator
 
 from ldm_vae.atomic import atomic_file, explain_disk_errors, make_folder, remove_abandoned
 from ldm_vae.data.images.fit import ImageConfig
+from ldm_vae.data.shards.disk import is_file, is_folder, listed, on_disk, read_file, status
+from ldm_vae.data.shards.retry import Missing
 from ldm_vae.errors import UserError
 from ldm_vae.latents import first_version
-from ldm_vae.machine import NO_FILE, reading
 from ldm_vae.recipe import Config, validate
 
 LATENTS_FILE, RECORDS_FOLDER = "latents.json", "records"
@@ -270,9 +271,16 @@ def write_latent_shard(path: Path, samples: Iterable[LatentSample]) -> WrittenFi
 
 def describe_file(path: Path) -> WrittenFile:
     """Size and digest of a file. Reads all of it."""
-    with reading(path), path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return WrittenFile(bytes=path.stat().st_size, sha256=digest)
+
+    def describe() -> WrittenFile:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return WrittenFile(bytes=path.stat().st_size, sha256=digest)
+
+    try:
+        return on_disk(path, describe)
+    except Missing as error:
+        raise UserError(f"{path} is gone ({error})", "nothing may move it meanwhile; run this again") from error
 
 
 def open_job(folder: Path, job: LatentJob) -> LatentsFile:
@@ -282,9 +290,10 @@ def open_job(folder: Path, job: LatentJob) -> LatentsFile:
     Raises UserError if the folder holds anything else.
     """
     path = folder / LATENTS_FILE
-    there = (*folder.glob("[!.]*.tar"), *folder.glob(f"{RECORDS_FOLDER}/[!.]*.json"))
-    if not path.exists() and there:
-        what = f"{folder} holds shards that are no latents ({there[0].relative_to(folder)})"
+    there = _names_in(folder, ".tar")
+    there += [f"{RECORDS_FOLDER}/{name}" for name in _names_in(folder / RECORDS_FOLDER, ".json")]
+    if status(path) is None and there:
+        what = f"{folder} holds shards that are no latents ({there[0]})"
         raise UserError(what, "give the name of a new folder")
     make_folder(folder / RECORDS_FOLDER)
     for place in (folder, folder / RECORDS_FOLDER):  # where nothing is left to do, no writer comes to do it
@@ -293,7 +302,7 @@ def open_job(folder: Path, job: LatentJob) -> LatentsFile:
         explain_disk_errors(path),
         FileLock(lock_path(folder, LATENTS_FILE)),
     ):  # of processes that start together, the first writes
-        if not path.exists():
+        if status(path) is None:
             write_latents_file(folder, LatentsFile(job=job, arrays=stored_arrays(job)))
     begun = read_latents_file(folder)
     ours, theirs = job.model_dump(mode="json"), begun.job.model_dump(mode="json")
@@ -332,9 +341,8 @@ def read_latents_file(folder: Path) -> LatentsFile:
     """Reads latents.json of any version. Raises UserError if it is missing or damaged, or of a later version."""
     path = folder / LATENTS_FILE
     try:
-        with reading(path):
-            content = json.loads(path.read_bytes())
-    except NO_FILE:
+        content = json.loads(read_file(path))
+    except Missing:
         raise UserError(f"{folder} has no {LATENTS_FILE}", "give a folder that `ldm-vae encode` wrote") from None
     except (ValueError, RecursionError):
         content = None
@@ -381,28 +389,34 @@ def read_records(folder: Path, finished: LatentsFile | None = None) -> dict[str,
     """
     records = {}
     known = {} if finished is None else finished.shards
-    for path in sorted((folder / RECORDS_FOLDER).glob("[!.]*.json")):  # hidden files are what a killed writer left
+    for path in (folder / RECORDS_FOLDER / name for name in _names_in(folder / RECORDS_FOLDER, ".json")):
         record = _read_record(folder, path, None)
-        if record is None or not (tar := folder / record.name).is_file():
+        if record is None or not is_file(tar := folder / record.name):
             continue
         if record.name in known and known[record.name].record not in (None, describe_file(path).sha256):
             continue
-        if record.tar is None or tar.stat().st_size == record.tar.bytes:
+        if record.tar is None or on_disk(tar, tar.stat).st_size == record.tar.bytes:
             records[record.name] = record
     return records
 
 
 def _read_record(folder: Path, path: Path, sha256: str | None) -> ShardRecord | None:
     try:
-        with reading(path):
-            data = path.read_bytes()
+        data = read_file(path)
         record = ShardRecord.model_validate_json(data)
-    except (*NO_FILE, ValueError):
+    except (Missing, ValueError):
         return None
     if not record.statistics.keys() >= {"images", "values", "mean", "square"}:
         return None
     whole = sha256 in (None, hashlib.sha256(data).hexdigest())
     return record if whole and path == record_path(folder, record.name) else None
+
+
+def _names_in(folder: Path, ending: str) -> list[str]:
+    """The names in a folder that end so, sorted, without the hidden ones that killed writers left; none without it."""
+    if not is_folder(folder):
+        return []
+    return [name for name in listed(folder) if name.endswith(ending) and not name.startswith(".")]
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +13,8 @@ from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import fit_image
 from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage, to_uint8
 from ldm_vae.data.shards.index import Index
-from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable
+from ldm_vae.data.shards.retry import Missing
+from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import EvaluationProtocol, Results, summarize
 from ldm_vae.latents.dataset import LatentDataset
@@ -82,7 +82,7 @@ class _Pictures:
     def __init__(self, latents: LatentDataset, images: Index) -> None:
         self.latents = latents
         self.reader = RangeReader()
-        self.shards = {Path(shard.url).name: shard for shard in images.shards}
+        self.shards = {shard.name: shard for shard in images.shards}
         self.ordinals: dict[str, dict[str, int]] = {}  # name of a shard -> key -> place in it
 
     def __call__(self, item: int) -> Tensor:
@@ -99,7 +99,7 @@ class _Pictures:
             extension = next(name for name in EXTENSIONS if name in fields)
             data = self.reader.read(shard.url, *fields[extension])
             image = fit_image(decode_image(data, extension, job.image_channels), job.image, None)
-        except (BrokenImage, StopIteration, Missing, Unreachable) as error:
+        except (BrokenImage, StopIteration, Missing) as error:
             raise self._other(f"{key} in {name} cannot be read now ({error})") from None
         if image.shape[1:] != self.latents.size(item):
             raise self._other(f"{key} in {name} has another size")

@@ -18,8 +18,8 @@ from torch import Tensor
 from ldm_vae.atomic import atomic_file
 from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
 from ldm_vae.errors import UserError
-from ldm_vae.machine import NO_FILE, reading
 from ldm_vae.recipe import Config, validate
+from ldm_vae.system import NO_FILE, reading
 
 
 class LatentMoments:

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from ldm_vae.diagnostics.findings import Inspection, Matrix, PictureFile, Quantity, Section, Verdict
-from ldm_vae.machine import NO_FILE, system_error
 from ldm_vae.report.charts import Drawing, draw
 from ldm_vae.report.numbers import short
 from ldm_vae.report.pictures import data_uri, diverging_map
+from ldm_vae.system import NO_FILE, system_error
 
 LEVEL_SIGNS = {"bad": ("✕", "Bad"), "warning": ("!", "Warning"), "unknown": ("?", "Unknown"), "good": ("✓", "Good")}
 CELLS = 12  # rows or columns; a matrix with more is shown as a picture, not as a table of numbers

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from ldm_vae.errors import UserError
-from ldm_vae.machine import reading
+from ldm_vae.system import reading
 
 
 def _none_unless_finite(value: Any) -> Any:

@@ -13,10 +13,10 @@ from typing import Any
 from ldm_vae.diagnostics.findings import INSPECTION_FILE, INSPECTION_FOLDER, Inspection
 from ldm_vae.errors import UserError
 from ldm_vae.interop.diffusers import STATISTICS
-from ldm_vae.machine import reading
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.recipe import read_yaml
 from ldm_vae.report.results import StoredResults
+from ldm_vae.system import reading
 
 TRACES = ("recipe.yaml", "metrics.jsonl", "status.json", "checkpoints")  # a folder with none of them is no run
 LogRow = dict[str, float | None]  # metric -> value; None where the value was not finite
