@@ -14,9 +14,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from ldm_vae.errors import UserError
-from ldm_vae.system import describe_fault
+from ldm_vae.system import describe_fault, reading
 
 NOT_DONE = 2  # exit code
 
@@ -35,9 +36,9 @@ def told_in_a_line(program: str, tell: Callable[[str], None] | None = None) -> I
             yield
         except SystemExit as stop:
             if not stop.code:
-                sys.stdout.flush()
+                _flush()
             raise
-        sys.stdout.flush()
+        _flush()
     except UserError as error:
         message = str(error)
     except Exception as error:
@@ -53,6 +54,11 @@ def told_in_a_line(program: str, tell: Callable[[str], None] | None = None) -> I
         tell(message)
     _give_up_stdout()
     sys.exit(NOT_DONE)
+
+
+def _flush() -> None:
+    with reading(Path("the output")):
+        sys.stdout.flush()
 
 
 def _give_up_stdout() -> None:

@@ -84,9 +84,10 @@ class Harness:
     def prepare(self) -> None:
         """Makes what the jobs need, and imports what they import."""
         self.folder.mkdir()
-        prepare(self.folder, self._run_well, self._keep)
+        prepare(self.folder, self.run_well, self._keep)
 
-    def _run_well(self, job: Job) -> None:
+    def run_well(self, job: Job) -> None:
+        """Runs a job undisturbed, and imports what it imports, so that later children need not."""
         ended = self.run(job, UNDISTURBED)
         if ended.code != 0:
             raise RuntimeError(f"{job.words} ends with {ended.code}: {ended.errors}")
@@ -197,10 +198,8 @@ class Undisturbed:
 def undisturbed(harness: Harness, job: Job) -> Undisturbed:
     """Runs the job twice from the start, to know what it does, and once more after that."""
     harness.lay_out(job)
-    harness._run_well(job)
-    harness.lay_out(job)
     before = harness.tree()
-    harness._run_well(job)
+    harness.run_well(job)
     once = harness.tree()
     harness.lay_out(job)
     first = harness.run(job, UNDISTURBED)

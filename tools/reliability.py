@@ -3,6 +3,10 @@
     python -m tools.reliability
 
 runs the tests that inject faults, slow ones too, and then measures.
+
+    python -m tools.reliability --every-call [--only JOB] [--sample K] [--results FILE]
+
+lets every call of every command fail instead (`every_call.py`), which takes hours, and prints what came of it.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import webdataset
 from ldm_vae.data.images.decode import encode_image
 from ldm_vae.data.shards.index import load_index, write_index
 from ldm_vae.data.stream.reader import DataConfig, train_batches
+from tools import every_call_results
 
 PAGE = Path("docs/reliability.md")
 TESTS = (
@@ -61,6 +66,8 @@ files should set it, too.
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["--every-call"]:
+        return every_call_results.start(sys.argv[2:])
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         code = pytest.main(["-q", "-k", "not test_recipes", f"--junitxml={report}", *TESTS])
