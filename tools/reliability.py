@@ -53,8 +53,11 @@ cores that had other work, too: only the ratio of the two rows means something.
 The position in the data is a number, so a resumed run does not read again what it has used. Over HTTP it reads at most
 one window of 64 samples per lane (`tests/data/stream/test_remote.py`).
 
-## What ends a run, and with which code
-A worker that saved after SIGTERM, SIGUSR1 or Ctrl-C ends with exit code 85; a worker that met bad input ends with 2.
+## What ends a command, and with which code
+`ldm-vae`, `python -m train` and the tools end with 0 only where everything is done. `ldm-vae check` ends with 1 where it
+found something. 2 means not done, and one line on stderr says why: bad input, or a disk, a file server or a memory that
+failed. Such a failure is never taken for a missing or damaged file, and what was finished is kept: run it again.
+A trainer that saved after SIGTERM, SIGUSR1 or Ctrl-C ends with 85.
 Launchers turn both into 1, so `status.json` says `preempted` or `failed`, and why.
 `configs/accelerate/slurm_requeue.sh` uses no launcher and goes by the exit code.
 
@@ -75,8 +78,15 @@ def main() -> int:
         times = "".join(time_rows(Path(folder) / "shards"))
     tail = PAGE_END.format(samples=TARS * SAMPLES_PER_TAR, side=SIDE, shards=TARS, batch=SAMPLES_PER_STEP, rows=times)
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(PAGE_START + faults + tail)
+    PAGE.write_text(PAGE_START + faults + _every_call() + tail)
     return int(code)
+
+
+def _every_call() -> str:
+    """The section of the page about `--every-call`, whose table a person brings up to date."""
+    page = PAGE.read_text()
+    start = page.index("\n## Every call\n")
+    return page[start : page.index("\n## ", start + 1)]
 
 
 def fault_rows(report: Path) -> list[str]:
