@@ -54,9 +54,9 @@ The position in the data is a number, so a resumed run does not read again what 
 one window of 64 samples per lane (`tests/data/stream/test_remote.py`).
 
 ## What ends a command, and with which code
-`ldm-vae`, `python -m train` and the tools end with 0 only where everything is done. `ldm-vae check` ends with 1 where it
-found something. 2 means not done, and one line on stderr says why: bad input, or a disk, a file server or a memory that
-failed. Such a failure is never taken for a missing or damaged file, and what was finished is kept: run it again.
+`ldm-vae`, `python -m train` and the tools end with 0 only where everything is done. `ldm-vae check` ends with 1 where
+it found something. 2 means not done, and one line on stderr says why: bad input, or a disk, a file server or a memory
+that failed. Such a failure is never taken for a missing or damaged file, and what was finished is kept: run it again.
 A trainer that saved after SIGTERM, SIGUSR1 or Ctrl-C ends with 85.
 Launchers turn both into 1, so `status.json` says `preempted` or `failed`, and why.
 `configs/accelerate/slurm_requeue.sh` uses no launcher and goes by the exit code.

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tools.every_call_jobs import jobs
-from tools.every_call_results import start
+from tools.every_call_results import is_wrong, start
 from tools.faults import with_library
 
 # The jobs that take longest are among the slow ones.
@@ -56,9 +56,7 @@ def disturbed(results: Path, names: tuple[str, ...], sample: int) -> list[str]:
     code = start([*only, "--sample", str(sample), "--results", str(results)])
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     assert {row["job"] for row in rows} == set(names)
-    wrong = [
-        f"{row['job']}: {row['error']} at call {row['call']}, {row['what']}: {row}" for row in rows if row["wrong"]
-    ]
+    wrong = [str(row) for row in rows if is_wrong(row)]
     assert code == int(bool(wrong))
     return wrong
 
