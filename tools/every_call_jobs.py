@@ -9,11 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from safetensors.torch import save_file
-
-from ldm_vae.pretrained.backbones import weights_sha256
 
 CACHE = "cache"  # the folder of what the jobs remember
 LOGS = ("run/status.json", "run/metrics.jsonl", "run/warnings.jsonl")  # a training that fails is to change them
@@ -124,6 +120,11 @@ def prepare(folder: Path, run: Callable[[Job], None], keep: Callable[[str], None
 
 def _fill_cache(cache: Path) -> None:
     """Writes what the cache holds of the networks of LPIPS, with other weights, so that none are fetched."""
+    import torch  # here, because a harness of other jobs needs none of it
+    from safetensors.torch import save_file
+
+    from ldm_vae.pretrained.backbones import weights_sha256
+
     cache.mkdir(exist_ok=True)
     for name, layers in BACKBONES.items():
         weights = {}
