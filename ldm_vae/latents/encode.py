@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from ldm_vae.atomic import explain_disk_errors
 from ldm_vae.codec import LatentCodec
+from ldm_vae.data.images.fit import ResizeFilter
 from ldm_vae.data.shards.disk import status
 from ldm_vae.data.shards.index import Index
 from ldm_vae.data.shards.shard import ShardIndex
@@ -288,6 +289,7 @@ def latent_job(
     latents: LatentKind,
     mirrored: bool,
     resize: int | None,
+    resize_filter: ResizeFilter,
     crop: int | None,
     multiple: int | None,
     batch: int,
@@ -317,6 +319,7 @@ def latent_job(
         mirrored=mirrored,
         image_channels=codec.model.config.in_channels,
         resize=resize,
+        resize_filter=resize_filter,
         crop=crop,
         multiple=multiple or factor,
         precision=codec.precision,

@@ -30,7 +30,7 @@ from filelock import FileLock
 from pydantic import Field, model_validator
 
 from ldm_vae.atomic import atomic_file, explain_disk_errors, make_folder, remove_abandoned
-from ldm_vae.data.images.fit import ImageConfig
+from ldm_vae.data.images.fit import ImageConfig, ResizeFilter
 from ldm_vae.data.shards.disk import is_file, is_folder, listed, on_disk, read_file, status
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.errors import UserError
@@ -76,7 +76,7 @@ class LatentJob(Config):
     resize: int | None
     """Short side of the images in pixels; null leaves them as they are."""
 
-    resize_filter: Literal["bicubic"] = "bicubic"
+    resize_filter: ResizeFilter = "bicubic"
     """How images are resampled."""
 
     crop: int | None
