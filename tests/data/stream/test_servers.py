@@ -327,6 +327,8 @@ def test_the_hub_sends_what_is_asked_for(
     hub.models["someone/shards"] = files
     threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix("https://huggingface.co")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
     monkeypatch.setattr(HfFileSystem, "_cache", {})
     place = "hf://someone/shards"
     try:
