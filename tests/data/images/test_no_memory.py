@@ -41,7 +41,7 @@ def files() -> dict[str, bytes]:
         "progressive.jpg": progressive.getvalue(),
         "lossy.webp": webp.getvalue(),
         "8bits.png": encoded(image),
-        "16bits.png": imagecodecs.png_encode(np.asarray(image).astype(np.uint16) * 257, level=1),
+        "16bits.png": bytes(imagecodecs.png_encode(np.asarray(image).astype(np.uint16) * 257, level=1)),
         "lzw.tif": lzw.getvalue(),
         "deflated.tif": deflated.getvalue(),
     }

@@ -269,7 +269,7 @@ def test_no_line_where_the_server_answers(folder: Path, serve: Serve, caplog: py
     assert not caplog.records
 
 
-class CountingFile(AbstractBufferedFile):
+class CountingFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
     """A file of a store that can only be opened, as those of many packages for fsspec."""
 
     fs: CountingFileSystem
@@ -279,7 +279,7 @@ class CountingFile(AbstractBufferedFile):
         return self.fs.content[start:end]
 
 
-class CountingFileSystem(AbstractFileSystem):
+class CountingFileSystem(AbstractFileSystem):  # type: ignore[misc]
     protocol = "counting"
     cachable = True
     content = bytes(range(256)) * 2**16  # 16 MiB
