@@ -3,7 +3,7 @@
     python under_limits.py REPORT FIRST LAST STEP COMMAND ARGUMENT...
 
 FIRST, LAST and STEP are MiB beyond what the process takes before the command. OUT among the arguments becomes
-REPORT.d/LIMIT, one folder for each. REPORT gets a line of JSON a run: limit, exit code (negative: a signal), stderr.
+REPORT.d/LIMIT, one for each. REPORT gets a line of JSON a run: limit, exit code (negative: a signal), stderr.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ldm_vae.cli import encode  # noqa: F401  (imported before the fork, so that a limit costs a second)
+from ldm_vae.cli import check, encode, evaluate, stats  # noqa: F401  (before the fork, so that a limit costs a second)
 from ldm_vae.cli.app import main
 from ldm_vae.data.images import depth, tiff  # noqa: F401
 
