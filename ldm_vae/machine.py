@@ -25,7 +25,7 @@ FAULTS = tuple(
 # What torch, imagecodecs and the loader of libraries say in errors that are no MemoryError.
 NO_MEMORY = (
     *("out of memory", "can't allocate memory", "cannot allocate memory", "insufficient memory", "bad_alloc"),
-    *("failed to map segment", "can't start new thread", "unable to allocate"),
+    *("failed to map segment", "can't start new thread", "unable to allocate", "could not create a primitive"),
 )
 REMEDY = "this machine fails, or a disk or server of it, not the data: see to it, then run this again"
 

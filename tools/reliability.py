@@ -30,6 +30,9 @@ PAGE = Path("docs/reliability.md")
 TESTS = (
     "tests/interop/test_checkpoint.py",
     "tests/data/stream/test_remote.py",
+    "tests/data/images/test_no_memory.py",
+    "tests/cli/test_memory_limits.py",
+    "tests/cli/test_disk_faults.py",
     "tests/data/stream/test_reader.py",
     "tests/train",
 )

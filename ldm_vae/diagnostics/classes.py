@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ldm_vae.data.shards.disk import read_file
 from ldm_vae.data.shards.pack import CLASSES_FILE
+from ldm_vae.data.shards.retry import Missing
 from ldm_vae.diagnostics.explore import principal_directions
 from ldm_vae.diagnostics.findings import Axis, Chart, FloatArray, Line
-from ldm_vae.system import NO_FILE, reading
 
 CLASSES_SHOWN = 10  # the most frequent ones
 
@@ -20,9 +21,8 @@ def class_names(shards: str) -> list[str]:
     """The names in classes.json, which `ldm-vae shards` writes beside the shards; empty where there is no such file."""
     path = Path(shards).parent if shards.endswith(".tar") else Path(shards)
     try:
-        with reading(path / CLASSES_FILE):
-            names = json.loads((path / CLASSES_FILE).read_bytes())
-    except (*NO_FILE, ValueError):
+        names = json.loads(read_file(path / CLASSES_FILE))
+    except (Missing, ValueError):
         return []
     return [str(name) for name in names] if isinstance(names, list) else []
 

@@ -134,7 +134,7 @@ def _duplicates(records: Mapping[str, ShardRecord]) -> Iterator[LatentProblem]:
 
 
 def _other_files(folder: Path) -> Iterator[LatentProblem]:
-    for other in find_foreign(folder, ENCODED):
+    for other in on_disk(folder, lambda: list(find_foreign(folder, ENCODED))):
         yield LatentProblem(str(other.relative_to(folder)), "foreign", "", "encode did not write it")
 
 

@@ -118,6 +118,6 @@ def _remember(shard: ShardIndex, version: str | None, digest: str) -> None:
 
 
 def _cached(shard: ShardIndex) -> Path:
-    url = shard.url if is_remote(shard.url) else str(Path(shard.url).resolve())
+    url = without_secrets(shard.url) if is_remote(shard.url) else str(Path(shard.url).resolve())
     name = f"{url} {shard.files[0] if shard.files else ''}"
     return cache_folder() / "sources" / f"{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()}.json"

@@ -32,6 +32,7 @@ class HubServer(ThreadingHTTPServer):
         self.visibility: dict[str, str | None] = {}
         self.large: dict[str, bytes] = {}  # sha256 -> content
         self.seen: list[str] = []  # "METHOD path" of every request
+        self.sent = 0  # bytes of files
 
     @property
     def url(self) -> str:
@@ -112,7 +113,9 @@ class Handler(BaseHTTPRequestHandler):
     def read(self, *, body: bool) -> None:
         self.server.seen.append(f"{self.command} {self.path}")
         path = self.path.partition("?")[0]
-        if (asked := re.fullmatch(r"/api/models/(.+)/revision/main", path)) and asked[1] in self.server.models:
+        if (asked := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/main)?", path)) and asked[
+            1
+        ] in self.server.models:
             return self.answer(200, {"id": asked[1], "sha": COMMIT, "siblings": []})
         tree_of = rf"/api/models/(.+)/tree/(?:main|{COMMIT})"
         if (asked := re.fullmatch(tree_of, path)) and asked[1] in self.server.models:
@@ -123,7 +126,11 @@ class Handler(BaseHTTPRequestHandler):
             data = self.server.models[asked[1]].get(asked[2])
             if data is None:
                 return self.answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"}, body=body)
-            return self.answer(200, data, {"ETag": f'"{_oid(data)}"', "X-Repo-Commit": COMMIT}, body=body)
+            headers = {"ETag": f'"{_oid(data)}"', "X-Repo-Commit": COMMIT}
+            if part := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+                data = data[int(part[1]) : int(part[2]) + 1]
+            self.server.sent += len(data) if body else 0
+            return self.answer(206 if part else 200, data, headers, body=body)
         return self.answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}, body=body)
 
     def body(self) -> bytes:

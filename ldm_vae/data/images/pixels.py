@@ -60,7 +60,17 @@ def decoding() -> Iterator[None]:
             raise MemoryError(in_one_line(error)) from error
         if (fault := fault_of_machine(error)) is not None:
             raise fault from error
+        if _not_loaded(error):
+            remedy = 'see whether memory and open files suffice (ulimit -a); else pip install "ldm-vae[raster]"'
+            raise UserError(f"a decoder cannot be loaded ({in_one_line(error)})", remedy) from error
         raise BrokenImage(in_one_line(error)) from error
+
+
+def _not_loaded(error: BaseException | None) -> bool:
+    """Whether an error is of an import, or was raised because of one. imagecodecs loads its decoders when called."""
+    while error is not None and not isinstance(error, ImportError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def check_size(height: int, width: int, channels: int = 1, itemsize: int = 1) -> None:

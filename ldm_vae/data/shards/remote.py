@@ -89,9 +89,10 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
         # Slow lines have all the time they need; a minute of silence counts as a dropped connection.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)
-        # trust_env: the proxies of http_proxy, https_proxy and no_proxy
-        options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
-        if is_signed(url):  # sent to the letter, or the signature would be another one
+        # trust_env: the proxies of http_proxy, https_proxy and no_proxy. A signed URL is sent to the letter, also where
+        # a server redirects to it, or the signature would be that of another one.
+        options = {"client_kwargs": {"timeout": timeout, "trust_env": True, "requote_redirect_url": False}}
+        if is_signed(url):
             options["encoded"], url = True, quote(url, safe=IN_A_URL)
     try:
         filesystem, path = fsspec.core.url_to_fs(url, **options)

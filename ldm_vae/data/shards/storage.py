@@ -13,7 +13,7 @@ from ldm_vae.data.shards.disk import is_file, is_folder, listed, matching, on_di
 from ldm_vae.data.shards.left_out import warn_once
 from ldm_vae.data.shards.remote import read_remote, remote_matches, remote_size, remote_version
 from ldm_vae.data.shards.retry import Missing
-from ldm_vae.data.shards.urls import is_compressed, is_remote, is_tar
+from ldm_vae.data.shards.urls import is_compressed, is_remote, is_tar, without_secrets
 from ldm_vae.errors import UserError
 
 OPEN_FILES = 64  # local files kept open
@@ -104,7 +104,8 @@ def expand_shards(spec: str) -> list[str]:
     found = sorted(url for pattern in _expand_braces(spec) for url in _expand_pattern(pattern))
     twice = sorted({url for url, following in pairwise(found) if url == following})
     if twice:
-        raise UserError(f"shards {spec!r}", f"they name {twice[0]} twice{_more(twice)}; name every shard once")
+        what = f"they name {without_secrets(twice[0])} twice{_more(twice)}; name every shard once"
+        raise UserError(f"shards {without_secrets(spec)!r}", what)
     missing = [url for url in found if not is_remote(url) and not is_file(url)]
     if missing:
         raise UserError(f"shard {missing[0]} not found{_more(missing)}", "check the path, or the numbers in the braces")
@@ -124,7 +125,9 @@ def _expand_braces(spec: str) -> list[str]:
     try:
         return list(expand_urls(spec))
     except (ValueError, AssertionError) as error:  # unbalanced braces; an environment variable that is not set
-        raise UserError(f"shards {spec!r}", f"not a brace pattern such as name-{{000..015}}.tar ({error})") from error
+        raise UserError(
+            f"shards {without_secrets(spec)!r}", f"not a brace pattern such as name-{{000..015}}.tar ({error})"
+        ) from error
 
 
 def _expand_pattern(pattern: str) -> list[str]:
