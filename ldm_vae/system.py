@@ -22,6 +22,7 @@ NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # there is
 _PLACE = "change its rights, or name another place"
 _ROOM = "make room there, then run it again"
 _REMEDIES = {
+    errno.ENOENT: "something removes files there meanwhile: see to it, then run it again",
     errno.EMFILE: "allow more open files (ulimit -n), then run it again",
     errno.ENFILE: "too many files are open on this machine: end other programs, then run it again",
     errno.ENOSPC: _ROOM,
@@ -83,6 +84,8 @@ def describe_fault(error: BaseException) -> str | None:
     if fault is None or isinstance(fault, MemoryError):
         told = fault_of_machine(error)  # memory, and libraries that cannot be loaded
         return None if told is None else f"{told.what} {_place(error)}: {told.remedy}"
+    if isinstance(fault, NO_FILE) and fault.filename is None:
+        return None  # a mistake of ours
     what = _place(error) if fault.filename is None else str(fault.filename)
     return " ".join(f"{what}: {fault.strerror}: {_REMEDIES.get(fault.errno or 0, REMEDY)}".split())
 

@@ -35,6 +35,7 @@ def raising(error: BaseException) -> Callable[[], None]:
         (OSError(errno.EIO, os.strerror(errno.EIO), "there/x"), "there/x: Input/output error: "),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x"), "x: No space left on device: make room there"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "x"), "x: Too many open files: allow more open files"),
+        (OSError(errno.ENOENT, os.strerror(errno.ENOENT), "x"), "x: No such file or directory: something removes"),
         (MemoryError(), "too little memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "too little memory"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "No space left on device: make room"),
