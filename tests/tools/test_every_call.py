@@ -16,8 +16,10 @@ from tools.every_call_results import is_wrong, start
 from tools.faults import with_library
 
 # The jobs that take longest are among the slow ones.
-QUICK = ("shards", "check --write-index", "stats --write", "encode", "decode", "check LATENTS", "evaluate")
-QUICK += ("export again", "train, resumed")
+QUICK = (
+    *("shards", "check --write-index", "stats --write", "encode", "decode", "check LATENTS", "evaluate"),
+    *("export again", "train, resumed"),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
