@@ -3,13 +3,15 @@
 Everything is first written to a stage, a hidden sibling `.tmp-HOST-PID-TOKEN-NUMBER-NAME`, then flushed to the disk,
 then renamed. The next writer in the same folder removes the stages of writers that died.
 
-One rename replaces a file. It cannot replace a folder, because POSIX renames onto empty folders only. So an old folder
-is first renamed to `.replaced-NAME`. Between the two renames that is its only name, and a reader that must find the
-folder looks there, too.
+One rename replaces a file. It cannot replace a folder, because POSIX renames onto empty folders only. Linux exchanges
+the names of two folders in one step. Where the file system cannot (network disks), the old folder is first renamed to
+`.replaced-NAME`. Between the two renames that is its only name: a reader that must find the folder looks there, too,
+and the next writer gives it back its name.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import itertools
 import os
@@ -25,6 +27,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ldm_vae.errors import UserError
+from ldm_vae.system import reading
 
 REPLACED = ".replaced-"  # precedes the name of a folder that makes way for a new one
 # A process id tells whether a writer on this host is alive, but nothing about a writer on another host. That one counts
@@ -37,7 +40,8 @@ _TOKEN = secrets.token_hex(4)  # tells this process from a dead one with its id 
 _NUMBER = itertools.count()  # no two stages of one process are the same
 _STAGE = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-([0-9a-f]{8})-\d+-.+")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path makes one slash of two; a drive (C:/) has one letter
-_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+_AT_CURRENT, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and the flag of renameat2, from the headers of Linux
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
@@ -78,21 +82,53 @@ def atomic_folder(final: Path, *, ours: Collection[str] = (), needed: int | None
         fsync_path(stage)
         refuse_foreign(final, ours)  # once more: writing may have taken hours
         aside = final.with_name(REPLACED + final.name)
-        if final.exists():
-            remove_folder(aside)  # a writer was killed after its second rename: `final` is newer
-            final.replace(aside)
-        stage.replace(final)
+        if not final.exists():
+            stage.replace(final)
+        elif _exchange(stage, final):
+            aside = stage  # this name has the old folder now
+        else:
+            _replace_in_two(stage, final, aside)
         fsync_path(final.parent)
         remove_folder(aside)
+
+
+def _replace_in_two(stage: Path, final: Path, aside: Path) -> None:
+    """Renames `final` to `aside` and `stage` to `final`, or leaves both as they were."""
+    remove_folder(aside)  # a writer was killed after its second rename: `final` is newer
+    final.replace(aside)
+    try:
+        stage.replace(final)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to tell
+            aside.replace(final)
+        raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges the names of two folders in one step. False where system or file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_CURRENT, os.fsencode(one), _AT_CURRENT, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def refuse_foreign(folder: Path, ours: Collection[str]) -> None:
     """Raises UserError if `folder` could not be replaced as a whole, or holds what would be lost then.
 
+    Where a writer was killed between two renames, first gives back its name to the folder that it replaced.
+
     folder: it may be missing. Stages of dead writers in it don't count.
     ours: patterns of what may be lost, such as "*.png" or "records/*.json"; * matches within one name. No link may.
     """
     real = folder.resolve()
+    aside = real.with_name(REPLACED + real.name)
+    if aside.is_dir() and not real.exists():
+        aside.replace(real)
     if not real.is_dir():
         if real.exists():
             raise UserError(f"{folder} exists and is no folder", "give the name of a new folder")
@@ -222,19 +258,21 @@ def _staged(final: Path, needed: int | None) -> Iterator[Path]:
 
 @contextmanager
 def explain_disk_errors(final: Path, needed: int | None = None) -> Iterator[None]:
-    """Raises UserError in place of the errors of a full or read-only disk.
+    """Raises UserError in place of the errors of a full or read-only disk. Other errors name the file.
 
     needed: bytes, for the message.
     """
     try:
-        yield
+        with reading(final):
+            yield
     except OSError as error:
         if error.errno in NO_ROOM:
             size = "" if needed is None else f"{needed:,} bytes needed, "
-            free = f"{shutil.disk_usage(final.parent).free:,} bytes free"
-            remedy = f"{error.strerror} ({size}{free}); make room there, nothing older was touched"
+            with suppress(OSError):  # the first error is the one to tell
+                size += f"{shutil.disk_usage(final.parent).free:,} bytes free, "
+            remedy = f"{error.strerror} ({size}nothing older was touched); make room there"
             raise UserError(f"cannot write {final}", remedy) from error
-        if error.errno in _NO_ACCESS:
+        if error.errno in NO_ACCESS:
             raise UserError(f"cannot write {final}", f"{error}; choose another folder or change its rights") from error
         raise
 

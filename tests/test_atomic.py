@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from ldm_vae import atomic
-from ldm_vae.atomic import append, atomic_file, atomic_folder, fsync_path, remove_folder
+from ldm_vae.atomic import append, atomic_file, atomic_folder, fsync_path, refuse_foreign, remove_folder
 from ldm_vae.errors import UserError
 
 
@@ -159,6 +160,74 @@ def test_a_replaced_folder_left_by_a_kill_goes_only_where_its_successor_stands(t
     with atomic_file(tmp_path / "a") as stage:
         stage.write_text("")
     assert names(tmp_path) == {"a", "there", f"{atomic.REPLACED}missing"}
+
+
+def write_part(final: Path, text: str) -> None:
+    with replace_folder(final) as stage:
+        (stage / "part").write_text(text)
+
+
+def test_a_folder_is_replaced_without_a_moment_in_which_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = tmp_path / "name"
+    write_part(final, "old")
+    (tmp_path / "other").mkdir()
+    if not atomic._exchange(tmp_path / "other", final):
+        pytest.skip("this file system cannot exchange names")
+    assert (tmp_path / "other" / "part").read_text() == "old"
+    assert atomic._exchange(tmp_path / "other", final)
+    real = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        assert self != final, "the folder has lost its name"
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    write_part(final, "new")
+    assert (final / "part").read_text() == "new"
+    assert names(tmp_path) == {"name", "other"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_without_an_exchange_a_folder_that_cannot_be_replaced_keeps_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    final = tmp_path / "name"
+    write_part(final, "old")
+    real = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if fails and self.name.startswith(".tmp-") and target == final:
+            raise OSError(errno.EIO, "Input/output error", str(target))
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    with pytest.raises(OSError, match="Input/output error") if fails else nullcontext():
+        write_part(final, "new")
+    assert (final / "part").read_text() == ("old" if fails else "new")
+    assert names(tmp_path) == {"name"}
+
+
+def test_a_folder_whose_replacement_was_killed_gets_its_name_back(tmp_path: Path) -> None:
+    final = tmp_path / "name"
+    write_part(final, "old")
+    final.rename(tmp_path / f"{atomic.REPLACED}name")  # what a kill between two renames leaves
+    refuse_foreign(final, ["part"])
+    assert (final / "part").read_text() == "old"
+    assert names(tmp_path) == {"name"}
+
+
+def test_the_first_error_is_told_where_the_room_cannot_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disk_usage(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("shutil.disk_usage", disk_usage)
+    with pytest.raises(UserError, match=r"full.*make room"), atomic_file(tmp_path / "full"):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_remove_folder(tmp_path: Path) -> None:

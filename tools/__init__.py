@@ -16,4 +16,8 @@ golden.py             `make golden`: compares training and encoding with an olde
 release.py            `make release`: builds and checks a release, and prints how to publish it
 diffusers_suite.py    Runs diffusers' own tests of AutoencoderKL through the drop-in
 reliability.py        Writes docs/reliability.md: which faults were injected, and what was lost
+faults.py             Lets the n-th call of libc fail, by the preloaded library `every_call.c`
+every_call_jobs.py    The small jobs: each command on four pictures
+every_call.py         Lets every call of a job fail, and judges what comes of it
+every_call_results.py Its command: keeps the results in a file, and prints a table
 """

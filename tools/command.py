@@ -1,14 +1,12 @@
-"""Runs a function as a command: options by typer, and a UserError as one line on stderr with exit code 2."""
+"""Runs a function as a command: options by typer, and what ends it as one line on stderr."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 
 import typer
 
-from ldm_vae.errors import UserError
-from ldm_vae.printable import say
+from ldm_vae.ending import told_in_a_line
 
 
 def run_command(function: Callable[..., None], arguments: Sequence[str] | None = None) -> None:
@@ -18,8 +16,5 @@ def run_command(function: Callable[..., None], arguments: Sequence[str] | None =
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(function)
-    try:
+    with told_in_a_line(function.__name__):
         app(arguments)
-    except UserError as error:
-        say(f"{function.__name__}: {error}", error=True)
-        sys.exit(2)

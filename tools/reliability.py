@@ -3,6 +3,10 @@
     python -m tools.reliability
 
 runs the tests that inject faults, slow ones too, and then measures.
+
+    python -m tools.reliability --every-call [--only JOB] [--sample K] [--results FILE]
+
+lets every call of every command fail instead (`every_call.py`), which takes hours, and prints what came of it.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import webdataset
 from ldm_vae.data.images.decode import encode_image
 from ldm_vae.data.shards.index import load_index, write_index
 from ldm_vae.data.stream.reader import DataConfig, train_batches
+from tools import every_call_results
 
 PAGE = Path("docs/reliability.md")
 TESTS = (
@@ -51,9 +56,12 @@ cores that had other work, too: only the ratio of the two rows means something.
 The position in the data is a number, so a resumed run does not read again what it has used. Over HTTP it reads at most
 one window of 64 samples per lane (`tests/data/stream/test_remote.py`).
 
-## What ends a run, and with which code
-A rank that was stopped by SIGTERM, SIGUSR1 or Ctrl-C ends with exit code 85, and has saved; one that met bad input, or
-whose data workers failed, ends with 2.
+## What ends a command, and with which code
+`ldm-vae`, `python -m train` and the tools end with 0 only where everything is done. `ldm-vae check` ends with 1 where
+it found something. 2 means not done, and one line on stderr says why: bad input, or a disk, a file server or a memory
+that failed. Such a failure is never taken for a missing or damaged file, and what was finished is kept: run it again.
+A rank of the trainer that was stopped by SIGTERM, SIGUSR1 or Ctrl-C, and has saved, ends with 85; one whose data
+workers failed, with 2.
 Launchers turn both into 1, so `status.json` says `preempted` or `failed`, and why.
 `configs/accelerate/slurm_requeue.sh` uses no launcher and goes by the exit code.
 
@@ -65,6 +73,8 @@ files should set it, too.
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["--every-call"]:
+        return every_call_results.start(sys.argv[2:])
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         code = pytest.main(["-q", "-k", "not test_recipes", f"--junitxml={report}", *TESTS])
@@ -72,8 +82,15 @@ def main() -> int:
         times = "".join(time_rows(Path(folder) / "shards"))
     tail = PAGE_END.format(samples=TARS * SAMPLES_PER_TAR, side=SIDE, shards=TARS, batch=SAMPLES_PER_STEP, rows=times)
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(PAGE_START + faults + tail)
+    PAGE.write_text(PAGE_START + faults + _every_call() + tail)
     return int(code)
+
+
+def _every_call() -> str:
+    """The section of the page about `--every-call`, whose table a person brings up to date."""
+    page = PAGE.read_text()
+    start = page.index("\n## Every call\n")
+    return page[start : page.index("\n## ", start + 1)]
 
 
 def fault_rows(report: Path) -> list[str]:

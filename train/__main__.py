@@ -24,19 +24,21 @@ import typer
 from accelerate import Accelerator
 from torch import nn
 
+from ldm_vae.atomic import remove_abandoned
 from ldm_vae.data.images.quiet import quiet_decoders
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.reader import train_batches
 from ldm_vae.data.stream.shared_memory import require_shared_memory, shared_bytes
+from ldm_vae.ending import told_in_a_line
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
-from ldm_vae.machine import fault_of_machine
 from ldm_vae.networks.network import Network
 from ldm_vae.passwords import without_secrets
 from ldm_vae.printable import PrintableFormatter, prepare_output, say
 from ldm_vae.ranks import is_first_to_report
 from ldm_vae.recipe import load_recipe
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run, origin_of
+from train.checkpoint import prune
 from train.dry_run import describe_recipe
 from train.fields import show_fields
 from train.health import Health
@@ -83,7 +85,7 @@ def train_command(
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     sys.argv[1:] = map(without_secrets, sys.argv[1:])  # trackers store the command line
     logger.setLevel(logging.INFO)
-    try:
+    with told_in_a_line("train", tell):
         if fields:
             show_fields([] if recipe is None else [str(recipe), *(overrides or [])])
             return
@@ -92,20 +94,12 @@ def train_command(
         config = load_recipe(Recipe, recipe, overrides or [])
         if dry_run:
             describe_recipe(config)
-        else:
+            return
+        try:
             run_training(config)
-    except UserError as error:
-        tell(str(error))
-        sys.exit(2)
-    except (MemoryError, OSError, RuntimeError, ImportError) as error:
-        fault = fault_of_machine(error)
-        if fault is None:
-            raise
-        tell(str(fault))
-        sys.exit(2)
-    except Preempted as reason:
-        tell(f"stopped by {reason}; run it again to go on")
-        sys.exit(PREEMPTED)
+        except Preempted as reason:
+            tell(f"stopped by {reason}; run it again to go on")
+            sys.exit(PREEMPTED)
 
 
 def tell(message: str) -> None:
@@ -139,7 +133,7 @@ def run_training(recipe: Recipe) -> None:
             status: Status = "preempted" if isinstance(error, Preempted) else "failed"
             try:
                 write_status(folder, status, str(error) or type(error).__name__, main=main)
-            except UserError as second:  # such as a full disk; the user is to read what ended the run
+            except (UserError, OSError) as second:  # of the same disk; the user is to read what ended the run
                 logger.warning("%s", second)
             raise
         write_status(folder, "done", main=main)
@@ -192,6 +186,9 @@ def train_under_lock(
     if checkpoint is not None:
         check_same_data(checkpoint, index)
         restore(run, meter, health, checkpoint)
+        if accelerator.is_main_process:  # what a run left that was stopped right after this checkpoint
+            remove_abandoned(checkpoint.folder.parent)
+            prune(folder, recipe.checkpoint)
     start = 0 if checkpoint is None else checkpoint.step
     if accelerator.is_main_process:
         write_recipe(folder, recipe)

@@ -81,7 +81,7 @@ class Loop:
             except Interrupted:
                 self.stop()
         except BaseException:
-            with suppress(UserError):  # the user is to read what ended the run
+            with suppress(UserError, OSError):  # the user is to read what ended the run
                 self.write_broken()
             raise
         finally:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -80,7 +81,8 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.main:
-            self._lock.release()
+            with suppress(OSError):  # the system frees it with the process; an earlier error is the one to tell
+                self._lock.release()
 
     def _wait_for_another_host(self) -> None:
         holder = read_status(self.run)

@@ -9,9 +9,8 @@ from importlib import import_module
 import typer
 
 from ldm_vae.data.images.quiet import quiet_decoders
-from ldm_vae.errors import UserError
-from ldm_vae.machine import fault_of_machine
-from ldm_vae.printable import prepare_output, say
+from ldm_vae.ending import told_in_a_line
+from ldm_vae.printable import prepare_output
 from ldm_vae.waiting import choose_waiting
 
 COMMANDS = {
@@ -44,22 +43,14 @@ def build_app(asked: str | None) -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the console script. A UserError, or a fault of the machine, becomes one line and exit code 2."""
+    """Entry point of the console script. What ends it is told in one line on stderr (`ldm_vae.ending`)."""
     prepare_output()
     quiet_decoders()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     choose_waiting()
     try:
-        build_app(arguments[0] if arguments else None)(arguments, obj=arguments)
-    except UserError as error:
-        say(f"ldm-vae: {error}", error=True)
-        sys.exit(2)
-    except (MemoryError, OSError, RuntimeError, ImportError) as error:
-        fault = fault_of_machine(error)
-        if fault is None:
-            raise
-        say(f"ldm-vae: {fault}", error=True)
-        sys.exit(2)
+        with told_in_a_line("ldm-vae"):
+            build_app(arguments[0] if arguments else None)(arguments, obj=arguments)
     except KeyboardInterrupt:  # during imports; later typer handles it
         sys.exit(130)
 

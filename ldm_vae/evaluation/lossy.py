@@ -21,6 +21,7 @@ from torch import Tensor
 from ldm_vae.codec import from_pil, to_pil
 from ldm_vae.errors import UserError
 from ldm_vae.ranks import all_gather
+from ldm_vae.system import system_error
 
 LossyFormat = Literal["jpeg", "webp"]
 QUALITIES: dict[LossyFormat, tuple[int, int]] = {"jpeg": (1, 100), "webp": (0, 100)}  # lowest and highest of Pillow
@@ -120,7 +121,10 @@ def _write(picture: Image.Image, kind: LossyFormat, quality: int) -> bytes:
     file = io.BytesIO()
     try:
         picture.save(file, kind, quality=quality)
-    except (OSError, ValueError) as error:  # WebP ends at 16383 pixels, JPEG at 65535
+    except (OSError, ValueError) as error:
+        if system_error(error) is not None:
+            raise
+        # Otherwise the sides are too long: WebP ends at 16383 pixels, JPEG at 65535
         what = f"{kind} cannot hold an image of {picture.width} x {picture.height} ({error})"
         raise UserError(what, "resize the images, or leave this baseline out") from error
     return file.getvalue()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -23,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm_vae.atomic import REPLACED, atomic_folder
 from ldm_vae.errors import UserError
+from ldm_vae.system import NO_FILE, reading
+from ldm_vae.tensors import read_tensors
 
 CHECKPOINT_FORMAT = "ldm_vae.checkpoint"
 CHECKPOINT_VERSION = 2
@@ -97,9 +97,10 @@ class Checkpoint:
         """Reads `meta` only. Raises UserError where `folder` is no checkpoint, or one of a newer version."""
         remedy = f"give a run or one of its checkpoints, such as {Path('RUN') / 'checkpoints' / 'step_00001000'}"
         try:
-            meta = json.loads((folder / "meta.json").read_bytes())
-        except OSError as error:
-            raise UserError(f"{folder} is no checkpoint (no readable meta.json)", remedy) from error
+            with reading(folder / "meta.json"):
+                meta = json.loads((folder / "meta.json").read_bytes())
+        except NO_FILE as error:
+            raise UserError(f"{folder} is no checkpoint (no meta.json)", remedy) from error
         except ValueError as error:
             raise UserError(f"{folder / 'meta.json'} is damaged", "use another checkpoint of the run") from error
         if not isinstance(meta, dict) or meta.get("format") != CHECKPOINT_FORMAT:
@@ -151,7 +152,7 @@ class Checkpoint:
             raise UserError(f"{self.folder} holds no tensors {name!r}", f"it has {', '.join(self.groups)}")
         if problems := find_damage(self.folder, only=path.name):
             raise UserError(f"checkpoint {self.folder} is damaged", f"{'; '.join(problems)}; use another of the run")
-        found = load_file(path)
+        found = read_tensors(path)
         return found if self.meta["version"] > 1 else {_renamed(key): value for key, value in found.items()}
 
 
@@ -180,8 +181,9 @@ def find_damage(folder: Path, only: str | None = None) -> list[str]:
     only: name of the one file to read; None reads all.
     """
     try:
-        manifest = _Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-    except OSError:
+        with reading(folder / "manifest.json"):
+            manifest = _Manifest.model_validate_json((folder / "manifest.json").read_bytes())
+    except NO_FILE:
         return ["manifest.json is missing"]
     except ValidationError:
         return ["manifest.json is damaged"]
@@ -205,7 +207,7 @@ def _damage_of_file(folder: Path, expected: _ManifestEntry) -> Iterator[str]:
 
 
 def _manifest_entry(path: Path) -> _ManifestEntry:
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return _ManifestEntry(name=path.name, bytes=path.stat().st_size, sha256=digest)
 
@@ -226,10 +228,6 @@ def _write_tensors(path: Path, named: Mapping[str, Tensor]) -> Path:
         else:
             separate[name] = tensor.detach()
             storages.add(tensor.untyped_storage().data_ptr())
-    try:
+    with reading(path):
         save_file(separate, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # the number of the system's error is only in its text
-        if match := re.search(r"(?:os error |code: )(\d+)", str(error)):  # in 0.5.0: Os { code: 28, ...
-            raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
-        raise
     return path

@@ -12,15 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import save
 from torch import Tensor
 
 from ldm_vae.atomic import atomic_folder
 from ldm_vae.errors import UserError
 from ldm_vae.interop.native import NATIVE_WEIGHTS
 from ldm_vae.precision import floats_as_float32
+from ldm_vae.system import reading
+from ldm_vae.tensors import read_metadata, read_tensors
 
 CONFIG, WEIGHTS, CARD = "config.json", "diffusion_pytorch_model.safetensors", "README.md"
 STATISTICS = "latent_statistics.json"  # in a run, beside its recipe, or in an export
@@ -43,7 +44,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a folder of diffusers or of our own. Raises UserError where it is missing or damaged."""
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_bytes())
+        with reading(path):
+            config = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{folder} has no {CONFIG}", "give the folder of an exported codec") from None
     except ValueError as error:
@@ -59,8 +61,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if path is None:
         raise UserError(f"{folder} holds no weights", f"it needs a {' or a '.join(WEIGHT_FILES)}")
     try:
-        binary = path.suffix == ".bin"
-        state = torch.load(path, map_location="cpu", weights_only=True) if binary else load_file(path)
+        state = read_tensors(path)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read", f"it is damaged or holds more than tensors ({reason})") from None
@@ -71,8 +72,7 @@ def read_codecs(folder: Path) -> tuple[str, ...]:
     """The `codecs` that `write_folder` wrote beside the weights; empty where another program wrote them."""
     for name in (WEIGHTS, NATIVE_WEIGHTS):
         if (folder / name).is_file():
-            with safe_open(folder / name, "pt") as file:
-                return tuple((file.metadata() or {}).get(CODECS, "").split())
+            return tuple(read_metadata(folder / name).get(CODECS, "").split())
     return ()
 
 

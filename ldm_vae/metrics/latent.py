@@ -21,6 +21,7 @@ from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import without_secrets
 from ldm_vae.recipe import Config, validate
+from ldm_vae.system import NO_FILE, reading
 
 
 class LatentMoments:
@@ -174,8 +175,9 @@ class LatentStatistics(Config):
         """Reads such a file. Raises UserError if it is missing, or something else."""
         remedy = "make it with `ldm-vae stats MODEL SHARDS --json FILE`"
         try:
-            content = json.loads(path.read_bytes())
-        except OSError:
+            with reading(path):
+                content = json.loads(path.read_bytes())
+        except NO_FILE:
             raise UserError(f"statistics {path} cannot be read", remedy) from None
         except ValueError:
             raise UserError(f"{path} is no file of statistics", remedy) from None

@@ -31,8 +31,8 @@ from urllib.parse import urljoin
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm_vae.errors import UserError
@@ -48,6 +48,7 @@ from ldm_vae.pretrained.download import (
     read_state,
     verify,
 )
+from ldm_vae.tensors import read_metadata, read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ def _from_path(name: BackboneName, path: Path) -> dict[str, Tensor]:
         if path.name.endswith(".tar.gz"):
             verify(path, ARCHIVE_SHA256)
             return _from_archive(path)[name]
-        state = load_file(path) if path.suffix == ".safetensors" else read_state(path)
+        state = read_tensors(path) if path.suffix == ".safetensors" else read_state(path)
         return _convolutions(name, state)
     except (Unusable, OSError, SafetensorError) as error:
         raise UserError(f"backbone file {path}: {error}", remedy) from error
@@ -175,9 +176,8 @@ def _from_cache(name: BackboneName, cached: Path) -> dict[str, Tensor] | None:
     if not cached.is_file():
         return None
     try:
-        with safe_open(cached, framework="pt") as file:
-            noted = file.metadata()["sha256"]
-        weights = _convolutions(name, load_file(cached))
+        noted = read_metadata(cached)["sha256"]
+        weights = _convolutions(name, read_tensors(cached))
         if weights_sha256(weights) == noted:
             return weights
         logger.warning("%s is damaged: its sha256 is not the one noted in it", cached)

@@ -7,6 +7,7 @@ and downloads it, and the others wait and read its file. Nothing here runs code 
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import logging
 import os
@@ -26,6 +27,7 @@ import torch
 from filelock import FileLock
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from ldm_vae.atomic import NO_ACCESS, NO_ROOM
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import with_secrets, without_secrets
 
@@ -58,13 +60,15 @@ def cache_folder() -> Path:
 
 @contextmanager
 def cache_lock() -> Iterator[Path]:
-    """Makes the cache folder, and locks it for this process alone. Raises UserError if it can't be written."""
+    """Makes the cache folder, and locks it for this process alone. Raises UserError if it has no rights or no room."""
     cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / "weights.lock"):
             yield cache
     except OSError as error:
+        if error.errno not in (*NO_ROOM, *NO_ACCESS, errno.EEXIST, errno.ENOTDIR):
+            raise
         raise UserError(f"cache {cache} can't be written ({error})", "set LDM_VAE_CACHE to a folder") from error
 
 

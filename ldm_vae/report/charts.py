@@ -32,6 +32,7 @@ SHAPES = {
 SIZE = (4.6, 2.7)  # inches
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, in the font of the page
+    "svg.hashsalt": "ldm_vae",  # else ids are random, and two reports of one run differ
     "text.parse_math": False,  # names may hold $
     "axes.unicode_minus": True,
     "font.size": 10,

@@ -14,6 +14,7 @@ from ldm_vae.diagnostics.findings import Inspection, Matrix, PictureFile, Quanti
 from ldm_vae.report.charts import Drawing, draw
 from ldm_vae.report.numbers import short
 from ldm_vae.report.pictures import data_uri, diverging_map
+from ldm_vae.system import NO_FILE, system_error
 
 LEVEL_SIGNS = {"bad": ("✕", "Bad"), "warning": ("!", "Warning"), "unknown": ("?", "Unknown"), "good": ("✓", "Good")}
 CELLS = 12  # rows or columns; a matrix with more is shown as a picture, not as a table of numbers
@@ -147,6 +148,8 @@ def _picture(picture: PictureFile, folder: Path, left: int) -> ShownPicture:
                 return ShownPicture(picture, "", 0, 0, f"{picture.file} is too large")
             image = opened.convert("RGBA" if opened.has_transparency_data else "RGB")
     except (OSError, ValueError, SyntaxError) as error:
+        if not isinstance(error, NO_FILE) and system_error(error, path) is not None:
+            raise
         reason = "is missing" if isinstance(error, FileNotFoundError) else "is no PNG that can be read"
         return ShownPicture(picture, "", 0, 0, f"{picture.file} {reason}")
     shrink = 1

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from ldm_vae.errors import UserError
+from ldm_vae.system import reading
 
 
 def _none_unless_finite(value: Any) -> Any:
@@ -78,11 +79,13 @@ class StoredResults(Measured):
     def read(path: Path) -> StoredResults:
         """Raises UserError where the file is no results.json, and FileNotFoundError where there is no file."""
         try:
-            return StoredResults.model_validate(json.loads(path.read_bytes()))
+            with reading(path):
+                content = json.loads(path.read_bytes())
+            return StoredResults.model_validate(content)
         except FileNotFoundError:
             raise
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"{path} cannot be read", f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        except (OSError, ValueError, RecursionError) as error:
+        except (IsADirectoryError, ValueError, RecursionError) as error:
             raise UserError(f"{path} cannot be read", " ".join(str(error).split())) from None

@@ -16,6 +16,7 @@ from ldm_vae.interop.diffusers import STATISTICS
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.recipe import read_yaml
 from ldm_vae.report.results import StoredResults
+from ldm_vae.system import reading
 
 TRACES = ("recipe.yaml", "metrics.jsonl", "status.json", "checkpoints")  # a folder with none of them is no run
 LogRow = dict[str, float | None]  # metric -> value; None where the value was not finite
@@ -198,10 +199,11 @@ def _finite_number(value: Any) -> float | None:
 
 def _read_status(path: Path, gaps: list[Gap]) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        with reading(path):
+            content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError):
+    except (IsADirectoryError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         gaps.append(Gap("summary", "status.json cannot be read, so it is unknown how the run ended."))
