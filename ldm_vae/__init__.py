@@ -3,6 +3,7 @@
 Names are imported when first asked for, so that the command line answers without waiting for torch.
 
     errors.py      The one kind of error that a user can mend: it names the thing and the remedy in a line
+    documents.py   JSON and YAML that anybody may have written -> values, bounded, or a UserError that names the file
     recipe.py      Recipes: a YAML base plus overrides -> a typed, validated, frozen configuration
     schedules.py   Numbers that change over a run: pure functions of the optimizer step, the same on any number of
                    processes
@@ -13,6 +14,7 @@ Names are imported when first asked for, so that the command line answers withou
     atomic.py      Files and folders that appear under their name whole, or not at all, whatever kills the writer
     noise.py       Where every random number comes from: a function of the seed and of what it is for
     parts.py       The kinds of networks, bottlenecks and adversaries, by the word that a recipe names them with
+    arguments.py   What is given to a codec in place of a tensor, a type or a device: named, with what converts it
     codec.py       LatentCodec: image <-> scaled latent, the one object that everything outside training uses
     __main__.py    `python -m ldm_vae` is the same as `ldm-vae`
     bottlenecks/   What stands between encoder and decoder: how a latent is drawn, and what it costs

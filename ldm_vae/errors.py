@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+LONGEST = 800  # characters of what and of the remedy: both may quote what a hostile file holds
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the name that Python gives to an object
 
 
@@ -15,6 +16,7 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, remedy: str) -> None:
+        what, remedy = (text if len(text) <= LONGEST else f"{text[:LONGEST]}..." for text in (what, remedy))
         super().__init__(f"{what}: {remedy}")
         self.what = what
         self.remedy = remedy

@@ -15,6 +15,8 @@ from tests.conftest import ROOT
 # A file imports from its own room and from rooms before it. Modules that need no other room stand first.
 ROOMS = (
     "errors",
+    "documents",
+    "arguments",
     "precision",
     "ranks",
     "launch",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.data.images.decode import read_npy
+from ldm_vae.data.images.pixels import BrokenImage
+from ldm_vae.data.shards.shard import BrokenSample, parse_label
 from ldm_vae.data.shards.storage import Missing, RangeReader
 from ldm_vae.data.shards.tar import BrokenTar, Member, members
 from ldm_vae.errors import UserError
@@ -180,6 +182,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """Key -> (height, width) of the images in a shard, in the order of the tar."""
         name = self._names[shard]
         if self.info.version == 1:
+            if name not in self.info.sizes:
+                raise self._damaged(shard, f"{LATENTS_FILE} has no sizes of its images")
             return self.info.sizes[name]
         record = read_record(self.folder, name, self.info.shards[name].record)
         if record is None:
@@ -191,14 +195,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if field not in place.fields:
             raise self._damaged(shard, f"{place.key} has no {field}")
         try:
-            array: np.ndarray[Any, np.dtype[np.float16]] = np.load(
-                io.BytesIO(self._bytes(shard, place, field)), allow_pickle=False
-            )
-        except (ValueError, EOFError) as error:
-            raise self._damaged(shard, f"{place.key}.{field}: {error}") from None
+            array = read_npy(self._bytes(shard, place, field))
+        except BrokenImage as error:
+            raise self._damaged(shard, f"{place.key}.{field}: {error.reason}") from None
         channels = self.info.job.channels * (2 if self.info.job.latents == "moments" else 1)
-        if array.ndim != 3 or array.shape[0] != channels:
-            raise self._damaged(shard, f"{place.key}.{field} has shape {array.shape}, not ({channels}, h, w)")
+        if array.ndim != 3 or array.shape[0] != channels or array.size == 0 or array.dtype != np.float16:
+            given = f"{array.dtype} of shape {array.shape}"
+            raise self._damaged(shard, f"{place.key}.{field} is {given}, not float16 ({channels}, h, w)")
         return array
 
     def _damaged(self, shard: int, reason: str) -> UserError:
@@ -236,6 +239,6 @@ def _group(found: Iterable[Member], sizes: Mapping[str, tuple[int, int]], first:
 
 def _integer(data: bytes, key: str) -> int:
     try:
-        return int(data)
-    except ValueError:
-        raise UserError(f"cls of sample {key} is no integer", "mend it in the shards and encode them again") from None
+        return parse_label(data)
+    except BrokenSample as error:
+        raise UserError(f"sample {key}: {error.reason}", "mend it in the shards and encode them again") from None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -19,8 +20,11 @@ from ldm_vae.atomic import atomic_file
 from ldm_vae.data.shards.samples import read_samples
 from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable, is_remote
+from ldm_vae.documents import read_json
 from ldm_vae.errors import UserError
 from ldm_vae.pretrained.download import cache_folder
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ContentDigest:
@@ -77,9 +81,9 @@ def source_digest(shard: ShardIndex, *, remembered: bool = True) -> str:
     """
     version = version_of(shard)
     if remembered and version is not None:
-        with suppress(OSError, ValueError, AttributeError):
-            known = json.loads(_cached(shard).read_bytes()).get(version)
-            if isinstance(known, str):
+        with suppress(OSError, UserError):
+            known = read_json(_cached(shard), "").get(version)
+            if isinstance(known, str) and _DIGEST.fullmatch(known):
                 return known
     reader = DigestingReader()
     for _ in reader.read(0, shard):

@@ -34,6 +34,7 @@ from ldm_vae.data.shards.shard import (
 )
 from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable, expand_shards, is_remote, read_whole
 from ldm_vae.data.shards.tar import TAR_BLOCK
+from ldm_vae.documents import LARGE, DamagedFile, parse_json, read_file
 from ldm_vae.errors import UserError, in_one_line
 
 TEXTS = ("json", "txt")
@@ -125,8 +126,8 @@ def refuse_other_index(folder: Path) -> None:
     """Raises UserError if the index.json of a folder is of another program. One that is damaged may be replaced."""
     path = folder / INDEX_FILE
     try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
+        content = parse_json(read_file(path, "", largest=LARGE), str(path), "", names=True)
+    except (FileNotFoundError, DamagedFile):
         return
     if not isinstance(content, dict) or content.get("format") != INDEX_FORMAT:
         raise UserError(f"{path} is none of ldm_vae's", "move it, or the shards: the index stands beside them")

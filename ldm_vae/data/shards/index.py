@@ -41,6 +41,7 @@ from ldm_vae.data.shards.storage import (
     is_remote,
     read_whole,
 )
+from ldm_vae.documents import LARGE, DamagedFile, read_json
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config
 
@@ -352,10 +353,9 @@ def _known_or_scanned(
 def _read_scans(stored: Path) -> dict[str, Any]:
     """What a cache of scans holds; nothing where it is missing or damaged."""
     try:
-        known = json.loads(stored.read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
+        return read_json(stored, "", largest=LARGE, names=True)
+    except (FileNotFoundError, DamagedFile):
         return {}
-    return known if isinstance(known, dict) else {}
 
 
 def _unreadable(path: str, error: Missing) -> UserError:
