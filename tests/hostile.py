@@ -46,14 +46,15 @@ def without(content: Any, path: tuple[Any, ...]) -> Any:
 
 
 def trees(content: Any, count: int, seed: int = 0) -> Iterator[Any]:
-    """Copies with one value that is replaced or left out: every place once, and `count` further pairs."""
+    """`count` copies with one value that is left out, or replaced by each of VALUES in turn."""
     draw = random.Random(seed)
     known = list(places(content))
-    for path in known[1:]:
-        yield without(content, path)
-        yield replaced(content, path, draw.choice(VALUES))
-    for _ in range(count):
-        yield replaced(content, draw.choice(known), draw.choice(VALUES))
+    for number in range(count):
+        path = draw.choice(known)
+        if path and number % 5 == 0:
+            yield without(content, path)
+        else:
+            yield replaced(content, path, VALUES[number % len(VALUES)])
 
 
 def damaged(data: bytes, count: int, seed: int = 0) -> Iterator[bytes]:

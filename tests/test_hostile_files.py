@@ -6,6 +6,7 @@ Each kind of file is taken from something whole, changed in hundreds of ways, an
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import resource
 import shutil
@@ -33,6 +34,7 @@ from ldm_vae.latents.check import check_latents
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.recipe import load_recipe
 from ldm_vae.report.page import write_report
+from ldm_vae.report.run import read_run
 from tests.conftest import TINY, write_shards
 from tests.hostile import damaged, hostile_json, trees
 from tests.latents.jobs import job
@@ -42,7 +44,7 @@ from train.recipe import Recipe
 from train.status import read_status, write_status
 
 HEADROOM = 3 * 2**30  # bytes beyond what the tests' process has; a terabyte that a file asks for is far beyond
-COUNT = 60  # changed values of each file, beside one for every place
+COUNT = 100  # changed values of each file
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +111,7 @@ def survive(path: Path, contents: Iterable[bytes], read: Callable[[], object]) -
     with suppress(UserError):
         read()
     path.rmdir()
-    assert tried > 20 and all(line.strip() and len(line) < 2000 for line in lines)
+    assert tried >= 10 and all(line.strip() and len(line) < 2000 for line in lines)
 
 
 def copied(whole: Path, tmp_path: Path, name: str) -> Path:
@@ -126,7 +128,16 @@ def loaded(folder: Path) -> Callable[[], object]:
 
 
 def reported(run: Path) -> Callable[[], object]:
-    return lambda: write_report([str(run)], None, None, "ldm-vae report")
+    """Reads a run, and makes a page of every eighth, since that takes a second. It decodes nothing."""
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    count = itertools.count()
+
+    def read() -> None:
+        read_run(str(run))
+        if next(count) % 8 == 0:
+            write_report([str(run)], None, None, "ldm-vae report")
+
+    return read
 
 
 @pytest.mark.parametrize("name", ["export", "split"])
@@ -238,7 +249,7 @@ def test_statistics_of_another_number_of_channels_are_not_exported(whole: Path, 
 )
 def test_what_a_report_reads(whole: Path, tmp_path: Path, name: str) -> None:
     run = copied(whole, tmp_path, "run")
-    survive(run / name, hostile_json((run / name).read_bytes(), 60), reported(run))
+    survive(run / name, hostile_json((run / name).read_bytes(), 40), reported(run))
 
 
 def test_results_in_a_card(whole: Path, tmp_path: Path) -> None:
@@ -262,8 +273,8 @@ def test_logs(whole: Path, tmp_path: Path, name: str) -> None:
     path = run / name
     lines = [{"step": 3, "pixel": 0.5, "warning": "w 1"}, {"step": 4, "validation/psnr": 3.0, "warning": "w 2"}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    changed = [f"{json.dumps(tree)}\n{json.dumps(lines[1])}\n".encode() for tree in trees(lines[0], 60)]
-    survive(path, [*changed, *damaged(path.read_bytes(), 30), b"\xff" * 10, b"\n" * 10], reported(run))
+    changed = [f"{json.dumps(tree)}\n{json.dumps(lines[1])}\n".encode() for tree in trees(lines[0], 30)]
+    survive(path, [*changed, *damaged(path.read_bytes(), 10), b"\xff" * 10, b"\n" * 10], reported(run))
 
 
 def test_status_of_a_run(whole: Path, tmp_path: Path) -> None:
@@ -364,7 +375,7 @@ def test_recipes(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(TINY.format(output=tmp_path / "out", shards=whole / "shards"))
     content = load_recipe(Recipe, path).model_dump(mode="json")
-    changed = [json.dumps(tree).encode() for tree in trees(content, 300)]
+    changed = [json.dumps(tree).encode() for tree in trees(content, 200)]
     survive(
         path,
         [*(text.encode("utf-8", "surrogatepass") for text in HOSTILE_YAML), *changed, *damaged(path.read_bytes(), 60)],
@@ -379,10 +390,10 @@ def test_recipe_of_a_run(whole: Path, tmp_path: Path) -> None:
     tree = {"data": {"train": [{"shards": "x"}], "validation": "v", "image": {"crop": 8, "resize": 9}}, "steps": 5}
 
     def read() -> None:
-        reported(run)()
+        read_run(str(run))
         export_model(load_model(run), tmp_path / "out", statistics, command="")
 
-    changed = [json.dumps(other).encode() for other in trees(tree, 60)]
+    changed = [json.dumps(other).encode() for other in trees(tree, 30)]
     survive(path, [*(text.encode("utf-8", "surrogatepass") for text in HOSTILE_YAML), *changed], read)
 
 

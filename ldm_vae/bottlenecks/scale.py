@@ -70,7 +70,7 @@ class LatentScale:
             )
         except (TypeError, OverflowError) as error:
             raise UserError(f"{source}: the scale of the latents is no number", "mend its scaling_factor") from error
-        if (problem := scale._problem(channels)) is not None:
+        if (problem := scale.problem(channels)) is not None:
             raise UserError(
                 f"{source}: {problem}", "mend the scaling_factor, shift_factor, latents_mean and latents_std"
             )
@@ -97,7 +97,8 @@ class LatentScale:
             "latents_std": None if self.std is None else list(self.std),
         }
 
-    def _problem(self, channels: int) -> str | None:
+    def problem(self, channels: int) -> str | None:
+        """Why it can scale no latents of so many channels, or None."""
         numbers = [self.factor, self.shift or 0.0, *(self.mean or ()), *(self.std or ())]
         if not all(abs(number) <= LARGEST for number in numbers):
             return "the scale of the latents is not finite in float32"

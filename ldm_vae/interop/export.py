@@ -74,6 +74,8 @@ def export_model(
     keep = loaded.scale is not None and kind is None and given
     scale = loaded.scale if keep or statistics is None else statistics.scale(kind or natural_scale(target))
     assert scale is not None
+    if (problem := scale.problem(model.config.latent_channels)) is not None:
+        raise UserError(f"{source.name}: {problem}", "measure again: `ldm-vae stats MODEL SHARDS --write`")
     layout = layout_of(model)
     if target is not None and layout is None:
         what = describe_parts(model)

@@ -143,7 +143,7 @@ def load_model(ref: str | Path | AutoencoderKL, *, variant: str | None = None) -
         raise UserError(f"run {ref} has no whole checkpoint", "train it until its first one is saved")
     for folder in (path, path / "vae"):
         if (folder / CONFIG).is_file():
-            return _load_folder(folder, str(ref), folder)
+            return _load_folder(folder, str(ref), folder, variant)
     raise UserError(f"{ref} holds no model", HOW_TO_NAME_A_MODEL)
 
 

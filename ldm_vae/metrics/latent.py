@@ -170,9 +170,12 @@ class LatentStatistics(Config):
         """The scale to unit variance: over all channels ("factor"), with zero mean too ("shift"), or per channel."""
         if min(self.std, *self.channel_std) < SMALLEST:
             raise UserError("the measured latents do not vary", "the codec has collapsed; train it differently")
+        scale = LatentScale(1.0 / self.std, shift=self.mean if kind == "shift" else None)
         if kind == "channel":
-            return LatentScale(1.0, mean=self.channel_mean, std=self.channel_std)
-        return LatentScale(1.0 / self.std, shift=self.mean if kind == "shift" else None)
+            scale = LatentScale(1.0, mean=self.channel_mean, std=self.channel_std)
+        if (problem := scale.problem(len(self.channel_mean))) is not None:
+            raise UserError(f"the measured latents give no scale: {problem}", "measure again with `ldm-vae stats`")
+        return scale
 
     def write(self, path: Path) -> None:
         with atomic_file(path) as stage:
