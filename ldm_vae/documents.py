@@ -192,7 +192,7 @@ def _check_growth(text: str) -> None:
         elif isinstance(event, CollectionEndEvent):
             anchor, before = open_parts.pop()
             if anchor is not None:
-                sizes[anchor] = count + 1 - before
+                sizes[anchor] = count - before
         elif isinstance(event, AliasEvent):
             if any(event.anchor == anchor for anchor, _ in open_parts):
                 raise ValueError(f"the alias *{event.anchor} lies within what it stands for")
