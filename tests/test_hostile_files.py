@@ -349,11 +349,12 @@ def test_index_of_shards(whole: Path, tmp_path: Path, name: str) -> None:
 def test_scans_in_a_cache(whole: Path, tmp_path: Path) -> None:
     shards, cache = copied(whole, tmp_path, "shards"), tmp_path / "cache"
     (shards / "index.json").unlink()
-    expected = load_index(str(shards), cache=cache).fingerprint
+    load_index(str(shards), cache=cache)
     (path,) = cache.glob("*.json")
 
     def read() -> None:
-        assert load_index(str(shards), cache=cache).fingerprint == expected
+        for shard in load_index(str(shards), cache=cache).shards:
+            assert sum(1 for _ in read_samples(shard)) == shard.samples
 
     survive(path, hostile_json(path.read_bytes(), 40), read)
 

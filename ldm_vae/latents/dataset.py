@@ -82,6 +82,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._field = f"{job.latents}.npy"
         self._names = [name for name, shard in self.info.shards.items() if shard.samples]
         self._ends = np.cumsum([self.info.shards[name].samples for name in self._names])
+        if self.info.samples != sum(shard.samples for shard in self.info.shards.values()):
+            what = f"{self.folder / LATENTS_FILE} is damaged (its shards do not have {self.info.samples} samples)"
+            raise UserError(what, "run the same `ldm-vae encode` again, which counts them")
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # persistent workers see it change
         self._reader = RangeReader()

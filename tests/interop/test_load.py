@@ -137,7 +137,7 @@ def test_a_checkpoint_that_the_trainer_deletes_is_passed_over(tmp_path: Path, mo
         return Checkpoint.write(checkpoints / f"step_{step:08d}", state, meta).folder
 
     old, read = save(1), Checkpoint.tensors
-    seen = []
+    seen: list[int] = []
 
     def tensors(self: Checkpoint, name: str) -> dict[str, torch.Tensor]:
         if not seen:  # the trainer goes on between the choice of a checkpoint and its reading

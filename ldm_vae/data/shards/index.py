@@ -340,7 +340,7 @@ def _known_or_scanned(
                 shard = shard_from_json(known[name]["shard"], folder) if known[name]["stamp"] == version else None
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # unknown, or damaged
                 shard = None
-            if shard is None:
+            if shard is None or shard.url != path:
                 shard, changed = scan(path), True
                 known[name] = {"stamp": version, "shard": shard_to_json(shard)}
             shards.append(shard)

@@ -154,7 +154,7 @@ def shard_from_json(entry: Mapping[str, Any], folder: str) -> ShardIndex:
     Raises ValueError, KeyError, TypeError, AttributeError or OverflowError if it is not such an entry.
     """
     name, size, keys = entry["name"], int(entry["bytes"]), entry["keys"]
-    if not name or Path(name).name != name:
+    if not name or Path(name).name != name or "\0" in name:
         raise ValueError(f"shard name {name!r}")
     if entry["samples"] != len(keys):
         raise ValueError(f"samples of {name}")
