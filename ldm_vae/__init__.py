@@ -4,6 +4,7 @@ Names are imported when first asked for, so that the command line answers withou
 
     errors.py      The one kind of error that a user can mend: it names the thing and the remedy in a line
     documents.py   JSON and YAML that anybody may have written -> values, bounded, or a UserError that names the file
+    machine.py     Tells faults of the machine, such as too little memory, from all other errors
     recipe.py      Recipes: a YAML base plus overrides -> a typed, validated, frozen configuration
     schedules.py   Numbers that change over a run: pure functions of the optimizer step, the same on any number of
                    processes

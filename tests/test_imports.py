@@ -19,6 +19,7 @@ ROOMS = (
     "arguments",
     "precision",
     "ranks",
+    "machine",
     "launch",
     "schedules",
     "atomic",

@@ -7,6 +7,8 @@ probe.py              Learnability probe: a table of reconstruction and generati
 learnability.py       Measures how a codec reconstructs, and how well a small DiT learns its latents
 denoiser.py           A small DiT and its training, for the probe and the worked example
 command.py            Runs a function as a command: options by typer, a UserError as one line on stderr
+published_protocols.py  Compares `--protocol` with the scripts of the projects themselves
+published_scripts.py    Runs the evaluation script of a published project without a GPU
 bench_decode.py       Measures time, memory and error of full passes, tiles and pieces on one large picture
 screenshot.py         Takes a picture of the top of a report, for the README
 golden.py             `make golden`: compares training and encoding with an older commit, bit for bit

@@ -22,6 +22,7 @@ from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.reader import train_batches
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.machine import fault_of_machine
 from ldm_vae.networks.network import Network
 from ldm_vae.ranks import is_first_to_report
 from ldm_vae.recipe import load_recipe
@@ -73,6 +74,12 @@ def train_command(
             run_training(config)
     except UserError as error:
         tell(str(error))
+        sys.exit(2)
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        fault = fault_of_machine(error)
+        if fault is None:
+            raise
+        tell(str(fault))
         sys.exit(2)
     except Preempted as reason:
         tell(f"stopped and saved: {reason}; run it again to go on")

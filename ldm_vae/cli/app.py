@@ -9,6 +9,7 @@ from importlib import import_module
 import typer
 
 from ldm_vae.errors import UserError
+from ldm_vae.machine import fault_of_machine
 
 COMMANDS = {
     "shards": "Pack a folder of images into WebDataset shards with an index.",
@@ -40,12 +41,18 @@ def build_app(asked: str | None) -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the console script. A UserError becomes one line on stderr and exit code 2."""
+    """Entry point of the console script. A UserError, or a fault of the machine, becomes one line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         build_app(arguments[0] if arguments else None)(arguments, obj=arguments)
     except UserError as error:
         print(f"ldm-vae: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        fault = fault_of_machine(error)
+        if fault is None:
+            raise
+        print(f"ldm-vae: {fault}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # during imports; later typer handles it
         sys.exit(130)

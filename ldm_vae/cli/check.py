@@ -19,8 +19,10 @@ from ldm_vae.cli.check_latents import show_check
 from ldm_vae.cli.options import Json
 from ldm_vae.cli.printable import printable
 from ldm_vae.data.shards.check import LOOKED_AT, Problem, Report, check_shards, index_folders
+from ldm_vae.data.shards.disk import is_file
 from ldm_vae.data.shards.index import save_index
 from ldm_vae.data.shards.shard import INDEX_FILE
+from ldm_vae.data.shards.storage import expand_shards
 from ldm_vae.errors import UserError
 from ldm_vae.latents.format import LATENTS_FILE
 
@@ -54,7 +56,7 @@ def check(
     Of latents, finds shards that are unfinished or damaged, keys that repeat, files of others; with --source also what
     was made from images that have changed or are gone.
     """
-    if (Path(shards) / LATENTS_FILE).is_file():
+    if is_file(Path(shards) / LATENTS_FILE):
         if decode or write_index:
             raise UserError(f"{shards} holds latents", "--decode and --write-index are for shards of images")
         show_check(Path(shards), source, json)
@@ -78,8 +80,11 @@ def _check_images(shards: str, json: Path | None, *, decode: bool, channels: int
         with atomic_file(json) as stage:
             stage.write_text(json_format.dumps(_reports_to_json(reports), indent=2) + "\n")
     for folder in folders:
-        readable = [report.shard for report in reports if report.shard is not None]
-        path = save_index([shard for shard in readable if Path(shard.url).parent == folder], folder / INDEX_FILE)
+        readable = {report.shard.url: report.shard for report in reports if report.shard is not None}
+        if gone := [url for url in expand_shards(str(folder)) if url not in readable]:
+            what = f"{gone[0]} could not be read to its end, so that {folder / INDEX_FILE} stays as it was"
+            raise UserError(what, "nothing may change the shards meanwhile; run this again")
+        path = save_index([readable[url] for url in readable if Path(url).parent == folder], folder / INDEX_FILE)
         typer.echo(f"wrote {path}")
     if any(report.problems for report in reports):
         raise typer.Exit(1)

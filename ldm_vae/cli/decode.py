@@ -12,6 +12,8 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli.options import Model, ProgressMeter
 from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.images.decode import encode_image
+from ldm_vae.data.shards.disk import read_file, status
+from ldm_vae.data.shards.retry import Missing
 from ldm_vae.errors import UserError
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.ranks import local_device
@@ -51,12 +53,13 @@ def decode(
 def _write(path: Path, data: bytes) -> None:
     """Writes a picture. Raises UserError if another one has its name; the same one is there if this is a second run."""
     try:
-        if path.is_symlink() or (path.exists() and path.read_bytes() != data):
-            what = f"{path} exists and is another picture"
-            raise UserError(what, "give the name of a new folder; if it is new, two latents have this key")
-    except OSError as error:
-        raise UserError(f"{path} is in the way", f"{error.strerror}; give the name of a new folder") from error
-    if not path.exists():
+        there = None if status(path) is None else read_file(path)
+    except Missing as error:  # a folder
+        raise UserError(f"{path} is in the way ({error})", "give the name of a new folder") from error
+    if path.is_symlink() or (there is not None and there != data):
+        what = f"{path} exists and is another picture"
+        raise UserError(what, "give the name of a new folder; if it is new, two latents have this key")
+    if there is None:
         with atomic_file(path) as stage:
             stage.write_bytes(data)
 

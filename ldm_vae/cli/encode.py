@@ -62,6 +62,7 @@ def encode(
         latents=latents,
         mirrored=mirrored,
         resize=image.resize,
+        resize_filter=image.resize_filter,
         crop=image.crop,
         multiple=multiple,
         batch=batch,

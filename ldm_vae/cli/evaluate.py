@@ -19,10 +19,11 @@ from ldm_vae.errors import UserError
 from ldm_vae.evaluation.baselines import choose_baseline
 from ldm_vae.evaluation.compare import PairedDifference, compare, differences_to_json
 from ldm_vae.evaluation.evaluate import Metrics, check_latent, describe_codec, evaluate_shards
+from ldm_vae.evaluation.protocols import published_protocol
 from ldm_vae.evaluation.results import EvaluationProtocol, Results
 from ldm_vae.launch import refuse_one_for_several
-from ldm_vae.metrics.image import IMAGE_METRICS
-from ldm_vae.metrics.sets import SET_METRICS
+from ldm_vae.metrics.image import IMAGE_METRICS, USUAL_IMAGE_METRICS
+from ldm_vae.metrics.sets import SET_METRICS, USUAL_SET_METRICS
 from ldm_vae.ranks import local_device, rank_and_world
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -50,6 +51,10 @@ def evaluate(
         ),
     ],
     shards: Shards,
+    protocol: Annotated[
+        Literal["ldm", "vavae", "seed", "titok"] | None,
+        typer.Option(help="Prepare, round and measure as this project's own script does, at 256 x 256."),
+    ] = None,
     baseline: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,9 +68,11 @@ def evaluate(
         typer.Option(metavar="NAME,...", help=f"Measure only these: {', '.join((*IMAGE_METRICS, *SET_METRICS))}."),
     ] = None,
     latent: Annotated[
-        Literal["mode", "sample"],
-        typer.Option(help="What of the posterior is decoded. The noise of a sample depends on seed and key."),
-    ] = "mode",
+        Literal["mode", "sample"] | None,
+        typer.Option(
+            help="What of the posterior is decoded, the mode if not said. A sample's noise depends on seed and key."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of posterior samples.")] = 0,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="The type the codecs compute in.")] = "fp32",
     inception: Annotated[
@@ -89,22 +96,27 @@ def evaluate(
         raise UserError(f"{', '.join(repeated)} is named twice", "name each codec once")
     codecs = [LatentCodec.load(model, device=local_device(), dtype=TYPES[precision]) for model in models]
     channels = _channels(codecs)
-    protocol = EvaluationProtocol(
-        image=image_config(channels, resize, crop), metrics=_metrics(metrics), latent=latent, seed=seed
-    )
-    for codec in codecs:  # before hours of measuring the first
-        check_latent(codec, protocol)
-    baselines = {name: choose_baseline(name, codecs[0], protocol.image) for name in baseline or ()}
-    measures = Metrics(protocol, codecs[0].device, inception_file=inception)
+    if protocol is None:
+        chosen = EvaluationProtocol(
+            image=image_config(channels, resize, crop), metrics=_metrics(metrics), latent=latent or "mode", seed=seed
+        )
+    else:
+        _refuse_beside_protocol(protocol, resize=resize, crop=crop, metrics=metrics, latent=latent)
+        chosen = published_protocol(protocol, channels=channels, seed=seed)
+    protocols = [_for_codec(chosen, codec, published=protocol is not None) for codec in codecs]
+    for codec, one in zip(codecs, protocols, strict=True):  # before hours of measuring the first
+        check_latent(codec, one)
+    baselines = {name: choose_baseline(name, codecs[0], chosen.image) for name in baseline or ()}
+    measures = Metrics(chosen, codecs[0].device, inception_file=inception)
 
     entries = []
-    for codec in codecs:
+    for codec, one in zip(codecs, protocols, strict=True):
         codec.scale = codec.scale or LatentScale()  # reconstruction needs no scale
         with ProgressMeter("image") as progress:
-            results = evaluate_shards(codec, shards, protocol, batch=batch, metrics=measures, done=progress.advance)
+            results = evaluate_shards(codec, shards, one, batch=batch, metrics=measures, done=progress.advance)
         results = replace(results, protocol=describe_codec(codec) | results.protocol)
         entries.append(Entry(codec.source.name, "model", results))
-    plain = protocol.model_copy(update={"latent": "mode"})  # a baseline has no posterior
+    plain = chosen.model_copy(update={"latent": "mode"})  # a baseline has no posterior
     for wanted, other in baselines.items():
         name = wanted.partition("=")[0]
         with ProgressMeter("image") as progress:
@@ -135,9 +147,26 @@ def _channels(codecs: list[LatentCodec]) -> int:
     return next(iter(channels))
 
 
+def _refuse_beside_protocol(protocol: str, **options: str | None) -> None:
+    """Raises UserError for an option whose value the protocol fixes."""
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(
+                f"--{name} {value} beside --protocol {protocol}", f"the protocol fixes it; leave out --{name}"
+            )
+
+
+def _for_codec(protocol: EvaluationProtocol, codec: LatentCodec, *, published: bool) -> EvaluationProtocol:
+    """A published protocol that samples a posterior decodes the latent of a codec that has none, as its script does."""
+    if published and not codec.model.bottleneck.random:
+        return protocol.model_copy(update={"latent": "mode"})
+    return protocol
+
+
 def _metrics(names: str | None) -> tuple[Any, ...]:
     known = (*IMAGE_METRICS, *SET_METRICS)
-    chosen = known if names is None else tuple(name.strip() for name in names.split(","))
+    usual = (*USUAL_IMAGE_METRICS, *USUAL_SET_METRICS)
+    chosen = usual if names is None else tuple(name.strip() for name in names.split(","))
     if unknown := [name for name in chosen if name not in known]:
         raise UserError(f"--metrics {names}: there is no {unknown[0]!r}", f"choose from {', '.join(known)}")
     return chosen

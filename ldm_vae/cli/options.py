@@ -6,23 +6,29 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from tqdm import tqdm
 
 from ldm_vae.atomic import require_writable
-from ldm_vae.data.images.fit import ImageConfig
+from ldm_vae.data.images.fit import ImageConfig, ResizeFilter
 from ldm_vae.errors import UserError
 from ldm_vae.ranks import rank_and_world
 
+RESIZE_FILTERS: tuple[ResizeFilter, ...] = get_args(ResizeFilter)
+DEFAULT_FILTER: ResizeFilter = ImageConfig().resize_filter
 LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run, checkpoint, exported folder or Hub id.")]
 Shards = Annotated[str, typer.Argument(metavar="SHARDS", help="Folder, glob, brace pattern or URL of image shards.")]
 Resize = Annotated[
     str | None,
-    typer.Option(metavar="short:N", help="Resize the short side to N pixels; without it the images keep their size."),
+    typer.Option(
+        metavar="short:N[:FILTER]",
+        help="Resize the short side to N pixels; without it the images keep their size. "
+        f"The filter is one of {', '.join(RESIZE_FILTERS)}; without it, {DEFAULT_FILTER}.",
+    ),
 ]
 Crop = Annotated[str | None, typer.Option(metavar="center:N", help="Cut a square of N pixels from the middle.")]
 BatchSize = Annotated[
@@ -50,10 +56,20 @@ def command_line(context: typer.Context) -> str:
 
 def image_config(channels: int, resize: str | None, crop: str | None) -> ImageConfig:
     """How images are prepared, as --resize and --crop say. Raises UserError for any other wording."""
+    resize, chosen = _filter(resize)
     short, side = _pixels(resize, "--resize", "short"), _pixels(crop, "--crop", "center")
     if short is not None and side is not None and side > short:
         raise UserError(f"--crop {crop} is larger than --resize {resize}", "crop at most what the resize leaves")
-    return ImageConfig(channels=channels, resize=short, crop=side, crop_mode="center")
+    return ImageConfig(channels=channels, resize=short, resize_filter=chosen, crop=side, crop_mode="center")
+
+
+def _filter(resize: str | None) -> tuple[str | None, ResizeFilter]:
+    """The option without the filter, and the filter."""
+    size, _, name = (resize or "").rpartition(":") if (resize or "").count(":") == 2 else (resize, "", DEFAULT_FILTER)
+    for known in RESIZE_FILTERS:
+        if name == known:
+            return size, known
+    raise UserError(f"--resize {resize}: there is no filter {name!r}", f"choose from {', '.join(RESIZE_FILTERS)}")
 
 
 def _pixels(text: str | None, option: str, word: str) -> int | None:

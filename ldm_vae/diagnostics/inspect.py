@@ -13,7 +13,7 @@ import numpy as np
 
 from ldm_vae.atomic import atomic_folder, require_writable_folder
 from ldm_vae.codec import LatentCodec, NonFiniteError
-from ldm_vae.data.images.fit import ImageConfig
+from ldm_vae.data.images.fit import ImageConfig, describe_resize
 from ldm_vae.data.shards.index import Index, load_index
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import measured_batches
@@ -247,7 +247,7 @@ def _protocol(
         "against_images": None if others is None else len(others.scores),
         "chosen": f"all, or {job.images} at random, seed {job.seed}",
         "left_out": faults + len(images.broken_posteriors) + len(images.broken_reconstructions),
-        "resize": "none" if image.resize is None else f"short side {image.resize}, {image.resize_filter}, antialias",
+        "resize": describe_resize(image),
         "crop": "none" if image.crop is None else f"center {image.crop}",
         "padding": "to a multiple of f, cropped back",
         "latent": "mode",

@@ -2,6 +2,7 @@
 
 evaluate.py    Measures a codec on images or shards, on any number of processes
 results.py     The results of an evaluation: means, set distances, what is missing and why, the protocol
+protocols.py   Protocols of published tables, for numbers to stand beside theirs
 compare.py     Compares two codecs image by image, with an interval that separates a gain from noise
 pca.py         Baseline: PCA of f x f patches with as many numbers per image as a latent has
 lossy.py       Baseline: JPEG and WebP with as many bytes as a latent of 16 bits per number

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec, NonFiniteError
-from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import BROKEN, EvaluationProtocol, NoImageError, Results, summarize
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
+from ldm_vae.metrics.pixels import ImagePairs
 from ldm_vae.metrics.sets import FeatureSets, SetMetrics
 from ldm_vae.ranks import all_gather, rank_and_world
 
@@ -58,10 +58,14 @@ class Metrics:
         self, protocol: EvaluationProtocol, device: torch.device | str, *, inception_file: Path | None = None
     ) -> None:
         """inception_file: weights of Inception; without it they are looked for as pretrained/inception.py says."""
-        self.image = ImageMetrics(protocol.image_metrics, device)
+        self.image = ImageMetrics(protocol.image_metrics, device, rounding=protocol.rounding)
         lpips = self.image.metrics.get("lpips_vgg")
         self.sets = SetMetrics(
-            protocol.set_metrics, device, vgg=lpips.network if lpips else None, inception_file=inception_file
+            protocol.set_metrics,
+            device,
+            rounding=protocol.rounding,
+            vgg=lpips.network if lpips else None,
+            inception_file=inception_file,
         )
 
 
@@ -157,10 +161,10 @@ def measure_batches(
         image = batch.image.to(codec.device)
         whole, reconstruction = _reconstruct(codec, image, batch.key, sample)
         if whole:
-            ours, theirs = to_uint8(reconstruction), to_uint8(image[whole])
-            measured = metrics(ours, theirs, [batch.key[i] for i in whole])
+            pairs = ImagePairs(reconstruction, image[whole])
+            measured = metrics(pairs, [batch.key[i] for i in whole])
             if features is not None:
-                features.add(ours, theirs, measured)
+                features.add(pairs, measured)
             rows += measured
         for i in sorted(set(range(len(image))) - set(whole)):
             row = metrics.without_reconstruction(image[i], batch.key[i], BROKEN)

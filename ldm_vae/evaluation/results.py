@@ -10,10 +10,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ldm_vae.data.images.fit import ImageConfig
+from ldm_vae.data.images.fit import ImageConfig, describe_resize
 from ldm_vae.errors import UserError
-from ldm_vae.metrics.image import IMAGE_METRICS, ImageMetrics, MeasuredImage, MetricName, psnr
-from ldm_vae.metrics.sets import SET_METRICS, FeatureSets, SetMetricName, SetResults, describe_set_metrics
+from ldm_vae.metrics.image import (
+    IMAGE_METRICS,
+    USUAL_IMAGE_METRICS,
+    ImageMetrics,
+    MeasuredImage,
+    MetricName,
+    psnr,
+)
+from ldm_vae.metrics.pixels import Rounding
+from ldm_vae.metrics.sets import (
+    SET_METRICS,
+    USUAL_SET_METRICS,
+    FeatureSets,
+    SetMetricName,
+    SetResults,
+    describe_set_metrics,
+)
 from ldm_vae.recipe import Config
 
 BROKEN = "the reconstruction holds NaN or infinity"
@@ -32,7 +47,10 @@ class EvaluationProtocol(Config):
     image: ImageConfig = ImageConfig()
     """Channels, resize and crop of the images; crops are taken from the middle."""
 
-    metrics: tuple[MetricName | SetMetricName, ...] = (*IMAGE_METRICS, *SET_METRICS)
+    name: str = "ldm_vae"
+    """What the protocol is called."""
+
+    metrics: tuple[MetricName | SetMetricName, ...] = (*USUAL_IMAGE_METRICS, *USUAL_SET_METRICS)
     """What is measured; psnr_pooled comes with psnr."""
 
     latent: Literal["mode", "sample"] = "mode"
@@ -40,6 +58,9 @@ class EvaluationProtocol(Config):
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the samples; the noise of an image depends on seed and key alone."""
+
+    rounding: dict[str, Rounding] = Field(default_factory=dict)
+    """By name of a metric, the values that it compares; a metric that is not named compares the nearest 8-bit ones."""
 
     @property
     def image_metrics(self) -> tuple[MetricName, ...]:
@@ -122,20 +143,29 @@ def _reason(reason: str, lacking: Sequence[MeasuredImage], rows: Sequence[Measur
 
 def _describe(rows: Sequence[MeasuredImage], protocol: EvaluationProtocol) -> dict[str, Any]:
     image = protocol.image
-    resize = f"short side {image.resize}, {image.resize_filter}, antialias"
     return {
+        "protocol": protocol.name,
         "images": len(rows),
-        "resize": "none" if image.resize is None else resize,
+        "resize": describe_resize(image),
         "crop": "none" if image.crop is None else f"center {image.crop}",
         "padding": "to a multiple of f, cropped back",
         "latent": "mode" if protocol.latent == "mode" else f"sample, noise from seed {protocol.seed} and key",
-        "rounding": "clamped to [-1, 1] and rounded to 8 bits, reconstruction and original alike",
+        "rounding": _describe_rounding(protocol),
         "average": "mean over images; psnr_pooled: over all values",
         **describe_set_metrics(protocol.set_metrics, len(rows)),
         "torch": version("torch"),
         "torchmetrics": version("torchmetrics"),
         "torch-fidelity": version("torch-fidelity"),
     }
+
+
+def _describe_rounding(protocol: EvaluationProtocol) -> str:
+    usual = "clamped to [-1, 1] and rounded to 8 bits, reconstruction and original alike"
+    if not protocol.rounding:
+        return usual
+    metrics = (*protocol.image_metrics, *protocol.set_metrics)
+    words = (f"{name} {protocol.rounding.get(name, 'nearest')}" for name in metrics)
+    return f"{', '.join(words)} (see ldm_vae/metrics/pixels.py), reconstruction and original alike"
 
 
 def _networks(metrics: ImageMetrics, features: FeatureSets | None) -> dict[str, dict[str, str]]:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from ldm_vae.atomic import find_foreign
+from ldm_vae.data.shards.disk import is_file, listed, on_disk
 from ldm_vae.data.shards.index import Index
-from ldm_vae.data.shards.storage import Missing, RangeReader
+from ldm_vae.data.shards.retry import Missing
+from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.data.shards.tar import BrokenTar, members
 from ldm_vae.latents.encode import is_made_from, names_of
 from ldm_vae.latents.format import (
@@ -66,7 +68,7 @@ def check_latents(folder: Path, source: Index | None) -> LatentReport:
     Raises UserError where latents.json is missing or damaged, or where a shard of images cannot be read.
     """
     info = read_latents_file(folder)
-    names = sorted({*info.shards, *(path.name for path in folder.glob("[!.]*.tar"))})
+    names = sorted({*info.shards, *(name for name in listed(folder) if name.endswith(".tar") and name[0] != ".")})
     found = {name: read_record(folder, name) for name in names}
     records = {name: record for name, record in found.items() if record is not None}
     problems = [] if info.complete else [LatentProblem("", "unfinished", "", "run `ldm-vae encode` again")]
@@ -84,7 +86,7 @@ def check_latents(folder: Path, source: Index | None) -> LatentReport:
     problems += _other_files(folder)
     if source is not None:
         problems += _against(source, records)
-    sizes = [(folder / record.name).stat().st_size for record in whole]
+    sizes = [on_disk(path, path.stat).st_size for path in (folder / record.name for record in whole)]
     return LatentReport(info.version, len(whole), sum(len(record.keys) for record in whole), sum(sizes), problems)
 
 
@@ -93,7 +95,7 @@ def _damage(folder: Path, info: LatentsFile, name: str, record: ShardRecord | No
     path = folder / name
     if record is None:
         return f"{record_path(folder, name).name} is missing or damaged"
-    if not path.is_file():
+    if not is_file(path):
         return "it is missing"
     if info.complete and name not in info.shards:
         return f"{LATENTS_FILE} does not name it"

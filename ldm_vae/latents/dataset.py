@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.data.images.decode import read_npy
 from ldm_vae.data.images.pixels import BrokenImage
+from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.shard import BrokenSample, parse_label
-from ldm_vae.data.shards.storage import Missing, RangeReader
+from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.data.shards.tar import BrokenTar, Member, members
 from ldm_vae.errors import UserError
 from ldm_vae.latents.format import LATENTS_FILE, LatentsFile, read_latents_file, read_record, record_path
@@ -213,7 +214,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return UserError(f"{path} is damaged ({reason})", remedy)
 
     def _bytes(self, shard: int, place: _Sample, field: str) -> bytes:
-        return self._reader.read(str(self.folder / self._names[shard]), *place.fields[field])
+        try:
+            return self._reader.read(str(self.folder / self._names[shard]), *place.fields[field])
+        except Missing as error:
+            raise self._damaged(shard, str(error)) from None
 
 
 def refuse_other_codec(info: LatentsFile, hashes: Sequence[str], name: str) -> None:

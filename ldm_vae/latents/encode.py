@@ -20,9 +20,11 @@ from filelock import FileLock, Timeout
 
 from ldm_vae.atomic import explain_disk_errors
 from ldm_vae.codec import LatentCodec
+from ldm_vae.data.images.fit import ResizeFilter
+from ldm_vae.data.shards.disk import status
 from ldm_vae.data.shards.index import Index
 from ldm_vae.data.shards.shard import ShardIndex
-from ldm_vae.data.shards.storage import is_remote, without_secrets
+from ldm_vae.data.shards.urls import is_remote, without_secrets
 from ldm_vae.errors import UserError
 from ldm_vae.latents.format import (
     Arithmetic,
@@ -168,7 +170,7 @@ def _refuse_other_files(folder: Path, begun: LatentsFile, names: Iterable[str]) 
     """Raises UserError if a finished folder holds files of these names that it was not finished with."""
     for name in names if begun.complete else ():
         for path in (folder / name, record_path(folder, name)):
-            if name not in begun.shards and path.exists():
+            if name not in begun.shards and status(path) is not None:
                 raise UserError(f"{path} is none that encode wrote", "move it, or give another folder")
 
 
@@ -210,10 +212,7 @@ def _only_writer(folder: Path, name: str) -> Iterator[None]:
 
 def names_of(index: Index) -> list[str]:
     """The names of the latent shards: those of the shards of images, or numbers for the parts of a folder of images."""
-    names = [
-        Path(shard.url).name if shard.files is None else f"{number:06d}.tar"
-        for number, shard in enumerate(index.shards)
-    ]
+    names = [shard.name if shard.files is None else f"{number:06d}.tar" for number, shard in enumerate(index.shards)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"two shards are called {twice[0]}", "encode one folder after the other, each into its own")
     return names
@@ -290,6 +289,7 @@ def latent_job(
     latents: LatentKind,
     mirrored: bool,
     resize: int | None,
+    resize_filter: ResizeFilter,
     crop: int | None,
     multiple: int | None,
     batch: int,
@@ -319,6 +319,7 @@ def latent_job(
         mirrored=mirrored,
         image_channels=codec.model.config.in_channels,
         resize=resize,
+        resize_filter=resize_filter,
         crop=crop,
         multiple=multiple or factor,
         precision=codec.precision,

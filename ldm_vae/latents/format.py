@@ -30,8 +30,10 @@ from filelock import FileLock
 from pydantic import Field, FiniteFloat, model_validator
 
 from ldm_vae.atomic import atomic_file, explain_disk_errors, make_folder, remove_abandoned
-from ldm_vae.data.images.fit import ImageConfig
-from ldm_vae.documents import LARGE, DamagedFile, parse_object, read_file, read_json
+from ldm_vae.data.images.fit import ImageConfig, ResizeFilter
+from ldm_vae.data.shards.disk import is_file, is_folder, listed, on_disk, read_file, status
+from ldm_vae.data.shards.retry import Missing
+from ldm_vae.documents import DamagedFile, parse_object
 from ldm_vae.errors import UserError
 from ldm_vae.latents import first_version
 from ldm_vae.metrics.latent import StoredMoments
@@ -78,7 +80,7 @@ class LatentJob(Config):
     resize: Positive | None
     """Short side of the images in pixels; null leaves them as they are."""
 
-    resize_filter: Literal["bicubic"] = "bicubic"
+    resize_filter: ResizeFilter = "bicubic"
     """How images are resampled."""
 
     crop: Positive | None
@@ -281,9 +283,16 @@ def write_latent_shard(path: Path, samples: Iterable[LatentSample]) -> WrittenFi
 
 def describe_file(path: Path) -> WrittenFile:
     """Size and digest of a file. Reads all of it."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return WrittenFile(bytes=path.stat().st_size, sha256=digest)
+
+    def describe() -> WrittenFile:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return WrittenFile(bytes=path.stat().st_size, sha256=digest)
+
+    try:
+        return on_disk(path, describe)
+    except Missing as error:
+        raise UserError(f"{path} is gone ({error})", "nothing may move it meanwhile; run this again") from error
 
 
 def open_job(folder: Path, job: LatentJob) -> LatentsFile:
@@ -293,9 +302,10 @@ def open_job(folder: Path, job: LatentJob) -> LatentsFile:
     Raises UserError if the folder holds anything else.
     """
     path = folder / LATENTS_FILE
-    there = (*folder.glob("[!.]*.tar"), *folder.glob(f"{RECORDS_FOLDER}/[!.]*.json"))
-    if not path.exists() and there:
-        what = f"{folder} holds shards that are no latents ({there[0].relative_to(folder)})"
+    there = _names_in(folder, ".tar")
+    there += [f"{RECORDS_FOLDER}/{name}" for name in _names_in(folder / RECORDS_FOLDER, ".json")]
+    if status(path) is None and there:
+        what = f"{folder} holds shards that are no latents ({there[0]})"
         raise UserError(what, "give the name of a new folder")
     make_folder(folder / RECORDS_FOLDER)
     for place in (folder, folder / RECORDS_FOLDER):  # where nothing is left to do, no writer comes to do it
@@ -304,7 +314,7 @@ def open_job(folder: Path, job: LatentJob) -> LatentsFile:
         explain_disk_errors(path),
         FileLock(lock_path(folder, LATENTS_FILE)),
     ):  # of processes that start together, the first writes
-        if not path.exists():
+        if status(path) is None:
             write_latents_file(folder, LatentsFile(job=job, arrays=stored_arrays(job)))
     begun = read_latents_file(folder)
     ours, theirs = job.model_dump(mode="json"), begun.job.model_dump(mode="json")
@@ -343,8 +353,8 @@ def read_latents_file(folder: Path) -> LatentsFile:
     """Reads latents.json of any version. Raises UserError if it is missing or damaged, or of a later version."""
     path = folder / LATENTS_FILE
     try:
-        content = read_json(path, "restore it, or encode into a new folder", largest=LARGE, names=True)
-    except FileNotFoundError:
+        content = parse_object(read_file(path), str(path), "restore it, or encode into a new folder", names=True)
+    except Missing:
         raise UserError(f"{folder} has no {LATENTS_FILE}", "give a folder that `ldm-vae encode` wrote") from None
     if isinstance(version := content.get("version"), int) and version > 2:
         raise UserError(f"{path} has format version {version}, newer than 2", "update ldm_vae")
@@ -387,24 +397,24 @@ def read_records(folder: Path, finished: LatentsFile | None = None) -> dict[str,
     """
     records = {}
     known = {} if finished is None else finished.shards
-    for path in sorted((folder / RECORDS_FOLDER).glob("[!.]*.json")):  # hidden files are what a killed writer left
+    for path in (folder / RECORDS_FOLDER / name for name in _names_in(folder / RECORDS_FOLDER, ".json")):
         record = _read_record(folder, path, None)
-        if record is None or not (tar := folder / record.name).is_file():
+        if record is None or not is_file(tar := folder / record.name):
             continue
         if finished is not None and len(record.statistics.mean) != finished.job.channels:
             continue
         if record.name in known and known[record.name].record not in (None, describe_file(path).sha256):
             continue
-        if record.tar is None or tar.stat().st_size == record.tar.bytes:
+        if record.tar is None or on_disk(tar, tar.stat).st_size == record.tar.bytes:
             records[record.name] = record
     return records
 
 
 def _read_record(folder: Path, path: Path, sha256: str | None) -> ShardRecord | None:
     try:
-        data = read_file(path, "", largest=LARGE)
+        data = read_file(path)
         content = parse_object(data, str(path), "", names=True)
-    except (FileNotFoundError, DamagedFile):
+    except (Missing, DamagedFile):
         return None
     try:
         record = validate(ShardRecord, content, str(path))
@@ -412,6 +422,13 @@ def _read_record(folder: Path, path: Path, sha256: str | None) -> ShardRecord | 
         return None
     whole = sha256 in (None, hashlib.sha256(data).hexdigest())
     return record if whole and path == record_path(folder, record.name) else None
+
+
+def _names_in(folder: Path, ending: str) -> list[str]:
+    """The names in a folder that end so, sorted, without the hidden ones that killed writers left; none without it."""
+    if not is_folder(folder):
+        return []
+    return [name for name in listed(folder) if name.endswith(ending) and not name.startswith(".")]
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

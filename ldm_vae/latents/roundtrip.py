@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,13 +11,15 @@ from torch import Tensor
 from ldm_vae.codec import LatentCodec, pad_to_multiple
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import fit_image
-from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage, to_uint8
+from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage
 from ldm_vae.data.shards.index import Index
-from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable
+from ldm_vae.data.shards.retry import Missing
+from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import EvaluationProtocol, Results, summarize
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.metrics.image import IMAGE_METRICS, ImageMetrics, MeasuredImage, MetricName
+from ldm_vae.metrics.image import USUAL_IMAGE_METRICS, ImageMetrics, MeasuredImage, MetricName
+from ldm_vae.metrics.pixels import ImagePairs
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def measure_roundtrip(
     latents: LatentDataset,
     images: Index,
     *,
-    metrics: Sequence[MetricName] = IMAGE_METRICS,
+    metrics: Sequence[MetricName] = USUAL_IMAGE_METRICS,
     done: Callable[[int, int], None],
 ) -> dict[str, Storage]:
     """Decodes every stored latent and measures it as `ldm-vae evaluate` does.
@@ -67,7 +68,7 @@ def measure_roundtrip(
         }
         for name, (z, size) in variants.items():
             reconstruction = codec.decode_raw(z, size=(image.shape[2], image.shape[3]))
-            rows.setdefault(name, []).extend(measure(to_uint8(reconstruction), to_uint8(image), [latents.key(item)]))
+            rows.setdefault(name, []).extend(measure(ImagePairs(reconstruction, image), [latents.key(item)]))
             sizes[name] = sizes.get(name, 0) + size
         done(1, len(latents))
     protocol = EvaluationProtocol(image=job.image, metrics=tuple(metrics))
@@ -82,7 +83,7 @@ class _Pictures:
     def __init__(self, latents: LatentDataset, images: Index) -> None:
         self.latents = latents
         self.reader = RangeReader()
-        self.shards = {Path(shard.url).name: shard for shard in images.shards}
+        self.shards = {shard.name: shard for shard in images.shards}
         self.ordinals: dict[str, dict[str, int]] = {}  # name of a shard -> key -> place in it
 
     def __call__(self, item: int) -> Tensor:
@@ -99,7 +100,7 @@ class _Pictures:
             extension = next(name for name in EXTENSIONS if name in fields)
             data = self.reader.read(shard.url, *fields[extension])
             image = fit_image(decode_image(data, extension, job.image_channels), job.image, None)
-        except (BrokenImage, StopIteration, Missing, Unreachable) as error:
+        except (BrokenImage, StopIteration, Missing) as error:
             raise self._other(f"{key} in {name} cannot be read now ({error})") from None
         if image.shape[1:] != self.latents.size(item):
             raise self._other(f"{key} in {name} has another size")

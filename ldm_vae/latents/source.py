@@ -17,10 +17,13 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from ldm_vae.atomic import atomic_file
+from ldm_vae.data.shards.disk import read_file
+from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.samples import read_samples
 from ldm_vae.data.shards.shard import Fields, ShardIndex
-from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable, is_remote
-from ldm_vae.documents import read_json
+from ldm_vae.data.shards.storage import RangeReader
+from ldm_vae.data.shards.urls import is_remote, within, without_secrets
+from ldm_vae.documents import DamagedFile, parse_object
 from ldm_vae.errors import UserError
 from ldm_vae.pretrained.download import cache_folder
 
@@ -59,12 +62,12 @@ def version_of(shard: ShardIndex) -> str | None:
 
     Raises UserError if the shard is not there.
     """
-    urls = [shard.url] if shard.files is None else [f"{shard.url}/{name}" for name in shard.files]
+    urls = [shard.url] if shard.files is None else [within(shard.url, name) for name in shard.files]
     try:
         with closing(RangeReader()) as reader:
             versions = [reader.version(url) for url in urls]
-    except (Missing, Unreachable) as error:
-        what = f"shard {shard.url} cannot be read ({error})"
+    except Missing as error:
+        what = f"shard {without_secrets(shard.url)} cannot be read ({error})"
         raise UserError(what, "mend it, then run this again: what is finished is kept") from error
     if None in versions:
         return None
@@ -81,8 +84,8 @@ def source_digest(shard: ShardIndex, *, remembered: bool = True) -> str:
     """
     version = version_of(shard)
     if remembered and version is not None:
-        with suppress(OSError, UserError):
-            known = read_json(_cached(shard), "").get(version)
+        with suppress(Missing, DamagedFile):
+            known = parse_object(read_file(_cached(shard)), "", "").get(version)
             if isinstance(known, str) and _DIGEST.fullmatch(known):
                 return known
     reader = DigestingReader()

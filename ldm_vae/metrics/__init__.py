@@ -1,6 +1,7 @@
 """Numbers about images and latents.
 
 descriptions.py   What each metric is called, its unit, and whether higher or lower is better
+pixels.py         The pixel values that a metric compares: published protocols round them differently
 pair.py           Runs LPIPS' network on pairs of images: distances and features
 image.py          How far a reconstruction is from its image: one number for each image and metric
 spool.py          Keeps features of images on disk, and sorts those of all processes

@@ -22,10 +22,13 @@ METRIC_DESCRIPTIONS = {
     "psnr": MetricDescription("PSNR", "dB", "higher"),
     "psnr_pooled": MetricDescription("PSNR, pooled", "dB", "higher"),
     "ssim": MetricDescription("SSIM", "", "higher"),
+    "ssim_signed": MetricDescription("SSIM on [-1, 1]", "", "higher"),
+    "ssim_uniform": MetricDescription("SSIM, 7x7 windows", "", "higher"),
     "ms_ssim": MetricDescription("MS-SSIM", "", "higher"),
     "lpips_vgg": MetricDescription("LPIPS (VGG)", "", "lower"),
     "lpips_alex": MetricDescription("LPIPS (AlexNet)", "", "lower"),
     "rfid": MetricDescription("rFID", "", "lower"),
+    "rfid_pytorch": MetricDescription("rFID, pytorch-fid", "", "lower"),
     "kid": MetricDescription("KID", "", "lower"),
     "frechet_vgg16": MetricDescription("Fréchet distance, VGG16", "", "lower"),
 }

@@ -1,11 +1,17 @@
-"""How far a reconstruction is from its image: one number for each image and metric, computed on 8-bit values.
+"""How far a reconstruction is from its image: one number for each image and metric, on values from 0 to 255.
 
 psnr         10 log10(255^2 / mean squared error), dB
 ssim         Wang et al. 2004: Gaussian window of 11x11 and sigma 1.5, mean over channels and all positions, with the
              border reflected, as torchmetrics (Wang et al. and scikit-image leave the border out)
+ssim_signed  the same on values in [-1, 1], as VA-VAE's script has it. It is another number, since the mean of a window,
+             which SSIM compares, may then be zero or negative; SSIM is defined for intensities from 0 on
+ssim_uniform the same index with a uniform window of 7x7, sample covariances and without the border: the defaults of
+             scikit-image, as SEED's script has it
 ms_ssim      Wang et al. 2003: the same window at five scales
 lpips_vgg    Zhang et al. 2018 (arXiv:1801.03924), version 0.1, VGG16
 lpips_alex   the same, AlexNet
+
+The two variants of SSIM are there for protocols that use them; nothing else should.
 
 A metric that can't be computed for an image has a reason instead of a number; it is never 0.
 Check: tests/metrics/test_image.py, against torchmetrics, scikit-image and lpips on photographs.
@@ -14,8 +20,9 @@ Check: tests/metrics/test_image.py, against torchmetrics, scikit-image and lpips
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,11 +36,14 @@ from torchmetrics.functional.image import (
 from ldm_vae.errors import UserError
 from ldm_vae.losses.perceptual import LPIPSNetwork
 from ldm_vae.metrics.pair import PairNetwork
+from ldm_vae.metrics.pixels import ImagePairs, Rounding
 
-MetricName = Literal["psnr", "ssim", "ms_ssim", "lpips_vgg", "lpips_alex"]
+MetricName = Literal["psnr", "ssim", "ssim_signed", "ssim_uniform", "ms_ssim", "lpips_vgg", "lpips_alex"]
 IMAGE_METRICS: tuple[MetricName, ...] = get_args(MetricName)
+USUAL_IMAGE_METRICS: tuple[MetricName, ...] = ("psnr", "ssim", "ms_ssim", "lpips_vgg", "lpips_alex")
 LPIPS_NETWORKS: dict[MetricName, LPIPSNetwork] = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
 SSIM_WINDOW = 11  # pixels
+UNIFORM_WINDOW = 7  # pixels
 MS_SSIM_SIDE = 161  # pixels; more than ten at the fifth scale, so that the window fits
 TORCHMETRICS_MS_SSIM_SIDE = 176  # pixels; it rounds down at each scale, so it takes no fewer
 
@@ -44,14 +54,14 @@ class MeasuredImage:
 
     key: name of the image.
     shape: (C, H, W) of the image.
-    squared_error: sum of the squared differences of all 8-bit values; None without a reconstruction.
+    squared_error: sum of the squared differences of all values, as PSNR sees them; None without a reconstruction.
     values: metric -> its value.
     missing: metric -> why it has no value.
     """
 
     key: str
     shape: tuple[int, ...]
-    squared_error: int | None
+    squared_error: float | None
     values: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -69,7 +79,7 @@ class MeasuredImage:
 class Metric:
     """How a metric is computed, and for which images.
 
-    compute: reconstruction and image, (B, C, H, W) in uint8 -> (B,).
+    compute: reconstruction and image, (B, C, H, W), values from 0 to 255 -> (B,).
     smallest: pixels along the shorter side that it needs.
     channels: numbers of image channels that it is defined for; None for any.
     network: the network it uses, if any.
@@ -88,8 +98,18 @@ class Metric:
 class ImageMetrics:
     """Computes the chosen metrics, batch after batch. It holds their networks."""
 
-    def __init__(self, names: Sequence[MetricName] = IMAGE_METRICS, device: torch.device | str = "cpu") -> None:
-        """If the weights of a network can't be had, its metric is missing for all images; others are computed."""
+    def __init__(
+        self,
+        names: Sequence[MetricName] = USUAL_IMAGE_METRICS,
+        device: torch.device | str = "cpu",
+        *,
+        rounding: Mapping[str, Rounding] = MappingProxyType({}),
+    ) -> None:
+        """If the weights of a network can't be had, its metric is missing for all images; others are computed.
+
+        rounding: by name of a metric, the values that it compares; a metric that is not named compares the nearest.
+        """
+        self.rounding = rounding
         self.metrics: dict[MetricName, Metric] = {}
         self.unavailable: dict[str, str] = {}
         for name in names:
@@ -99,17 +119,15 @@ class ImageMetrics:
                 self.unavailable[name] = str(error)
 
     @torch.inference_mode()
-    def __call__(self, reconstruction: Tensor, image: Tensor, keys: Sequence[str]) -> list[MeasuredImage]:
-        """Measures a batch, and returns one result for each image.
-
-        reconstruction, image: (B, C, H, W), uint8, on the device of the networks.
-        """
-        errors = squared_error(reconstruction, image).tolist()
+    def __call__(self, pairs: ImagePairs, keys: Sequence[str]) -> list[MeasuredImage]:
+        """Measures a batch, on the device of the networks, and returns one result for each image."""
+        errors = squared_error(*pairs.rounded(self.rounding.get("psnr", "nearest"))).tolist()
         rows = [
-            MeasuredImage(key, tuple(image.shape[1:]), error, missing=dict(self.unavailable))
+            MeasuredImage(key, tuple(pairs.image.shape[1:]), error, missing=dict(self.unavailable))
             for key, error in zip(keys, errors, strict=True)
         ]
         for name, metric in self.metrics.items():
+            reconstruction, image = pairs.rounded(self.rounding.get(name, "nearest"))
             reason = metric.reason_against(image)
             values = [] if reason is not None else metric.compute(reconstruction, image).tolist()
             for i, row in enumerate(rows):
@@ -140,8 +158,10 @@ def unfit(images: Tensor, smallest: int, channels: tuple[int, ...] | None) -> st
 
 
 def squared_error(reconstruction: Tensor, image: Tensor) -> Tensor:
-    """The sum of squared differences over each image: (B, C, H, W) uint8 twice -> (B,)."""
-    return (reconstruction.int() - image.int()).square().sum(dim=(1, 2, 3), dtype=torch.int64)
+    """The sum of squared differences over each image: (B, C, H, W) from 0 to 255 twice -> (B,), exact for uint8."""
+    if reconstruction.dtype == torch.uint8:
+        return (reconstruction.int() - image.int()).square().sum(dim=(1, 2, 3), dtype=torch.int64)
+    return (reconstruction - image).square().sum(dim=(1, 2, 3), dtype=torch.float64)
 
 
 def psnr(error: Tensor | float, elements: int) -> Tensor:
@@ -156,6 +176,8 @@ def _build(name: MetricName, device: torch.device) -> Metric:
     return {
         "psnr": Metric(_psnr, 1),
         "ssim": Metric(_ssim, SSIM_WINDOW),
+        "ssim_signed": Metric(_ssim_signed, SSIM_WINDOW),
+        "ssim_uniform": Metric(_ssim_uniform, UNIFORM_WINDOW),
         "ms_ssim": Metric(_ms_ssim, MS_SSIM_SIDE),
     }[name]
 
@@ -170,6 +192,35 @@ def _ssim(reconstruction: Tensor, image: Tensor) -> Tensor:
     )
     assert isinstance(values, Tensor)  # it returns more only when asked for
     return values.reshape(len(image))
+
+
+def _ssim_signed(reconstruction: Tensor, image: Tensor) -> Tensor:
+    ours, theirs = (x / 127.5 - 1.0 for x in (reconstruction, image))
+    values = structural_similarity_index_measure(
+        ours, theirs, data_range=(-1.0, 1.0), sigma=1.5, reduction="none"
+    )  # it clamps to the range
+    assert isinstance(values, Tensor)
+    return values.reshape(len(image))
+
+
+def _ssim_uniform(reconstruction: Tensor, image: Tensor) -> Tensor:
+    """In float64, since a variance is the difference of two means here."""
+    ours, theirs = (x.double() / 255.0 for x in (reconstruction, image))
+    luminance, contrast = 0.01**2, 0.03**2  # C1 and C2 of Wang et al.
+    unbiased = UNIFORM_WINDOW**2 / (UNIFORM_WINDOW**2 - 1)
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, UNIFORM_WINDOW, stride=1)
+
+    a, b = mean(ours), mean(theirs)
+    a_variance, b_variance, covariance = (
+        unbiased * (mean(product) - squared)
+        for product, squared in ((ours * ours, a * a), (theirs * theirs, b * b), (ours * theirs, a * b))
+    )
+    index = ((2 * a * b + luminance) * (2 * covariance + contrast)) / (
+        (a * a + b * b + luminance) * (a_variance + b_variance + contrast)
+    )
+    return index.mean(dim=(1, 2, 3))
 
 
 def _ms_ssim(reconstruction: Tensor, image: Tensor) -> Tensor:

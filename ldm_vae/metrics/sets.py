@@ -2,19 +2,23 @@
 
 rfid           Fréchet distance of Inception's 2048 pooled features (torch-fidelity's network, which enlarges or shrinks
                every image to 299 x 299 as TensorFlow did)
-kid            kernel distance of the same features
+rfid_pytorch   the same with the same weights, as pytorch-fid and what copied it feed them: images are resized without
+               antialiasing by PyTorch's bilinear grid, not TensorFlow's, and mapped to [-1, 1]. Not comparable to rfid
+kid            kernel distance of the features of rfid
 frechet_vgg16  Fréchet distance of LPIPS' VGG16: relu5_3 at the image's own size, averaged over positions, 512 features.
                Comparable with itself alone; it is no FID
 
-Both sets are the 8-bit images that the other metrics use. With fewer than 2,048 images a distance depends on which
-images they are: the value is given all the same, with a note that says so.
+Both sets are the 8-bit images that the other metrics use, unless a protocol says otherwise. With fewer than 2,048
+images a distance depends on which images they are: the value is given all the same, with a note that says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, get_args
 
 import torch
@@ -24,20 +28,24 @@ from ldm_vae.errors import UserError
 from ldm_vae.metrics.frechet import SEED, SUBSET, SUBSETS, frechet_distance, kernel_distance
 from ldm_vae.metrics.image import MeasuredImage, unfit
 from ldm_vae.metrics.pair import PairNetwork
+from ldm_vae.metrics.pixels import ImagePairs, Rounding
 from ldm_vae.metrics.spool import Features, Spool
-from ldm_vae.pretrained.inception import WEIGHTS_SHA256, inception
+from ldm_vae.pretrained.inception import WEIGHTS_SHA256, features_as_pytorch_fid, inception
 from ldm_vae.ranks import all_gather
 
-SetMetricName = Literal["rfid", "kid", "frechet_vgg16"]
+SetMetricName = Literal["rfid", "rfid_pytorch", "kid", "frechet_vgg16"]
 SET_METRICS: tuple[SetMetricName, ...] = get_args(SetMetricName)
-NetworkName = Literal["inception", "vgg16"]
+USUAL_SET_METRICS: tuple[SetMetricName, ...] = ("rfid", "kid", "frechet_vgg16")
+NetworkName = Literal["inception", "inception_pytorch", "vgg16"]
 FEATURE_NETWORKS: Mapping[SetMetricName, NetworkName] = {
     "rfid": "inception",
+    "rfid_pytorch": "inception_pytorch",
     "kid": "inception",
     "frechet_vgg16": "vgg16",
 }
 DISTANCES: Mapping[SetMetricName, Callable[[Features, Features], float]] = {
     "rfid": frechet_distance,
+    "rfid_pytorch": frechet_distance,
     "kid": kernel_distance,
     "frechet_vgg16": frechet_distance,
 }
@@ -49,7 +57,7 @@ RELIABLE = 2048  # images; with fewer, FID's covariance is singular, and its bia
 class FeatureNetwork:
     """A network that gives features of images.
 
-    features: reconstruction and image, (B, C, H, W) in uint8 -> (B, 2, d).
+    features: reconstruction and image, (B, C, H, W), values from 0 to 255 -> (B, 2, d).
     width: d.
     smallest: pixels along the shorter side that it needs.
     channels: numbers of image channels that it takes.
@@ -85,11 +93,13 @@ class SetMetrics:
         names: Sequence[SetMetricName],
         device: torch.device | str = "cpu",
         *,
+        rounding: Mapping[str, Rounding] = MappingProxyType({}),
         vgg: PairNetwork | None = None,
         inception_file: Path | None = None,
     ) -> None:
         """All processes must make one together.
 
+        rounding: by name of a metric, the values that its network sees; a metric that is not named sees the nearest.
         vgg: the network that LPIPS has loaded already, if any.
         inception_file: Inception's weights; None looks for them.
 
@@ -97,16 +107,18 @@ class SetMetrics:
         others are computed. Raises UserError if `inception_file` is given and is another file.
         """
         self.names = tuple(names)
+        self.rounding = {FEATURE_NETWORKS[name]: rounding.get(name, "nearest") for name in self.names}
         self.networks: dict[NetworkName, FeatureNetwork] = {}
         self.unavailable: dict[str, str] = {}
         device = torch.device(device)
         for network in dict.fromkeys(FEATURE_NETWORKS[name] for name in names):
             try:
-                self.networks[network] = (
-                    _inception(inception_file, device) if network == "inception" else _vgg16(vgg, device)
-                )
+                if network == "vgg16":
+                    self.networks[network] = _vgg16(vgg, device)
+                else:
+                    self.networks[network] = _inception(inception_file, device, as_pytorch_fid=network != "inception")
             except UserError as error:
-                if network == "inception" and inception_file is not None:
+                if network != "vgg16" and inception_file is not None:
                     raise
                 self.unavailable |= {name: str(error) for name in names if FEATURE_NETWORKS[name] == network}
         for elsewhere in all_gather(self.unavailable):
@@ -131,16 +143,15 @@ class FeatureSets:
         self.spools = {name: Spool((2, network.width)) for name, network in metrics.networks.items()}
 
     @torch.inference_mode()
-    def add(self, reconstruction: Tensor, image: Tensor, rows: Sequence[MeasuredImage]) -> None:
+    def add(self, pairs: ImagePairs, rows: Sequence[MeasuredImage]) -> None:
         """Adds the features of a batch.
 
-        reconstruction, image: (B, C, H, W), uint8.
         rows: what was measured on these images; an image that gives no features gets the reason in `missing`.
         """
         for name, network in self.metrics.networks.items():
-            reason = unfit(image, network.smallest, network.channels)
+            reason = unfit(pairs.image, network.smallest, network.channels)
             if reason is None:
-                features = network.features(reconstruction, image).float().cpu().numpy()
+                features = network.features(*pairs.rounded(self.metrics.rounding[name])).float().cpu().numpy()
                 self.spools[name].add([row.key for row in rows], features)
                 continue
             concerned = [metric for metric in self.names if FEATURE_NETWORKS[metric] == name]
@@ -181,6 +192,7 @@ def describe_set_metrics(names: Sequence[SetMetricName], images: int) -> dict[st
     subsets = f"{SUBSETS} subsets of {SUBSET} images, seed {SEED}"
     facts = {
         "rfid": inception,
+        "rfid_pytorch": "Inception of 2015-12-05, features 2048, images resized to 299 x 299 as pytorch-fid does",
         "kid": f"{inception}; {subsets if images > SUBSET else f'one subset, all {images} images'}",
         "frechet_vgg16": "VGG16 of LPIPS, relu5_3 at the images' size, averaged over positions; no FID",
     }
@@ -192,11 +204,12 @@ def _note(name: SetMetricName, images: int) -> str:
     return f"{few}; one subset of all images" if name == "kid" and images <= SUBSET else few
 
 
-def _inception(file: Path | None, device: torch.device) -> FeatureNetwork:
+def _inception(file: Path | None, device: torch.device, *, as_pytorch_fid: bool) -> FeatureNetwork:
     network = inception(file).to(device)
+    one = partial(features_as_pytorch_fid, network) if as_pytorch_fid else lambda images: network(images)[0]
 
     def features(reconstruction: Tensor, image: Tensor) -> Tensor:
-        return torch.stack([network(reconstruction)[0], network(image)[0]], dim=1)
+        return torch.stack([one(reconstruction), one(image)], dim=1)
 
     return FeatureNetwork(features, 2048, 1, (3,), WEIGHTS_SHA256)
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import io
 import logging
+from itertools import takewhile
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from ldm_vae.atomic import atomic_file
@@ -46,6 +49,16 @@ def inception(path: Path | None = None) -> FeatureExtractorInceptionV3:
     torch.save(state, harmless)
     harmless.seek(0)
     return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=harmless)
+
+
+def features_as_pytorch_fid(network: FeatureExtractorInceptionV3, images: Tensor) -> Tensor:
+    """What pytorch-fid takes from the same layers: (B, 3, H, W), 0 to 255 -> (B, 2048) float32.
+
+    It resizes by `F.interpolate` and maps to [-1, 1]; torch-fidelity repeats TensorFlow's grid and (x - 128) / 128.
+    """
+    layers = takewhile(lambda layer: not isinstance(layer, nn.Linear), network.children())  # all before the classes
+    small = F.interpolate(images.float() / 255.0, size=(299, 299), mode="bilinear", align_corners=False)
+    return nn.Sequential(*layers)(2.0 * small - 1.0).flatten(1)
 
 
 def _kept() -> Path | None:

@@ -16,8 +16,8 @@ from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.pixels import BrokenImage, to_uint8
 from ldm_vae.data.shards.index import Index, load_index
 from ldm_vae.data.shards.names import LABEL
+from ldm_vae.data.shards.retry import Forbidden, Unreachable
 from ldm_vae.data.shards.shard import BrokenSample
-from ldm_vae.data.shards.storage import Unreachable
 from ldm_vae.data.stream.fetch import Fetcher
 from ldm_vae.data.stream.order import SampleRef
 from ldm_vae.errors import UserError
@@ -129,10 +129,10 @@ def make_gallery(codec: LatentCodec, shards: str, choices: Sequence[Choice]) -> 
             images.append(_gallery_image(codec, choice, _read_image(fetcher, ref, codec.model.config.in_channels)))
         except (BrokenSample, BrokenImage) as error:
             notes.append(f"{choice.key} cannot be shown: {error.reason}.")
+        except (Unreachable, Forbidden):
+            raise
         except UserError as error:
             notes.append(f"{choice.key} cannot be shown: {error.what}.")
-        except Unreachable as error:
-            raise UserError(f"{shards} cannot be read", str(error)) from error
     if any(one.choice.row is not None and not _measured_whole(one.choice.row, one.size) for one in images):
         notes.append(
             "The numbers were measured on resized or cropped images; the pictures are shown as they are in the shards."

@@ -18,9 +18,11 @@ from ldm_vae.bottlenecks.deterministic import DeterministicConfig
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli import evaluate as evaluate_command
 from ldm_vae.cli.app import main
+from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import evaluate_shards
 from ldm_vae.evaluation.results import EvaluationProtocol
 from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.metrics import sets
 from ldm_vae.networks.kl import Autoencoder
 from tests.cli.conftest import CONFIG
 
@@ -142,6 +144,59 @@ def test_sample_and_precision_are_in_the_protocol(run: Path, shards: Path, tmp_p
     assert values[2] == pytest.approx(values[0], abs=0.5)
 
 
+def test_a_published_protocol_fixes_what_its_script_does(
+    run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sets, "inception", absent_inception)
+    found = results(tmp_path / "r.json", run, shards, "--protocol", "seed", "--baseline", "jpeg")
+    assert set(found["metrics"]) == {"psnr", "psnr_pooled", "ssim_uniform", "lpips_vgg", "lpips_alex", "rfid_pytorch"}
+    for entry in (found, *found["others"]):
+        protocol = entry["protocol"]
+        assert protocol["protocol"] == "seed" and protocol["crop"] == "center 256"
+        assert protocol["resize"].startswith("short side 256, bilinear, antialias, rounded to 8 bits")
+        assert "psnr truncated" in protocol["rounding"] and "lpips_vgg clamped" in protocol["rounding"]
+        assert "psnr" in entry["metrics"] and entry["metrics"]["lpips_vgg"] is not None
+    sampled = results(tmp_path / "s.json", run, shards, "--protocol", "vavae", "--seed", 4)
+    assert sampled["protocol"]["latent"] == "sample, noise from seed 4 and key"
+    assert results(tmp_path / "t.json", run, shards, *PSNR)["protocol"]["protocol"] == "ldm_vae"
+    for option, value in (
+        ("--resize", "short:128"),
+        ("--crop", "center:8"),
+        ("--metrics", "psnr"),
+        ("--latent", "mode"),
+    ):
+        assert command(run, shards, "--protocol", "titok", option, value) == 2
+        assert f"leave out {option}" in capsys.readouterr().err
+
+
+def absent_inception(file: Path | None) -> Any:
+    raise UserError("no weights of Inception", "give a file")
+
+
+def test_a_published_protocol_decodes_the_latent_of_a_codec_without_a_posterior(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sets, "inception", absent_inception)
+    config = CONFIG.model_copy(update={"bottleneck": DeterministicConfig()})
+    meta = {"step": 1, "model": config.model_dump(mode="json")}
+    Checkpoint.write(
+        tmp_path / "run" / "checkpoints" / "step_00000001", {"model": Autoencoder(config).state_dict()}, meta
+    )
+    found = results(tmp_path / "r.json", tmp_path / "run", shards, "--protocol", "ldm")
+    assert found["protocol"]["latent"] == "mode" and found["metrics"]["psnr"] is not None
+
+
+def test_the_filter_of_the_resize_is_chosen_and_stated(run: Path, shards: Path, tmp_path: Path) -> None:
+    found = {}
+    for option in ("short:24", "short:24:bicubic", "short:24:bilinear", "short:24:bilinear_aliased"):
+        one = results(tmp_path / "r.json", run, shards, *PSNR, "--resize", option)
+        found[option] = one["metrics"]["psnr"], one["protocol"]["resize"]
+    assert found["short:24"] == found["short:24:bicubic"]
+    assert len({value for value, _ in found.values()}) == 3
+    assert found["short:24:bilinear"][1] == "short side 24, bilinear, antialias"
+    assert found["short:24:bilinear_aliased"][1] == "short side 24, bilinear_aliased"
+
+
 def test_without_inception_weights_one_line_says_so(
     run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +241,8 @@ def test_bad_input_is_one_line(run: Path, shards: Path, tmp_path: Path, capsys: 
         ((run, tmp_path / "nowhere"), "nowhere"),
         ((run, broken, *PSNR), "has no image for this codec and protocol"),
         ((run, shards, "--latent", "mean"), "mean"),
+        ((run, shards, "--resize", "short:24:nearest"), "there is no filter 'nearest'"),
+        ((run, shards, "--resize", "bilinear:24"), "write short:N"),
     ):
         assert command(*arguments, "--json", tmp_path / "never.json") == 2, arguments
         assert message in capsys.readouterr().err, arguments

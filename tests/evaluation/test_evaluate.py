@@ -27,7 +27,7 @@ from ldm_vae.evaluation.evaluate import evaluate_batches, evaluate_shards, measu
 from ldm_vae.evaluation.results import BROKEN, EvaluationProtocol, Results, summarize
 from ldm_vae.metrics import sets
 from ldm_vae.metrics.image import ImageMetrics, MetricName
-from ldm_vae.metrics.sets import SET_METRICS
+from ldm_vae.metrics.sets import USUAL_SET_METRICS
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.pretrained import inception
 
@@ -170,7 +170,7 @@ def test_resize_and_crop(shards: Path) -> None:
     assert results.protocol["crop"] == "center 32"
 
 
-ALL_SETS = EvaluationProtocol(metrics=("psnr", *SET_METRICS))
+ALL_SETS = EvaluationProtocol(metrics=("psnr", *USUAL_SET_METRICS))
 
 
 class Colours(torch.nn.Module):
@@ -194,7 +194,7 @@ def test_sets_are_the_same_in_any_batches(monkeypatch: pytest.MonkeyPatch) -> No
     parts = evaluate_batches(Quantizer(), alone[::-1], ALL_SETS)
     assert whole.metrics["rfid"] is not None and whole.metrics["rfid"] > 0
     assert parts.metrics == pytest.approx(whole.metrics, rel=1e-4)
-    assert set(whole.notes) == set(SET_METRICS)
+    assert set(whole.notes) == set(USUAL_SET_METRICS)
     assert whole.protocol["metric_weights"]["rfid"] == inception.WEIGHTS_SHA256
 
 
@@ -202,14 +202,14 @@ def test_an_image_without_reconstruction_leaves_no_distance(monkeypatch: pytest.
     monkeypatch.setattr(sets, "inception", lambda file: Colours())
     results = evaluate_batches(Quantizer(spoiled=1), batches(), ALL_SETS)
     assert set(results.missing.values()) == {f"{BROKEN} (1 of 4 images, the first other)"}
-    assert set(results.missing) == {"psnr", "psnr_pooled", *SET_METRICS}
+    assert set(results.missing) == {"psnr", "psnr_pooled", *USUAL_SET_METRICS}
 
 
 def test_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sets, "inception", lambda file: Colours())
     results = evaluate_batches(Quantizer(), list(batches())[:1], ALL_SETS)
     assert results.metrics["psnr"] is not None
-    assert results.missing == dict.fromkeys(SET_METRICS, "needs at least 2 images, not 1")
+    assert results.missing == dict.fromkeys(USUAL_SET_METRICS, "needs at least 2 images, not 1")
 
 
 def test_a_sample_depends_on_seed_and_key_alone() -> None:
@@ -270,7 +270,7 @@ def test_two_processes_equal_one(shards: Path, tmp_path: Path, monkeypatch: pyte
     alone = evaluate_shards(Quantizer(), str(shards / "train"), ALL_SETS)
     keys = [row.key for row in alone.per_image]
     assert len(set(keys)) == 23
-    assert set(alone.metrics) == {"psnr", "psnr_pooled", *SET_METRICS} and not alone.missing
+    assert set(alone.metrics) == {"psnr", "psnr_pooled", *USUAL_SET_METRICS} and not alone.missing
     for rank in range(2):
         expected = {"keys": keys, **alone.to_json()}
         found = json.loads((tmp_path / f"{rank}_of_2.json").read_text())

@@ -17,6 +17,7 @@ def job(codec: LatentCodec, *, batch: int, resize: int | None = None, multiple: 
         latents="moments",
         mirrored=False,
         resize=resize,
+        resize_filter="bicubic",
         crop=None,
         multiple=multiple,
         batch=batch,

@@ -77,8 +77,8 @@ def encode(codec: LatentCodec, shards: Path, out: Path, **options: bool) -> list
     """Encodes, and returns the names of the tars that were written."""
     before = {path.name: path.stat().st_ino for path in out.glob("*.tar")}
     job = latent_job(
-        codec, str(shards), latents="moments", mirrored=False, resize=None, crop=None, multiple=None, batch=2,
-        keep_image=False, seed=0,
+        codec, str(shards), latents="moments", mirrored=False, resize=None, resize_filter="bicubic", crop=None,
+        multiple=None, batch=2, keep_image=False, seed=0,
     )  # fmt: skip
     index = load_index(str(shards))
     encode_shards(codec, index, out, job, workers=2, rank=0, world=1, done=lambda *_: None, **options)
@@ -287,8 +287,8 @@ def test_arithmetic_and_source_are_written_without_secrets_or_times(
     assert record.arithmetic is not None and record.arithmetic.device == "cpu"
     assert record.arithmetic.torch == torch.__version__
     job = latent_job(
-        codec, "https://user:pass@host/{0..2}.tar?sig=abc", latents="moments", mirrored=False, resize=None, crop=None,
-        multiple=None, batch=2, keep_image=False, seed=0,
+        codec, "https://user:pass@host/{0..2}.tar?sig=abc", latents="moments", mirrored=False, resize=None,
+        resize_filter="bicubic", crop=None, multiple=None, batch=2, keep_image=False, seed=0,
     )  # fmt: skip
     assert job.source == "https://host/{0..2}.tar"
     assert read_latents_file(tmp_path / "out").job.source == str(shards)

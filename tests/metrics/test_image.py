@@ -19,7 +19,8 @@ from ldm_vae.errors import UserError
 from ldm_vae.losses.perceptual import BACKBONE
 from ldm_vae.metrics import image as metrics_image
 from ldm_vae.metrics import pair as pair_network
-from ldm_vae.metrics.image import IMAGE_METRICS, ImageMetrics, MeasuredImage, MetricName
+from ldm_vae.metrics.image import ImageMetrics, MeasuredImage, MetricName
+from ldm_vae.metrics.pixels import ImagePairs
 from ldm_vae.pretrained.backbones import backbone_weights
 
 pytestmark = pytest.mark.numerical
@@ -42,7 +43,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 def measure(metrics: ImageMetrics, pair: Pair, width: int | None = None, height: int | None = None) -> MeasuredImage:
     """Of the two images, cut at the right and below."""
     reconstruction, image = (x[..., :height, :width] for x in pair)
-    (row,) = metrics(reconstruction, image, ["photograph"])
+    (row,) = metrics(ImagePairs(reconstruction, image), ["photograph"])
     return row
 
 
@@ -83,6 +84,21 @@ def test_ssim_agrees(measured: MeasuredImage, pair: Pair) -> None:
     assert positions[..., 5:-5, 5:-5].mean().item() == pytest.approx(inside, abs=1e-5)
 
 
+def test_ssim_with_uniform_windows_agrees(pair: Pair) -> None:
+    """scikit-image's defaults, given floats in float64: nothing but the order of sums differs."""
+    expected = structural_similarity(*(x / 255.0 for x in skimage_pair(pair)), channel_axis=2, data_range=1.0)
+    measured = measure(ImageMetrics(["ssim_uniform"]), pair)
+    assert measured.values["ssim_uniform"] == pytest.approx(expected, abs=1e-10)
+
+
+def test_signed_ssim_agrees_and_is_another_number(measured: MeasuredImage, pair: Pair) -> None:
+    reference = StructuralSimilarityIndexMeasure(data_range=(-1.0, 1.0))
+    expected = reference(*(x / 127.5 - 1.0 for x in pair)).item()
+    signed = measure(ImageMetrics(["ssim_signed"]), pair).values["ssim_signed"]
+    assert signed == pytest.approx(expected, abs=1e-6)
+    assert abs(signed - measured.values["ssim"]) > 1e-3
+
+
 def test_ms_ssim_agrees(measured: MeasuredImage, pair: Pair) -> None:
     ours, theirs = (x / 255.0 for x in pair)
     reference = MultiScaleStructuralSimilarityIndexMeasure(data_range=1.0)(ours, theirs)
@@ -104,9 +120,9 @@ def test_lpips_agrees(measured: MeasuredImage, pair: Pair, name: MetricName) -> 
 def test_a_batch_gives_each_image_its_own_row(pair: Pair) -> None:
     reconstruction, image = (torch.cat([x, x.flip(3), x[..., :1].expand_as(x)])[..., :180, :190] for x in pair)
     metrics = ImageMetrics(["psnr", "ssim", "ms_ssim", "lpips_alex"])
-    rows = metrics(reconstruction, image, ["a", "b", "c"])
+    rows = metrics(ImagePairs(reconstruction, image), ["a", "b", "c"])
     for i, row in enumerate(rows):
-        (alone,) = metrics(reconstruction[i : i + 1], image[i : i + 1], [row.key])
+        (alone,) = metrics(ImagePairs(reconstruction[i : i + 1], image[i : i + 1]), [row.key])
         assert row.squared_error == alone.squared_error
         assert row.values == pytest.approx(alone.values, abs=1e-6)  # float32, summed in another order
     assert len({row.values["psnr"] for row in rows}) == 3
@@ -159,6 +175,6 @@ def test_without_weights_the_rest_is_measured(pair: Pair, monkeypatch: pytest.Mo
         raise UserError(f"no weights for {network}", "give a file")
 
     monkeypatch.setattr(pair_network, "LPIPS", unreachable)
-    (row,) = ImageMetrics(IMAGE_METRICS)(*pair, ["photograph"])
+    (row,) = ImageMetrics()(ImagePairs(*pair), ["photograph"])
     assert set(row.values) == {"psnr", "ssim", "ms_ssim"}
     assert row.missing["lpips_vgg"] == "no weights for vgg: give a file"

@@ -20,7 +20,8 @@ from ldm_vae.losses.perceptual import LPIPS
 from ldm_vae.metrics import sets
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pair import PairNetwork
-from ldm_vae.metrics.sets import SET_METRICS, FeatureSets, SetMetrics, SetResults, describe_set_metrics
+from ldm_vae.metrics.pixels import ImagePairs
+from ldm_vae.metrics.sets import USUAL_SET_METRICS, FeatureSets, SetMetrics, SetResults, describe_set_metrics
 from ldm_vae.pretrained.backbones import backbone_weights
 
 pytestmark = pytest.mark.numerical
@@ -58,7 +59,7 @@ def measured(metrics: SetMetrics, found: list[tuple[str, Tensor, Tensor]]) -> tu
     rows = []
     for key, reconstruction, image in found:
         row = MeasuredImage(key, tuple(image.shape[1:]), 0)
-        features.add(reconstruction, image, [row])
+        features.add(ImagePairs(reconstruction, image), [row])
         rows.append(row)
     return features.results(rows), rows
 
@@ -110,8 +111,9 @@ def test_one_pass_gives_lpips_and_features(monkeypatch: pytest.MonkeyPatch) -> N
     features = FeatureSets(shared)
     rows = []
     for key, reconstruction, image in pairs(3):
-        (row,) = image_metrics(reconstruction, image, [key])
-        features.add(reconstruction, image, [row])
+        batch = ImagePairs(reconstruction, image)
+        (row,) = image_metrics(batch, [key])
+        features.add(batch, [row])
         rows.append(row)
     assert len(passes) == 3
     alone, _ = measured(SetMetrics(["frechet_vgg16"]), list(pairs(3)))
@@ -123,8 +125,8 @@ def test_one_pass_gives_lpips_and_features(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.usefixtures("thumbnails")
 def test_few_images_are_noted_and_one_is_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
     found = list(pairs(3))
-    results, _ = measured(SetMetrics(SET_METRICS), found)
-    assert set(results.values) == set(SET_METRICS)
+    results, _ = measured(SetMetrics(USUAL_SET_METRICS), found)
+    assert set(results.values) == set(USUAL_SET_METRICS)
     assert results.notes["rfid"] == "unreliable below 2,048 images (3)"
     assert "one subset" in results.notes["kid"]
     assert describe_set_metrics(["kid"], 3)["kid"].startswith(
@@ -133,9 +135,9 @@ def test_few_images_are_noted_and_one_is_too_few(monkeypatch: pytest.MonkeyPatch
     assert describe_set_metrics(["kid"], 3)["kid"].endswith("one subset, all 3 images")
     assert "100 subsets of 1000 images" in describe_set_metrics(["kid"], 5000)["kid"]
     monkeypatch.setattr(sets, "RELIABLE", 3)
-    assert not measured(SetMetrics(SET_METRICS), found)[0].notes  # enough
-    results, _ = measured(SetMetrics(SET_METRICS), found[:1])
-    assert results.missing == dict.fromkeys(SET_METRICS, "needs at least 2 images, not 1")
+    assert not measured(SetMetrics(USUAL_SET_METRICS), found)[0].notes  # enough
+    results, _ = measured(SetMetrics(USUAL_SET_METRICS), found[:1])
+    assert results.missing == dict.fromkeys(USUAL_SET_METRICS, "needs at least 2 images, not 1")
     assert not results.values
 
 
@@ -144,11 +146,11 @@ def test_images_that_a_network_does_not_take() -> None:
     """Grey ones are nothing for Inception; small ones nothing for VGG. The other network goes on."""
     found = list(pairs(4))
     grey = [(key, ours[:, :1], theirs[:, :1]) for key, ours, theirs in found]
-    results, rows = measured(SetMetrics(SET_METRICS), grey)
+    results, rows = measured(SetMetrics(USUAL_SET_METRICS), grey)
     assert set(results.values) == {"frechet_vgg16"}
     assert rows[0].missing == dict.fromkeys(("rfid", "kid"), "needs images of 3 channels, not 1")
     small = [*found[:3], (found[3][0], found[3][1][..., :15], found[3][2][..., :15])]
-    results, rows = measured(SetMetrics(SET_METRICS), small)
+    results, rows = measured(SetMetrics(USUAL_SET_METRICS), small)
     assert set(results.values) == {"rfid", "kid"}
     assert rows[3].missing == {"frechet_vgg16": "needs 16 pixels along the shorter side, not 15"}
 
@@ -158,11 +160,11 @@ def test_without_weights_the_rest_is_measured(monkeypatch: pytest.MonkeyPatch) -
         raise UserError("no weights", "give a file")
 
     monkeypatch.setattr(sets, "inception", unreachable)
-    metrics = SetMetrics(SET_METRICS)
+    metrics = SetMetrics(USUAL_SET_METRICS)
     results, rows = measured(metrics, list(pairs(3)))
     assert set(results.values) == {"frechet_vgg16"}
     assert results.missing == dict.fromkeys(("rfid", "kid"), "no weights: give a file")
     assert not rows[0].missing  # it is no image's fault
     assert set(metrics.weights) == {"frechet_vgg16"}
     with pytest.raises(UserError):
-        SetMetrics(SET_METRICS, inception_file=Path("given.pth"))
+        SetMetrics(USUAL_SET_METRICS, inception_file=Path("given.pth"))

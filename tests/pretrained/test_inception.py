@@ -72,6 +72,21 @@ def test_features_are_torch_fidelitys(pinned: Path) -> None:
     assert not torch.equal(found[0], found[1])
 
 
+def test_features_as_pytorch_fid_takes_them(pinned: Path) -> None:
+    """The network is torch-fidelity's, given what pytorch-fid's preparation would give; only the preparation is ours.
+
+    A hook gives pytorch-fid's values to the first layer, in place of those that torch-fidelity prepares."""
+    images = torch.randint(0, 256, (2, 3, 37, 52), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    network = inception.inception(pinned)
+    prepared = torch.nn.functional.interpolate(images / 255.0, (299, 299), mode="bilinear", align_corners=False) * 2 - 1
+    with torch.inference_mode():
+        found = inception.features_as_pytorch_fid(network, images)
+        network.Conv2d_1a_3x3.register_forward_pre_hook(lambda *_: (prepared,))
+        expected = network(images)[0]
+    assert torch.equal(found, expected)
+    assert found.shape == (2, 2048)
+
+
 def test_the_whole_way_agrees_with_torch_fidelity(pinned: Path, tmp_path: Path) -> None:
     """Images as files through its own command, one at a time as their sizes differ, against ours through the codec:
     1e-3 is promised."""

@@ -49,6 +49,7 @@ from ldm_vae.data.images.pixels import (
 )
 from ldm_vae.data.images.png import SIGNATURE, check_png
 from ldm_vae.errors import UserError
+from ldm_vae.machine import allocation_failed
 
 
 def decode_image(data: bytes, extension: str, channels: int) -> PixelArray:
@@ -127,6 +128,8 @@ def read_npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
             shape, _, dtype = read_header(file)
             return shape, dtype
     except MemoryError as error:  # Python's parser raises it for brackets that are nested too deeply
+        if allocation_failed():
+            raise
         raise BrokenImage("a header of an array that cannot be parsed") from error
 
 

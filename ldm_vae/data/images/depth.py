@@ -12,6 +12,7 @@ import numpy as np
 from ldm_vae.data.images.pixels import BLOCK, BrokenImage, PixelArray, check_size, decoding
 from ldm_vae.data.images.png import check_inflated, samples
 from ldm_vae.errors import UserError
+from ldm_vae.machine import allocation_failed
 
 try:
     import imagecodecs
@@ -135,5 +136,7 @@ def _to_srgb(colour: PixelArray, full: int, profile: bytes) -> PixelArray | None
                 pixels, profile, target, colorspace=space, outcolorspace="rgb", flags=flags
             )
         except imagecodecs.CmsError:
+            if allocation_failed():
+                raise MemoryError("no memory for the transform of a colour profile") from None
             return None
     return np.asarray(converted) / float(np.iinfo(colour.dtype).max) * 2.0 - 1.0

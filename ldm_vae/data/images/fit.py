@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field, PositiveInt, model_validator
 
-from ldm_vae.data.images.pixels import MAX_CHANNELS, MAX_PIXELS, BrokenImage, PixelArray
+from ldm_vae.data.images.pixels import MAX_CHANNELS, MAX_PIXELS, BrokenImage, PixelArray, to_uint8
 from ldm_vae.recipe import Config
 
 FILTERS = {
@@ -17,6 +19,8 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "area": Image.Resampling.BOX,
 }
+ALIASED = "bilinear_aliased"
+ResizeFilter = Literal["bicubic", "bilinear", "lanczos", "area", "bilinear_aliased"]
 
 
 class ImageConfig(Config):
@@ -28,8 +32,12 @@ class ImageConfig(Config):
     resize: PositiveInt | None = None
     """Short side in pixels; smaller images are enlarged to it. null keeps the size."""
 
-    resize_filter: Literal["bicubic", "bilinear", "lanczos", "area"] = "bicubic"
-    """How pixels are resampled; the filter is widened where the image shrinks, against aliasing."""
+    resize_filter: ResizeFilter = "bicubic"
+    """How pixels are resampled. The filter is widened where the image shrinks, against aliasing, except that of
+    bilinear_aliased, which is OpenCV's and CompVis': it aliases, and the long side is rounded to the nearest."""
+
+    resize_rounding: Literal["none", "8bit"] = "none"
+    """8bit: rows and then columns are rounded to 8 bits, as Pillow and torchvision do to 8-bit pictures."""
 
     crop: PositiveInt | None = None
     """Side in pixels of the square that is cut out after the resize; null keeps everything."""
@@ -55,10 +63,10 @@ def fit_image(array: PixelArray, config: ImageConfig, generator: np.random.Gener
     """
     flip = config.flip and generator is not None and bool(generator.integers(2))
     if config.resize is not None:
-        height, width = resized(array.shape[1], array.shape[2], config.resize)
+        height, width = resized(array.shape[1], array.shape[2], config.resize, config.resize_filter)
         if height * width > MAX_PIXELS:
             raise BrokenImage(f"{array.shape[2]}x{array.shape[1]} would become {width}x{height} by the resize")
-        array = resize_image(array, height, width, config.resize_filter)
+        array = resize_image(array, height, width, config.resize_filter, config.resize_rounding)
     if config.crop is not None:
         rows, columns = array.shape[1] - config.crop, array.shape[2] - config.crop
         if min(rows, columns) < 0:
@@ -71,12 +79,29 @@ def fit_image(array: PixelArray, config: ImageConfig, generator: np.random.Gener
     return np.ascontiguousarray(array[:, :, ::-1] if flip else array)
 
 
-def resized(height: int, width: int, short: int) -> tuple[int, int]:
-    """(height, width) after a resize of the short side to `short`. The long one is rounded down, as in torchvision."""
-    return (short, short * width // height) if height <= width else (short * height // width, short)
+def resized(height: int, width: int, short: int, resize_filter: str = "bicubic") -> tuple[int, int]:
+    """(height, width) after a resize of the short side to `short`.
+
+    The long one is rounded down, as in torchvision; with the aliased filter to the nearest, as in albumentations.
+    """
+    half = min(height, width) // 2 if resize_filter == ALIASED else 0
+    if height <= width:
+        return short, (short * width + half) // height
+    return (short * height + half) // width, short
 
 
-def resize_image(array: PixelArray, height: int, width: int, resize_filter: str) -> PixelArray:
+def describe_resize(config: ImageConfig) -> str:
+    """The resize in words, for the protocol of a measurement."""
+    if config.resize is None:
+        return "none"
+    rounding = ", rounded to 8 bits after rows and after columns" if config.resize_rounding == "8bit" else ""
+    antialias = "" if config.resize_filter == ALIASED else ", antialias"
+    return f"short side {config.resize}, {config.resize_filter}{antialias}{rounding}"
+
+
+def resize_image(
+    array: PixelArray, height: int, width: int, resize_filter: str, resize_rounding: str = "none"
+) -> PixelArray:
     """(C, H, W) -> (C, height, width), float32, clipped to [-1, 1], because bicubic and lanczos overshoot.
 
     Applies Pillow's filters, which widen when they shrink a picture, to each channel as floats. For 8-bit pictures this
@@ -84,5 +109,19 @@ def resize_image(array: PixelArray, height: int, width: int, resize_filter: str)
     """
     if array.shape[1:] == (height, width):
         return array
-    planes = [Image.fromarray(plane).resize((width, height), FILTERS[resize_filter]) for plane in array]
-    return np.stack([np.asarray(plane) for plane in planes]).clip(-1.0, 1.0)
+    if resize_filter == ALIASED:
+        size = (height, width)
+        values = F.interpolate(torch.from_numpy(array)[None], size, mode="bilinear", align_corners=False)[0].numpy()
+        return values if resize_rounding == "none" else _from_8_bits(_to_8_bits(values))
+    planes = _to_8_bits(array) if resize_rounding == "8bit" else array
+    resized_planes = [Image.fromarray(plane).resize((width, height), FILTERS[resize_filter]) for plane in planes]
+    stacked = np.stack([np.asarray(plane) for plane in resized_planes])
+    return _from_8_bits(stacked) if resize_rounding == "8bit" else stacked.clip(-1.0, 1.0)
+
+
+def _to_8_bits(array: PixelArray) -> PixelArray:
+    return to_uint8(torch.from_numpy(np.ascontiguousarray(array))).numpy()
+
+
+def _from_8_bits(levels: PixelArray) -> PixelArray:
+    return levels / np.float32(127.5) - np.float32(1.0)

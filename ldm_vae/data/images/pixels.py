@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms
+
+# Image.open would load these when it meets the first picture of a kind, and take one that cannot be loaded then, as
+# with too many open files, for a kind that it does not know.
+from PIL import Image, ImageCms, JpegImagePlugin, MpoImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 from torch import Tensor
 
 from ldm_vae.errors import UserError, in_one_line
+from ldm_vae.machine import allocation_failed, fault_of_machine, forget_failed_allocations, out_of_memory
 from ldm_vae.precision import at_least_float32
 
 PixelArray = np.ndarray[Any, np.dtype[Any]]
@@ -43,13 +47,19 @@ def decoding() -> Iterator[None]:
     """Turns whatever a decoder raises on damaged or hostile bytes into BrokenImage.
 
     Put nothing but calls of Pillow, numpy, tifffile and imagecodecs into such a block: an error in our own code must
-    not look like a broken picture. MemoryError passes, because it says nothing about the picture.
+    not look like a broken picture. Too little memory, or too many open files, say nothing about the picture: the one is
+    raised as MemoryError, whatever the decoder makes of it, the other as UserError.
     """
+    forget_failed_allocations()
     try:
         yield
     except (BrokenImage, UserError, MemoryError):
         raise
     except Exception as error:  # struct.error, zlib.error, KeyError, ...: decoders raise anything
+        if allocation_failed() or out_of_memory(error) or "out of memory" in str(error):
+            raise MemoryError(in_one_line(error)) from error
+        if (fault := fault_of_machine(error)) is not None:
+            raise fault from error
         raise BrokenImage(in_one_line(error)) from error
 
 
@@ -125,10 +135,13 @@ def _pillow_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """The transform to sRGB; None if the profile does not open or does not fit the mode."""
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (ImageCms.PyCMSError, OSError):
-        return None
+        with decoding():
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except BrokenImage as error:
+        if isinstance(error.__cause__, ImageCms.PyCMSError | OSError):
+            return None
+        raise
 
 
 def orient(pixels: PixelArray, orientation: int) -> PixelArray:

@@ -1,6 +1,10 @@
 """Shards: what is in them, where, and whether they are whole.
 
-storage.py   Reads ranges of bytes from local files and from servers
+urls.py      What the path or URL of a shard says: where it lies, what it is called, what is beside it
+retry.py     Tells a fault of the data from one of the machine, and tries again what may succeed next time
+disk.py      Calls on local paths, which are made again where the disk or the machine fails
+remote.py    Reads ranges of bytes over http(s), and from s3, gs, hf and whatever else fsspec opens
+storage.py   Reads ranges of bytes from local files and from servers, and finds the shards that are named
 tar.py       Reads the members of a tar from its headers, and checks what can be wrong with a tar
 names.py     Cuts the names of members into the key of the sample and the field
 shard.py     The index of one shard: where every member of every sample lies; the format of index.json

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ldm_vae.data.images.pixels import EXTENSIONS
+from ldm_vae.data.shards.disk import is_folder, listed
 from ldm_vae.data.shards.left_out import LeftOut
-from ldm_vae.data.shards.storage import is_compressed
+from ldm_vae.data.shards.urls import is_compressed
 
 
 def beside_shards(folder: Path) -> Iterator[tuple[str, str]]:
     """(kind, name) of everything in a folder of shards that looks like data and is no shard of it, sorted by name."""
-    for path in sorted(folder.iterdir()):
+    for path in (folder / name for name in listed(folder)):
         kind = None if path.name.startswith(".") else _kind(path)
         if kind is not None:
             yield kind, path.name
@@ -27,8 +28,8 @@ def say_beside(folder: Path) -> None:
 
 
 def _kind(path: Path) -> str | None:
-    if path.is_dir():
-        holds = any(other.suffix == ".tar" or _picture(other.name) for other in path.iterdir())
+    if is_folder(path):
+        holds = any(name.endswith(".tar") or _picture(name) for name in listed(path))
         return "folders of shards or pictures" if holds else None
     if is_compressed(path.name):
         return "compressed archives, to be unpacked first"

@@ -21,7 +21,9 @@ from webdataset.tariterators import base_plus_ext
 from ldm_vae.data.images.decode import decode_image, read_npy_header
 from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage
 from ldm_vae.data.shards.beside import beside_shards
+from ldm_vae.data.shards.disk import is_folder, read_file
 from ldm_vae.data.shards.names import LABEL, split_name
+from ldm_vae.data.shards.retry import Forbidden, Missing
 from ldm_vae.data.shards.scan import scan_shard
 from ldm_vae.data.shards.shard import (
     INDEX_FILE,
@@ -32,9 +34,10 @@ from ldm_vae.data.shards.shard import (
     parse_index,
     parse_label,
 )
-from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable, expand_shards, is_remote, read_whole
+from ldm_vae.data.shards.storage import RangeReader, expand_shards, read_whole
 from ldm_vae.data.shards.tar import TAR_BLOCK
-from ldm_vae.documents import LARGE, DamagedFile, parse_json, read_file
+from ldm_vae.data.shards.urls import folder_of, is_remote, is_signed, is_tar, name_of, within, without_secrets
+from ldm_vae.documents import DamagedFile, parse_json
 from ldm_vae.errors import UserError, in_one_line
 
 TEXTS = ("json", "txt")
@@ -77,31 +80,29 @@ def check_shards(spec: str, *, decode: bool, channels: int | None) -> Iterator[R
     decode: read every picture, label, json and txt. Otherwise those of `LOOKED_AT` samples of each shard are read, and
         all of a shard where one of these is broken.
     channels: those of the pictures; None for 3, and without `decode` for any number in npy and tiff.
-    Raises UserError if `spec` names nothing, or if a server does not answer.
+    Raises UserError if `spec` names nothing, or if a disk or server fails.
     """
     shards: dict[str, ShardIndex] = {}
-    try:
-        for folder, names in _by_folder(expand_shards(spec)).items():
-            known, problems = _read_index(folder)
-            present = names or sorted(known)  # a remote folder has what its index lists
-            if not is_remote(folder) and Path(spec.removeprefix("file://")).is_dir():
-                problems += [Problem(name, "listed, but not there") for name in known if name not in names]
-                if unread := [Problem(name, f"not read: {kind}") for kind, name in beside_shards(Path(folder))]:
-                    yield Report(folder, None, unread)
-            if problems:
-                yield Report(f"{folder}/{INDEX_FILE}", None, problems)
-            for name in present:
-                url = f"{folder}/{name}"
-                try:
-                    shard, problems = _inspect(url, decode, channels)
-                    if known:
-                        problems += _compare(shard, known.get(name), problems)
-                except Missing as error:
-                    shard, problems = ShardIndex(url, 0, b"", np.empty(0, np.int64), {}), [Problem("", str(error))]
+    for folder, names in _by_folder(expand_shards(spec)).items():
+        known, problems = _read_index(folder, names)
+        present = names or sorted(known)  # a remote folder has what its index lists
+        if not is_remote(folder) and is_folder(spec.removeprefix("file://")):
+            problems += [Problem(name, "listed, but not there") for name in known if name not in names]
+            if unread := [Problem(name, f"not read: {kind}") for kind, name in beside_shards(Path(folder))]:
+                yield Report(folder, None, unread)
+        if problems:
+            yield Report(without_secrets(within(folder, INDEX_FILE)), None, problems)
+        for name in present:
+            url = within(folder, name)
+            try:
+                shard, problems = _inspect(url, decode, channels)
+                if known:
+                    problems += _compare(shard, known.get(name), problems)
+            except Missing as error:
+                shard, problems = None, [Problem("", str(error))]
+            if shard is not None:
                 shards[url] = shard
-                yield Report(url, shard, problems)
-    except Unreachable as error:
-        raise UserError(str(error), "check the network and the address, then run it again") from error
+            yield Report(without_secrets(url), shard, problems)
     yield from _repeated_keys(shards)
 
 
@@ -126,8 +127,8 @@ def refuse_other_index(folder: Path) -> None:
     """Raises UserError if the index.json of a folder is of another program. One that is damaged may be replaced."""
     path = folder / INDEX_FILE
     try:
-        content = parse_json(read_file(path, "", largest=LARGE), str(path), "", names=True)
-    except (FileNotFoundError, DamagedFile):
+        content = parse_json(read_file(path), str(path), "", names=True)
+    except (Missing, DamagedFile):
         return
     if not isinstance(content, dict) or content.get("format") != INDEX_FORMAT:
         raise UserError(f"{path} is none of ldm_vae's", "move it, or the shards: the index stands beside them")
@@ -137,29 +138,31 @@ def _by_folder(urls: list[str]) -> dict[str, list[str]]:
     """Groups shards: folder -> names of its shards; no names for a remote folder."""
     folders: dict[str, list[str]] = {}
     for url in urls:
-        if is_remote(url) and not url.endswith(".tar"):
+        if is_remote(url) and not is_tar(url):
             folders.setdefault(url, [])
         elif is_remote(url):
-            folder, name = url.rsplit("/", 1)
-            folders.setdefault(folder, []).append(name)
+            folders.setdefault(folder_of(url), []).append(name_of(url))
         else:
             folders.setdefault(str(Path(url).parent), []).append(Path(url).name)
     return folders
 
 
-def _read_index(folder: str) -> tuple[dict[str, ShardIndex], list[Problem]]:
+def _read_index(folder: str, names: list[str]) -> tuple[dict[str, ShardIndex], list[Problem]]:
     """Reads the index of a folder, if it has one: name of a shard -> its entry, and what is wrong with the index."""
-    url = f"{folder}/{INDEX_FILE}"
     try:
-        return parse_index(read_whole(url), url, folder), []
-    except Missing as error:
+        content = read_whole(within(folder, INDEX_FILE))
+    except (Missing, Forbidden) as error:
+        if isinstance(error, Forbidden) and not (is_signed(folder) and names):  # a signature is often that of one file
+            raise
         return {}, [Problem("", f"remote shards need an index ({error})")] if is_remote(folder) else []
+    try:
+        return parse_index(content, without_secrets(within(folder, INDEX_FILE)), folder), []
     except UserError as error:
         return {}, [Problem("", error.what)]
 
 
 def _inspect(url: str, decode: bool, channels: int | None) -> tuple[ShardIndex, list[Problem]]:
-    """Checks one shard: the samples that training can use, and all problems. Raises Missing or Unreachable."""
+    """Checks one shard: the samples that training can use, and all problems. Raises Missing."""
     scan = scan_shard(url)
     shard, problems = scan.shard, [Problem(member, reason) for member, reason in scan.problems]
     labelled = LABEL in shard.members
@@ -313,9 +316,9 @@ def _repeated_keys(shards: Mapping[str, ShardIndex]) -> Iterator[Report]:
             key = shard.key(int(ordinal))
             if key in first:
                 problems.append(Problem(key, f"the same key as in {first[key]}"))
-            first.setdefault(key, Path(shard.url).name)
+            first.setdefault(key, shard.name)
         if problems:
-            yield Report(shard.url, None, problems)
+            yield Report(without_secrets(shard.url), None, problems)
 
 
 def _hash(key: str) -> int:

@@ -8,11 +8,13 @@ key there. Links to folders are followed, and each folder is read once.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldm_vae.data.images.pixels import EXTENSIONS
+from ldm_vae.data.shards.disk import listed, status
 from ldm_vae.data.shards.left_out import LeftOut
 from ldm_vae.data.shards.names import LABEL, compound_fields, split_name
 from ldm_vae.errors import UserError
@@ -96,30 +98,33 @@ def find_samples(folder: Path) -> FoundSamples:
 def _walk(folder: Path, left_out: LeftOut) -> Iterator[Path]:
     """Every file in a folder and below, sorted, without hidden ones. A folder that two links lead to is read once."""
 
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror})", "change its rights or remove it")
-
-    def unseen(path: Path) -> bool:
-        status = path.stat()
-        new = (status.st_dev, status.st_ino) not in seen
-        seen.add((status.st_dev, status.st_ino))
+    def unseen(path: Path, found: os.stat_result) -> bool:
+        new = (found.st_dev, found.st_ino) not in seen
+        seen.add((found.st_dev, found.st_ino))
         if not new:
             left_out.add("links to folders that are read already", path.relative_to(folder).as_posix())
         return new
 
     seen: set[tuple[int, int]] = set()
-    unseen(folder)
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [n for n in sorted(folders) if not n.startswith(".") and unseen(Path(parent, n))]
-        for name in sorted(name for name in files if not name.startswith(".")):
-            path = Path(parent, name)
-            if not path.is_file():
+    if (top := status(folder)) is not None:
+        unseen(folder, top)
+    pending = [folder]
+    while pending:
+        parent = pending.pop()
+        folders: list[Path] = []
+        for path in (parent / name for name in listed(parent) if not name.startswith(".")):
+            found = status(path)
+            if found is not None and stat.S_ISDIR(found.st_mode):
+                folders += [path] if unseen(path, found) else []
+                continue
+            if found is None or not stat.S_ISREG(found.st_mode):
                 raise UserError(f"{path} is no file (a broken link?)", "remove it")
             try:
-                name.encode()
+                path.name.encode()
             except UnicodeEncodeError:
                 raise UserError(f"the name of {os.fsencode(path)!r} is no UTF-8", "rename it") from None
             yield path
+        pending += reversed(folders)
 
 
 def _clash(pairs: list[tuple[Path, Path]]) -> UserError:

@@ -20,8 +20,10 @@ from pydantic import Field
 from ldm_vae.atomic import atomic_file, explain_disk_errors
 from ldm_vae.data.images.pixels import EXTENSIONS
 from ldm_vae.data.shards.beside import say_beside
+from ldm_vae.data.shards.disk import is_file, is_folder, listed, read_file
 from ldm_vae.data.shards.left_out import LeftOut, warn_once
 from ldm_vae.data.shards.names import compound_fields, split_name
+from ldm_vae.data.shards.retry import Forbidden, Missing
 from ldm_vae.data.shards.scan import add_picture_sizes, scan_folder, scan_shard
 from ldm_vae.data.shards.shard import (
     INDEX_FILE,
@@ -32,16 +34,18 @@ from ldm_vae.data.shards.shard import (
     shard_from_json,
     shard_to_json,
 )
-from ldm_vae.data.shards.storage import (
-    Missing,
-    RangeReader,
-    Unreachable,
-    expand_shards,
+from ldm_vae.data.shards.storage import RangeReader, expand_shards, read_whole
+from ldm_vae.data.shards.urls import (
+    folder_of,
     is_compressed,
     is_remote,
-    read_whole,
+    is_signed,
+    is_tar,
+    name_of,
+    within,
+    without_secrets,
 )
-from ldm_vae.documents import LARGE, DamagedFile, read_json
+from ldm_vae.documents import DamagedFile, parse_object
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config
 
@@ -135,7 +139,7 @@ class Index:
         """A hash that is equal for the same data in the same order, wherever the shards lie."""
         digest = hashlib.sha256(repr(self.parts).encode())
         for shard in self.shards:
-            digest.update(f"{Path(shard.url).name}\n{shard.size}\n{shard.samples}\n".encode() + shard.names)
+            digest.update(f"{shard.name}\n{shard.size}\n{shard.samples}\n".encode() + shard.names)
         return digest.hexdigest()
 
 
@@ -243,9 +247,10 @@ def _load_shards(spec: str, cache: Path | None, *, sizes: bool) -> list[ShardInd
     sizes: whether the sizes of their pictures are needed.
     """
     local = Path(spec.removeprefix("file://"))
-    if local.is_dir() and next(local.glob("[!.]*.tar"), None) is None:
+    whole = is_folder(local)
+    if whole and not any(is_tar(name) and not name.startswith(".") for name in listed(local)):
         found = scan_folder(local)
-        if not found and any(is_compressed(path.name) for path in local.iterdir()):
+        if not found and any(is_compressed(name) for name in listed(local)):
             expand_shards(spec)  # tells what to do
         if not found:
             raise UserError(f"no shards and no images in {local}", "give a folder of .tar files or of pictures")
@@ -253,37 +258,49 @@ def _load_shards(spec: str, cache: Path | None, *, sizes: bool) -> list[ShardInd
     by_folder: dict[str, list[str]] = {}
     for url in expand_shards(spec):
         if is_remote(url):  # a remote folder means whatever its index names
-            folder, name = url.rsplit("/", 1) if url.endswith(".tar") else (url, "")
+            folder, name = (folder_of(url), name_of(url)) if is_tar(url) else (url, "")
         else:
             folder, name = str(Path(url).parent), Path(url).name
         by_folder.setdefault(folder, []).append(name)
     shards: list[ShardIndex] = []
     for folder, names in by_folder.items():
         if is_remote(folder):
-            listed = _remote_shards(folder, names, sizes=sizes)
-        elif (Path(folder) / INDEX_FILE).is_file():
-            listed = _indexed_shards(folder, names, sizes=sizes, whole=local.is_dir())
+            described = _remote_shards(folder, names, sizes=sizes)
+        elif is_file(Path(folder) / INDEX_FILE):
+            described = _indexed_shards(folder, names, sizes=sizes, whole=whole)
         else:
-            listed = _scanned_shards(folder, names, cache, sizes=sizes)
-        _warn_of_parts(listed, f"{folder}/{INDEX_FILE}")
-        shards += listed
-    if local.is_dir():
+            described = _scanned_shards(folder, names, cache, sizes=sizes)
+        _warn_of_parts(described, without_secrets(within(folder, INDEX_FILE)))
+        shards += described
+    if whole:
         say_beside(local)
     return sorted(shards, key=lambda shard: shard.url)
 
 
 def _remote_shards(folder: str, names: list[str], *, sizes: bool) -> list[ShardIndex]:
-    url = f"{folder}/{INDEX_FILE}"
+    url = without_secrets(within(folder, INDEX_FILE))
     try:
-        known = parse_index(read_whole(url), url, folder)
-    except Missing as error:
-        raise UserError(f"{folder} has no {INDEX_FILE} ({error})", f"remote shards need one; {INDEX_REMEDY}") from error
-    except Unreachable as error:
-        raise UserError(str(error), "check the network and the address, then run it again") from error
+        content = read_whole(within(folder, INDEX_FILE))
+    except (Missing, Forbidden) as error:
+        if is_signed(folder) and names != [""]:  # a signature is often that of one file
+            return _signed_shards(folder, names, sizes=sizes)
+        if isinstance(error, Forbidden):
+            raise
+        what = f"{without_secrets(folder)} has no {INDEX_FILE} ({error})"
+        raise UserError(what, f"remote shards need one; {INDEX_REMEDY}") from error
+    known = parse_index(content, url, folder)
     shards = list(known.values()) if names == [""] else _select(known, names, url)
     if sizes and any(shard.pictures is None for shard in shards):
         raise UserError(f"{url} has no sizes of pictures", f"filters by size and aspect need them; {INDEX_REMEDY}")
     return shards
+
+
+def _signed_shards(folder: str, names: list[str], *, sizes: bool) -> list[ShardIndex]:
+    """Shards whose URLs are signed one by one, so that nothing beside them can be read: by their headers."""
+    urls = [within(folder, name) for name in names]
+    warn_once(f"{without_secrets(urls[0])}: no {INDEX_FILE} can be read beside it, so that the shard is read once more")
+    shards = [_scan_whole(url) for url in urls]
+    return [add_picture_sizes(shard) for shard in shards] if sizes else shards
 
 
 def _indexed_shards(folder: str, names: list[str], *, sizes: bool, whole: bool) -> list[ShardIndex]:
@@ -292,16 +309,24 @@ def _indexed_shards(folder: str, names: list[str], *, sizes: bool, whole: bool) 
     whole: all its shards are meant, so that a missing one was lost.
     """
     path = Path(folder) / INDEX_FILE
-    known = parse_index(path.read_bytes(), str(path), folder)
+    try:
+        content = read_file(path)
+    except Missing as error:
+        raise _unreadable(str(path), error) from error
+    known = parse_index(content, str(path), folder)
     shards = _select(known, names, str(path))
     if whole and len(known) > len(shards):
         gone = next(name for name in known if name not in names)
         raise UserError(f"{path} lists {gone}, which is not there", "restore the shard, or " + INDEX_REMEDY)
-    for shard in shards:
-        size = Path(shard.url).stat().st_size
-        if size != shard.size:
-            what = f"shard {shard.url} has {size} bytes, its index says {shard.size}"
-            raise UserError(what, "it was cut or changed; `ldm-vae check` shows what is left")
+    with closing(RangeReader()) as reader:
+        for shard in shards:
+            try:
+                size = reader.size(shard.url)
+            except Missing as error:
+                raise _unreadable(shard.url, error) from error
+            if size != shard.size:
+                what = f"shard {shard.url} has {size} bytes, its index says {shard.size}"
+                raise UserError(what, "it was cut or changed; `ldm-vae check` shows what is left")
     return [add_picture_sizes(shard) if sizes and shard.pictures is None else shard for shard in shards]
 
 
@@ -353,13 +378,13 @@ def _known_or_scanned(
 def _read_scans(stored: Path) -> dict[str, Any]:
     """What a cache of scans holds; nothing where it is missing or damaged."""
     try:
-        return read_json(stored, "", largest=LARGE, names=True)
-    except (FileNotFoundError, DamagedFile):
+        return parse_object(read_file(stored), str(stored), "", names=True)
+    except (Missing, DamagedFile):
         return {}
 
 
 def _unreadable(path: str, error: Missing) -> UserError:
-    return UserError(f"shard {path} cannot be read ({error})", "check the path and its rights")
+    return UserError(f"{without_secrets(path)} cannot be read ({error})", "check the path and what it leads to")
 
 
 def _scan_whole(path: str) -> ShardIndex:
@@ -370,7 +395,7 @@ def _scan_whole(path: str) -> ShardIndex:
     if scan.problems:
         member, reason = scan.problems[0]
         more = f" and {len(scan.problems) - 1} more" if len(scan.problems) > 1 else ""
-        what = f"shard {path}: {member + ': ' if member else ''}{reason}{more}"
+        what = f"shard {without_secrets(path)}: {member + ': ' if member else ''}{reason}{more}"
         raise UserError(what, "`ldm-vae check` lists all, and with --write-index keeps what is whole")
     return scan.shard
 

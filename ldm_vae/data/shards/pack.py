@@ -20,8 +20,10 @@ from webdataset import TarWriter
 
 from ldm_vae.atomic import atomic_folder, require_writable_folder
 from ldm_vae.data.images.pixels import EXTENSIONS
+from ldm_vae.data.shards.disk import is_folder, read_file
 from ldm_vae.data.shards.folder import FolderSample, FoundSamples, find_samples
 from ldm_vae.data.shards.index import write_index
+from ldm_vae.data.shards.retry import Missing
 from ldm_vae.errors import UserError
 
 DIGITS, HASH = re.compile("[0-9]+"), re.compile("[0-9a-f]+")
@@ -56,7 +58,7 @@ def pack_folder(folder: Path, out: Path, *, samples_per_shard: int, seed: int, c
         file, and if the folders do not just count images, as those of img2dataset do.
     Raises UserError for what cannot be packed.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{folder} is no folder", "give a folder of images")
     require_writable_folder(out, ())
     found = find_samples(folder)
@@ -130,9 +132,10 @@ def _write_shard(
     ):
         for sample in samples:
             try:
-                fields = {field: source.read_bytes() for field, source in sample.files.items()}
-            except OSError as error:
-                raise UserError(f"{error.filename} cannot be read ({error.strerror})", "mend or remove it") from error
+                fields = {field: read_file(source) for field, source in sample.files.items()}
+            except Missing as error:
+                what = f"a file of {sample.key} is gone ({error})"
+                raise UserError(what, "put it back, or run this again") from error
             if classes:
                 fields["cls"] = str(numbers[sample.key.split("/")[0]]).encode()
             tar.write({"__key__": sample.key, **fields})

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 
+from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.shard import Fields, ShardIndex
-from ldm_vae.data.shards.storage import Missing, RangeReader, Unreachable
+from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.data.shards.tar import HEADER_BYTES, verify_header
+from ldm_vae.data.shards.urls import without_secrets
 from ldm_vae.errors import UserError
 
 READ_AHEAD = 2**23  # bytes of a tar read at once
@@ -21,8 +23,8 @@ def read_samples(shard: ShardIndex) -> Iterator[tuple[str, Fields | str]]:
     with closing(RangeReader()) as reader:
         try:
             yield from _read_folder(shard, reader) if shard.files is not None else _read_tar(shard, reader)
-        except (Missing, Unreachable) as error:
-            what = f"shard {shard.url} cannot be read ({error})"
+        except Missing as error:
+            what = f"shard {without_secrets(shard.url)} cannot be read ({error})"
             raise UserError(what, "mend it, then run this again: what is finished is kept") from error
 
 

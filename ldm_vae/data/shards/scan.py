@@ -12,11 +12,14 @@ from PIL import Image
 
 from ldm_vae.data.images.decode import read_npy_header
 from ldm_vae.data.images.pixels import BrokenImage, decoding
+from ldm_vae.data.shards.disk import on_disk
 from ldm_vae.data.shards.folder import find_samples
 from ldm_vae.data.shards.names import compound_fields, split_name
+from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.shard import ShardIndex, pack_shard
-from ldm_vae.data.shards.storage import Missing, RangeReader
+from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.data.shards.tar import BrokenTar, Member, members
+from ldm_vae.errors import UserError
 
 SIZE_BYTES = 2**15  # bytes at the start of a picture that nearly always tell its size
 FOLDER_SHARD = 256  # samples of a folder that count as one shard
@@ -35,7 +38,7 @@ class Scan:
 
 
 def scan_shard(url: str) -> Scan:
-    """Reads the headers of one tar, a few kB a member. Raises Missing or Unreachable."""
+    """Reads the headers of one tar, a few kB a member. Raises Missing, Forbidden or Unreachable."""
     found: list[Member] = []
     broken: list[tuple[str, str]] = []
     with closing(RangeReader()) as reader:
@@ -76,11 +79,18 @@ def scan_folder(folder: Path) -> list[ShardIndex]:
         for sample in found[start : start + FOLDER_SHARD]:
             samples[sample.key] = {}
             for field, path in sample.files.items():
-                samples[sample.key][field] = (len(files), path.stat().st_size)
+                samples[sample.key][field] = (len(files), _bytes(path))
                 files.append(path.relative_to(folder).as_posix())
         total = sum(size for fields in samples.values() for _, size in fields.values())
         shards.append(pack_shard(str(folder), total, samples, tuple(files)))
     return shards
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return on_disk(path, path.stat).st_size
+    except Missing as error:
+        raise UserError(f"{path} is gone ({error})", "nothing may move it meanwhile; run this again") from error
 
 
 def add_picture_sizes(shard: ShardIndex) -> ShardIndex:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ldm_vae.data.images.pixels import EXTENSIONS
 from ldm_vae.data.shards.names import LABEL
 from ldm_vae.data.shards.tar import TAR_BLOCK
+from ldm_vae.data.shards.urls import name_of, within
 from ldm_vae.documents import DamagedFile, parse_object
 from ldm_vae.errors import UserError, in_one_line
 
@@ -73,6 +74,11 @@ class ShardIndex:
     @property
     def samples(self) -> int:
         return len(self.ends)
+
+    @property
+    def name(self) -> str:
+        """The name of the tar, or of the folder of images."""
+        return name_of(self.url)
 
     def key(self, ordinal: int) -> str:
         start = int(self.ends[ordinal - 1]) if ordinal else 0
@@ -137,7 +143,7 @@ def parse_index(data: bytes, index: str, folder: str) -> dict[str, ShardIndex]:
 def shard_to_json(shard: ShardIndex) -> dict[str, Any]:
     """The entry of a shard in `index.json`."""
     entry: dict[str, Any] = {
-        "name": Path(shard.url).name,
+        "name": shard.name,
         "bytes": shard.size,
         "samples": shard.samples,
         "keys": [shard.key(ordinal) for ordinal in range(shard.samples)],
@@ -169,7 +175,7 @@ def shard_from_json(entry: Mapping[str, Any], folder: str) -> ShardIndex:
     pictures = _parse_columns(entry["pictures"], "width", "height", len(keys)) if "pictures" in entry else None
     if pictures is not None and (pictures < 0).any():
         raise ValueError(f"pictures of {name}")
-    return ShardIndex(f"{folder}/{name}", size, *_pack_names(keys), tables, pictures)
+    return ShardIndex(within(folder, name), size, *_pack_names(keys), tables, pictures)
 
 
 def _columns(table: NDArray[np.int64], first: str, second: str) -> dict[str, list[int]]:

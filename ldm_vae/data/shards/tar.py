@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from ldm_vae.data.shards.storage import Missing, RangeReader, is_remote
+from ldm_vae.data.shards.retry import Missing
+from ldm_vae.data.shards.storage import RangeReader
+from ldm_vae.data.shards.urls import is_remote
 
 TAR_BLOCK = 512  # bytes, the unit of a tar
 MAX_RECORD = 2**16  # bytes of a long-name or pax record; more count as an attack

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 from ldm_vae.data.shards.index import Index
 from ldm_vae.data.shards.names import LABEL
+from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.shard import MAX_SAMPLE, BrokenSample, Fields
-from ldm_vae.data.shards.storage import Missing, RangeReader, is_remote
+from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.data.shards.tar import HEADER_BYTES, verify_header
+from ldm_vae.data.shards.urls import is_remote
 from ldm_vae.data.stream.order import SampleRef
 
 LARGEST_GAP = 2**16  # bytes; members that are no further apart are read at once, with what lies between them
@@ -53,7 +55,7 @@ class Fetcher:
         self._ahead: dict[SampleRef, Fields | BrokenSample] = {}  # read ahead, not yet asked for
 
     def get(self, ref: SampleRef, coming: Callable[[], Iterable[SampleRef]]) -> Fields:
-        """The fields of a sample. Raises BrokenSample, or Unreachable when the server stays down.
+        """The fields of a sample. Raises BrokenSample, or UserError (Unreachable, Forbidden) if a disk or server fails.
 
         coming: gives the samples of this window that will be asked for from `ref` on. It is called for remote shards
         only, which are read ahead.

@@ -17,13 +17,13 @@ from ldm_vae.data.images.pixels import BrokenImage, PixelArray
 from ldm_vae.data.shards.index import Index
 from ldm_vae.data.shards.names import LABEL
 from ldm_vae.data.shards.shard import BrokenSample, Fields, parse_label
-from ldm_vae.data.shards.storage import Unreachable
 from ldm_vae.data.stream.fetch import Fetcher
 from ldm_vae.data.stream.mixture import Positions
 from ldm_vae.data.stream.order import SampleRef
 from ldm_vae.data.stream.ranges import lowest_float
 from ldm_vae.data.stream.steps import RankSteps
 from ldm_vae.errors import UserError
+from ldm_vae.machine import fault_of_machine
 
 SAMPLE_TRIES = 100  # samples tried for one place in a batch before the whole data set counts as broken
 
@@ -119,10 +119,11 @@ class _Reader:
                 if found is not None:
                     samples.append(found[0])
                     images.append(found[1])
-        except Unreachable as error:
-            failure = (str(error), "the server did not answer; run it again to go on from the last checkpoint")
-        except UserError as error:  # passed on as data: DataLoader could not rebuild this exception from its text
-            failure = (error.what, error.remedy)
+        except Exception as error:  # passed on as data: DataLoader could not rebuild a UserError from its text
+            told = error if isinstance(error, UserError) else fault_of_machine(error)
+            if told is None:
+                raise
+            failure = (told.what, told.remedy)
         pixels = np.concatenate([image.ravel() for image in images]) if images else np.empty(0, dtype=np.float32)
         faults, self.faults = self.faults, []
         reads, self.reads_reported = self.fetcher.reader.reads - self.reads_reported, self.fetcher.reader.reads

@@ -131,6 +131,41 @@ def test_resize_and_crop_equal_torchvision_on_pictures(size: tuple[int, int]) ->
     assert_near(actual, unit(np.asarray(expected)), 1.5 * STEP)
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(375, 500), (500, 375), (64, 64), (40, 300)])
+def test_a_resize_that_rounds_equals_torchvision_on_pictures_bit_for_bit(size: tuple[int, int], mode: str) -> None:
+    image = Image.fromarray(((smooth(*size, 3) + 1) * 127.5).round().astype(np.uint8).transpose(1, 2, 0))
+    config = ImageConfig.model_validate({"resize": 96, "crop": 64, "resize_filter": mode, "resize_rounding": "8bit"})
+    expected = v2.CenterCrop(64)(v2.Resize(96, v2.InterpolationMode(mode))(image))
+    actual = fit_image(decode_image(save(image, "PNG"), "png", 3), config, None)
+    assert np.array_equal(to_uint8(torch.from_numpy(actual)).numpy().transpose(1, 2, 0), np.asarray(expected))
+    assert_near(actual, unit(np.asarray(expected)))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "target"), [(375, 500, (96, 128)), (341, 512, (96, 144)), (50, 33, (145, 96))]
+)
+def test_the_aliased_filter_takes_two_neighbours(height: int, width: int, target: tuple[int, int]) -> None:
+    """By brute force, as OpenCV defines INTER_LINEAR: pixel i of n lies at (i + 1/2) N / n - 1/2. The long side is
+    rounded to the nearest: 341 x 512 to 96 x 144.14, 50 x 33 to 145.45 x 96."""
+    array = smooth(height, width, 2)
+
+    def places(count: int, full: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        at = ((np.arange(count) + 0.5) * full / count - 0.5).clip(0, full - 1)
+        low = np.floor(at).astype(int)
+        return low, np.minimum(low + 1, full - 1), at - low
+
+    expected = array.astype(np.float64)
+    low, high, part = places(target[0], height)
+    expected = expected[:, low] * (1 - part)[:, None] + expected[:, high] * part[:, None]
+    low, high, part = places(target[1], width)
+    expected = expected[..., low] * (1 - part) + expected[..., high] * part
+    actual = fit_image(array, ImageConfig(resize=96, resize_filter="bilinear_aliased"), None)
+    assert actual.shape == (2, *target)
+    tolerance = max(height, width) * np.finfo(np.float32).eps * 2  # torch places the neighbours in float32; range 2
+    assert_near(actual, expected, float(tolerance))
+
+
 @pytest.mark.parametrize("channels", [1, 4, 12])
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(20, 31), (97, 61)])

@@ -3,8 +3,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from ldm_vae.data.shards import storage as source_module
-from ldm_vae.data.shards.storage import Missing, RangeReader, expand_shards, read_whole
+from ldm_vae.data.shards import remote, storage
+from ldm_vae.data.shards.retry import Missing, Unreachable
+from ldm_vae.data.shards.storage import RangeReader, expand_shards, read_whole
 from ldm_vae.errors import UserError
 from tests.data.conftest import ReadRange
 
@@ -21,7 +22,7 @@ def test_ranges_of_local_files(read_range: ReadRange, tmp_path: Path) -> None:
 
 
 def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_module, "OPEN_FILES", 3)
+    monkeypatch.setattr(storage, "OPEN_FILES", 3)
     paths = [tmp_path / f"{i}" for i in range(10)]
     for i, path in enumerate(paths):
         path.write_bytes(bytes([i] * 4))
@@ -35,7 +36,7 @@ def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_any_file_system_of_fsspec(read_range: ReadRange, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_module, "REQUEST_BYTES", 7)
+    monkeypatch.setattr(remote, "REQUEST_BYTES", 7)
     filesystem = fsspec.filesystem("memory")
     content = bytes(range(100))
     for name in ("b", "a"):
@@ -47,10 +48,8 @@ def test_any_file_system_of_fsspec(read_range: ReadRange, monkeypatch: pytest.Mo
         read_range("memory://folder/c.tar", 0, 1)
 
 
-def test_only_what_a_file_system_raises_is_a_missing_file(
-    read_range: ReadRange, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each file system has errors of its own. One in our own code must not replace samples in silence."""
+def test_an_error_of_a_file_system_is_no_missing_file(read_range: ReadRange, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file system has errors of its own. Neither one of these nor one in our code may replace samples."""
     filesystem = fsspec.filesystem("memory")
     filesystem.pipe_file("/folder/a.tar", bytes(100))
 
@@ -58,13 +57,13 @@ def test_only_what_a_file_system_raises_is_a_missing_file(
         raise KeyError("of the library")
 
     monkeypatch.setattr(filesystem, "cat_file", fails)
-    with pytest.raises(Missing, match="KeyError: 'of the library'"):
+    with pytest.raises(Unreachable, match="KeyError: 'of the library'"):
         read_range("memory://folder/a.tar", 0, 10)
     monkeypatch.setattr(filesystem, "cat_file", lambda path, **options: 7)  # bytes that our code cannot count
     with pytest.raises(TypeError):
         read_range("memory://folder/a.tar", 0, 10)
     monkeypatch.setattr(filesystem, "info", lambda path: {"name": path})
-    with pytest.raises(Missing, match="does not tell its size"):
+    with pytest.raises(UserError, match="does not tell its size"):
         read_whole("memory://folder/a.tar")
 
 
