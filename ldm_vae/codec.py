@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -163,24 +163,28 @@ class LatentCodec:
         """What stored latents may name this codec by: `weights_hash`, `encoder_hash`, and codecs with its encoder."""
         return (self.weights_hash, self.encoder_hash, *self.source.codecs)
 
-    def moments(self, images: Tensor, *, max_memory: int | None = None) -> Tensor:
+    def moments(self, images: Tensor, *, pad: bool = True, max_memory: int | None = None) -> Tensor:
         """(B, C, H, W) -> (B, width * c, h, w), raw, as the encoder returns it.
 
-        A Gaussian bottleneck has the width 2: mean and log-variance of the posterior.
-        Sides that are no multiple of f are padded on the right and below by reflection. Raises NonFiniteError.
+        A Gaussian bottleneck has the width 2: mean and log-variance of the posterior. Raises NonFiniteError.
 
+        pad: whether sides that are no multiple of f are padded on the right and below by reflection; without it the
+        encoder rounds them down, as AutoencoderKL does.
         max_memory: as in `decode`.
         """
-        moments, broken = self.checked_moments(images, max_memory=max_memory)
+        moments, broken = self.checked_moments(images, pad=pad, max_memory=max_memory)
         if broken:
             raise NonFiniteError("the posterior", broken)
         return moments
 
-    def checked_moments(self, images: Tensor, *, max_memory: int | None = None) -> tuple[Tensor, list[int]]:
+    def checked_moments(
+        self, images: Tensor, *, pad: bool = True, max_memory: int | None = None
+    ) -> tuple[Tensor, list[int]]:
         """The moments, and the places in the batch of those that are not finite, not even in float32."""
         self._check_images(images)
-        padded = pad_to_multiple(images, self.factor)
-        return self._finite(partial(_encode_by_network, max_memory=max_memory), padded, "posteriors")
+        if pad:
+            images = pad_to_multiple(images, self.factor)
+        return self._finite(partial(_encode_by_network, max_memory=max_memory), images, "posteriors")
 
     def encode(
         self,
@@ -236,7 +240,9 @@ class LatentCodec:
     def as_diffusers(self, *, max_memory: int | None = None) -> AutoencoderKL:
         """An AutoencoderKL of diffusers that encodes and decodes as this codec does: `pipe.vae = codec.as_diffusers()`.
 
-        It shares the codec's tensors. Raises UserError for a codec without a scale, since pipelines need one.
+        It shares the codec's tensors. What is done to it later counts, as with any AutoencoderKL: where its modules no
+        longer compute what its configuration says, diffusers' own pass runs (`why_plain`). Raises UserError for a codec
+        without a scale, since pipelines need one.
 
         max_memory: as in `decode`, for encoding too.
         """
@@ -250,7 +256,7 @@ class LatentCodec:
             raise UserError(describe_parts(model), "diffusers' AutoencoderKL cannot hold it")
         sample_size = sample_size_of(source, model.config)
         config = layout.to_config(model.config, self.scale, sample_size=sample_size, force_upcast=source.force_upcast)
-        return drop_in(config, exchanged_state(model), LatentCodec.load, max_memory)
+        return drop_in(config, exchanged_state(model), LatentCodec, max_memory)
 
     def push_to_hub(self, hub_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Exports the codec with its model card to the model `hub_id` on the Hugging Face Hub.
@@ -311,14 +317,11 @@ class LatentCodec:
                     "%d of %d %s are not finite in %s: computed again in float32",
                     len(broken), len(x), what, self.precision,
                 )  # fmt: skip
-                again = network(self._in_float32, x[broken].float())
+                # A copy that was kept would not know of weights that somebody has changed since.
+                again = network(copy.deepcopy(self.model).float(), x[broken].float())
                 result[broken] = again
                 broken = [broken[i] for i in _not_finite(again)]
         return result, broken
-
-    @cached_property
-    def _in_float32(self) -> Network:
-        return copy.deepcopy(self.model).float()
 
     def _check_images(self, images: Tensor) -> None:
         channels = self.model.config.in_channels

@@ -13,5 +13,6 @@ bench_decode.py       Measures time, memory and error of full passes, tiles and 
 screenshot.py         Takes a picture of the top of a report, for the README
 golden.py             `make golden`: compares training and encoding with an older commit, bit for bit
 release.py            `make release`: builds and checks a release, and prints how to publish it
+diffusers_suite.py    Runs diffusers' own tests of AutoencoderKL through the drop-in
 reliability.py        Writes docs/reliability.md: which faults were injected, and what was lost
 """

@@ -200,12 +200,19 @@ def statistics_of(source: ModelSource, codec: str) -> LatentStatistics | None:
 def _load_live(vae: Any) -> LoadedModel:
     from diffusers import AutoencoderKL
 
+    from ldm_vae.interop.untouched import MODULES, Blueprint
+
     known: Any = AutoencoderKL  # its attributes come from mixins without types
     if not isinstance(vae, known):
         raise UserError(f"cannot load a model from a {type(vae).__name__}", HOW_TO_NAME_A_MODEL)
     name = "the live AutoencoderKL"
     values = dict(vae.config)
     config = layout_named("AutoencoderKL", name).from_config(values, name)
+    blueprint = Blueprint(values)
+    if changed := next((what for part in MODULES if (what := blueprint.difference(vae, part))), None):
+        raise UserError(
+            f"{name} does not compute what its configuration says: {changed}", "load it anew, from its folder"
+        )
     model = _assemble(config, vae.state_dict(), name)
     scale = LatentScale.from_config(values, config.latent_channels, name)
     return LoadedModel(model, scale, ModelSource(name, "live", None, **_pipeline_values(values)))
