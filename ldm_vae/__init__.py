@@ -3,6 +3,7 @@
 Names are imported when first asked for, so that the command line answers without waiting for torch.
 
     errors.py      The one kind of error that a user can mend: it names the thing and the remedy in a line
+    documents.py   JSON and YAML that anybody may have written -> values, bounded, or a UserError that names the file
     machine.py     Tells faults of the machine, such as too little memory, from all other errors
     passwords.py   Passwords and signatures in URLs: kept aside, sent in requests, never stored or shown
     printable.py   Text from files of others, made fit for a terminal
@@ -20,6 +21,7 @@ Names are imported when first asked for, so that the command line answers withou
     atomic.py      Files and folders that appear under their name whole, or not at all, whatever kills the writer
     noise.py       Where every random number comes from: a function of the seed and of what it is for
     parts.py       The kinds of networks, bottlenecks and adversaries, by the word that a recipe names them with
+    arguments.py   What is given to a codec in place of a tensor, a type or a device: named, with what converts it
     codec.py       LatentCodec: image <-> scaled latent, the one object that everything outside training uses
     __main__.py    `python -m ldm_vae` is the same as `ldm-vae`
     bottlenecks/   What stands between encoder and decoder: how a latent is drawn, and what it costs

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ldm_vae.arguments import device_named, floating_type, kind_of, name_of_type, remedy_for_images
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.data.images.pixels import RANGE_TOLERANCE, from_pillow, to_uint8
 from ldm_vae.errors import UserError
@@ -87,7 +88,8 @@ class LatentCodec:
         ref: str | Path | AutoencoderKL,
         *,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
+        variant: str | None = None,
         channels_last: bool = False,
         compile: bool = False,
     ) -> LatentCodec:
@@ -96,11 +98,13 @@ class LatentCodec:
         ref: a run (its newest whole checkpoint, EMA weights), a checkpoint, an exported folder (diffusers' or our own),
         a Hub id, or a live AutoencoderKL, whose tensors are shared unless device or dtype differ.
         device: None takes a GPU where there is one; a live model stays where it is.
-        dtype: None takes float32; a live model keeps its own.
+        dtype: a type of torch or its name, such as "bfloat16". None takes float32; a live model keeps its own.
+        variant: of an exported folder, the file of rounded weights to read, such as fp16; None prefers the others.
         channels_last: stores the weights in that memory layout. Changes speed and the order of sums, nothing else.
         compile: compiles the networks with torch.compile. Changes speed and the order of sums, nothing else.
         """
-        loaded = load_model(ref)
+        dtype = floating_type(dtype)
+        loaded = load_model(ref, variant=variant)
         live = loaded.source.kind == "live"
         if device is None and not live:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -108,7 +112,7 @@ class LatentCodec:
             dtype = torch.float32
         rounded = dtype not in (None, torch.float32)
         hashes = (weights_hash(loaded.model), encoder_hash(loaded.model)) if rounded else (None, None)
-        model = loaded.model.to(device)
+        model = loaded.model.to(device_named(device))
         if dtype is not None:
             model.cast(dtype)
         if channels_last:
@@ -138,7 +142,7 @@ class LatentCodec:
     @property
     def precision(self) -> str:
         """The name of the codec's type, such as float32."""
-        return _type_name(self.dtype)
+        return name_of_type(self.dtype)
 
     @property
     def weights_hash(self) -> str:
@@ -321,9 +325,12 @@ class LatentCodec:
 
     def _check_images(self, images: Tensor) -> None:
         channels = self.model.config.in_channels
+        if not isinstance(images, Tensor):
+            raise UserError(f"images that are {kind_of(images)}", remedy_for_images(images, channels))
         if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
-            given = f"images of shape {list(images.shape)}, {_type_name(images.dtype)}"
-            raise UserError(given, f"give floats (B, {channels}, H, W) in [-1, 1]")
+            given = f"images of shape {list(images.shape)}, {name_of_type(images.dtype)}"
+            of_bytes = "" if images.is_floating_point() else ", such as `x.float() / 127.5 - 1` of 8 bits"
+            raise UserError(given, f"give floats (B, {channels}, H, W) in [-1, 1]{of_bytes}")
         if images.numel() == 0:
             raise UserError(f"images of shape {list(images.shape)}", "give at least one image of at least one pixel")
         low, high = images.aminmax()
@@ -340,8 +347,11 @@ class LatentCodec:
             self._warn("unit", f"{held}: if yours are in [0, 1], give `2 * x - 1`")
 
     def _check_latents(self, z: Tensor) -> None:
+        if not isinstance(z, Tensor):
+            remedy = f"give a tensor of floats (B, {self.latent_channels}, h, w), such as torch.from_numpy(latents)"
+            raise UserError(f"latents that are {kind_of(z)}", remedy)
         if z.ndim != 4 or z.shape[1] != self.latent_channels or not z.is_floating_point():
-            given = f"latents of shape {list(z.shape)}, {_type_name(z.dtype)}"
+            given = f"latents of shape {list(z.shape)}, {name_of_type(z.dtype)}"
             raise UserError(given, f"this codec decodes floats (B, {self.latent_channels}, h, w)")
 
     def _warn(self, kind: str, message: str) -> None:
@@ -392,10 +402,6 @@ def to_numpy(images: Tensor) -> npt.NDArray[np.uint8]:
     """(B, C, H, W), clamped to [-1, 1] -> (B, H, W, C) uint8, rounded."""
     array: npt.NDArray[np.uint8] = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
     return array
-
-
-def _type_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _encode_by_network(model: Network, images: Tensor, *, max_memory: int | None) -> Tensor:

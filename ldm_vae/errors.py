@@ -6,6 +6,7 @@ import re
 
 from ldm_vae.passwords import without_secrets
 
+LONGEST = 800  # characters of what and of the remedy: both may quote what a hostile file holds
 # In the names that Python and C give to objects. Numbers that a file holds have fewer digits.
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+|\b0x[0-9a-fA-F]{9,16}\b")
 
@@ -19,10 +20,14 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, remedy: str) -> None:
-        what, remedy = without_secrets(what), without_secrets(remedy)
+        what, remedy = (_shortened(without_secrets(text)) for text in (what, remedy))
         super().__init__(f"{what}: {remedy}")
         self.what = what
         self.remedy = remedy
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def in_one_line(error: BaseException, longest: int = 300) -> str:

@@ -20,8 +20,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from ldm_vae.documents import MAX_DEPTH, parse_yaml, read_yaml
 from ldm_vae.errors import UserError
 
 
@@ -102,19 +102,6 @@ def _combined(config: type[Config], base: type[Config] | None) -> type[Config]:
     return create_model(config.__name__, __base__=(config, base), __module__=__name__, __doc__=base.__doc__)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a YAML 1.2 file that holds a mapping. Raises UserError if it is missing or malformed."""
-    if not path.is_file():
-        raise UserError(f"recipe {path} not found", "give the path of a YAML file, such as configs/demo_cpu.yaml")
-    try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML", " ".join(str(error).split())) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no mapping", "write `key: value` lines")
-    return content
-
-
 def resolve(path: Path, overrides: Sequence[str] = (), schema: type[Config] = Config) -> dict[str, Any]:
     """The recipe at `path` as plain data: merged over its chain of bases, then changed by `a.b=value` overrides.
 
@@ -131,9 +118,10 @@ def resolve(path: Path, overrides: Sequence[str] = (), schema: type[Config] = Co
         base = layer.pop("base", None)
         layers.append(layer)
         following = current.parent / str(base) if base is not None else None
-        if following is not None and not following.is_file():
+        if following is not None and not _is_file(following):
             raise UserError(
-                f"base {str(base)!r} of recipe {current} not found", f"give a path relative to {current.parent}"
+                f"base {_shortened(str(base))} of recipe {current} not found",
+                f"give a path relative to {current.parent}",
             )
         current = following
     merged: dict[str, Any] = {}
@@ -169,7 +157,7 @@ def validate(schema: type[ConfigT], values: Mapping[str, Any], source: str) -> C
             raise UserError(f"{source}: unknown key {key!r}", nearest(schema, first["loc"])) from None
         message = first["msg"].removeprefix("Value error, ")
         # A key that is missing has no value to show, and a whole section would not fit in a line.
-        given = "" if isinstance(first["input"], Mapping) else f" (given: {first['input']!r})"
+        given = "" if isinstance(first["input"], Mapping) else f" (given: {_shortened(first['input'])})"
         raise UserError(f"{source}: {key or 'recipe'}", f"{message[0].lower()}{message[1:]}{given}") from None
 
 
@@ -190,6 +178,11 @@ def _lists_as_tuples(value: Any) -> Any:
     return tuple(map(_lists_as_tuples, value)) if isinstance(value, list) else value
 
 
+def _shortened(value: object, longest: int = 100) -> str:
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def dump(config: Config) -> str:
     """The resolved recipe as YAML, which `load_recipe` reads back to an equal object."""
     text = io.StringIO()
@@ -198,6 +191,13 @@ def dump(config: Config) -> str:
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # keep the order of the fields
     yaml.dump(config.model_dump(mode="json"), text)
     return text.getvalue()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is longer than any disk's names
+        return False
 
 
 def _merge(base: dict[str, Any], change: Mapping[str, Any], schema: type[BaseModel] | None) -> dict[str, Any]:
@@ -266,13 +266,10 @@ def _kinds(field: FieldInfo) -> Kinds | None:
 
 def _parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
+    if not equals or not all(parts := key.split(".")) or len(parts) > MAX_DEPTH:
         raise UserError(f"override {text!r}", "write it as key=value, such as optimizer.lr=1e-4")
-    try:
-        parsed: Any = YAML(typ="safe", pure=True).load(value)
-    except YAMLError as error:
-        raise UserError(f"override {text!r}", f"the value is not valid YAML: {' '.join(str(error).split())}") from error
-    for part in reversed(key.split(".")):
+    parsed = parse_yaml(value, f"the value of override {text!r}")
+    for part in reversed(parts):
         parsed = {part: parsed}
     return dict(parsed)
 

@@ -21,6 +21,8 @@ ROOMS = (
     "system",
     "ending",
     "tensors",
+    "documents",
+    "arguments",
     "precision",
     "ranks",
     "waiting",

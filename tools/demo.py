@@ -144,8 +144,13 @@ def check_export() -> None:
 def encode_and_decode() -> None:
     for split in SPLITS:
         run_ldm_vae("encode", RUN, SHARDS / split, LATENTS / split)  # continues where it was interrupted
-    if len(list(DECODED.glob("*.png"))) < DECODED_PICTURES:
+    if count_pictures(DECODED) < DECODED_PICTURES:
         run_ldm_vae("decode", RUN, LATENTS / "validation", DECODED, "--count", str(DECODED_PICTURES))
+
+
+def count_pictures(folder: Path) -> int:
+    """The pictures in a folder, without the hidden one that a killed `ldm-vae decode` was writing."""
+    return len(list(folder.glob("[!.]*.png")))
 
 
 def inspect_latents() -> None:

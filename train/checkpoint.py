@@ -81,7 +81,8 @@ def best_step(checkpoints: Sequence[Checkpoint], config: CheckpointConfig) -> in
         return None
     sign = 1.0 if config.mode == "min" else -1.0
     scores = [
-        (sign * checkpoint.meta.get("metrics", {}).get(config.best, math.nan), checkpoint.step)
+        (sign * value, checkpoint.step)
         for checkpoint in checkpoints
+        if (value := checkpoint.meta.get("metrics", {}).get(config.best)) is not None
     ]
     return min((score for score in scores if not math.isnan(score[0])), default=(math.inf, None))[1]

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_vae.atomic import append, atomic_file
+from ldm_vae.documents import LARGE, parse_lines, read_file, read_text
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config
 
@@ -39,7 +40,7 @@ def start_trackers(folder: Path, accelerator: Accelerator) -> None:
     if accelerator.is_main_process and not path.exists():
         with atomic_file(path) as stage:
             stage.write_text(f"{folder.name}-{secrets.token_hex(4)}")
-    name = path.read_text() if accelerator.is_main_process else ""
+    name = read_text(path, "remove it, and the tracker starts a new run") if accelerator.is_main_process else ""
     # wandb's own default is the current folder; trackio keeps its files in the user's cache.
     wandb = {"id": name, "name": folder.name, "resume": "allow", "dir": str(folder)}
     accelerator.init_trackers("ldm_vae", init_kwargs={"wandb": wandb, "trackio": {"name": name, "resume": "allow"}})
@@ -91,18 +92,13 @@ class MetricsLog:
         self.accelerator = accelerator
 
     def cut(self, step: int) -> None:
-        """Drops the rows after `step` and a half-written last line, which a killed run logged after its checkpoint."""
+        """Drops the rows after `step`, which a killed run logged after its checkpoint, and lines that are no rows."""
         for path in (self.path, self.warnings):
             if not self.accelerator.is_main_process or not path.exists():
                 continue
-            kept = []
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    break
-                if row["step"] <= step:
-                    kept.append(line + "\n")
+            data = read_file(path, "move it, and the log starts anew", largest=LARGE)
+            rows = [row for row in parse_lines(data) if row is not None and isinstance(row.get("step"), int)]
+            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= step]
             with atomic_file(path) as staged:
                 staged.write_text("".join(kept))
 

@@ -51,7 +51,7 @@ def _default_model() -> ModelConfig:
 class Recipe(Config):
     """The run as a whole."""
 
-    output: str
+    output: Annotated[str, Field(min_length=1)]
     """Run folder; it is made where missing."""
 
     steps: Annotated[int, Field(gt=0)]

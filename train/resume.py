@@ -12,9 +12,10 @@ from accelerate.utils import broadcast
 
 from ldm_vae.atomic import atomic_file, refuse_url
 from ldm_vae.data.shards.index import Index
+from ldm_vae.documents import read_yaml
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
-from ldm_vae.recipe import dump, read_yaml, validate
+from ldm_vae.recipe import dump, validate
 from train.recipe import Recipe
 
 # Fields that may change when a run continues; any other change would make it another experiment under the same name.
@@ -75,7 +76,7 @@ def check_steps(folder: Path, recipe: Recipe, checkpoint: Checkpoint | None) -> 
 
 def check_same_data(checkpoint: Checkpoint, index: Index) -> None:
     """Raises UserError where the shards have changed: the checkpoint's position in the data would then be wrong."""
-    if checkpoint.meta["data"] != index.fingerprint:
+    if checkpoint.meta.get("data") != index.fingerprint:
         raise UserError(
             f"the training data changed since {checkpoint.folder}",
             "put the shards back, or start a new run with the old one as model.init_from",

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from ldm_vae.atomic import atomic_file
+from ldm_vae.documents import DamagedFile, read_json
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import without_secrets
 
@@ -46,10 +47,10 @@ def write_status(run: Path, status: Status, reason: str = "", *, main: bool = Tr
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """The content of status.json; empty where there is no file. A run that was killed still says "running"."""
+    """The content of status.json; empty where there is none. A run that was killed still says "running"."""
     try:
-        return dict(json.loads((run / "status.json").read_bytes()))
-    except FileNotFoundError:
+        return read_json(run / "status.json", "remove it")
+    except (FileNotFoundError, DamagedFile):  # the next status replaces what is damaged
         return {}
 
 

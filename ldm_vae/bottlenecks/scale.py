@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor
 
 from ldm_vae.errors import UserError
 
+# Latents are float32, and so is 1 / std: below its smallest normal number both lose their digits or overflow.
+SMALLEST = torch.finfo(torch.float32).tiny
+LARGEST = 1 / SMALLEST
 ScaleKind = Literal["factor", "shift", "channel"]  # the three ways above, in that order
 
 
@@ -57,16 +61,16 @@ class LatentScale:
         """
         try:
             # diffusers' own default; a null is written by nobody, and means the same
-            factor = config.get("scaling_factor")
+            factor, shift = config.get("scaling_factor"), config.get("shift_factor")
             scale = LatentScale(
-                0.18215 if factor is None else float(factor),
-                None if config.get("shift_factor") is None else float(config["shift_factor"]),
+                0.18215 if factor is None else _float(factor),
+                None if shift is None else _float(shift),
                 _floats(config.get("latents_mean")),
                 _floats(config.get("latents_std")),
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, OverflowError) as error:
             raise UserError(f"{source}: the scale of the latents is no number", "mend its scaling_factor") from error
-        if (problem := scale._problem(channels)) is not None:
+        if (problem := scale.problem(channels)) is not None:
             raise UserError(
                 f"{source}: {problem}", "mend the scaling_factor, shift_factor, latents_mean and latents_std"
             )
@@ -93,12 +97,13 @@ class LatentScale:
             "latents_std": None if self.std is None else list(self.std),
         }
 
-    def _problem(self, channels: int) -> str | None:
+    def problem(self, channels: int) -> str | None:
+        """Why it can scale no latents of so many channels, or None."""
         numbers = [self.factor, self.shift or 0.0, *(self.mean or ()), *(self.std or ())]
-        if not all(map(math.isfinite, numbers)):
-            return "the scale of the latents is not finite"
-        if self.factor <= 0 or any(x <= 0 for x in self.std or ()):
-            return "the scale of the latents is not positive"
+        if not all(abs(number) <= LARGEST for number in numbers):
+            return "the scale of the latents is not finite in float32"
+        if any(number < SMALLEST for number in (self.factor, *(self.std or ()))):
+            return "the scale of the latents is not positive in float32"
         if (self.mean is None) != (self.std is None):
             return "latents_mean and latents_std come together"
         if self.mean is not None and self.std is not None:
@@ -109,8 +114,18 @@ class LatentScale:
         return None
 
 
+def _float(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
 def _floats(values: Any) -> tuple[float, ...] | None:
-    return None if values is None else tuple(float(value) for value in values)
+    if values is None:
+        return None
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"{values!r} is no list of numbers")
+    return tuple(_float(value) for value in values)
 
 
 def _along_channels(values: tuple[float, ...], like: Tensor) -> Tensor:

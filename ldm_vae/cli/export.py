@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -42,6 +42,10 @@ def export(
     ] = None,
     target: Annotated[Target | None, typer.Option(help="Pipeline of diffusers that the codec must fit.")] = None,
     licence: Annotated[str | None, typer.Option(metavar="SPDX", help="Licence of the weights, for the card.")] = None,
+    variant: Annotated[
+        Literal["fp16"] | None,
+        typer.Option(help="Round the weights to float16, in the file that diffusers names so."),
+    ] = None,
     push: Annotated[
         str | None, typer.Option(metavar="NAME/MODEL", help="Also upload it to the Hugging Face Hub, with its card.")
     ] = None,
@@ -70,7 +74,14 @@ def export(
     if scale is None and (stats is not None or shards is not None):
         scale = natural_scale(target)
     notes = export_model(
-        loaded, out, statistics, kind=scale, target=target, licence=licence, command=command_line(context)
+        loaded,
+        out,
+        statistics,
+        kind=scale,
+        target=target,
+        licence=licence,
+        variant=variant,
+        command=command_line(context),
     )
     for note in notes:
         say(f"ldm-vae: note: {note}", error=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from ldm_vae.data.shards.pack import CLASSES_FILE
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.diagnostics.explore import principal_directions
 from ldm_vae.diagnostics.findings import Axis, Chart, FloatArray, Line
+from ldm_vae.documents import DamagedFile, parse_json
 
 CLASSES_SHOWN = 10  # the most frequent ones
 
@@ -21,8 +21,8 @@ def class_names(shards: str) -> list[str]:
     """The names in classes.json, which `ldm-vae shards` writes beside the shards; empty where there is no such file."""
     path = Path(shards).parent if shards.endswith(".tar") else Path(shards)
     try:
-        names = json.loads(read_file(path / CLASSES_FILE))
-    except (Missing, ValueError):
+        names = parse_json(read_file(path / CLASSES_FILE), CLASSES_FILE, "")
+    except (Missing, DamagedFile):
         return []
     return [str(name) for name in names] if isinstance(names, list) else []
 

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ldm_vae.atomic import atomic_file
+from ldm_vae.documents import LARGE, read_json
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import Config, validate
-from ldm_vae.system import NO_FILE, reading
 
 FloatArray = npt.NDArray[np.float64]  # what the diagnostics compute with
 INSPECTION_FILE = "inspection.json"
@@ -170,10 +170,7 @@ class Inspection(Config):
         """Raises UserError where the file is missing, or is no inspection."""
         remedy = "make it with `ldm-vae inspect MODEL SHARDS`"
         try:
-            with reading(folder / INSPECTION_FILE):
-                content = json.loads((folder / INSPECTION_FILE).read_bytes())
-        except (*NO_FILE, ValueError):
-            raise UserError(f"{folder / INSPECTION_FILE} is missing or cannot be read", remedy) from None
-        if not isinstance(content, dict):
-            raise UserError(f"{folder / INSPECTION_FILE} is no inspection", remedy)
+            content = read_json(folder / INSPECTION_FILE, remedy, largest=LARGE)
+        except FileNotFoundError:
+            raise UserError(f"{folder / INSPECTION_FILE} is missing", remedy) from None
         return validate(Inspection, content, str(folder / INSPECTION_FILE))

@@ -2,6 +2,7 @@
 
 checkpoint.py   The checkpoint folder: safetensors and JSON, whole or not there at all
 layouts/        Translations between our networks and diffusers' classes, a file for each class
+weights.py      The files of weights in such a folder -> a state dict, whole or in parts, rounded or not
 diffusers.py    The folder format of diffusers' models
 native.py       A folder of our own for codecs that diffusers has no class for
 card_update.py  Writes a model card anew, and keeps what a person wrote into it

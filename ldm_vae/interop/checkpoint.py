@@ -17,17 +17,20 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm_vae.atomic import REPLACED, atomic_folder
+from ldm_vae.documents import DamagedFile, read_json
 from ldm_vae.errors import UserError
-from ldm_vae.system import NO_FILE, reading
+from ldm_vae.system import reading
 from ldm_vae.tensors import read_tensors
 
 CHECKPOINT_FORMAT = "ldm_vae.checkpoint"
@@ -46,6 +49,21 @@ class _ManifestEntry(BaseModel):
 
 class _Manifest(BaseModel):
     files: list[_ManifestEntry]
+
+
+class _Meta(BaseModel):
+    """What is checked of meta.json: the fields that anything reads. Earlier versions lack most of them."""
+
+    model_config = ConfigDict(strict=True)
+
+    step: NonNegativeInt
+    model: dict[str, Any]
+    data: str | None = None
+    origin: dict[str, Any] | None = None
+    metrics: dict[str, float | None] = {}
+    frozen: dict[str, str] = {}
+    health: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = {}
+    meter: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -97,19 +115,20 @@ class Checkpoint:
         """Reads `meta` only. Raises UserError where `folder` is no checkpoint, or one of a newer version."""
         remedy = f"give a run or one of its checkpoints, such as {Path('RUN') / 'checkpoints' / 'step_00001000'}"
         try:
-            with reading(folder / "meta.json"):
-                meta = json.loads((folder / "meta.json").read_bytes())
-        except NO_FILE as error:
-            raise UserError(f"{folder} is no checkpoint (no meta.json)", remedy) from error
-        except ValueError as error:
-            raise UserError(f"{folder / 'meta.json'} is damaged", "use another checkpoint of the run") from error
-        if not isinstance(meta, dict) or meta.get("format") != CHECKPOINT_FORMAT:
+            meta = read_json(folder / "meta.json", "use another checkpoint of the run")
+        except FileNotFoundError as error:
+            raise UserError(f"{folder} is no checkpoint (no readable meta.json)", remedy) from error
+        if meta.get("format") != CHECKPOINT_FORMAT:
             raise UserError(f"{folder} is no checkpoint (meta.json does not say {CHECKPOINT_FORMAT})", remedy)
         if not isinstance(version := meta.get("version"), int) or version > CHECKPOINT_VERSION:
             what = f"{folder} has format version {version!r}, newer than {CHECKPOINT_VERSION}"
             raise UserError(what, "update ldm_vae")
-        if not isinstance(meta.get("step"), int) or not isinstance(meta.get("model"), dict):
-            raise UserError(f"{folder / 'meta.json'} is damaged (no step or model)", "use another checkpoint")
+        try:
+            _Meta.model_validate(meta)
+        except ValidationError as error:
+            place = ".".join(map(str, error.errors()[0]["loc"]))
+            what = f"{folder / 'meta.json'} is damaged ({place})"
+            raise UserError(what, "use another checkpoint of the run") from None
         return Checkpoint(folder, meta)
 
     @staticmethod
@@ -132,9 +151,11 @@ class Checkpoint:
         folders: list[Path] = []
         while folders != (folders := _folders(run)):  # a running trainer may delete old ones while they are read
             for folder in reversed(folders):
-                if not (problems := find_damage(folder)):
+                if problems := find_damage(folder):
+                    logger.warning("skipped checkpoint %s: %s", folder, "; ".join(problems))
+                    continue
+                with suppress_if_gone(folder):
                     return Checkpoint.open(folder)
-                logger.warning("skipped checkpoint %s: %s", folder, "; ".join(problems))
         return None
 
     @staticmethod
@@ -152,8 +173,22 @@ class Checkpoint:
             raise UserError(f"{self.folder} holds no tensors {name!r}", f"it has {', '.join(self.groups)}")
         if problems := find_damage(self.folder, only=path.name):
             raise UserError(f"checkpoint {self.folder} is damaged", f"{'; '.join(problems)}; use another of the run")
-        found = read_tensors(path)
+        try:
+            found = read_tensors(path)
+        except SafetensorError as error:  # what was saved has this digest, so somebody else wrote it
+            raise UserError(f"{path} holds no tensors", f"use another checkpoint of the run ({error})") from None
         return found if self.meta["version"] > 1 else {_renamed(key): value for key, value in found.items()}
+
+
+@contextmanager
+def suppress_if_gone(folder: Path) -> Iterator[None]:
+    """Ends quietly where a reader fails because a running trainer has deleted the checkpoint; errors else pass."""
+    try:
+        yield
+    except (UserError, OSError):
+        if folder.exists():
+            raise
+        logger.warning("checkpoint %s was deleted while it was read", folder)
 
 
 def _renamed(key: str) -> str:
@@ -181,11 +216,10 @@ def find_damage(folder: Path, only: str | None = None) -> list[str]:
     only: name of the one file to read; None reads all.
     """
     try:
-        with reading(folder / "manifest.json"):
-            manifest = _Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-    except NO_FILE:
+        manifest = _Manifest.model_validate(read_json(folder / "manifest.json", ""))
+    except FileNotFoundError:
         return ["manifest.json is missing"]
-    except ValidationError:
+    except (DamagedFile, ValidationError):
         return ["manifest.json is damaged"]
     listed = {file.name: file for file in manifest.files}
     # A file that the manifest does not list shows that a name in the manifest is damaged.
@@ -198,12 +232,15 @@ def find_damage(folder: Path, only: str | None = None) -> list[str]:
 
 def _damage_of_file(folder: Path, expected: _ManifestEntry) -> Iterator[str]:
     path = folder / expected.name
-    if path.parent != folder or not path.is_file():
+    try:
+        if path.parent != folder or not path.is_file():
+            yield f"{expected.name} is missing"
+        elif (size := path.stat().st_size) != expected.bytes:
+            yield f"{expected.name} has {size:,} bytes, not {expected.bytes:,}"
+        elif _manifest_entry(path).sha256 != expected.sha256:
+            yield f"{expected.name} has changed (sha256)"
+    except FileNotFoundError:  # a running trainer deletes old checkpoints
         yield f"{expected.name} is missing"
-    elif (size := path.stat().st_size) != expected.bytes:
-        yield f"{expected.name} has {size:,} bytes, not {expected.bytes:,}"
-    elif _manifest_entry(path).sha256 != expected.sha256:
-        yield f"{expected.name} has changed (sha256)"
 
 
 def _manifest_entry(path: Path) -> _ManifestEntry:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,11 +14,12 @@ from ldm_vae.bottlenecks.scale import ScaleKind
 from ldm_vae.errors import UserError
 from ldm_vae.interop.card import card_header, card_text
 from ldm_vae.interop.card_update import Card, update_card
-from ldm_vae.interop.diffusers import CARD, CONFIG, EXPORTED, STATISTICS, WEIGHTS, read_config, write_folder
+from ldm_vae.interop.diffusers import CARD, CONFIG, EXPORTED, HALF_WEIGHTS, STATISTICS, read_config, write_folder
 from ldm_vae.interop.layouts.layout import describe_parts, exchanged_state, layout_of
 from ldm_vae.interop.load import LoadedModel, ModelSource, weights_hash
 from ldm_vae.interop.native import NATIVE_WEIGHTS, is_native, native_config
 from ldm_vae.interop.pipelines import Target, fit_scale, natural_scale, remarks
+from ldm_vae.interop.weights import HALF, WEIGHTS
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.networks.network import NetworkConfig
 from ldm_vae.passwords import values_without_secrets, without_secrets
@@ -38,6 +39,7 @@ def export_model(
     kind: ScaleKind | None = None,
     target: Target | None = None,
     licence: str | None = None,
+    variant: Literal["fp16"] | None = None,
     command: str,
 ) -> list[str]:
     """Writes a folder that `from_pretrained` of diffusers loads, with a model card.
@@ -51,6 +53,7 @@ def export_model(
     gets the kind that the target applies.
     target: the pipeline that will use the model.
     licence: licence of the weights, an SPDX id.
+    variant: rounds the weights to float16, under the name that diffusers gives that file; None keeps float32.
     command: the command that the user typed, for the card.
     Returns what the user should know about card and target, one line each.
     Raises UserError where a run has no statistics, or statistics of other weights, where its results.json is damaged,
@@ -72,6 +75,8 @@ def export_model(
     keep = loaded.scale is not None and kind is None and given
     scale = loaded.scale if keep or statistics is None else statistics.scale(kind or natural_scale(target))
     assert scale is not None
+    if (problem := scale.problem(model.config.latent_channels)) is not None:
+        raise UserError(f"{source.name}: {problem}", "measure again: `ldm-vae stats MODEL SHARDS --write`")
     layout = layout_of(model)
     if target is not None and layout is None:
         what = describe_parts(model)
@@ -96,12 +101,18 @@ def export_model(
         if kept:
             notes.append(f"{folder / CARD} keeps its earlier text at the end: remove what is no longer true")
     documents = {CARD: card}
-    if statistics is not None:
+    if statistics is not None and variant is None:  # they name the weights that they were measured with
         documents[STATISTICS] = statistics.to_text()
     make_config = native_config if layout is None else layout.to_config
     config = make_config(model.config, scale, sample_size=sample_size, force_upcast=force_upcast)
-    weights = NATIVE_WEIGHTS if layout is None else WEIGHTS
+    if variant is not None and layout is None:
+        raise UserError(
+            f"--variant {variant}", "diffusers has no class for this network, and only ldm_vae would read it"
+        )
+    weights = NATIVE_WEIGHTS if layout is None else HALF_WEIGHTS if variant == HALF else WEIGHTS
     write_folder(folder, config, exchanged_state(model), documents, weights=weights, codecs=source.codecs)
+    if variant is not None:
+        notes.append(f"the weights are rounded: AutoencoderKL.from_pretrained({str(folder)!r}, variant={variant!r})")
     if layout is None:
         notes.append("diffusers has no class for this network: the folder is one that only ldm_vae reads")
     return notes if target is None else notes + remarks(target, scale, model.config, force_upcast=force_upcast)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -16,24 +15,27 @@ import torch
 from torch import Tensor, nn
 
 from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.documents import LARGE, read_json, read_text, read_yaml
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
-from ldm_vae.interop.checkpoint import Checkpoint
-from ldm_vae.interop.diffusers import CONFIG, STATISTICS, modern_names, read_codecs, read_config, read_weights
+from ldm_vae.interop.checkpoint import Checkpoint, suppress_if_gone
+from ldm_vae.interop.diffusers import CONFIG, STATISTICS, read_config
 from ldm_vae.interop.layouts.layout import exchanged_state, layout_named
 from ldm_vae.interop.native import architecture_in, is_native
 from ldm_vae.interop.origin import LatentOrigin
+from ldm_vae.interop.weights import modern_names, read_codecs, read_weights, weight_files
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.networks.network import HEADS, Network, NetworkConfig
 from ldm_vae.parts import NETWORKS
 from ldm_vae.precision import floats_as_float32
-from ldm_vae.recipe import read_yaml, validate
+from ldm_vae.recipe import validate
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 logger = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+MAX_SIDE = 2**20  # pixels; nobody trains on larger images
 HOW_TO_NAME_A_MODEL = (
     "give a run, one of its checkpoints, an exported folder (diffusers' or our own), or a Hub id such as "
     "stabilityai/sd-vae-ft-mse"
@@ -69,15 +71,16 @@ class ModelSource:
     def recipe(self) -> str | None:
         """recipe.yaml of the run; None where there is none."""
         path = None if self.folder is None else self.folder / "recipe.yaml"
-        return path.read_text(encoding="utf-8") if path is not None and path.is_file() else None
+        return read_text(path, "put it back") if path is not None and path.is_file() else None
 
     @property
     def training_sources(self) -> list[dict[str, Any]]:
         """The sources in data.train of the recipe, a mapping for each; empty where there is no recipe or no source."""
         if self.folder is None or self.recipe is None:
             return []
-        train = read_yaml(self.folder / "recipe.yaml").get("data", {}).get("train") or []
-        return train if isinstance(train, list) else [{"shards": train}]
+        train = _section(read_yaml(self.folder / "recipe.yaml"), "data").get("train") or []
+        sources = train if isinstance(train, list) else [{"shards": train}]
+        return [source for source in sources if isinstance(source, dict)]
 
     @property
     def training_data(self) -> str | None:
@@ -92,13 +95,7 @@ class ModelSource:
         """
         if self.folder is None or not (path := self.folder / "results.json").is_file():
             return {}
-        try:
-            content = json.loads(path.read_bytes())
-        except ValueError:
-            raise UserError(
-                f"{path} is damaged", "remove it, or let `ldm-vae evaluate --json` write it again"
-            ) from None
-        return content if isinstance(content, dict) else {}
+        return read_json(path, "remove it, or let `ldm-vae evaluate --json` write it again", largest=LARGE)
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ class LoadedModel:
     source: ModelSource
 
 
-def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
+def load_model(ref: str | Path | AutoencoderKL, *, variant: str | None = None) -> LoadedModel:
     """Loads a model. Raises UserError for what cannot be loaded.
 
     Files are read to the CPU, and tensors keep the type that they have in the file; a live model's tensors are shared.
@@ -122,26 +119,43 @@ def load_model(ref: str | Path | AutoencoderKL) -> LoadedModel:
 
     ref: a run, a checkpoint, an exported folder (diffusers' or our own, or one with it under vae/), a Hub id, or a live
     AutoencoderKL.
+    variant: of a folder of diffusers, the file of rounded weights to read, such as fp16; None prefers those that were
+    not rounded.
     """
     if not isinstance(ref, str | Path):
         return _load_live(ref)
+    if variant is not None:
+        weight_files(variant)  # refuses what is no word
     path = Path(ref)
     if not path.exists() and isinstance(ref, str) and _HUB_ID.fullmatch(ref) and not ref.startswith("."):
-        return _load_folder(hub.fetch(ref), ref, None)
+        return _load_folder(hub.fetch(ref, variant), ref, None, variant)
+    if path.is_file():
+        raise _single_file(path)
     if not path.is_dir():
         problem = "is no folder" if path.exists() else "not found"
         raise UserError(f"model {ref} {problem}", HOW_TO_NAME_A_MODEL)
     if (path / "meta.json").is_file():
         return _load_checkpoint(Checkpoint.open(path), str(ref))
     if (path / "checkpoints").is_dir():
-        checkpoint = Checkpoint.latest(path)
-        if checkpoint is None:
-            raise UserError(f"run {ref} has no whole checkpoint", "train it until its first one is saved")
-        return _load_checkpoint(checkpoint, str(ref))
+        while (checkpoint := Checkpoint.latest(path)) is not None:
+            with suppress_if_gone(checkpoint.folder):  # a running trainer keeps the last few, and then there is a newer
+                return _load_checkpoint(checkpoint, str(ref))
+        raise UserError(f"run {ref} has no whole checkpoint", "train it until its first one is saved")
     for folder in (path, path / "vae"):
         if (folder / CONFIG).is_file():
-            return _load_folder(folder, str(ref), folder)
+            return _load_folder(folder, str(ref), folder, variant)
     raise UserError(f"{ref} holds no model", HOW_TO_NAME_A_MODEL)
+
+
+def _single_file(path: Path) -> UserError:
+    """What to do with a file where a folder is wanted: diffusers knows the formats in which others publish one file."""
+    if (path.parent / CONFIG).is_file() or (path.parent / "meta.json").is_file():
+        return UserError(f"model {path} is a file of a model", f"give its folder: {path.parent}")
+    if path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):
+        read = f"AutoencoderKL.from_single_file({str(path)!r})"
+        remedy = f"diffusers reads it: {read}.save_pretrained(FOLDER), then give FOLDER; or LatentCodec.load({read})"
+        return UserError(f"model {path} is a single file", remedy)
+    return UserError(f"model {path} is no folder", HOW_TO_NAME_A_MODEL)
 
 
 def weights_hash(model: Network) -> str:
@@ -207,11 +221,12 @@ def _load_live(vae: Any) -> LoadedModel:
 def _pipeline_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """What pipelines go by in a config.json of diffusers or of our own: resolution and force_upcast."""
     size = config.get("sample_size")
-    resolution = max(size) if isinstance(size, list | tuple) else size
+    sides = [_side(side) for side in (size if isinstance(size, list | tuple) else [size])]
+    resolution = max((side for side in sides if side is not None), default=None)
     return {"resolution": resolution, "force_upcast": bool(config.get("force_upcast", True))}
 
 
-def _load_folder(folder: Path, name: str, home: Path | None) -> LoadedModel:
+def _load_folder(folder: Path, name: str, home: Path | None, variant: str | None = None) -> LoadedModel:
     """A folder of diffusers or of our own."""
     values = read_config(folder)
     where = str(folder / CONFIG)
@@ -219,7 +234,7 @@ def _load_folder(folder: Path, name: str, home: Path | None) -> LoadedModel:
         config = read_architecture(architecture_in(values, where), where)
     else:
         config = layout_named(str(values.get("_class_name", "AutoencoderKL")), where).from_config(values, where)
-    model = _assemble(config, read_weights(folder), str(folder))
+    model = _assemble(config, read_weights(folder, variant), str(folder))
     scale = LatentScale.from_config(values, config.latent_channels, where)
     kind: Literal["diffusers", "native"] = "native" if native else "diffusers"
     source = ModelSource(name, kind, home, codecs=read_codecs(folder), **_pipeline_values(values))
@@ -274,6 +289,9 @@ def _assemble(config: NetworkConfig, state: Mapping[str, Tensor], source: str) -
         found = f"holds {name} of shape {given[name]}" if name in given else f"lacks {name}"
         wanted = f"one of shape {expected[name]}" if name in expected else "no such tensor"
         raise UserError(f"{source} {found}", f"its configuration asks for {wanted} ({len(different)} tensors differ)")
+    floats = {name for name, value in model.state_dict().items() if value.is_floating_point()}
+    if wrong := next((name for name in floats if not state[name].is_floating_point()), None):
+        raise UserError(f"{source} holds {wrong} as {state[wrong].dtype}", "weights are floating point: get it again")
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -282,6 +300,15 @@ def _resolution(run: Path | None) -> int | None:
     """Side of the training images in pixels: the crop of the run's recipe, else its resize; None without both."""
     if run is None or not (run / "recipe.yaml").is_file():
         return None
-    image: Any = read_yaml(run / "recipe.yaml").get("data", {}).get("image", {})
-    size = image.get("crop") or image.get("resize")
-    return size if isinstance(size, int) else None
+    image = _section(_section(read_yaml(run / "recipe.yaml"), "data"), "image")
+    return _side(image.get("crop") or image.get("resize"))
+
+
+def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = values.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
+def _side(value: object) -> int | None:
+    """A number of pixels; None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_SIDE else None

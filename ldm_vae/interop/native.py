@@ -38,7 +38,7 @@ def native_config(config: NetworkConfig, scale: LatentScale, *, sample_size: int
 def architecture_in(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
     """The network's configuration in a config.json. Raises UserError for a newer version, or where there is none."""
     version = config.get("version")
-    if not isinstance(version, int) or version > NATIVE_VERSION:
+    if not isinstance(version, int) or not 0 < version <= NATIVE_VERSION:
         raise UserError(f"{source} has format version {version!r}, newer than {NATIVE_VERSION}", "update ldm_vae")
     architecture = config.get("model")
     if not isinstance(architecture, Mapping):

@@ -12,6 +12,15 @@ from typing import Any
 
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
+from ldm_vae.recipe import Config, validate
+
+
+class _StoredOrigin(Config):
+    """What meta.json holds of it."""
+
+    encoder: str
+    codecs: tuple[str, ...]
+    scale: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -35,10 +44,11 @@ class LatentOrigin:
     @staticmethod
     def from_json(values: Mapping[str, Any], channels: int, source: str) -> LatentOrigin:
         """What `to_json` gave. Raises UserError for anything else; `source` names the file."""
+        if not isinstance(values, Mapping):
+            raise UserError(f"{source} is damaged (origin)", "use another checkpoint of the run")
         try:
-            encoder, codecs, scale = str(values["encoder"]), tuple(map(str, values["codecs"])), values["scale"]
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{source} is damaged (origin: {error})", "use another checkpoint of the run") from error
-        return LatentOrigin(
-            encoder, codecs, None if scale is None else LatentScale.from_config(scale, channels, source)
-        )
+            stored = validate(_StoredOrigin, values, "origin")
+        except UserError as error:
+            raise UserError(f"{source} is damaged ({error})", "use another checkpoint of the run") from None
+        scale = None if stored.scale is None else LatentScale.from_config(stored.scale, channels, source)
+        return LatentOrigin(stored.encoder, stored.codecs, scale)

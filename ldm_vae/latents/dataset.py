@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.data.images.decode import read_npy
+from ldm_vae.data.images.pixels import BrokenImage
 from ldm_vae.data.shards.left_out import warn_once
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.storage import RangeReader
@@ -92,6 +93,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._field = f"{job.latents}.npy"
         self._names = [name for name, shard in self.info.shards.items() if shard.samples]
         self._ends = np.cumsum([self.info.shards[name].samples for name in self._names])
+        if self.info.samples != sum(shard.samples for shard in self.info.shards.values()):
+            what = f"{self.folder / LATENTS_FILE} is damaged (its shards do not have {self.info.samples} samples)"
+            raise UserError(what, "run the same `ldm-vae encode` again, which counts them")
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # persistent workers see it change
         self._reader = RangeReader()
@@ -233,6 +237,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """Key -> (height, width) of the images in a shard, in the order of the tar."""
         name = self._names[shard]
         if self.info.version == 1:
+            if name not in self.info.sizes:
+                raise self._damaged(shard, f"{LATENTS_FILE} has no sizes of its images")
             return self.info.sizes[name]
         record = read_record(self.folder, name, self.info.shards[name].record)
         if record is None:
@@ -244,14 +250,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if field not in place.fields:
             raise self._damaged(shard, f"{place.key} has no {field}")
         try:
-            array: np.ndarray[Any, np.dtype[np.float16]] = np.load(
-                io.BytesIO(self._bytes(shard, place, field)), allow_pickle=False
-            )
-        except (ValueError, EOFError) as error:
-            raise self._damaged(shard, f"{place.key}.{field}: {error}") from None
+            array = read_npy(self._bytes(shard, place, field))
+        except BrokenImage as error:
+            raise self._damaged(shard, f"{place.key}.{field}: {error.reason}") from None
         channels = self.info.job.channels * (2 if self.info.job.latents == "moments" else 1)
-        if array.ndim != 3 or array.shape[0] != channels:
-            raise self._damaged(shard, f"{place.key}.{field} has shape {array.shape}, not ({channels}, h, w)")
+        if array.ndim != 3 or array.shape[0] != channels or array.size == 0 or array.dtype != np.float16:
+            given = f"{array.dtype} of shape {array.shape}"
+            raise self._damaged(shard, f"{place.key}.{field} is {given}, not float16 ({channels}, h, w)")
         return array
 
     def _damaged(self, shard: int, reason: str) -> UserError:

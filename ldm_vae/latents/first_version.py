@@ -15,11 +15,13 @@ JOB_LACKS = ("source", "encoder")
 def upgrade_latents_file(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a latents.json of version 1 -> the fields of the present one, with the version 1 and the sizes."""
     upgraded = {name: value for name, value in content.items() if name not in ("dtype", "quarantined")}
-    left_out = content.get("quarantined") or {}
-    upgraded["shards"] = {
-        name: {"samples": samples, "left_out": len(left_out.get(name, {})), "record": None}
-        for name, samples in (content.get("shards") or {}).items()
-    }
+    left_out, shards = content.get("quarantined"), content.get("shards")
+    if isinstance(shards, Mapping):  # anything else is refused where the fields are checked
+        left_out = left_out if isinstance(left_out, Mapping) else {}
+        lost = {name: names if isinstance(names := left_out.get(name), Mapping) else () for name in shards}
+        upgraded["shards"] = {
+            name: {"samples": samples, "left_out": len(lost[name]), "record": None} for name, samples in shards.items()
+        }
     return upgraded
 
 

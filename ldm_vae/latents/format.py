@@ -22,23 +22,27 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from ldm_vae.atomic import atomic_file, explain_disk_errors, make_folder, remove_abandoned
 from ldm_vae.data.images.fit import ImageConfig, ResizeFilter
 from ldm_vae.data.shards.disk import is_file, is_folder, listed, on_disk, read_file, status
 from ldm_vae.data.shards.retry import Missing
+from ldm_vae.documents import DamagedFile, parse_object
 from ldm_vae.errors import UserError
 from ldm_vae.latents import first_version
-from ldm_vae.recipe import Config, from_json, validate
+from ldm_vae.metrics.latent import StoredMoments
+from ldm_vae.networks.network import Channels
+from ldm_vae.recipe import Config, Positive, validate
 
 LATENTS_FILE, RECORDS_FOLDER = "latents.json", "records"
 ENCODED = ("*.tar", LATENTS_FILE, f"{RECORDS_FOLDER}/*.json", f"{RECORDS_FOLDER}/.*.lock")  # all that encode writes
+NotNegative = Annotated[int, Field(ge=0)]
 LatentKind = Literal["moments", "mode", "sample"]
 
 
@@ -54,13 +58,13 @@ class LatentJob(Config):
     encoder: str | None = None
     """sha256 of the weights on which latents depend; null in version 1."""
 
-    factor: int
+    factor: Positive
     """Pixels per latent position, along each side."""
 
-    channels: int
+    channels: Channels
     """Channels of a latent; moments have twice as many."""
 
-    logvar_range: tuple[float, float] | None
+    logvar_range: tuple[FiniteFloat, FiniteFloat] | None
     """[low, high]: the log-variances of moments are clamped to it before they are used; null where the codec has no
     Gaussian posterior."""
 
@@ -70,25 +74,25 @@ class LatentJob(Config):
     mirrored: bool
     """Whether the latent of the mirrored image is stored too."""
 
-    image_channels: int
+    image_channels: Channels
     """Channels of the images."""
 
-    resize: int | None
+    resize: Positive | None
     """Short side of the images in pixels; null leaves them as they are."""
 
     resize_filter: ResizeFilter = "bicubic"
     """How images are resampled."""
 
-    crop: int | None
+    crop: Positive | None
     """Side in pixels of the square cut from the middle; null cuts nothing."""
 
-    multiple: int
+    multiple: Positive
     """Images are padded to a multiple of so many pixels, on the right and below, by reflection."""
 
     precision: str
     """In which the network ran: float32 or bfloat16."""
 
-    batch: int
+    batch: Positive
     """Images at a time; another number rounds differently."""
 
     keep_image: bool
@@ -99,6 +103,8 @@ class LatentJob(Config):
 
     @model_validator(mode="after")
     def _check_range(self) -> LatentJob:
+        if self.logvar_range is not None and self.logvar_range[0] >= self.logvar_range[1]:
+            raise ValueError("logvar_range is [low, high] with low < high")
         if self.latents == "moments" and self.logvar_range is None:
             raise ValueError("moments need a logvar_range")
         return self
@@ -118,7 +124,7 @@ class LatentJob(Config):
 class WrittenFile(Config):
     """A file as it was written."""
 
-    bytes: int
+    bytes: NotNegative
     """Its size."""
 
     sha256: str
@@ -146,7 +152,7 @@ class ShardRecord(Config):
     name: str
     """Name of the tar."""
 
-    bytes: int
+    bytes: NotNegative
     """Size in bytes of the shard of images that it was made from."""
 
     source: str | None = None
@@ -161,7 +167,7 @@ class ShardRecord(Config):
     keys: tuple[str, ...]
     """Keys of the samples, in the order of the tar."""
 
-    sizes: tuple[tuple[int, int], ...]
+    sizes: tuple[tuple[Positive, Positive], ...]
     """(height, width) of each image before padding, in pixels."""
 
     quarantined: tuple[tuple[str, str], ...]
@@ -170,8 +176,14 @@ class ShardRecord(Config):
     fields: dict[str, int] | None = None
     """How many samples have a class, cls, and a text, txt; null where an earlier version did not count."""
 
-    statistics: dict[str, Any]
-    """Moments of all its latents, in the form of metrics.latent.LatentMoments."""
+    statistics: StoredMoments
+    """Moments of all its latents."""
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> ShardRecord:
+        if len(self.keys) != len(self.sizes) or len(self.statistics.mean) != len(self.statistics.square):
+            raise ValueError("keys and sizes, or mean and square, have not one length")
+        return self
 
 
 class StoredArray(Config):
@@ -183,17 +195,17 @@ class StoredArray(Config):
     dtype: Literal["float16"]
     """Type of its values."""
 
-    channels: int
+    channels: Channels
     """Length of its first dimension; height and width follow."""
 
 
 class FinishedShard(Config):
     """What latents.json holds of a finished shard: a constant number of bytes."""
 
-    samples: int
+    samples: NotNegative
     """Samples in it."""
 
-    left_out: int
+    left_out: NotNegative
     """Samples of the shard of images that it lacks; the record has their names and the reasons."""
 
     record: str | None
@@ -215,7 +227,7 @@ class LatentsFile(Config):
 
     job: LatentJob
 
-    samples: int = 0
+    samples: NotNegative = 0
     """Samples in all shards."""
 
     fields: dict[str, int] | None = None
@@ -230,7 +242,7 @@ class LatentsFile(Config):
     shards: dict[str, FinishedShard] = Field(default_factory=dict)
     """Name of a tar -> what it holds. A name has no folders."""
 
-    sizes: dict[str, dict[str, tuple[int, int]]] = Field(default_factory=dict, exclude=True)
+    sizes: dict[str, dict[str, tuple[Positive, Positive]]] = Field(default_factory=dict, exclude=True)
     """Of version 1 alone: name of a tar -> key -> (height, width) in pixels. Later versions have it in the records."""
 
     @model_validator(mode="after")
@@ -353,13 +365,9 @@ def read_latents_file(folder: Path) -> LatentsFile:
     """Reads latents.json of any version. Raises UserError if it is missing or damaged, or of a later version."""
     path = folder / LATENTS_FILE
     try:
-        content = json.loads(read_file(path))
+        content = parse_object(read_file(path), str(path), "restore it, or encode into a new folder", names=True)
     except Missing:
         raise UserError(f"{folder} has no {LATENTS_FILE}", "give a folder that `ldm-vae encode` wrote") from None
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged", "restore it, or encode into a new folder")
     if isinstance(version := content.get("version"), int) and version > 2:
         raise UserError(f"{path} has format version {version}, newer than 2", "update ldm_vae")
     if version == 1:
@@ -405,6 +413,8 @@ def read_records(folder: Path, finished: LatentsFile | None = None) -> dict[str,
         record = _read_record(folder, path, None)
         if record is None or not is_file(tar := folder / record.name):
             continue
+        if finished is not None and len(record.statistics.mean) != finished.job.channels:
+            continue
         if record.name in known and known[record.name].record not in (None, describe_file(path).sha256):
             continue
         if record.tar is None or on_disk(tar, tar.stat).st_size == record.tar.bytes:
@@ -415,10 +425,12 @@ def read_records(folder: Path, finished: LatentsFile | None = None) -> dict[str,
 def _read_record(folder: Path, path: Path, sha256: str | None) -> ShardRecord | None:
     try:
         data = read_file(path)
-        record = from_json(ShardRecord, data.decode())
-    except (Missing, ValueError, RecursionError):
+        content = parse_object(data, str(path), "", names=True)
+    except (Missing, DamagedFile):
         return None
-    if not record.statistics.keys() >= {"images", "values", "mean", "square"}:
+    try:
+        record = validate(ShardRecord, content, str(path))
+    except UserError:
         return None
     whole = sha256 in (None, hashlib.sha256(data).hexdigest())
     return record if whole and path == record_path(folder, record.name) else None

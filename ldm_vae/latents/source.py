@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -22,9 +23,12 @@ from ldm_vae.data.shards.samples import read_samples
 from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.data.shards.urls import is_remote, within
+from ldm_vae.documents import DamagedFile, parse_object
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import without_secrets
 from ldm_vae.pretrained.download import cache_folder
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ContentDigest:
@@ -81,9 +85,9 @@ def source_digest(shard: ShardIndex, *, remembered: bool = True) -> str:
     """
     version = version_of(shard)
     if remembered and version is not None:
-        with suppress(Missing, ValueError, AttributeError):
-            known = json.loads(read_file(_cached(shard))).get(version)
-            if isinstance(known, str):
+        with suppress(Missing, DamagedFile):
+            known = parse_object(read_file(_cached(shard)), "", "").get(version)
+            if isinstance(known, str) and _DIGEST.fullmatch(known):
                 return known
     reader = DigestingReader()
     for _ in reader.read(0, shard):

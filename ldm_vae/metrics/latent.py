@@ -7,21 +7,31 @@ LeVeque 1979, "Updating Formulae and a Pairwise Algorithm for Computing Sample V
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 from torch import Tensor
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
+from ldm_vae.bottlenecks.scale import SMALLEST, LatentScale, ScaleKind
+from ldm_vae.documents import read_json
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import without_secrets
-from ldm_vae.recipe import Config, validate
-from ldm_vae.system import NO_FILE, reading
+from ldm_vae.recipe import Config, Positive, validate
+
+NotNegative = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class StoredMoments(Config):
+    """What `LatentMoments.state` gives."""
+
+    images: Annotated[int, Field(ge=0)]
+    values: Annotated[int, Field(ge=0)]
+    mean: tuple[FiniteFloat, ...]
+    square: tuple[NotNegative, ...]
 
 
 class LatentMoments:
@@ -64,19 +74,15 @@ class LatentMoments:
         between = np.square(self.mean - self.total_mean)
         return float(np.sqrt((self.square / max(self.values, 1) + between).mean()))
 
-    def state(self) -> dict[str, Any]:
-        """The sums as JSON values; `from_state` restores them to the last bit."""
-        return {
-            "images": self.images,
-            "values": self.values,
-            "mean": self.mean.tolist(),
-            "square": self.square.tolist(),
-        }
+    def state(self) -> StoredMoments:
+        """The sums; `from_state` restores them to the last bit."""
+        mean, square = tuple(self.mean.tolist()), tuple(self.square.tolist())
+        return StoredMoments(images=self.images, values=self.values, mean=mean, square=square)
 
     @staticmethod
-    def from_state(state: Mapping[str, Any]) -> LatentMoments:
-        moments = LatentMoments(len(state["mean"]))
-        moments._add(state["images"], state["values"], np.asarray(state["mean"]), np.asarray(state["square"]))
+    def from_state(state: StoredMoments) -> LatentMoments:
+        moments = LatentMoments(len(state.mean))
+        moments._add(state.images, state.values, np.asarray(state.mean), np.asarray(state.square))
         return moments
 
     def _add(self, images: int, values: int, mean: npt.NDArray[np.float64], square: npt.NDArray[np.float64]) -> None:
@@ -93,7 +99,7 @@ class LatentMoments:
 class Activation(Config):
     """The largest |value| that any layer gave, for the question whether float16 would overflow (beyond 65504)."""
 
-    largest: float
+    largest: NotNegative
     """The largest |value| in any layer of encoder and decoder, in float32."""
 
     layer: str
@@ -122,22 +128,28 @@ class LatentStatistics(Config):
     data: Annotated[str, AfterValidator(without_secrets)]
     """The shards that were read."""
 
-    images: int
+    images: Positive
 
-    values: int
+    values: Positive
     """Values per channel, over all images and positions."""
 
-    mean: float
+    mean: FiniteFloat
     """Mean over all channels."""
 
-    std: float
+    std: NotNegative
     """Standard deviation over all channels."""
 
-    channel_mean: tuple[float, ...]
+    channel_mean: tuple[FiniteFloat, ...]
 
-    channel_std: tuple[float, ...]
+    channel_std: tuple[NotNegative, ...]
 
     activation: Activation | None = None
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> LatentStatistics:
+        if not self.channel_mean or len(self.channel_mean) != len(self.channel_std):
+            raise ValueError("channel_mean and channel_std need a number for each channel")
+        return self
 
     @staticmethod
     def of(moments: LatentMoments, **rest: Any) -> LatentStatistics:
@@ -157,11 +169,14 @@ class LatentStatistics(Config):
 
     def scale(self, kind: ScaleKind) -> LatentScale:
         """The scale to unit variance: over all channels ("factor"), with zero mean too ("shift"), or per channel."""
-        if not self.std > 0 or not all(std > 0 for std in self.channel_std):
+        if min(self.std, *self.channel_std) < SMALLEST:
             raise UserError("the measured latents do not vary", "the codec has collapsed; train it differently")
+        scale = LatentScale(1.0 / self.std, shift=self.mean if kind == "shift" else None)
         if kind == "channel":
-            return LatentScale(1.0, mean=self.channel_mean, std=self.channel_std)
-        return LatentScale(1.0 / self.std, shift=self.mean if kind == "shift" else None)
+            scale = LatentScale(1.0, mean=self.channel_mean, std=self.channel_std)
+        if (problem := scale.problem(len(self.channel_mean))) is not None:
+            raise UserError(f"the measured latents give no scale: {problem}", "measure again with `ldm-vae stats`")
+        return scale
 
     def write(self, path: Path) -> None:
         with atomic_file(path) as stage:
@@ -175,12 +190,6 @@ class LatentStatistics(Config):
         """Reads such a file. Raises UserError if it is missing, or something else."""
         remedy = "make it with `ldm-vae stats MODEL SHARDS --json FILE`"
         try:
-            with reading(path):
-                content = json.loads(path.read_bytes())
-        except NO_FILE:
+            return validate(LatentStatistics, read_json(path, remedy), str(path))
+        except FileNotFoundError:
             raise UserError(f"statistics {path} cannot be read", remedy) from None
-        except ValueError:
-            raise UserError(f"{path} is no file of statistics", remedy) from None
-        if not isinstance(content, dict):
-            raise UserError(f"{path} is no file of statistics", remedy)
-        return validate(LatentStatistics, content, str(path))

@@ -8,11 +8,14 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ldm_vae.networks.network import Anchor, Decoded, Encoded, Network, NetworkConfig
+from ldm_vae.networks.network import Anchor, Channels, Decoded, Encoded, Network, NetworkConfig
 from ldm_vae.nn.decoder import Decoder
 from ldm_vae.nn.encoder import Encoder
 from ldm_vae.noise import Noise
 from ldm_vae.recipe import Positive
+
+MAX_LEVELS = 10  # f = 512; published codecs have at most 7
+MAX_BLOCKS = 32  # of a level; published codecs have at most 5, and without a bound a file of a few bytes takes hours
 
 
 class AutoencoderConfig(NetworkConfig):
@@ -23,11 +26,16 @@ class AutoencoderConfig(NetworkConfig):
     kind: Literal["kl"] = "kl"
     """The kind of network: the convolutional encoder and decoder of AutoencoderKL."""
 
-    block_out_channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (128, 256, 512, 512)
+    block_out_channels: Annotated[tuple[Channels, ...], Field(min_length=1, max_length=MAX_LEVELS)] = (
+        128,
+        256,
+        512,
+        512,
+    )
     """Width, in channels, of each level, full resolution first. A latent position stands for f = 2^(levels - 1) pixels
     along each side."""
 
-    layers_per_block: Positive = 2
+    layers_per_block: Annotated[int, Field(gt=0, le=MAX_BLOCKS)] = 2
     """Residual blocks per level of the encoder; the decoder has one more."""
 
     attention_levels: tuple[Annotated[int, Field(ge=0)], ...] = ()

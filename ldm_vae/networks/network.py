@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple
 
 import torch
-from pydantic import SerializeAsAny
+from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
 
 from ldm_vae.bottlenecks.base import Bottleneck, BottleneckConfig, Latent
@@ -19,9 +19,11 @@ from ldm_vae.nn.last_layer import LastLayer
 from ldm_vae.noise import Noise
 from ldm_vae.parts import BOTTLENECKS
 from ldm_vae.precision import at_least_float32
-from ldm_vae.recipe import Config, Positive
+from ldm_vae.recipe import Config
 from ldm_vae.views.view import View
 
+MAX_WIDTH = 2**14  # channels of a layer: published codecs have at most 2,048; one convolution of so many takes 10 GB
+Channels = Annotated[int, Field(gt=0, le=MAX_WIDTH)]
 HEADS = "heads."  # the names of tensors that only the losses need begin with this
 
 
@@ -33,13 +35,13 @@ class NetworkConfig(Config):
     kind: str
     """The kind of network."""
 
-    in_channels: Positive = 3
+    in_channels: Channels = 3
     """Channels of the image."""
 
-    out_channels: Positive = 3
+    out_channels: Channels = 3
     """Channels of the reconstruction."""
 
-    latent_channels: Positive = 4
+    latent_channels: Channels = 4
     """Channels of the latent."""
 
     gradient_checkpointing: bool = False

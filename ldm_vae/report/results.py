@@ -5,15 +5,14 @@ Other keys of the file are ignored, so that the report can read files of other v
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
+from ldm_vae.documents import LARGE, read_json
 from ldm_vae.errors import UserError
-from ldm_vae.system import reading
 
 
 def _none_unless_finite(value: Any) -> Any:
@@ -78,14 +77,9 @@ class StoredResults(Measured):
     @staticmethod
     def read(path: Path) -> StoredResults:
         """Raises UserError where the file is no results.json, and FileNotFoundError where there is no file."""
+        remedy = "let `ldm-vae evaluate --json` write it again"
         try:
-            with reading(path):
-                content = json.loads(path.read_bytes())
-            return StoredResults.model_validate(content)
-        except FileNotFoundError:
-            raise
+            return StoredResults.model_validate(read_json(path, remedy, largest=LARGE))
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"{path} cannot be read", f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        except (IsADirectoryError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} cannot be read", " ".join(str(error).split())) from None

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ldm_vae.diagnostics.findings import INSPECTION_FILE, INSPECTION_FOLDER, Inspection
+from ldm_vae.documents import LARGE, parse_lines, read_file, read_json, read_text, read_yaml
 from ldm_vae.errors import UserError
 from ldm_vae.interop.diffusers import STATISTICS
 from ldm_vae.metrics.latent import LatentStatistics
-from ldm_vae.recipe import read_yaml
 from ldm_vae.report.results import StoredResults
-from ldm_vae.system import reading
 
 TRACES = ("recipe.yaml", "metrics.jsonl", "status.json", "checkpoints")  # a folder with none of them is no run
 LogRow = dict[str, float | None]  # metric -> value; None where the value was not finite
@@ -100,7 +98,7 @@ def read_run(name: str, shards: str | None = None) -> RunFolder:
     stats = f"ldm-vae stats {run} {shlex.quote(train) if isinstance(train, str) else 'SHARDS'} --write"
     statistics = _read_statistics(path / STATISTICS, gaps, stats)
     status = _read_status(path / "status.json", gaps)
-    warnings = _read_warnings(path / "warnings.jsonl")
+    warnings = _read_warnings(path / "warnings.jsonl", gaps)
     return RunFolder(
         path=path,
         name=name,
@@ -135,11 +133,15 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def _read_recipe(path: Path, gaps: list[Gap]) -> tuple[dict[str, Any], str]:
     file = path / "recipe.yaml"
     try:
-        return read_yaml(file), file.read_text(encoding="utf-8")
+        return read_yaml(file), read_text(file, "put it back")
     except UserError as error:
         there = file.exists()
         gaps.append(Gap("recipe", f"The recipe cannot be shown: {error}." if there else "The run has no recipe.yaml."))
         return {}, ""
+
+
+def _is_step(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _read_rows(path: Path, gaps: list[Gap]) -> list[LogRow]:
@@ -149,8 +151,8 @@ def _read_rows(path: Path, gaps: list[Gap]) -> list[LogRow]:
         return []
     rows: list[LogRow] = []
     damaged = 0
-    for row in _read_json_lines(path):
-        if isinstance(step := row.get("step"), int):
+    for row in _read_json_lines(path, gaps):
+        if _is_step(step := row.get("step")):
             rows.append({name: _finite_number(value) for name, value in row.items()} | {"step": step})
         else:
             damaged += 1
@@ -164,14 +166,14 @@ def _read_rows(path: Path, gaps: list[Gap]) -> list[LogRow]:
     return rows
 
 
-def _read_warnings(path: Path) -> list[str]:
+def _read_warnings(path: Path, gaps: list[Gap]) -> list[str]:
     """The last warning of each kind, with how often it was given."""
     by_kind: dict[str, list[tuple[int, str]]] = {}
     if not path.is_file():  # a run without warnings has no such file
         return []
-    for content in _read_json_lines(path):
+    for content in _read_json_lines(path, gaps):
         step, text = content.get("step"), content.get("warning")
-        if isinstance(step, int) and isinstance(text, str):
+        if _is_step(step) and isinstance(text, str):
             kind = "".join(c for c in text if not c.isdigit())  # warnings of one kind differ only in their numbers
             by_kind.setdefault(kind, []).append((step, text))
     return [
@@ -180,35 +182,28 @@ def _read_warnings(path: Path) -> list[str]:
     ]
 
 
-def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _read_json_lines(path: Path, gaps: list[Gap]) -> Iterator[dict[str, Any]]:
     """The object in each line; an empty one for a line that holds none."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
-            content = None
-        yield content if isinstance(content, dict) else {}
+    try:
+        data = read_file(path, "move it", largest=LARGE)
+    except UserError as error:
+        gaps.append(Gap("training", f"{path.name} cannot be shown: {error}."))
+        return
+    yield from (content or {} for content in parse_lines(data))
 
 
 def _finite_number(value: Any) -> float | None:
-    try:
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-    except OverflowError:  # JSON has integers of any size
-        return None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _read_status(path: Path, gaps: list[Gap]) -> dict[str, Any]:
     try:
-        with reading(path):
-            content = json.loads(path.read_bytes())
+        return read_json(path, "move it")
     except FileNotFoundError:
         return {}
-    except (IsADirectoryError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
+    except UserError:
         gaps.append(Gap("summary", "status.json cannot be read, so it is unknown how the run ended."))
         return {}
-    return content
 
 
 def _read_results(path: Path, gaps: list[Gap], command: str) -> StoredResults | None:

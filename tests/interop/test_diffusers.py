@@ -16,6 +16,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.interop import diffusers as interop
 from ldm_vae.interop.layouts import kl as layout
 from ldm_vae.interop.load import load_model
+from ldm_vae.interop.weights import WEIGHTS
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.kl import autoencoder_in
 from tests.tolerance import assert_as_exact, double
@@ -83,7 +84,7 @@ def test_pipeline_folder_is_loaded_by_its_vae(vae: AutoencoderKL, tmp_path: Path
 
 def test_old_attention_names_and_pickled_tensors_are_read(vae: AutoencoderKL, tmp_path: Path) -> None:
     vae.save_pretrained(tmp_path)
-    (tmp_path / interop.WEIGHTS).unlink()
+    (tmp_path / WEIGHTS).unlink()
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     state = vae.state_dict()
     for new, name in old.items():
@@ -95,7 +96,7 @@ def test_old_attention_names_and_pickled_tensors_are_read(vae: AutoencoderKL, tm
 
 def test_pickled_code_is_refused_and_does_not_run(vae: AutoencoderKL, tmp_path: Path) -> None:
     vae.save_pretrained(tmp_path)
-    (tmp_path / interop.WEIGHTS).unlink()
+    (tmp_path / WEIGHTS).unlink()
     proof = tmp_path / "ran"
 
     class Code:
@@ -143,7 +144,7 @@ def test_what_cannot_be_represented_is_refused_in_one_line(
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [("config.json", b"{", "config.json is damaged"), (interop.WEIGHTS, b"12345678", "cannot be read")],
+    [("config.json", b"{", "config.json is damaged"), (WEIGHTS, b"12345678", "cannot be read")],
 )
 def test_damaged_files_are_named(vae: AutoencoderKL, tmp_path: Path, name: str, content: bytes, message: str) -> None:
     vae.save_pretrained(tmp_path)

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from ldm_vae.atomic import remove_folder
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
@@ -124,3 +125,27 @@ def test_hub_that_is_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch, t
 def test_live_object_of_another_class_is_refused() -> None:
     with pytest.raises(UserError, match="from a Linear"):
         load_model(torch.nn.Linear(1, 1))
+
+
+def test_a_checkpoint_that_the_trainer_deletes_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = AutoencoderConfig(block_out_channels=(8, 8), norm_groups=4, layers_per_block=1)
+    checkpoints = tmp_path / "run" / "checkpoints"
+
+    def save(step: int) -> Path:
+        state = {"model": Autoencoder(config).state_dict()}
+        meta = {"step": step, "model": config.model_dump(mode="json")}
+        return Checkpoint.write(checkpoints / f"step_{step:08d}", state, meta).folder
+
+    old, read = save(1), Checkpoint.tensors
+    seen: list[int] = []
+
+    def tensors(self: Checkpoint, name: str) -> dict[str, torch.Tensor]:
+        if not seen:  # the trainer goes on between the choice of a checkpoint and its reading
+            save(2)
+            remove_folder(old)
+        seen.append(self.step)
+        return read(self, name)
+
+    monkeypatch.setattr(Checkpoint, "tensors", tensors)
+    assert load_model(tmp_path / "run").source.step == 2
+    assert seen == [1, 2]

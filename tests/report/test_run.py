@@ -70,8 +70,8 @@ def test_lines_of_any_content_are_read(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as log:
         log.write(f'{{"step": 210, "pixel": {10**400}}}\n')
     found = read_run(str(run))
-    assert found.rows[-1] == {"step": 210, "pixel": None}
-    assert found.gaps[0].sentence.startswith("5 lines of metrics.jsonl")
+    assert found.rows[-1]["step"] == 200
+    assert found.gaps[0].sentence.startswith("6 lines of metrics.jsonl")
     assert all(warning.startswith("Step ") for warning in found.warnings)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from diffusers import AutoencoderKL
 
-from tools.demo import LATENTS
+from ldm_vae.atomic import atomic_file
+from tools.demo import LATENTS, count_pictures
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = """\
@@ -90,3 +91,12 @@ def test_demo_continues_and_redoes_only_what_is_missing(tmp_path: Path) -> None:
     assert called == ["encode", "encode", "decode", "report"]
     assert len(list((run / "decoded").glob("*.png"))) == 3
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_a_half_written_picture_does_not_count(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    with atomic_file(tmp_path / "c.png") as stage:  # a kill here leaves the stage
+        stage.write_bytes(b"half")
+        assert count_pictures(tmp_path) == 2
+    assert count_pictures(tmp_path) == 3

@@ -22,9 +22,10 @@ import train.status
 from ldm_vae import LatentCodec
 from ldm_vae.atomic import append
 from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.documents import read_yaml
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
-from ldm_vae.recipe import load_recipe, read_yaml
+from ldm_vae.recipe import load_recipe
 from tests.conftest import ROOT, write_shards
 from tests.train.runs import assert_same_end, rows, run_in_process
 from train.preempt import Preempted

@@ -133,23 +133,32 @@ def read_npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
         raise BrokenImage("a header of an array that cannot be parsed") from error
 
 
-def _read_npy(data: bytes, channels: int) -> PixelArray:
-    """An array file -> (H, W, channels), by the rule for layouts; its header is compared with its length before."""
+def read_npy(data: bytes) -> PixelArray:
+    """The array in an array file, whose header is compared with its length before memory is taken.
+
+    Raises BrokenImage.
+    """
     file = io.BytesIO(data)
     shape, dtype = read_npy_header(file)
     if dtype.hasobject:
         raise BrokenImage("an array of Python objects is never unpickled")
+    if int(np.prod(shape, dtype=object)) * dtype.itemsize != len(data) - file.tell():
+        raise BrokenImage(f"{len(data) - file.tell()} bytes of data for shape {shape} of {dtype}: truncated?")
+    with decoding():
+        array: PixelArray = np.load(io.BytesIO(data), allow_pickle=False)
+    return array
+
+
+def _read_npy(data: bytes, channels: int) -> PixelArray:
+    """An array file -> (H, W, channels), by the rule for layouts."""
+    shape, dtype = read_npy_header(io.BytesIO(data))
     if len(shape) == 2:
         shape = (1, *shape)
     if len(shape) != 3 or channels not in (shape[0], shape[2]):
         raise BrokenImage(f"array of shape {shape} is neither ({channels}, H, W) nor (H, W, {channels})")
     first = shape[0] == channels
     check_size(*(shape[1:] if first else shape[:2]), channels=channels, itemsize=dtype.itemsize)
-    # Checked first, because numpy reserves the memory that the header asks for before it reads.
-    if int(np.prod(shape, dtype=object)) * dtype.itemsize != len(data) - file.tell():
-        raise BrokenImage(f"{len(data) - file.tell()} bytes of data for shape {shape} of {dtype}: truncated?")
-    with decoding():
-        array: PixelArray = np.load(io.BytesIO(data), allow_pickle=False).reshape(shape)
+    array = read_npy(data).reshape(shape)
     return array.transpose(1, 2, 0) if first else array
 
 

@@ -37,6 +37,7 @@ from ldm_vae.data.shards.shard import (
 from ldm_vae.data.shards.storage import RangeReader, expand_shards, read_whole
 from ldm_vae.data.shards.tar import TAR_BLOCK
 from ldm_vae.data.shards.urls import folder_of, is_remote, is_signed, is_tar, name_of, within
+from ldm_vae.documents import DamagedFile, parse_json
 from ldm_vae.errors import UserError, in_one_line
 from ldm_vae.passwords import without_secrets
 
@@ -127,8 +128,8 @@ def refuse_other_index(folder: Path) -> None:
     """Raises UserError if the index.json of a folder is of another program. One that is damaged may be replaced."""
     path = folder / INDEX_FILE
     try:
-        content = json.loads(read_file(path))
-    except (Missing, ValueError, RecursionError):
+        content = parse_json(read_file(path), str(path), "", names=True)
+    except (Missing, DamagedFile):
         return
     if not isinstance(content, dict) or content.get("format") != INDEX_FORMAT:
         raise UserError(f"{path} is none of ldm_vae's", "move it, or the shards: the index stands beside them")

@@ -45,6 +45,7 @@ from ldm_vae.data.shards.urls import (
     name_of,
     within,
 )
+from ldm_vae.documents import DamagedFile, parse_object
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import NEVER_STORED, keep_aside, without_secrets
 from ldm_vae.recipe import Config
@@ -369,7 +370,7 @@ def _known_or_scanned(
                 shard = shard_from_json(known[name]["shard"], folder) if known[name]["stamp"] == version else None
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # unknown, or damaged
                 shard = None
-            if shard is None:
+            if shard is None or shard.url != path:
                 shard, changed = scan(path), True
                 known[name] = {"stamp": version, "shard": shard_to_json(shard)}
             shards.append(shard)
@@ -382,10 +383,9 @@ def _known_or_scanned(
 def _read_scans(stored: Path) -> dict[str, Any]:
     """What a cache of scans holds; nothing where it is missing or damaged."""
     try:
-        known = json.loads(read_file(stored))
-    except (Missing, ValueError, RecursionError):
+        return parse_object(read_file(stored), str(stored), "", names=True)
+    except (Missing, DamagedFile):
         return {}
-    return known if isinstance(known, dict) else {}
 
 
 def _unreadable(path: str, error: Missing) -> UserError:

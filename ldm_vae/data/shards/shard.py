@@ -26,6 +26,7 @@ from ldm_vae.data.images.pixels import EXTENSIONS
 from ldm_vae.data.shards.names import LABEL
 from ldm_vae.data.shards.tar import TAR_BLOCK
 from ldm_vae.data.shards.urls import name_of, within
+from ldm_vae.documents import DamagedFile, parse_object
 from ldm_vae.errors import UserError, in_one_line
 
 INDEX_FILE = "index.json"
@@ -128,10 +129,12 @@ def parse_index(data: bytes, index: str, folder: str) -> dict[str, ShardIndex]:
     Raises UserError if it is not an index.
     """
     try:
-        content = json.loads(data)
+        content = parse_object(data, index, INDEX_REMEDY, names=True)
         if content["format"] != INDEX_FORMAT or content["version"] != INDEX_VERSION:
             raise ValueError(f"format {content['format']!r} version {content['version']!r}")
         return {entry["name"]: shard_from_json(entry, folder) for entry in content["shards"]}
+    except DamagedFile as error:
+        raise UserError(f"{index} is no index of shards ({error.what})", INDEX_REMEDY) from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = in_one_line(error, longest=200)
         raise UserError(f"{index} is no index of shards ({reason})", INDEX_REMEDY) from error
@@ -157,7 +160,7 @@ def shard_from_json(entry: Mapping[str, Any], folder: str) -> ShardIndex:
     Raises ValueError, KeyError, TypeError, AttributeError or OverflowError if it is not such an entry.
     """
     name, size, keys = entry["name"], int(entry["bytes"]), entry["keys"]
-    if not name or Path(name).name != name:
+    if not name or Path(name).name != name or "\0" in name:
         raise ValueError(f"shard name {name!r}")
     if entry["samples"] != len(keys):
         raise ValueError(f"samples of {name}")
@@ -165,10 +168,13 @@ def shard_from_json(entry: Mapping[str, Any], folder: str) -> ShardIndex:
         field: _parse_columns(columns, "offset", "size", len(keys)) for field, columns in entry["members"].items()
     }
     for table in tables.values():
-        inside = (table[:, 0] >= TAR_BLOCK) & (table[:, 1] >= 0) & (table.sum(1) <= size)
+        offset, length = table.T  # compared without a sum, which may overflow
+        inside = (offset >= TAR_BLOCK) & (length >= 0) & (offset <= size) & (length <= size - offset)
         if not np.all(inside | (table[:, 0] == -1)):
             raise ValueError(f"members of {name}")
     pictures = _parse_columns(entry["pictures"], "width", "height", len(keys)) if "pictures" in entry else None
+    if pictures is not None and (pictures < 0).any():
+        raise ValueError(f"pictures of {name}")
     return ShardIndex(within(folder, name), size, *_pack_names(keys), tables, pictures)
 
 
@@ -177,7 +183,10 @@ def _columns(table: NDArray[np.int64], first: str, second: str) -> dict[str, lis
 
 
 def _parse_columns(columns: Mapping[str, Sequence[int]], first: str, second: str, rows: int) -> NDArray[np.int64]:
-    table = np.stack([np.array(columns[name], dtype=np.int64) for name in (first, second)], axis=1)
+    found = [np.array(columns[name]) for name in (first, second)]
+    if any(column.size and column.dtype != np.int64 for column in found):
+        raise ValueError(f"{first} or {second} is no list of integers")
+    table = np.stack(found, axis=1).astype(np.int64)
     if table.shape != (rows, 2):
         raise ValueError(f"{len(table)} rows for {rows} samples")
     return table

@@ -5,7 +5,7 @@ The parameters carry diffusers' names, so that weights pass through unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,27 +17,31 @@ from ldm_vae.errors import UserError
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.networks.likelihood import PlainPicture
 from ldm_vae.networks.network import Network
-from ldm_vae.recipe import validate
+from ldm_vae.recipe import Config, validate
 
 CLASS = "AutoencoderKL"
 _FORMAT_VERSION = "0.36.0"  # the oldest version of diffusers that reads what is written here
 LOWEST_LOGVAR = -30.0  # what diffusers clamps the log-variance to
 
-# AutoencoderKL's own defaults, which old folders leave out (diffusers 0.42, models/autoencoders/autoencoder_kl.py).
-_DEFAULTS: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ["DownEncoderBlock2D"],
-    "up_block_types": ["UpDecoderBlock2D"],
-    "block_out_channels": [64],
-    "layers_per_block": 1,
-    "act_fn": "silu",
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "mid_block_add_attention": True,
-}
+
+class _Published(Config):
+    """What config.json says of the network, with AutoencoderKL's own defaults, which old folders leave out.
+
+    Source: diffusers 0.42, models/autoencoders/autoencoder_kl.py.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    act_fn: str = "silu"
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
 
 
 def holds(model: Network) -> bool:
@@ -57,28 +61,29 @@ def from_config(config: Mapping[str, Any], source: str) -> AutoencoderConfig:
 
     source: where the configuration stands, for errors.
     """
-    known = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
-    if known["act_fn"] not in ("silu", "swish"):  # two names of one function
-        raise UserError(f"{source} has act_fn {known['act_fn']!r}", "only silu can be loaded")
-    levels = len(known["block_out_channels"])
-    down = _attention_levels(known["down_block_types"], "DownEncoderBlock2D", levels, source)
-    up = _attention_levels(list(reversed(known["up_block_types"])), "UpDecoderBlock2D", levels, source)
+    names = _Published.model_fields
+    known = validate(_Published, {key: value for key, value in config.items() if key in names}, source)
+    if known.act_fn not in ("silu", "swish"):  # two names of one function
+        raise UserError(f"{source} has act_fn {known.act_fn!r}", "only silu can be loaded")
+    levels = len(known.block_out_channels)
+    down = _attention_levels(known.down_block_types, "DownEncoderBlock2D", levels, source)
+    up = _attention_levels(known.up_block_types[::-1], "UpDecoderBlock2D", levels, source)
     if down != up:
         raise UserError(
             f"{source} has attention at the levels {list(down)} of the encoder and {list(up)} of the decoder",
             "only equal levels can be loaded",
         )
     values = {
-        "in_channels": known["in_channels"],
-        "out_channels": known["out_channels"],
-        "latent_channels": known["latent_channels"],
-        "block_out_channels": known["block_out_channels"],
-        "layers_per_block": known["layers_per_block"],
+        "in_channels": known.in_channels,
+        "out_channels": known.out_channels,
+        "latent_channels": known.latent_channels,
+        "block_out_channels": known.block_out_channels,
+        "layers_per_block": known.layers_per_block,
         "attention_levels": down,
-        "mid_attention": known["mid_block_add_attention"],
-        "norm_groups": known["norm_num_groups"],
-        "quant_conv": known["use_quant_conv"],
-        "post_quant_conv": known["use_post_quant_conv"],
+        "mid_attention": known.mid_block_add_attention,
+        "norm_groups": known.norm_num_groups,
+        "quant_conv": known.use_quant_conv,
+        "post_quant_conv": known.use_post_quant_conv,
     }
     return validate(AutoencoderConfig, values, source)
 
@@ -141,7 +146,7 @@ def differences(config: AutoencoderConfig) -> list[str]:
     return []
 
 
-def _attention_levels(types: list[str], plain: str, levels: int, source: str) -> tuple[int, ...]:
+def _attention_levels(types: Sequence[str], plain: str, levels: int, source: str) -> tuple[int, ...]:
     if unknown := sorted(set(types) - {plain, f"Attn{plain}"}):
         raise UserError(f"{source} has blocks of the type {unknown[0]}", f"only {plain} and Attn{plain} can be loaded")
     if len(types) != levels:
