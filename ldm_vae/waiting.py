@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 POLICY_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # any of them is a person's choice
 GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, of AMD, and of either in WSL
 CGROUP = Path("/sys/fs/cgroup")
+LOAD = Path("/proc/loadavg")  # its fourth word is "wanting to run/all"
+LOOKS, BETWEEN = 10, 0.002  # how often that is looked at, and seconds between: who computes wants to run at each look
 
 
 def choose_waiting() -> None:
@@ -25,7 +28,7 @@ def choose_waiting() -> None:
     """
     if "torch" in sys.modules or chosen(os.environ) or _has_gpu(os.environ):
         return
-    if is_busy(load(minutes=1)):
+    if is_busy(load(minutes=1)) and is_busy(running_now()):  # not where only the load of a job that has ended is left
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
@@ -45,6 +48,18 @@ def load(minutes: int) -> float:
         return os.getloadavg()[(1, 5, 15).index(minutes)]
     except (OSError, AttributeError):  # no such number, as on Windows
         return 0.0
+
+
+def running_now() -> float:
+    """How many other threads want to run just now; infinity where nobody counts them."""
+    most = 0
+    for _ in range(LOOKS):
+        try:
+            most = max(most, int(LOAD.read_text().split()[3].partition("/")[0]) - 1)  # this one wants to, too
+        except (OSError, ValueError, IndexError):
+            return float("inf")
+        time.sleep(BETWEEN)
+    return float(most)
 
 
 def usable_cores() -> float:

@@ -17,18 +17,20 @@ PLAIN = {name: value for name, value in os.environ.items() if name not in waitin
 PLAIN["CUDA_VISIBLE_DEVICES"] = ""
 # The real command in a process whose machine has a load that the test chooses; libgomp tells what it has understood.
 COMMAND = """
-import os, runpy, sys
+import os, pathlib, runpy, sys
+sys.path.insert(0, "")
+import ldm_vae.waiting
+ldm_vae.waiting.LOAD = pathlib.Path({counted!r})
 os.getloadavg = lambda: ({load}, 0.0, 0.0)
 os.sched_getaffinity = lambda process: set(range(2))
 sys.argv = {argv}
-sys.path.insert(0, "")
 runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """
 
 
 def spins(module: str, argv: list[str], load: float, **exported: str) -> int:
     """How often the threads of a command look before they sleep, as the library that runs them says."""
-    code = COMMAND.format(load=load, argv=[module, *argv], module=module)
+    code = COMMAND.format(load=load, argv=[module, *argv], module=module, counted="no such file")
     environment = {**PLAIN, "OMP_DISPLAY_ENV": "VERBOSE", **exported}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     found = re.search(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
@@ -57,8 +59,9 @@ def test_what_a_person_has_set_stays() -> None:
     assert spins("ldm_vae", COMMANDS["ldm_vae"], load=99.0, GOMP_SPINCOUNT="1000") == 1000
 
 
-def chosen(monkeypatch: pytest.MonkeyPatch, load: float, cores: float) -> str | None:
+def chosen(monkeypatch: pytest.MonkeyPatch, load: float, cores: float, counted: Path | None = None) -> str | None:
     """What `choose_waiting` puts into the environment, in a process that has no torch yet."""
+    monkeypatch.setattr(waiting, "LOAD", counted or Path("no such file"))
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     for name in waiting.POLICY_VARIABLES:
         monkeypatch.setenv(name, "")
@@ -73,6 +76,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch, load: float, cores: float) -> str | 
 def test_each_way_to_say_how_threads_wait_counts(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 0.0, 0.0))
+    monkeypatch.setattr(waiting, "LOAD", Path("no such file"))
     for other in waiting.POLICY_VARIABLES:
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, "0")
@@ -89,6 +93,28 @@ def test_the_load_counts_beside_the_cores(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert chosen(monkeypatch, load, cores) == expected
+
+
+@pytest.mark.parametrize(("running", "expected"), [(1, None), (2, "PASSIVE"), (7, "PASSIVE")])
+def test_the_load_of_a_job_that_has_ended_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, running: int, expected: str | None
+) -> None:
+    """The average of a minute remembers it; who wants to run now, beside this process, is counted too."""
+    (tmp_path / "loadavg").write_text(f"9.00 9.00 9.00 {running}/531 4242\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert chosen(monkeypatch, load=9.0, cores=2.0, counted=tmp_path / "loadavg") == expected
+
+
+def test_a_process_that_computes_is_seen(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        found = waiting.running_now()
+        other.kill()
+    if not waiting.LOAD.exists():
+        pytest.skip("this system does not count them")
+    assert 1 <= found < float("inf")
 
 
 def test_a_gpu_that_does_the_work_leaves_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
