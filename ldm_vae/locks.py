@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ldm_vae.marks import Held, Patience, marked
+from ldm_vae.marks import Held, Patience, marked, moment
 
 # What file systems answer that have no locks: some network disks, and FUSE.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+REMEDY = "end the process that holds it (`fuser` names it on its machine)"
+POLL = 0.05  # seconds from one try to the next
 _open: set[Lockable] = set()
 _forking = threading.RLock()  # no fork comes between the opening of a file and its entry in _open
 
@@ -90,7 +92,14 @@ def exclusive(path: Path, *, patience: float | None = None) -> Iterator[None]:
         finally:
             file.close()
         if not taken:
-            waiting.wait(Held(path, "end the process that holds it (`fuser` names it on its machine)", alive=True))
+            waiting.wait(Held(path, _since(path), REMEDY, alive=True), POLL)
+
+
+def _since(path: Path) -> str:
+    try:
+        return moment(path.stat().st_mtime)
+    except (OSError, OverflowError, ValueError):  # removed just now, or of a time that no calendar has
+        return ""
 
 
 def _in_child() -> None:

@@ -19,7 +19,7 @@ from ldm_vae.writers import is_dead, seconds_unchanged, signature
 
 TOUCHED = 10.0  # seconds from one touch of a mark to the next
 VOID = 60.0  # seconds without a touch: six were left out, so a holder that is merely slow keeps its mark
-POLL = 0.05  # seconds from one try to the next
+LOOK = 0.5  # seconds from one look at a mark to the next: each writes a file, to know the time
 SILENCE = 5.0  # seconds of waiting that nobody asks about
 logger = logging.getLogger(__name__)
 
@@ -27,12 +27,13 @@ logger = logging.getLogger(__name__)
 class Held(Exception):
     """Another process, or another thread, holds a lock. The text names the file and says since when.
 
+    since: as a person reads it, by the clock of the file system; "" where that is unknown.
     remedy: what to do where that holder should be gone.
     alive: whether the holder lives for sure.
     """
 
-    def __init__(self, path: Path, remedy: str, *, alive: bool) -> None:
-        super().__init__(f"the lock {path} is held{_since(path)}")
+    def __init__(self, path: Path, since: str, remedy: str, *, alive: bool) -> None:
+        super().__init__(f"the lock {path} is held{f' since {since}' if since else ''}")
         self.remedy, self.alive = remedy, alive
 
 
@@ -45,29 +46,31 @@ class Patience:
     def __init__(self, seconds: float | None) -> None:
         self._begun, self._seconds, self._told = time.monotonic(), seconds, False
 
-    def wait(self, held: Held) -> None:
+    def wait(self, held: Held, pause: float) -> None:
+        """pause: seconds to the next try."""
         waited = time.monotonic() - self._begun
         if self._seconds is not None and waited >= self._seconds:
             raise held
         if not self._told and waited > SILENCE:
             logger.warning("%s: waiting; if this does not end, %s", held, held.remedy)
             self._told = True
-        time.sleep(POLL)
+        time.sleep(pause)
 
 
 @contextmanager
 def marked(path: Path, patience: Patience) -> Iterator[None]:
     """Holds the mark of a lock. Raises Held when the patience ends."""
-    mark, mine = path.with_name(f"{path.name}.held"), signature()
-    while not _make(mark, mine):
-        if not _void(mark):
-            alive = _dead(_read(mark)) is False
+    mark = path.with_name(f"{path.name}.held")
+    while (mine := _make(mark)) is None:
+        theirs = _read(mark)
+        if _void(mark, theirs):
+            _remove(mark, theirs)
+        else:
+            alive = _dead(theirs) is False
             remedy = f"end the process that holds it, or remove {mark} if there is none; this disk has no locks (flock)"
             if not alive:
                 remedy += f", so the mark of a killed process holds for {VOID:.0f} s"
-            patience.wait(Held(mark, remedy, alive=alive))
-        else:
-            _remove(mark, _read(mark))
+            patience.wait(Held(mark, theirs.partition(" ")[2], remedy, alive=alive), LOOK)
     holder, done = os.getpid(), Event()
     Thread(target=_touch, args=(mark, done), daemon=True).start()
     try:
@@ -79,19 +82,20 @@ def marked(path: Path, patience: Patience) -> Iterator[None]:
                 _remove(mark, mine)
 
 
-def _make(mark: Path, content: str) -> bool:
-    """Whether there was none."""
+def _make(mark: Path) -> str | None:
+    """The content of the new mark: a signature, and since when. None where there is a mark."""
     try:
         descriptor = os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
-        return False
+        return None
     try:
         with os.fdopen(descriptor, "w") as file:
+            content = f"{signature()} {moment(os.fstat(descriptor).st_mtime)}"
             file.write(content)
     except BaseException:
         mark.unlink()
         raise
-    return True
+    return content
 
 
 def _read(mark: Path) -> str:
@@ -102,12 +106,12 @@ def _read(mark: Path) -> str:
 
 
 def _dead(content: str) -> bool | None:
-    host, pid, token, *_ = *content.split("-"), "", "", ""
+    host, pid, token, *_ = *content.split("-", 3), "", "", ""
     return is_dead(host, int(pid), token) if pid.isascii() and pid.isdecimal() else None
 
 
-def _void(mark: Path) -> bool:
-    dead = _dead(_read(mark))
+def _void(mark: Path, content: str) -> bool:
+    dead = _dead(content)
     try:
         return seconds_unchanged(mark) > VOID if dead is None else dead
     except FileNotFoundError:
@@ -133,9 +137,6 @@ def _touch(mark: Path, done: Event) -> None:
             os.utime(mark)
 
 
-def _since(path: Path) -> str:
-    try:
-        changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    except OSError:
-        return ""
-    return f" since {changed:%Y-%m-%d %H:%M:%S} UTC"
+def moment(seconds: float) -> str:
+    """A time of a file, as a person reads it."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"

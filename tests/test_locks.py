@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,10 @@ def test_without_locks_a_mark_has_one_holder_and_ends_with_it(
     path, mark = tmp_path / "lock", tmp_path / "lock.held"
     process = holder(path, number)
     without_locks(monkeypatch, number)
-    with pytest.raises(Held, match=f"the lock {mark} is held since .* UTC") as held, exclusive(path, patience=0):
+    made = datetime.fromtimestamp(mark.stat().st_mtime, UTC)
+    os.utime(mark, (1, 1))  # touches do not count
+    since = f"the lock {mark} is held since {made:%Y-%m-%d %H:%M:%S} UTC"
+    with pytest.raises(Held, match=since) as held, exclusive(path, patience=0):
         pytest.fail("unreachable")
     assert held.value.alive
     assert f"remove {mark}" in held.value.remedy

@@ -142,10 +142,10 @@ def test_a_lock_that_fails_is_told_as_a_fault_of_the_disk_and_one_that_does_not_
         return
     (out / "records").mkdir(parents=True)
     mark = out / "records" / ".000001.tar.lock.held"
-    mark.write_text("00000000-1-00000000-0")  # of a process elsewhere, which may live
+    mark.write_text("00000000-1-00000000-0 2026-01-01 00:00:00 UTC")  # of a process elsewhere, which may live
     assert command("encode", run, shards, out) == 2
     error = capfd.readouterr().err
-    assert f"the lock {mark} is held since" in error and f"remove {mark}" in error
+    assert f"the lock {mark} is held since 2026-01-01 00:00:00 UTC" in error and f"remove {mark}" in error
     mark.unlink()
     assert command("encode", run, shards, out) == 0
     assert digests(out) == digests(tmp_path / "calm")

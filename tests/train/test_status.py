@@ -137,7 +137,7 @@ def test_without_locks_a_killed_run_goes_on_at_once_and_one_from_elsewhere_names
         pass
     assert not mark.exists()
     first.communicate()
-    mark.write_text("00000000-1-00000000-0")  # of another container
+    mark.write_text("00000000-1-00000000-0 2026-01-01 00:00:00 UTC")  # of another container
     with pytest.raises(UserError, match=f"remove {mark} if there is none"):
         RunLock(tmp_path, main=True).__enter__()
     assert f"remove {mark}" in caplog.text  # before the wait
