@@ -18,6 +18,10 @@ Names are imported when first asked for, so that the command line answers withou
                    rule
     launch.py      The `accelerate launch` that started this process, and what a person told it
     waiting.py     How PyTorch's threads wait for each other on a CPU, chosen by the load of the machine
+    writers.py     Which process wrote a hidden file, and whether it lives, as far as its number and the time tell
+    marks.py       What stands in for locks where the file system has none
+    locks.py       Locks that the system frees when their holder ends
+    stages.py      Names of what is being written, and whether its writer is alive
     atomic.py      Files and folders that appear under their name whole, or not at all, whatever kills the writer
     noise.py       Where every random number comes from: a function of the seed and of what it is for
     parts.py       The kinds of networks, bottlenecks and adversaries, by the word that a recipe names them with

@@ -1,7 +1,8 @@
 """Writes files and folders that are either whole or absent under their name, whatever kills the writer.
 
 Everything is first written to a stage, a hidden sibling `.tmp-HOST-PID-TOKEN-NUMBER-NAME`, then flushed to the disk,
-then renamed. The next writer in the same folder removes the stages of writers that died.
+then renamed. The next writer in the same folder removes the stages of writers that died: `stages.py` tells them from
+those that live.
 
 One rename replaces a file. It cannot replace a folder, because POSIX renames onto empty folders only. Linux exchanges
 the names of two folders in one step. Where the file system cannot (network disks), the old folder is first renamed to
@@ -13,32 +14,20 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import itertools
 import os
 import re
-import secrets
 import shutil
-import socket
-import time
-import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ldm_vae.errors import UserError
+from ldm_vae.stages import abandoned, is_abandoned, is_stage_lock, live_stage, stage_name
 from ldm_vae.system import reading
 
 REPLACED = ".replaced-"  # precedes the name of a folder that makes way for a new one
-# A process id tells whether a writer on this host is alive, but nothing about a writer on another host. That one counts
-# as dead after an hour without a change. Without this rule stages would pile up for ever on clusters and in containers,
-# where a restarted job has another host name.
-FOREIGN_STAGE_AGE = 3600.0  # seconds since the last change
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit of the file size
-_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
-_TOKEN = secrets.token_hex(4)  # tells this process from a dead one with its id (containers reuse small ids)
-_NUMBER = itertools.count()  # no two stages of one process are the same
-_STAGE = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-([0-9a-f]{8})-\d+-.+")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path makes one slash of two; a drive (C:/) has one letter
 _AT_CURRENT, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and the flag of renameat2, from the headers of Linux
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -146,7 +135,7 @@ def refuse_foreign(folder: Path, ours: Collection[str]) -> None:
 def find_foreign(folder: Path, ours: Collection[str]) -> Iterator[Path]:
     """What is in `folder` and is not named by `ours`, as in `refuse_foreign`. Of a folder among it, nothing below."""
     for path in sorted(folder.iterdir()):
-        if _abandoned(path):
+        if is_abandoned(path):
             continue
         inside = [
             rest for first, _, rest in (pattern.partition("/") for pattern in ours) if fnmatchcase(path.name, first)
@@ -200,11 +189,11 @@ def refuse_url(path: Path) -> None:
 def _try_folder(folder: Path) -> None:
     while not folder.exists():
         folder = folder.parent
-    stage = _stage_name(folder / "trial")
+    stage = stage_name(folder / "trial")
     try:
         with explain_disk_errors(folder / stage.name):
             stage.touch()
-            stage.unlink()
+            stage.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot make a file in {folder}", f"{error.strerror}; give another name") from error
 
@@ -223,7 +212,7 @@ def make_folder(folder: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Removes a folder, if it exists, so that nobody ever sees half of it under its name."""
-    stage = _stage_name(folder)
+    stage = stage_name(folder)
     try:
         folder.replace(stage)
     except FileNotFoundError:
@@ -247,12 +236,13 @@ def fsync_path(path: Path) -> None:
 def _staged(final: Path, needed: int | None) -> Iterator[Path]:
     make_folder(final.parent)
     remove_abandoned(final.parent)
-    stage = _stage_name(final)
-    with explain_disk_errors(final, needed):
+    writer = os.getpid()
+    with explain_disk_errors(final, needed), live_stage(final) as stage:
         try:
             yield stage
         except BaseException:
-            _delete(stage)
+            if os.getpid() == writer:  # else a forked child fails, and its parent writes on
+                _delete(stage)
             raise
 
 
@@ -289,41 +279,15 @@ def _make_folder(folder: Path) -> None:
         fsync_path(folder.parent)
 
 
-def _stage_name(final: Path) -> Path:
-    return final.with_name(f".tmp-{_HOST}-{os.getpid()}-{_TOKEN}-{next(_NUMBER)}-{final.name}")
-
-
 def remove_abandoned(parent: Path) -> None:
     """Removes what dead writers left in `parent`. Each new writer there does so, too."""
-    for stage in parent.glob(".tmp-*"):
-        if _abandoned(stage):
-            _delete(stage)
+    for stage in sorted(parent.glob(".tmp-*"), key=is_stage_lock):  # a lock goes after its stage
+        with abandoned(stage) as dead:
+            if dead:
+                _delete(stage)
     for aside in parent.glob(f"{REPLACED}*"):
         if aside.with_name(aside.name.removeprefix(REPLACED)).exists():
             _delete(aside)
-
-
-def _abandoned(stage: Path) -> bool:
-    """Whether the writer of a stage is dead."""
-    owner = _STAGE.fullmatch(stage.name)
-    if owner is None:
-        return False  # the name is not one of a stage
-    host, pid, token = owner[1], int(owner[2]), owner[3]
-    if host != _HOST:
-        try:
-            last = max(path.stat().st_mtime for path in (stage, *stage.rglob("*")))
-        except FileNotFoundError:
-            return False  # it is just being renamed or removed
-        return time.time() - last > FOREIGN_STAGE_AGE
-    if pid == os.getpid():
-        return token != _TOKEN
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass  # alive, another user's
-    return False
 
 
 def _delete(path: Path) -> None:

@@ -17,6 +17,8 @@ import pytest
 from ldm_vae import atomic
 from ldm_vae.atomic import append, atomic_file, atomic_folder, fsync_path, refuse_foreign, remove_folder
 from ldm_vae.errors import UserError
+from ldm_vae.stages import FOREIGN_STAGE_AGE
+from ldm_vae.writers import HOST
 
 
 def names(folder: Path) -> set[str]:
@@ -122,15 +124,16 @@ def test_the_next_writer_removes_stages_of_the_dead_alone(tmp_path: Path) -> Non
     alive, alive_stage = writer_process(tmp_path / "alive", "finish")
     dead.communicate("\n")
     (tmp_path / ".tmp-mine").write_text("not a stage")
-    earlier_life = tmp_path / f".tmp-{atomic._HOST}-{os.getpid()}-00000000-0-reused_pid"
+    earlier_life = tmp_path / f".tmp-{HOST}-{os.getpid()}-00000000-0-reused_pid"
     earlier_life.mkdir()
-    assert names(tmp_path) == {dead_stage, alive_stage, ".tmp-mine", earlier_life.name}
+    dead_lock, alive_lock = (f"{stage.rpartition('-')[0]}.lock" for stage in (dead_stage, alive_stage))
+    assert names(tmp_path) == {dead_stage, dead_lock, alive_stage, alive_lock, ".tmp-mine", earlier_life.name}
 
     with atomic_file(tmp_path / "mine") as stage:
         stage.write_text("whole")
         with atomic_file(tmp_path / "nested") as other:  # a stage of this very process is alive too
             other.write_text("whole")
-    assert names(tmp_path) == {alive_stage, ".tmp-mine", "mine", "nested"}
+    assert names(tmp_path) == {alive_stage, alive_lock, ".tmp-mine", "mine", "nested"}
     alive.communicate("\n")
     assert alive.returncode == 0
     assert names(tmp_path) == {"alive", ".tmp-mine", "mine", "nested"}
@@ -143,7 +146,7 @@ def test_a_stage_of_another_host_goes_after_an_hour_of_silence(tmp_path: Path) -
     with atomic_file(tmp_path / "a") as stage:
         stage.write_text("")
     assert foreign.exists()
-    hour_ago = foreign.stat().st_mtime - atomic.FOREIGN_STAGE_AGE - 60
+    hour_ago = foreign.stat().st_mtime - FOREIGN_STAGE_AGE - 60
     os.utime(foreign, (hour_ago, hour_ago))
     with atomic_file(tmp_path / "a") as stage:
         stage.write_text("")

@@ -28,6 +28,8 @@ from tools import every_call_results
 
 PAGE = Path("docs/reliability.md")
 TESTS = (
+    "tests/test_live_stages.py",
+    "tests/test_locks.py",
     "tests/interop/test_checkpoint.py",
     "tests/data/stream/test_remote.py",
     "tests/data/images/test_no_memory.py",

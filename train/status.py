@@ -6,17 +6,18 @@ import json
 import logging
 import os
 import socket
-from contextlib import suppress
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 from ldm_vae.atomic import atomic_file
 from ldm_vae.documents import DamagedFile, read_json
 from ldm_vae.errors import UserError
+from ldm_vae.locks import exclusive
+from ldm_vae.machine import FAULTS
+from ldm_vae.marks import Held
 from ldm_vae.passwords import without_secrets
 
 Status = Literal["running", "done", "preempted", "failed"]
@@ -63,38 +64,44 @@ class RunLock:
 
     def __init__(self, run: Path, *, main: bool) -> None:
         self.run, self.main = run, main
-        self._lock = FileLock(run / ".lock")
+        self._held = ExitStack()
 
     def __enter__(self) -> RunLock:
         if self.main:
             try:
                 self.run.mkdir(parents=True, exist_ok=True)
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                self._wait_for_another_host()
+                self._acquire(0)
+            except Held as held:
+                self._wait_for_another_host(held)
             except OSError as error:
+                if error.errno in FAULTS:
+                    raise  # says nothing about the folder
                 raise UserError(
                     f"cannot write into the run folder {self.run}", f"{error.strerror}; give another output"
                 ) from error
         return self
 
+    def _acquire(self, patience: float) -> None:
+        self._held.enter_context(exclusive(self.run / ".lock", patience=patience))
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.main:
-            with suppress(OSError):  # the system frees it with the process; an earlier error is the one to tell
-                self._lock.release()
+        self._held.close()
 
-    def _wait_for_another_host(self) -> None:
+    def _wait_for_another_host(self, held: Held) -> None:
         holder = read_status(self.run)
         host, pid = holder.get("host", "an unknown host"), holder.get("pid", "unknown")
-        here = host == socket.gethostname()
+        here = host == socket.gethostname() and held.alive
         if not here:
-            logger.warning("%s is locked by process %s on %s: waiting up to %d s", self.run, pid, host, LEASE)
+            logger.warning(
+                "%s is locked by process %s on %s: waiting up to %d s (%s; if that process has ended, %s)",
+                *(self.run, pid, host, LEASE, held, held.remedy),
+            )
         try:
-            self._lock.acquire(timeout=0 if here else LEASE)
-        except Timeout:
+            self._acquire(0 if here else LEASE)
+        except Held as still:
             raise UserError(
-                f"{self.run} is in use by another trainer (process {pid} on {host})",
-                "wait until it ends, stop it, or give another output folder",
+                f"{self.run} is in use by another trainer (process {pid} on {host}; {still})",
+                f"wait until it ends, give another output folder, or {still.remedy}",
             ) from None

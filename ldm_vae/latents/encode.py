@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import groupby
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from ldm_vae.atomic import explain_disk_errors
 from ldm_vae.codec import LatentCodec
@@ -47,6 +46,8 @@ from ldm_vae.latents.format import (
 from ldm_vae.latents.prefetch import in_thread
 from ldm_vae.latents.source import DigestingReader, source_digest
 from ldm_vae.latents.stream import EncodedSample, decoded, each_batch, encoded
+from ldm_vae.locks import exclusive
+from ldm_vae.marks import Held
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
 from ldm_vae.passwords import keep_aside
 
@@ -202,15 +203,16 @@ def _of_other_sizes(named: Mapping[str, ShardIndex], records: Mapping[str, Shard
 @contextmanager
 def _only_writer(folder: Path, name: str) -> Iterator[None]:
     """Locks a shard; the lock ends with the process, however it ends. Raises UserError if another process writes it."""
-    try:
-        with explain_disk_errors(folder / name):
-            lock = FileLock(lock_path(folder, name), timeout=0).acquire()
-    except Timeout:
-        remedy = (
-            "wait until it has ended; processes that share the work out are started by torchrun or accelerate launch"
-        )
-        raise UserError(f"another process is writing {folder / name}", remedy) from None
-    with lock:
+    with ExitStack() as stack:
+        try:
+            with explain_disk_errors(folder / name):
+                stack.enter_context(exclusive(lock_path(folder, name), patience=0))
+        except Held as held:
+            remedy = (
+                f"wait until it has ended, or {held.remedy}; "
+                "processes that share the work out are started by torchrun or accelerate launch"
+            )
+            raise UserError(f"another process is writing {folder / name} ({held})", remedy) from None
         yield
 
 

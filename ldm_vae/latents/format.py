@@ -26,7 +26,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 from pydantic import Field, FiniteFloat, model_validator
 
 from ldm_vae.atomic import atomic_file, explain_disk_errors, make_folder, remove_abandoned
@@ -36,6 +35,7 @@ from ldm_vae.data.shards.retry import Missing
 from ldm_vae.documents import DamagedFile, parse_object
 from ldm_vae.errors import UserError
 from ldm_vae.latents import first_version
+from ldm_vae.locks import exclusive
 from ldm_vae.metrics.latent import StoredMoments
 from ldm_vae.networks.network import Channels
 from ldm_vae.recipe import Config, Positive, validate
@@ -320,7 +320,7 @@ def open_job(folder: Path, job: LatentJob) -> LatentsFile:
         remove_abandoned(place)
     with (
         explain_disk_errors(path),
-        FileLock(lock_path(folder, LATENTS_FILE)),
+        exclusive(lock_path(folder, LATENTS_FILE)),
     ):  # of processes that start together, the first writes
         if status(path) is None:
             write_latents_file(folder, LatentsFile(job=job, arrays=stored_arrays(job)))

@@ -24,11 +24,11 @@ from urllib.parse import unquote
 from urllib.request import Request, urlopen
 
 import torch
-from filelock import FileLock
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from ldm_vae.atomic import NO_ACCESS, NO_ROOM
 from ldm_vae.errors import UserError
+from ldm_vae.locks import exclusive
 from ldm_vae.passwords import with_secrets, without_secrets
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def cache_lock() -> Iterator[Path]:
     cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / "weights.lock"):
+        with exclusive(cache / "weights.lock"):
             yield cache
     except OSError as error:
         if error.errno not in (*NO_ROOM, *NO_ACCESS, errno.EEXIST, errno.ENOTDIR):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -97,6 +99,55 @@ def test_second_command_at_the_same_shard_says_so_and_spoils_nothing(run: Path, 
         assert [path.name for path in out.glob("*.tar")] == ["000000.tar"]
     assert command("encode", run, shards, out) == 0
     assert command("encode", run, shards, tmp_path / "calm") == 0
+    assert digests(out) == digests(tmp_path / "calm")
+
+
+def test_a_killed_command_locks_nobody_out(run: Path, shards: Path, tmp_path: Path) -> None:
+    """Its children may outlive it by a moment, and its shard is written by the next one at once."""
+    assert finish([run, shards, tmp_path / "calm"], 1) == [0]
+    out = tmp_path / "out"
+    [process] = start([run, shards, out], 1)
+    while not lock_path(out, "000000.tar").exists():  # in mid-shard
+        assert process.is_alive()
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -9
+    assert finish([run, shards, out], 1) == [0]
+    assert digests(out) == digests(tmp_path / "calm")
+
+
+@pytest.mark.parametrize("fault", [errno.EIO, errno.ENOLCK])
+def test_a_lock_that_fails_is_told_as_a_fault_of_the_disk_and_one_that_does_not_exist_is_done_without(
+    run: Path,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    fault: int,
+) -> None:
+    assert command("encode", run, shards, tmp_path / "calm") == 0
+    out = tmp_path / "out"
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    capfd.readouterr()
+    if fault == errno.EIO:
+        assert command("encode", run, shards, out) == 2
+        error = capfd.readouterr().err.strip()
+        assert "Input/output error" in error and str(tmp_path) in error and "another process" not in error
+        assert not list(tmp_path.rglob(".tmp-*"))
+        return
+    (out / "records").mkdir(parents=True)
+    mark = out / "records" / ".000001.tar.lock.held"
+    mark.write_text("00000000-1-00000000-0 2026-01-01 00:00:00 UTC")  # of a process elsewhere, which may live
+    assert command("encode", run, shards, out) == 2
+    error = capfd.readouterr().err
+    assert f"the lock {mark} is held since 2026-01-01 00:00:00 UTC" in error and f"remove {mark}" in error
+    mark.unlink()
+    assert command("encode", run, shards, out) == 0
     assert digests(out) == digests(tmp_path / "calm")
 
 

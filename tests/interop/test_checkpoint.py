@@ -314,7 +314,7 @@ def test_a_kill_by_the_kernel_within_a_write(tmp_path: Path) -> None:
     latest = Checkpoint.latest(tmp_path)
     assert latest is not None
     assert latest.step == 1
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 2  # the stage of the dead
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3  # the stage of the dead, and its lock
     assert find_damage(save(tmp_path, 2, 0).folder) == []
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 

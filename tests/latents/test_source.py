@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm_vae import LatentCodec, LatentDataset, atomic
+from ldm_vae import LatentCodec, LatentDataset
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.shards.samples import read_samples
@@ -26,6 +26,7 @@ from ldm_vae.latents.encode import encode_shards, latent_job
 from ldm_vae.latents.format import read_latents_file, read_records
 from ldm_vae.latents.source import ContentDigest, source_digest
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from ldm_vae.writers import HOST
 from tests.cli.commands import digests
 from tests.conftest import members, write_arrays, write_tar
 
@@ -367,7 +368,7 @@ def test_what_a_killed_writer_left_goes_where_nothing_is_left_to_do(
     encode(codec, shards, out)
     before = digests(out)
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    stage = f".tmp-{atomic._HOST}-{dead.stdout.strip()}-00000000-0-"
+    stage = f".tmp-{HOST}-{dead.stdout.strip()}-00000000-0-"
     for name in (f"{stage}latents.json", f"records/{stage}0.json"):
         (out / name).write_text("{")
     assert encode(codec, shards, out) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ldm_vae.errors import UserError
+from train import status
 from train.status import RunLock, read_status, write_status
 
 
@@ -19,9 +22,9 @@ def test_status_is_replaced_and_names_the_process(tmp_path: Path) -> None:
     assert read_status(tmp_path) == {}
     write_status(tmp_path, "running")
     write_status(tmp_path, "preempted", "SIGTERM at step 7")
-    status = read_status(tmp_path)
-    assert (status["status"], status["reason"], status["pid"]) == ("preempted", "SIGTERM at step 7", os.getpid())
-    assert json.loads((tmp_path / "status.json").read_text()) == status
+    found = read_status(tmp_path)
+    assert (found["status"], found["reason"], found["pid"]) == ("preempted", "SIGTERM at step 7", os.getpid())
+    assert json.loads((tmp_path / "status.json").read_text()) == found
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
@@ -51,9 +54,9 @@ with RunLock(run, main=True):
 """
 
 
-def holder(run: Path) -> tuple[subprocess.Popen[str], int]:
+def holder(run: Path, before: str = "") -> tuple[subprocess.Popen[str], int]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, run],
+        [sys.executable, "-c", before + HOLDER, run],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -87,5 +90,54 @@ def test_the_lock_of_another_host_is_waited_for(tmp_path: Path, caplog: pytest.L
     with RunLock(tmp_path, main=True):
         assert time.monotonic() - begun > 0.5
     assert "locked by process 1 on elsewhere" in caplog.text
+    assert (
+        f"the lock {tmp_path / '.lock'} is held since " in caplog.text
+        and "end the process that holds it" in caplog.text
+    )
     end.wait()
     first.communicate()
+
+
+def test_a_disk_that_fails_at_the_lock_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="Input/output error") as failed:
+        RunLock(tmp_path, main=True).__enter__()
+    assert failed.value.filename == str(tmp_path / ".lock")
+
+
+NO_LOCKS = """
+import errno, fcntl, os
+def flock(descriptor, operation):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+fcntl.flock = flock
+"""
+
+
+def test_without_locks_a_killed_run_goes_on_at_once_and_one_from_elsewhere_names_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, worker = holder(tmp_path, NO_LOCKS)
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(status, "LEASE", 0.0)
+    mark = tmp_path / ".lock.held"
+    with pytest.raises(UserError, match=f"process {first.pid} on .*{mark} is held since .*remove {mark}"):
+        RunLock(tmp_path, main=True).__enter__()
+    first.kill()
+    first.wait()
+    os.kill(worker, 0)
+    assert mark.exists()
+    with RunLock(tmp_path, main=True):
+        pass
+    assert not mark.exists()
+    first.communicate()
+    mark.write_text("00000000-1-00000000-0 2026-01-01 00:00:00 UTC")  # of another container
+    with pytest.raises(UserError, match=f"remove {mark} if there is none"):
+        RunLock(tmp_path, main=True).__enter__()
+    assert f"remove {mark}" in caplog.text  # before the wait

@@ -7,14 +7,13 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
@@ -47,6 +46,7 @@ from ldm_vae.data.shards.urls import (
 )
 from ldm_vae.documents import DamagedFile, parse_object
 from ldm_vae.errors import UserError
+from ldm_vae.locks import exclusive
 from ldm_vae.passwords import NEVER_STORED, keep_aside, without_secrets
 from ldm_vae.recipe import Config
 
@@ -347,10 +347,10 @@ def _scan_cached(
     folder: str, paths: list[str], cache: Path, scan: Callable[[str], ShardIndex], kind: str
 ) -> list[ShardIndex]:
     stored = cache / f"{kind}-{hashlib.sha256(os.fsencode(Path(folder).resolve())).hexdigest()[:16]}.json"
-    with explain_disk_errors(stored):
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(stored.with_suffix(".lock")).acquire()
-    with lock:  # the first of several processes scans; the others wait for it and read its result
+    with ExitStack() as stack:  # the first of several processes scans; the others wait for it and read its result
+        with explain_disk_errors(stored):
+            cache.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(stored.with_suffix(".lock")))
         return _known_or_scanned(folder, paths, stored, scan)
 
 
