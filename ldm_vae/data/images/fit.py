@@ -61,15 +61,17 @@ def fit_image(array: PixelArray, config: ImageConfig, generator: np.random.Gener
     generator: gives every random choice, the flip first, then top and left. None means centre crop and no flip.
     Raises BrokenImage for an image smaller than the crop, and for one that takes more than `MAX_BYTES` meanwhile.
     """
+    flip = config.flip and generator is not None and bool(generator.integers(2))
+    height, width = array.shape[1:]
+    if config.resize is not None:
+        height, width = resized(height, width, config.resize, config.resize_filter)
+        if height * width > MAX_PIXELS:
+            raise BrokenImage(f"{array.shape[2]}x{array.shape[1]} would become {width}x{height} by the resize")
     check_bytes(
         fitting_peak(array.shape[0], array.shape[1], array.shape[2], config),
         f"{array.shape[2]}x{array.shape[1]} pixels, to be resized or cropped,",
     )
-    flip = config.flip and generator is not None and bool(generator.integers(2))
     if config.resize is not None:
-        height, width = resized(array.shape[1], array.shape[2], config.resize, config.resize_filter)
-        if height * width > MAX_PIXELS:
-            raise BrokenImage(f"{array.shape[2]}x{array.shape[1]} would become {width}x{height} by the resize")
         array = resize_image(array, height, width, config.resize_filter, config.resize_rounding)
     if config.crop is not None:
         rows, columns = array.shape[1] - config.crop, array.shape[2] - config.crop
@@ -134,10 +136,10 @@ def resize_image(
         size = (height, width)
         values = F.interpolate(torch.from_numpy(array)[None], size, mode="bilinear", align_corners=False)[0].numpy()
         return values if resize_rounding == "none" else _from_8_bits(_to_8_bits(values))
-    planes = _to_8_bits(array) if resize_rounding == "8bit" else array
-    stacked = np.empty((len(planes), height, width), planes.dtype)
-    for number, plane in enumerate(planes):  # one at a time, because pictures are large
-        stacked[number] = np.asarray(Image.fromarray(plane).resize((width, height), FILTERS[resize_filter]))
+    stacked = np.empty((len(array), height, width), np.uint8 if resize_rounding == "8bit" else array.dtype)
+    for number, plane in enumerate(array):  # one at a time, because pictures are large
+        levels = _to_8_bits(plane) if resize_rounding == "8bit" else plane
+        stacked[number] = np.asarray(Image.fromarray(levels).resize((width, height), FILTERS[resize_filter]))
     return _from_8_bits(stacked) if resize_rounding == "8bit" else stacked.clip(-1.0, 1.0, out=stacked)
 
 
