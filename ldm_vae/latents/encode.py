@@ -9,11 +9,12 @@ process that finishes last writes the totals.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -45,12 +46,13 @@ from ldm_vae.latents.format import (
 )
 from ldm_vae.latents.prefetch import in_thread
 from ldm_vae.latents.source import DigestingReader, source_digest
-from ldm_vae.latents.stream import EncodedSample, decoded, each_batch, encoded
+from ldm_vae.latents.stream import QUEUED, EncodedSample, ImageSample, decoded, each_batch, encoded
 from ldm_vae.locks import exclusive
 from ldm_vae.marks import Held
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
 from ldm_vae.passwords import keep_aside
 
+SampleT = TypeVar("SampleT", ImageSample, EncodedSample)
 NAMES_LISTED = 10  # names of shards that a message lists
 
 
@@ -103,8 +105,8 @@ def encode_shards(
     with (
         ThreadPoolExecutor(workers) as pool,
         each_batch(codec.device) as each,
-        closing(in_thread(decoded([s for _, s in mine], job, pool, 2 * workers, reader), depth=2)) as pictures,
-        closing(in_thread(encoded(codec, job, pictures, each), depth=2 * job.batch)) as latents,
+        closing(_ahead(decoded([s for _, s in mine], job, pool, 2 * workers, reader), depth=2)) as pictures,
+        closing(_ahead(encoded(codec, job, pictures, each), depth=2 * job.batch)) as latents,
     ):
         for number, samples in groupby(latents, key=lambda pair: pair[0]):
             name, shard = mine[number]
@@ -127,6 +129,10 @@ def encode_shards(
         return  # there was nothing to do, and the scale is that of the codec it was done with
     if len(records) == len(named) and not _of_other_sizes(named, records):
         _finish(codec, folder, records, begun)
+
+
+def _ahead(samples: Iterable[tuple[int, SampleT]], *, depth: int) -> Generator[tuple[int, SampleT], None, None]:
+    return in_thread(samples, depth=depth, size=lambda pair: pair[1].bytes, limit=QUEUED)
 
 
 def _forget(folder: Path, *, stale: Sequence[str], gone: Sequence[str]) -> None:

@@ -1,11 +1,14 @@
 """Reads shards of images and encodes their samples, in order. Threads decode; images of one size make a batch.
 
+What is held at a time does not grow with the pictures: see `IN_FLIGHT`.
+
 On a CPU several batches are encoded at a time, each in one thread. So the order of the sums in a batch, and with it
 their last bits, does not depend on how many threads a launcher gives to a process.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +24,7 @@ from torch import Tensor
 from ldm_vae.codec import LatentCodec, pad_to_multiple
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import fit_image
+from ldm_vae.data.images.peak import picture_peak
 from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage, PixelArray
 from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.latents.format import LatentJob
@@ -29,6 +33,12 @@ from ldm_vae.noise import GivenNoise, rng
 
 WINDOW_BATCHES = 8  # batches of images among which those of one size are grouped
 WINDOW_PIXELS = 2**25  # pixels that such a window holds at most: 400 MB of three float32 channels
+PIXEL = 12  # bytes of three float32 channels, by which the files that are carried along count as pixels
+# Bytes of pictures that are being decoded, or wait for those before them. Each is counted at the peak of its decoding
+# until it is decoded. The queues before and behind the encoder hold a quarter of it each. One picture alone may always
+# pass. So with the window, and beside one picture in each place, less than twice IN_FLIGHT is held.
+IN_FLIGHT = 2**30
+QUEUED = IN_FLIGHT // 4
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,11 @@ class ImageSample:
     fields: Fields
     image: PixelArray | None
     reason: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """What it holds: the picture, and the fields."""
+        return bytes_of(self.fields) + (0 if self.image is None else self.image.nbytes)
 
 
 @dataclass(frozen=True)
@@ -66,26 +81,76 @@ class EncodedSample:
     z: Tensor | None = None
     reason: str = ""
 
+    @property
+    def bytes(self) -> int:
+        """What it holds: the latents, and the fields."""
+        return bytes_of(self.fields) + sum(array.nbytes for array in (self.arrays or {}).values())
+
+
+def bytes_of(fields: Fields) -> int:
+    return sum(len(data) for data in fields.values())
+
 
 def decoded(
     shards: Sequence[ShardIndex], job: LatentJob, pool: ThreadPoolExecutor, ahead: int, reader: DigestingReader
 ) -> Iterator[tuple[int, ImageSample]]:
-    """Gives (number of the shard, sample) in order, while up to `ahead` samples are being decoded."""
-    waiting: list[tuple[int, Future[ImageSample]]] = []
+    """Gives (number of the shard, sample) in order, while up to `ahead` samples are being decoded.
+
+    They take `IN_FLIGHT` bytes at most, or are one.
+    """
+    waiting: deque[_Decoding] = deque()
     for number, shard in enumerate(shards):
         for key, fields in reader.read(number, shard):
-            waiting.append((number, pool.submit(_decode, key, fields, job)))
+            peak = _peak(fields, job)
+            while waiting and sum(each.bytes for each in waiting) + peak > IN_FLIGHT:
+                yield waiting[0].number, waiting[0].future.result()
+                waiting.popleft()  # only now, because what was given may have waited for room in a queue
+            waiting.append(_Decoding(number, pool.submit(_decode, key, fields, job), peak))
             if len(waiting) == ahead:
-                first, future = waiting.pop(0)
-                yield first, future.result()
-    for first, future in waiting:
-        yield first, future.result()
+                yield waiting[0].number, waiting[0].future.result()
+                waiting.popleft()
+    while waiting:
+        yield waiting[0].number, waiting[0].future.result()
+        waiting.popleft()
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    """A sample whose picture is being decoded, or was decoded.
+
+    number: of its shard.
+    peak: bytes that it takes until it is decoded.
+    """
+
+    number: int
+    future: Future[ImageSample]
+    peak: int
+
+    @property
+    def bytes(self) -> int:
+        """What it takes now at most; nothing if its decoder failed, whose error is raised in its place."""
+        if not self.future.done():
+            return self.peak
+        return 0 if self.future.exception() is not None else self.future.result().bytes
+
+
+def _peak(fields: Fields | str, job: LatentJob) -> int:
+    """Bytes that a sample takes while its picture is decoded, by the header of the picture."""
+    if isinstance(fields, str):
+        return 0
+    extension = _extension(fields)
+    return bytes_of(fields) + (0 if extension is None else picture_peak(fields[extension], extension, job.image))
+
+
+def _extension(fields: Fields) -> str | None:
+    """The member that is the picture."""
+    return next((name for name in EXTENSIONS if name in fields), None)
 
 
 def _decode(key: str, fields: Fields | str, job: LatentJob) -> ImageSample:
     if isinstance(fields, str):
         return ImageSample(key, {}, None, fields)
-    extension = next((name for name in EXTENSIONS if name in fields), None)
+    extension = _extension(fields)
     if extension is None:
         return ImageSample(key, fields, None, "no picture among its members")
     carried = fields if job.keep_image else {name: data for name, data in fields.items() if name != extension}
@@ -125,24 +190,28 @@ def encoded(
             for place, picture in enumerate(window)
             if picture.image is None
         }
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for place, picture in enumerate(window):
-            if picture.image is not None:
-                sides = picture.image.shape[1:]
-                by_size.setdefault(tuple(-(-side // job.multiple) for side in sides), []).append(place)
-        batches = [
-            places[start : start + job.batch]
-            for places in by_size.values()
-            for start in range(0, len(places), job.batch)
-        ]
+        batches = _batches(window, job)
 
         def encode(places: list[int], window: list[ImageSample] = window) -> list[EncodedSample]:
             return _encode(codec, job, [window[place] for place in places])
 
         for chosen, found in zip(batches, each(encode, batches), strict=True):
             results.update(zip(chosen, found, strict=True))
-        for place in range(len(window)):
-            yield number, results[place]
+        window.clear()  # here and in the generator that made it, before the next one is filled
+        for place in range(len(results)):
+            yield number, results.pop(place)
+
+
+def _batches(window: Sequence[ImageSample], job: LatentJob) -> Batches:
+    """Batches of the pictures of a window that are not broken, each of one size after padding."""
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for place, picture in enumerate(window):
+        if picture.image is not None:
+            sides = picture.image.shape[1:]
+            by_size.setdefault(tuple(-(-side // job.multiple) for side in sides), []).append(place)
+    return [
+        places[start : start + job.batch] for places in by_size.values() for start in range(0, len(places), job.batch)
+    ]
 
 
 def _windows(pictures: Iterable[tuple[int, ImageSample]], batch: int) -> Iterator[tuple[int, list[ImageSample]]]:
@@ -151,7 +220,9 @@ def _windows(pictures: Iterable[tuple[int, ImageSample]], batch: int) -> Iterato
         pixels = 0
         for _, picture in samples:
             window.append(picture)
-            pixels += 0 if picture.image is None else picture.image[0].size
+            # Counted by the content alone, because what is in a batch decides about the last bits of its latents.
+            pixels += bytes_of(picture.fields) // PIXEL + (0 if picture.image is None else picture.image[0].size)
+            del picture
             if len(window) == WINDOW_BATCHES * batch or pixels >= WINDOW_PIXELS:
                 yield number, window
                 window, pixels = [], 0
@@ -169,9 +240,8 @@ def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[ImageSample])
     tensors, broken = {}, set()
     # A mirrored image is padded as a picture of its own.
     for name, views in [(field, images)] + [(f"mirrored.{field}", [i[:, :, ::-1] for i in images])] * job.mirrored:
-        # Copied, because torch takes no negative strides, and numpy calls one pixel wide contiguous with any stride.
-        padded = [pad_to_multiple(torch.from_numpy(view.copy())[None], job.multiple) for view in views]
-        tensors[name], places = _stored(codec, job, torch.cat(padded), [picture.key for picture in pictures])
+        batch = _padded(views, job.multiple)
+        tensors[name], places = _stored(codec, job, batch, [picture.key for picture in pictures])
         broken |= set(places)
     arrays = {name: tensor.half().cpu().numpy() for name, tensor in tensors.items()}
     z = tensors[field][:, : job.channels].cpu()
@@ -187,6 +257,16 @@ def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[ImageSample])
             found = replace(found, arrays=mine, z=z[i])
         results.append(found)
     return results
+
+
+def _padded(views: Sequence[PixelArray], multiple: int) -> Tensor:
+    """Pictures of one size after padding -> (B, C, H, W). Holds one copy of them, and of one picture another."""
+    height, width = (-(-side // multiple) * multiple for side in views[0].shape[1:])
+    batch = torch.empty(len(views), views[0].shape[0], height, width)
+    for place, view in zip(batch, views, strict=True):
+        # Copied, because torch takes no negative strides, and numpy calls one pixel wide contiguous with any stride.
+        place.copy_(pad_to_multiple(torch.from_numpy(view.copy())[None], multiple)[0])
+    return batch
 
 
 def _stored(codec: LatentCodec, job: LatentJob, images: Tensor, keys: Sequence[str]) -> tuple[Tensor, list[int]]:

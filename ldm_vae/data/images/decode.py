@@ -21,8 +21,9 @@ Decoding takes these steps, in this order:
 npy is data, not a photograph, and steps 2 to 5 do not apply to it. It holds uint8, uint16 or floats: (H, W) for one
 channel, else (C, H, W) or (H, W, C). The outer side that equals `channels` is C; if both do, it is the first.
 
-A file that is refused raises `BrokenImage` with the reason; a far too large one (`MAX_PIXELS`, `MAX_BYTES`) before
-memory is taken. Integers become floats last, in place.
+A file that is refused raises `BrokenImage` with the reason; a far too large one before memory is taken: no picture of
+more than `MAX_PIXELS`, or that takes more than `MAX_BYTES` at the peak, counted by `decoding_peak`. As RGB, 8 bits take
+16 bytes a pixel at the peak and 16 bits 18, WebP takes 24. Integers become floats last, in place.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from PIL import Image
 from ldm_vae.data.images.jpeg import check_end
 from ldm_vae.data.images.pixels import (
     EXTENSIONS,
+    PILLOW,
+    PILLOW_WEBP,
     RANGE_TOLERANCE,
     BrokenImage,
     PixelArray,
@@ -97,7 +100,8 @@ def _read(data: bytes, extension: str, channels: int) -> tuple[PixelArray, int]:
     with decoding():
         opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
     with opened as image:
-        check_size(image.height, image.width, max(channels, len(image.getbands())))
+        least = PILLOW_WEBP if image.format == "WEBP" else PILLOW
+        check_size(image.height, image.width, len(image.getbands()), channels, least=least)
         if image.format == "JPEG":
             check_end(data)
         if image.format == "PNG" and data[24] == 16:  # bit depth in the IHDR chunk; Pillow would drop the lower byte
@@ -157,7 +161,7 @@ def _read_npy(data: bytes, channels: int) -> PixelArray:
     if len(shape) != 3 or channels not in (shape[0], shape[2]):
         raise BrokenImage(f"array of shape {shape} is neither ({channels}, H, W) nor (H, W, {channels})")
     first = shape[0] == channels
-    check_size(*(shape[1:] if first else shape[:2]), channels=channels, itemsize=dtype.itemsize)
+    check_size(*(shape[1:] if first else shape[:2]), channels, channels, itemsize=dtype.itemsize, least=0)
     array = read_npy(data).reshape(shape)
     return array.transpose(1, 2, 0) if first else array
 

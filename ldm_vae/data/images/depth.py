@@ -66,7 +66,7 @@ def read_deep_png(data: bytes, channels: int, profile: bytes | None) -> tuple[Pi
     layout = Layout(present, colours=1 if present < 3 else 3, full=65535, alpha=present in (2, 4))
     layout.check(channels)
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    check_size(height, width, present, itemsize=2)
+    check_size(height, width, present, channels, itemsize=2)
     check_inflated(data)
     with decoding():
         pixels = imagecodecs.png_decode(data)
@@ -91,7 +91,8 @@ def mix(pixels: PixelArray, layout: Layout, channels: int, profile: bytes | None
         return pixels, full
     if channels < 4 and not layout.alpha and not profile and layout.colours in (1, channels):
         return np.broadcast_to(pixels, (*pixels.shape[:2], channels)), full
-    mixed = np.empty((*pixels.shape[:2], channels), np.float32)
+    # The planes are apart already, so that step 6 needs no copy.
+    mixed = np.empty((channels, *pixels.shape[:2]), np.float32).transpose(1, 2, 0)
     rows = max(1, BLOCK // pixels.shape[1])
     for top in range(0, len(pixels), rows):
         mixed[top : top + rows] = _mixed(pixels[top : top + rows], layout, channels, profile)

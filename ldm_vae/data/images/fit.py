@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field, PositiveInt, model_validator
 
-from ldm_vae.data.images.pixels import MAX_CHANNELS, MAX_PIXELS, BrokenImage, PixelArray, to_uint8
+from ldm_vae.data.images.pixels import MAX_CHANNELS, MAX_PIXELS, BrokenImage, PixelArray, check_bytes, to_uint8
 from ldm_vae.recipe import Config
 
 FILTERS = {
@@ -59,13 +59,19 @@ def fit_image(array: PixelArray, config: ImageConfig, generator: np.random.Gener
     """Resizes, crops and flips: (C, H, W) -> (C, h, w), float32 in [-1, 1].
 
     generator: gives every random choice, the flip first, then top and left. None means centre crop and no flip.
-    Raises BrokenImage for an image smaller than the crop.
+    Raises BrokenImage for an image smaller than the crop, and for one that takes more than `MAX_BYTES` meanwhile.
     """
     flip = config.flip and generator is not None and bool(generator.integers(2))
+    height, width = array.shape[1:]
     if config.resize is not None:
-        height, width = resized(array.shape[1], array.shape[2], config.resize, config.resize_filter)
+        height, width = resized(height, width, config.resize, config.resize_filter)
         if height * width > MAX_PIXELS:
             raise BrokenImage(f"{array.shape[2]}x{array.shape[1]} would become {width}x{height} by the resize")
+    check_bytes(
+        fitting_peak(array.shape[0], array.shape[1], array.shape[2], config),
+        f"{array.shape[2]}x{array.shape[1]} pixels, to be resized or cropped,",
+    )
+    if config.resize is not None:
         array = resize_image(array, height, width, config.resize_filter, config.resize_rounding)
     if config.crop is not None:
         rows, columns = array.shape[1] - config.crop, array.shape[2] - config.crop
@@ -75,9 +81,25 @@ def fit_image(array: PixelArray, config: ImageConfig, generator: np.random.Gener
             top, left = int(generator.integers(rows + 1)), int(generator.integers(columns + 1))
         else:
             top, left = round(rows / 2), round(columns / 2)  # as torchvision's CenterCrop
-        array = array[:, top : top + config.crop, left : left + config.crop]
+        if rows or columns:  # copied, so that nothing holds the rest
+            array = array[:, top : top + config.crop, left : left + config.crop].copy()
     # A copy, because numpy calls an array one pixel wide contiguous with any stride, and torch takes no negative one.
     return array[:, :, ::-1].copy() if flip else np.ascontiguousarray(array)
+
+
+def fitting_peak(channels: int, height: int, width: int, config: ImageConfig) -> int:
+    """Bytes that `fit_image` takes at its peak for a picture of (channels, height, width), with the picture itself."""
+    picture = 4 * channels * height * width
+    taken = picture
+    if config.resize is not None:
+        short, wide = resized(height, width, config.resize, config.resize_filter)
+        if (short, wide) != (height, width):
+            # One channel of the picture as Pillow holds it, the same after its rows, and then one of the result.
+            taken = picture + 4 * (height * width + height * wide + (channels + 2) * short * wide)
+            height, width, picture = short, wide, 4 * channels * short * wide
+    cropped = min(config.crop or height, height) * min(config.crop or width, width)
+    copied = cropped < height * width or config.flip
+    return max(taken, picture + copied * 4 * channels * cropped)
 
 
 def resized(height: int, width: int, short: int, resize_filter: str = "bicubic") -> tuple[int, int]:
@@ -114,10 +136,11 @@ def resize_image(
         size = (height, width)
         values = F.interpolate(torch.from_numpy(array)[None], size, mode="bilinear", align_corners=False)[0].numpy()
         return values if resize_rounding == "none" else _from_8_bits(_to_8_bits(values))
-    planes = _to_8_bits(array) if resize_rounding == "8bit" else array
-    resized_planes = [Image.fromarray(plane).resize((width, height), FILTERS[resize_filter]) for plane in planes]
-    stacked = np.stack([np.asarray(plane) for plane in resized_planes])
-    return _from_8_bits(stacked) if resize_rounding == "8bit" else stacked.clip(-1.0, 1.0)
+    stacked = np.empty((len(array), height, width), np.uint8 if resize_rounding == "8bit" else array.dtype)
+    for number, plane in enumerate(array):  # one at a time, because pictures are large
+        levels = _to_8_bits(plane) if resize_rounding == "8bit" else plane
+        stacked[number] = np.asarray(Image.fromarray(levels).resize((width, height), FILTERS[resize_filter]))
+    return _from_8_bits(stacked) if resize_rounding == "8bit" else stacked.clip(-1.0, 1.0, out=stacked)
 
 
 def _to_8_bits(array: PixelArray) -> PixelArray:

@@ -23,9 +23,11 @@ from ldm_vae.precision import at_least_float32
 PixelArray = np.ndarray[Any, np.dtype[Any]]
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy", "tif", "tiff")  # the fields of a sample that hold a picture
-MAX_PIXELS = 2**27  # pixels of one picture (1.6 GB as three float32 channels); more count as an attack
+MAX_PIXELS = 2**27  # pixels of one picture; more count as an attack
 MAX_CHANNELS = 256  # channels of one picture; more count as an attack
-MAX_BYTES = 2**31  # bytes of one decoded picture, as its file holds it and as float32; more count as an attack
+MAX_BYTES = 2**31  # bytes that one picture takes at the peak of decoding (`decoding_peak`); more count as an attack
+PILLOW = 16  # bytes a pixel that Pillow's pictures take at least: progressive CMYK has 8 of coefficients, 4 of pixels
+PILLOW_WEBP = 24  # the same for WebP, of which Pillow holds three canvases of 4 bytes beside its own picture
 BLOCK = 2**18  # pixels whose channels are mixed at a time, in float64
 RANGE_TOLERANCE = 1e-3  # how far floats may lie outside of [-1, 1]: one step of float16 at 1
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")  # of 8 bits
@@ -73,18 +75,38 @@ def _not_loaded(error: BaseException | None) -> bool:
     return error is not None
 
 
-def check_size(height: int, width: int, channels: int = 1, itemsize: int = 1) -> None:
+def check_size(height: int, width: int, present: int, channels: int, *, itemsize: int = 1, least: int = PILLOW) -> None:
     """Raises BrokenImage for an empty or far too large picture. Call it before any pixel is decoded.
 
-    itemsize: bytes of a value as decoded.
+    The arguments are those of `decoding_peak`.
     """
     if min(height, width) < 1:
         raise BrokenImage(f"no pixels: {width}x{height}")
-    if height * width > MAX_PIXELS or channels > MAX_CHANNELS:
+    if height * width > MAX_PIXELS or max(present, channels) > MAX_CHANNELS:
         limit = f"{MAX_PIXELS} pixels and {MAX_CHANNELS} channels"
-        raise BrokenImage(f"{width}x{height} pixels of {channels} channels are over the limit of {limit}")
-    if (size := height * width * channels * max(itemsize, 4)) > MAX_BYTES:
-        raise BrokenImage(f"{width}x{height} pixels of {channels} channels are {size} bytes: over the limit")
+        raise BrokenImage(f"{width}x{height} pixels of {present} channels are over the limit of {limit}")
+    check_bytes(
+        decoding_peak(height, width, present, channels, itemsize=itemsize, least=least),
+        f"{width}x{height} pixels of {present} channels",
+    )
+
+
+def check_bytes(taken: int, what: str) -> None:
+    """Raises BrokenImage if a picture takes more bytes at its peak than a picture may."""
+    if taken > MAX_BYTES:
+        raise BrokenImage(f"{what} take {taken} bytes: over the limit of {MAX_BYTES}")
+
+
+def decoding_peak(
+    height: int, width: int, present: int, channels: int, *, itemsize: int = 1, least: int = PILLOW
+) -> int:
+    """Bytes that a picture takes at the peak of decoding, beside its file: the float32 result and what it is made of.
+
+    present: channels of the file.   channels: those of the result.   itemsize: bytes of a value as decoded.
+    least: bytes a pixel that the decoder takes, however few the channels are.
+    """
+    made_of = max(present * itemsize, least - 12)  # Pillow holds 4 bytes a pixel, 12 of WebP, while the result is made
+    return height * width * max(least, 4 * channels + made_of)
 
 
 def full_scale(pixels: PixelArray) -> tuple[PixelArray, int]:

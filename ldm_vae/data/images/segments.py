@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ldm_vae.data.images.jpeg import check_end, frame_size
-from ldm_vae.data.images.pixels import BrokenImage, check_size, decoding
+from ldm_vae.data.images.pixels import BrokenImage, check_bytes, check_size, decoding
 
 NONE, OLD_JPEG, JPEGS = 1, 6, (6, 7, 33007, 34892)  # TIFF tag 259, compression
 OPENED_BY_PILLOW = (33003, 33004, 33005, 34712, 34933, 34927, 50001)  # JPEG 2000, PNG and WebP: headers tell the size
@@ -22,10 +22,10 @@ SPARE = 2**24  # bytes that a strip or tile may take, however small the picture 
 SHARE = 4  # times the picture's own bytes that a larger one may take
 
 
-def check_segments(page: Any, size: int) -> None:
+def check_segments(page: Any, size: int, channels: int) -> None:
     """Raises BrokenImage for strips or tiles that are missing, cut, or far larger than their picture.
 
-    page: of tifffile.   size: bytes of the file.
+    page: of tifffile.   size: bytes of the file.   channels: those of the result.
     """
     with decoding():
         height, width, samples = int(page.imagelength), int(page.imagewidth), int(page.samplesperpixel)
@@ -35,13 +35,15 @@ def check_segments(page: Any, size: int) -> None:
         columns = int(page.tilewidth) if tiled else width
         offsets, counts = list(page.dataoffsets), list(page.databytecounts)
         bits = page.bitspersample
-    check_size(height, width, samples, itemsize)
+    check_size(height, width, samples, channels, itemsize=itemsize)
     if min(rows, columns) < 1:
         raise BrokenImage(f"strips or tiles of {columns}x{rows}")
     each = samples * itemsize if not planar else itemsize
     limit = max(SPARE, SHARE * height * width * samples * itemsize)
     if rows * columns * each > limit:
         raise BrokenImage(f"a strip or tile of {columns}x{rows} for {width}x{height} pixels")
+    picture = height * width * samples * itemsize
+    check_bytes(picture + 2 * rows * columns * each, f"{width}x{height} pixels and a strip or tile of {columns}x{rows}")
     number = math.ceil(height / rows) * math.ceil(width / columns) * (samples if planar else 1)
     if compression == NONE and len(offsets) == 1 and isinstance(bits, int):  # tifffile joins strips that touch
         number = 1

@@ -46,7 +46,7 @@ def read_tiff(data: bytes, channels: int) -> tuple[PixelArray, int]:
             orientation, profile = page.tags.valueof(ORIENTATION), page.tags.valueof(PROFILE)
         orientation = orientation if isinstance(orientation, int) else 1
         profile = profile if isinstance(profile, bytes) else None
-        check_size(*sides, count)
+        check_size(*sides, count, channels)
         if depth != 1:
             raise BrokenImage(f"a volume of depth {depth}")
         if kind not in COLOURS or (kind == SEPARATED and inks != CMYK):
@@ -60,11 +60,13 @@ def read_tiff(data: bytes, channels: int) -> tuple[PixelArray, int]:
         if not stacked:
             expanded = Layout(3, 3, layout.full) if kind == PALETTE and layout.mixes else layout
             expanded.check(channels)
-        pixels = _pixels(page, len(data))
+        pixels = _pixels(page, len(data), channels)
         if stacked:
             with decoding():
                 others = [file.pages[i] for i in range(1, channels)]
-            pixels = np.concatenate([pixels, *(_pixels(other, len(data), like=pixels) for other in others)], axis=2)
+            pixels = np.concatenate(
+                [pixels, *(_pixels(other, len(data), channels, pixels) for other in others)], axis=2
+            )
         if kind == WHITE_IS_ZERO:
             pixels = _inverted(pixels, layout, stacked)
         if kind == PALETTE:
@@ -73,10 +75,18 @@ def read_tiff(data: bytes, channels: int) -> tuple[PixelArray, int]:
         return orient(pixels, orientation), full
 
 
+def tiff_size(data: bytes) -> tuple[int, int, int, int]:
+    """(height, width, channels, bytes of a value) of the first page, by its header. Raises BrokenImage."""
+    with decoding(), tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages.first
+        itemsize = np.dtype(page.dtype or np.uint8).itemsize
+        return int(page.imagelength), int(page.imagewidth), int(page.samplesperpixel), itemsize
+
+
 def _by_pillow(data: bytes, page: Any, channels: int) -> tuple[PixelArray, int]:
     """What tifffile leaves in other colours. Pillow turns it upright itself."""
     quiet_libtiff()
-    check_segments(page, len(data))
+    check_segments(page, len(data), channels)
     with decoding():
         shared = page.photometric == YCBCR and tuple(page.tags.valueof(SUBSAMPLING, (2, 2))) != (1, 1)
         plain = page.compression == NONE
@@ -138,14 +148,14 @@ def _pages(file: tifffile.TiffFile, limit: int) -> int:
     return limit + 1
 
 
-def _pixels(page: Any, size: int, like: PixelArray | None = None) -> PixelArray:
+def _pixels(page: Any, size: int, channels: int, like: PixelArray | None = None) -> PixelArray:
     """One page -> (H, W, samples)."""
     with decoding():
         shape = (int(page.imagelength), int(page.imagewidth), 1)
         planar = page.planarconfig == 2
     if like is not None and shape != like.shape:
         raise BrokenImage(f"pages of different sizes: {shape[:2]} beside {like.shape[:2]}")
-    check_segments(page, size)
+    check_segments(page, size, channels)
     with decoding():
         pixels = np.asarray(page.asarray(maxworkers=1))
     if pixels.dtype == np.bool_:
