@@ -130,11 +130,13 @@ def read_npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
                 version, np.lib.format.read_array_header_2_0
             )
             shape, _, dtype = read_header(file)
-            return shape, dtype
     except MemoryError as error:  # Python's parser raises it for brackets that are nested too deeply
         if allocation_failed():
             raise
         raise BrokenImage("a header of an array that cannot be parsed") from error
+    if dtype.hasobject:
+        raise BrokenImage("an array of Python objects is never unpickled")
+    return shape, dtype
 
 
 def read_npy(data: bytes) -> PixelArray:
@@ -144,8 +146,6 @@ def read_npy(data: bytes) -> PixelArray:
     """
     file = io.BytesIO(data)
     shape, dtype = read_npy_header(file)
-    if dtype.hasobject:
-        raise BrokenImage("an array of Python objects is never unpickled")
     if int(np.prod(shape, dtype=object)) * dtype.itemsize != len(data) - file.tell():
         raise BrokenImage(f"{len(data) - file.tell()} bytes of data for shape {shape} of {dtype}: truncated?")
     with decoding():
