@@ -6,7 +6,7 @@ import re
 
 from ldm_vae.passwords import without_secrets
 
-LONGEST = 800  # characters of what and of the remedy: both may quote what a hostile file holds
+LONGEST = 4000  # characters of what and of the remedy: room for ten long paths; both may quote a hostile file
 # In the names that Python and C give to objects. Numbers that a file holds have fewer digits.
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+|\b0x[0-9a-fA-F]{9,16}\b")
 

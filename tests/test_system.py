@@ -28,14 +28,14 @@ READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 def failing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Files of this name cannot be read, as from a disk that fails."""
-    real = Path.read_bytes
+    real = Path.open
 
-    def read_bytes(self: Path) -> bytes:
+    def open_file(self: Path, *arguments: Any) -> Any:
         if self.name == name:
             raise OSError(errno.EIO, "Input/output error")
-        return real(self)
+        return real(self, *arguments)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(Path, "open", open_file)
 
 
 @pytest.mark.parametrize("what", READERS)

@@ -170,7 +170,7 @@ class Inspection(Config):
         """Raises UserError where the file is missing, or is no inspection."""
         remedy = "make it with `ldm-vae inspect MODEL SHARDS`"
         try:
-            content = read_json(folder / INSPECTION_FILE, remedy, largest=LARGE)
+            content = read_json(folder / INSPECTION_FILE, remedy, largest=LARGE, names=True)
         except FileNotFoundError:
             raise UserError(f"{folder / INSPECTION_FILE} is missing", remedy) from None
         return validate(Inspection, content, str(folder / INSPECTION_FILE))

@@ -95,7 +95,7 @@ class ModelSource:
         """
         if self.folder is None or not (path := self.folder / "results.json").is_file():
             return {}
-        return read_json(path, "remove it, or let `ldm-vae evaluate --json` write it again", largest=LARGE)
+        return read_json(path, "remove it, or let `ldm-vae evaluate --json` write it again", largest=LARGE, names=True)
 
 
 @dataclass(frozen=True)

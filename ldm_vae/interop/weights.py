@@ -8,6 +8,7 @@ model.safetensors                               weights of a codec that diffuser
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,9 +106,9 @@ def _read_index(path: Path) -> dict[str, Tensor]:
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         state: Any = read_tensors(path)
-    except (MemoryError, OSError):
-        raise
-    except Exception as error:  # the unpickler raises anything on damaged or hostile bytes
+    except Exception as error:  # the unpickler raises anything on damaged or hostile bytes, EINVAL among it
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+            raise
         what = f"it is damaged or holds more than tensors ({_reason(error)})"
         raise UserError(f"{path} cannot be read", what) from None
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):  # as trainers save it

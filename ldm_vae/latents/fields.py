@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Annotated
+
+from pydantic import AfterValidator, NonNegativeInt
 
 from ldm_vae.data.shards.names import LABEL
 from ldm_vae.data.shards.shard import BrokenSample, parse_label
@@ -11,6 +14,15 @@ from ldm_vae.data.shards.shard import BrokenSample, parse_label
 TEXT = "txt"
 FIELDS = (LABEL, TEXT)
 MISSING: Mapping[str, int | str] = {LABEL: -1, TEXT: ""}  # no class is negative
+
+
+def _of_all(counts: dict[str, int]) -> dict[str, int]:
+    if counts.keys() != set(FIELDS):
+        raise ValueError(f"it counts {', '.join(FIELDS)}")
+    return counts
+
+
+FieldCounts = Annotated[dict[str, NonNegativeInt], AfterValidator(_of_all)]  # samples that have each of FIELDS
 
 
 def count_fields(fields: Mapping[str, bytes], counts: Counter[str]) -> None:

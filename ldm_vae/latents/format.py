@@ -35,6 +35,7 @@ from ldm_vae.data.shards.retry import Missing
 from ldm_vae.documents import DamagedFile, parse_object
 from ldm_vae.errors import UserError
 from ldm_vae.latents import first_version
+from ldm_vae.latents.fields import FieldCounts
 from ldm_vae.locks import exclusive
 from ldm_vae.metrics.latent import StoredMoments
 from ldm_vae.networks.network import Channels
@@ -173,7 +174,7 @@ class ShardRecord(Config):
     quarantined: tuple[tuple[str, str], ...]
     """(key, reason) of samples that were left out."""
 
-    fields: dict[str, int] | None = None
+    fields: FieldCounts | None = None
     """How many samples have a class, cls, and a text, txt; null where an earlier version did not count."""
 
     statistics: StoredMoments
@@ -230,7 +231,7 @@ class LatentsFile(Config):
     samples: NotNegative = 0
     """Samples in all shards."""
 
-    fields: dict[str, int] | None = None
+    fields: FieldCounts | None = None
     """How many of them have a class, cls, and a text, txt; null where an earlier version did not count."""
 
     scale: dict[str, Any] | None = None

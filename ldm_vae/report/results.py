@@ -79,7 +79,7 @@ class StoredResults(Measured):
         """Raises UserError where the file is no results.json, and FileNotFoundError where there is no file."""
         remedy = "let `ldm-vae evaluate --json` write it again"
         try:
-            return StoredResults.model_validate(read_json(path, remedy, largest=LARGE))
+            return StoredResults.model_validate(read_json(path, remedy, largest=LARGE, names=True))
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"{path} cannot be read", f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

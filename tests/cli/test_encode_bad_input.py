@@ -132,7 +132,7 @@ def test_nothing_that_can_be_encoded_is_an_error(run: Path, tmp_path: Path, refu
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (npy(np.zeros((5, 4, 4), np.float16)), "has shape (5, 4, 4), not (8, h, w)"),
+        (npy(np.zeros((5, 4, 4), np.float16)), "is float16 of shape (5, 4, 4), not float16 (8, h, w)"),
         (b"", "damaged"),
         (b"abc", "damaged"),
     ],

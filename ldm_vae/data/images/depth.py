@@ -89,7 +89,7 @@ def mix(pixels: PixelArray, layout: Layout, channels: int, profile: bytes | None
     profile = profile if full else None  # floats are data
     if present == channels and not (layout.mixes and (layout.premultiplied or profile or layout.colours == 4)):
         return pixels, full
-    if channels < 4 and not layout.alpha and not profile and layout.colours in (1, channels):
+    if channels < 4 and not layout.alpha and not profile and present == layout.colours and present in (1, channels):
         return np.broadcast_to(pixels, (*pixels.shape[:2], channels)), full
     # The planes are apart already, so that step 6 needs no copy.
     mixed = np.empty((channels, *pixels.shape[:2]), np.float32).transpose(1, 2, 0)

@@ -96,8 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for start in range(first, last + 1, 2**14) if body else ():
             part = content[start : min(start + 2**14, last + 1)]
+            self.server.sent += len(part)  # before the client can have it, and look
             self.wfile.write(part)
-            self.server.sent += len(part)
         return None
 
     def status(self, code: int, location: str | None = None) -> None:
