@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -23,6 +24,7 @@ from ldm_vae.machine import fault_of_machine
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCHED = 2  # shares that each worker makes ahead
 FLOAT_BYTES = 4
+DYING = 5.0  # seconds
 MEBIBYTE = 2**20
 
 ENLARGE = "docker run --shm-size={size}, or a volume of kind Memory on /dev/shm in Kubernetes"
@@ -89,11 +91,12 @@ def failure_in_worker(error: Exception) -> tuple[str, str]:
     return f"a data worker failed ({in_one_line(error)})", SHOW_WHERE
 
 
-def dead_worker(workers: Iterable[BaseProcess], error: Exception) -> UserError:
+def dead_worker(workers: Collection[BaseProcess], error: Exception) -> UserError:
     """What to tell where the shares of a worker stay away.
 
     error: what torch says about it.
     """
+    wait([worker.sentinel for worker in workers], DYING)  # its pipes may be closed before the system says how it ended
     for worker in workers:
         if worker.exitcode is not None and worker.exitcode < 0:
             number = -worker.exitcode
