@@ -3,7 +3,8 @@
 measure.py        Measures a codec on images: the statistics of its latents, and its largest activation
 source.py         The digest of what a shard of images holds
 first_version.py  Version 1 of latents.json and its records: read as the present one, and finished as it was begun
-format.py         The format of latents on disk: tars, records and latents.json
+format.py         The format of latents on disk: what tars, records and latents.json hold
+folder.py         Writes and reads the files of a folder of latents
 stream.py         Reads shards of images and encodes their samples, in order
 encode.py         Encodes shards of images to shards of latents, and goes on where it stopped
 check.py          Finds what is wrong with a folder of latents

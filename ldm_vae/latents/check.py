@@ -15,17 +15,8 @@ from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.data.shards.tar import BrokenTar, members
 from ldm_vae.latents.encode import is_made_from, names_of
-from ldm_vae.latents.format import (
-    ENCODED,
-    LATENTS_FILE,
-    LatentsFile,
-    ShardRecord,
-    describe_file,
-    read_latents_file,
-    read_record,
-    record_path,
-    stored_arrays,
-)
+from ldm_vae.latents.folder import describe_file, read_latents_file, read_record, record_path
+from ldm_vae.latents.format import ENCODED, LATENTS_FILE, LatentsFile, ShardRecord, stored_arrays
 
 Kind = Literal["unfinished", "damaged", "duplicate", "foreign", "stale"]
 

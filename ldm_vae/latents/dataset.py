@@ -22,7 +22,8 @@ from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.data.shards.tar import BrokenTar, Member, members
 from ldm_vae.errors import UserError
 from ldm_vae.latents.fields import FIELDS, MISSING, read_field
-from ldm_vae.latents.format import LATENTS_FILE, LatentsFile, read_latents_file, read_record, record_path
+from ldm_vae.latents.folder import read_latents_file, read_record, record_path
+from ldm_vae.latents.format import LATENTS_FILE, LatentsFile
 from ldm_vae.noise import rng
 
 

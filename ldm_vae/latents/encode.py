@@ -27,13 +27,8 @@ from ldm_vae.data.shards.shard import ShardIndex
 from ldm_vae.data.shards.urls import is_remote
 from ldm_vae.errors import UserError
 from ldm_vae.latents.fields import FIELDS, count_fields, total_of
-from ldm_vae.latents.format import (
-    Arithmetic,
-    LatentJob,
-    LatentKind,
+from ldm_vae.latents.folder import (
     LatentSample,
-    LatentsFile,
-    ShardRecord,
     describe_file,
     finished_shard,
     lock_path,
@@ -44,6 +39,7 @@ from ldm_vae.latents.format import (
     write_latents_file,
     write_record,
 )
+from ldm_vae.latents.format import Arithmetic, LatentJob, LatentKind, LatentsFile, ShardRecord
 from ldm_vae.latents.prefetch import in_thread
 from ldm_vae.latents.source import DigestingReader, source_digest
 from ldm_vae.latents.stream import QUEUED, EncodedSample, ImageSample, decoded, each_batch, encoded

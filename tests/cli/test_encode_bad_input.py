@@ -21,7 +21,8 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.interop.diffusers import write_folder
 from ldm_vae.interop.layouts import kl as layout
 from ldm_vae.latents import encode
-from ldm_vae.latents.format import LatentJob, LatentsFile, open_job
+from ldm_vae.latents.folder import open_job
+from ldm_vae.latents.format import LatentJob, LatentsFile
 from ldm_vae.networks.kl import Autoencoder
 from tests.cli.commands import command, digests
 from tests.cli.conftest import CONFIG, write_shard

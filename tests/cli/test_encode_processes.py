@@ -20,7 +20,7 @@ import webdataset
 from filelock import FileLock
 
 from ldm_vae import LatentDataset
-from ldm_vae.latents.format import lock_path
+from ldm_vae.latents.folder import lock_path
 from tests.cli.commands import command, digests
 from tests.cli.conftest import write_shard
 from tests.cli.encode_processes import finish, start

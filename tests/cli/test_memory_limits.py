@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_vae.latents.format import read_records
+from ldm_vae.latents.folder import read_records
 from tests.cli.commands import command, digests
 from tests.conftest import ROOT, encoded, write_tar
 

@@ -14,10 +14,10 @@ from ldm_vae import LatentCodec
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.errors import UserError
-from ldm_vae.latents import format as latent_shards
+from ldm_vae.latents import folder as latent_shards
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.encode import encode_shards
-from ldm_vae.latents.format import read_latents_file, read_records
+from ldm_vae.latents.folder import read_latents_file, read_records
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.conftest import write_arrays
 from tests.kl import autoencoder_in

@@ -23,7 +23,7 @@ from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.errors import UserError
 from ldm_vae.latents.check import check_latents
 from ldm_vae.latents.encode import encode_shards, latent_job
-from ldm_vae.latents.format import read_latents_file, read_records
+from ldm_vae.latents.folder import read_latents_file, read_records
 from ldm_vae.latents.source import ContentDigest, source_digest
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.writers import HOST

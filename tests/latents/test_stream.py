@@ -13,7 +13,7 @@ import torch
 
 from ldm_vae import LatentCodec, LatentDataset
 from ldm_vae.data.images.fit import ImageConfig, fit_image
-from ldm_vae.latents import format as latent_shards
+from ldm_vae.latents import folder as latent_shards
 from ldm_vae.latents import source
 from ldm_vae.latents import stream as encode_stream
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
