@@ -144,6 +144,7 @@ def test_sample_and_precision_are_in_the_protocol(run: Path, shards: Path, tmp_p
     assert values[2] == pytest.approx(values[0], abs=0.5)
 
 
+@pytest.mark.slow  # LPIPS at 256 x 256
 def test_a_published_protocol_fixes_what_its_script_does(
     run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -186,6 +187,7 @@ def test_the_password_of_an_index_of_packages_is_sent_and_not_shown(
     (tmp_path / "simple" / "page").write_bytes(b"page")
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which keeps the proxies of whoever opened something first
     with private_server(tmp_path) as server:
         plain = keep_aside(server.with_password("simple"))
         with open_url(f"{plain}/page") as response:

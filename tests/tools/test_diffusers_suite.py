@@ -63,6 +63,7 @@ def suite(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_their_tests_run_through_the_drop_in_and_are_counted(tmp_path: Path) -> None:
     done = suite(checkout(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr

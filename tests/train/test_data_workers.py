@@ -52,6 +52,7 @@ def test_too_little_shared_memory_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_as_much_as_is_asked_for_is_enough(recipe: Path, tmp_path: Path) -> None:
     """The remedy of the refusal: 16 pictures of 64 px and validation, three steps of 768 KiB and of 96 KiB."""
     settings = ["data.batch=16", "data.image.crop=64", "data.image.resize=64", "data.workers=2", "validation.crop=64"]

@@ -115,7 +115,8 @@ def test_a_silent_server_does_not_hold_a_run_that_has_not_begun(
     assert status_of(tmp_path / "run") == "preempted: SIGTERM before the first step"
 
 
-@pytest.mark.parametrize("part", ["train", pytest.param("validation", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["train", "validation"])
 def test_one_rank_without_data_and_a_signal_to_the_other(
     recipe: Path, tmp_path: Path, data: Path, part: str, injected: Callable[[str, int], None]
 ) -> None:

@@ -96,8 +96,10 @@ def dead_worker(workers: Collection[BaseProcess], error: Exception) -> UserError
 
     error: what torch says about it.
     """
-    wait([worker.sentinel for worker in workers], DYING)  # its pipes may be closed before the system says how it ended
+    ending = wait([worker.sentinel for worker in workers], DYING)
     for worker in workers:
+        if worker.sentinel in ending:  # its pipes are closed; the system says how it ended a little later
+            worker.join(DYING)
         if worker.exitcode is not None and worker.exitcode < 0:
             number = -worker.exitcode
             what = f"a data worker (process {worker.pid}) was killed by {signal.Signals(number).name}"
