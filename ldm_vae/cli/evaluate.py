@@ -18,8 +18,8 @@ from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.baselines import choose_baseline
 from ldm_vae.evaluation.compare import PairedDifference, compare, differences_to_json
-from ldm_vae.evaluation.evaluate import Metrics, check_latent, describe_codec, evaluate_shards
-from ldm_vae.evaluation.protocols import published_protocol
+from ldm_vae.evaluation.evaluate import ImageCodec, Metrics, check_latent, describe_codec, evaluate_shards
+from ldm_vae.evaluation.protocols import PublishedProtocol, published_protocol
 from ldm_vae.evaluation.results import EvaluationProtocol, Results
 from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.metrics.image import IMAGE_METRICS, USUAL_IMAGE_METRICS
@@ -53,7 +53,7 @@ def evaluate(
     ],
     shards: Shards,
     protocol: Annotated[
-        Literal["ldm", "vavae", "seed", "titok"] | None,
+        PublishedProtocol | None,
         typer.Option(help="Prepare, round and measure as this project's own script does, at 256 x 256."),
     ] = None,
     baseline: Annotated[
@@ -98,9 +98,8 @@ def evaluate(
     codecs = [LatentCodec.load(model, device=local_device(), dtype=TYPES[precision]) for model in models]
     channels = _channels(codecs)
     if protocol is None:
-        chosen = EvaluationProtocol(
-            image=image_config(channels, resize, crop), metrics=_metrics(metrics), latent=latent or "mode", seed=seed
-        )
+        image = image_config(channels, resize, crop)
+        chosen = EvaluationProtocol(image=image, metrics=_metrics(metrics), latent=latent or "mode", seed=seed)
     else:
         _refuse_beside_protocol(protocol, resize=resize, crop=crop, metrics=metrics, latent=latent)
         chosen = published_protocol(protocol, channels=channels, seed=seed)
@@ -113,20 +112,27 @@ def evaluate(
     entries = []
     for codec, one in zip(codecs, protocols, strict=True):
         codec.scale = codec.scale or LatentScale()  # reconstruction needs no scale
-        with ProgressMeter("image") as progress:
-            results = evaluate_shards(codec, shards, one, batch=batch, metrics=measures, done=progress.advance)
+        results = _measure(codec, shards, one, batch, measures)
         results = replace(results, protocol=describe_codec(codec) | results.protocol)
         entries.append(Entry(codec.source.name, "model", results))
     plain = chosen.model_copy(update={"latent": "mode"})  # a baseline has no posterior
     for wanted, other in baselines.items():
         name = wanted.partition("=")[0]
-        with ProgressMeter("image") as progress:
-            results = evaluate_shards(other, shards, plain, batch=batch, metrics=measures, done=progress.advance)
+        results = _measure(other, shards, plain, batch, measures)
         results = replace(results, protocol={"model": without_secrets(wanted)} | results.protocol | other.describe())
         entries.append(Entry(name, "baseline", results))
 
-    if rank_and_world()[0] != 0:
-        return
+    if rank_and_world()[0] == 0:
+        _show(entries, json)
+
+
+def _measure(codec: ImageCodec, shards: str, protocol: EvaluationProtocol, batch: int, metrics: Metrics) -> Results:
+    with ProgressMeter("image") as progress:
+        return evaluate_shards(codec, shards, protocol, batch=batch, metrics=metrics, done=progress.advance)
+
+
+def _show(entries: list[Entry], json: Path | None) -> None:
+    """Compares the first entry with the others, writes all to `json`, and prints the tables."""
     comparisons = [
         (other.name, compare(entries[0].results.per_image, other.results.per_image)) for other in entries[1:]
     ]

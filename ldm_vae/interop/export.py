@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from ldm_vae.atomic import atomic_file, refuse_foreign
-from ldm_vae.bottlenecks.scale import ScaleKind
+from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
 from ldm_vae.errors import UserError
 from ldm_vae.interop.card import card_header, card_text
 from ldm_vae.interop.card_update import Card, update_card
@@ -66,17 +66,7 @@ def export_model(
     if statistics is not None and statistics.codec != digest:
         what = f"the statistics are of the weights {statistics.codec[:12]}, and {source.name} has {digest[:12]}"
         raise UserError(what, "measure again: `ldm-vae stats MODEL SHARDS --write`")
-    if statistics is None and loaded.scale is None:
-        raise UserError(
-            f"nobody has measured the latents of {source.name}",
-            "run `ldm-vae stats MODEL SHARDS --write` first, or give --shards or --stats",
-        )
-    given = source.kind != "run" or target is None or source.keeps_scale  # no target chooses another kind
-    keep = loaded.scale is not None and kind is None and given
-    scale = loaded.scale if keep or statistics is None else statistics.scale(kind or natural_scale(target))
-    assert scale is not None
-    if (problem := scale.problem(model.config.latent_channels)) is not None:
-        raise UserError(f"{source.name}: {problem}", "measure again: `ldm-vae stats MODEL SHARDS --write`")
+    scale = _scale_for(loaded, statistics, kind, target)
     layout = layout_of(model)
     if target is not None and layout is None:
         what = describe_parts(model)
@@ -116,6 +106,25 @@ def export_model(
     if layout is None:
         notes.append("diffusers has no class for this network: the folder is one that only ldm_vae reads")
     return notes if target is None else notes + remarks(target, scale, model.config, force_upcast=force_upcast)
+
+
+def _scale_for(
+    loaded: LoadedModel, statistics: LatentStatistics | None, kind: ScaleKind | None, target: Target | None
+) -> LatentScale:
+    """The scale of the export; the arguments are those of `export_model`. Raises UserError where there is none."""
+    model, source = loaded.model, loaded.source
+    if statistics is None and loaded.scale is None:
+        raise UserError(
+            f"nobody has measured the latents of {source.name}",
+            "run `ldm-vae stats MODEL SHARDS --write` first, or give --shards or --stats",
+        )
+    given = source.kind != "run" or target is None or source.keeps_scale  # no target chooses another kind
+    keep = loaded.scale is not None and kind is None and given
+    scale = loaded.scale if keep or statistics is None else statistics.scale(kind or natural_scale(target))
+    assert scale is not None
+    if (problem := scale.problem(model.config.latent_channels)) is not None:
+        raise UserError(f"{source.name}: {problem}", "measure again: `ldm-vae stats MODEL SHARDS --write`")
+    return scale
 
 
 def sample_size_of(source: ModelSource, config: NetworkConfig) -> int:
