@@ -25,6 +25,7 @@ ROOMS = (
     "arguments",
     "precision",
     "ranks",
+    "progress",
     "waiting",
     "launch",
     "schedules",
