@@ -12,14 +12,14 @@ from tests.walks.transcript import Step, environment_of_a_user, read_transcript,
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 WALKS = tuple(sorted(path.stem for path in HERE.glob("*.txt")))
-CHECKOUT = ("ldm_vae", "train", "tools", "configs")  # of it a walk sees these, beside its own scripts
+CHECKOUT = ("ldm_vae", "train", "tools", "configs")  # of it a walk sees these, beside the scripts
 
 
 def walk(name: str, folder: Path) -> Iterator[tuple[Step, Step]]:
     """Runs the commands of a walk in a folder. Yields each step as it is stored, and as it was seen now."""
     for top in CHECKOUT:
         (folder / top).symlink_to(ROOT / top)
-    for script in (HERE / name).glob("*"):
+    for script in (HERE / "scripts").glob("*.py"):
         (folder / script.name).write_bytes(script.read_bytes())
     for step in read_transcript(HERE / f"{name}.txt"):
         yield step, Step(step.command, step.comments, run_step(step.command, folder, environment_of_a_user()))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.walks.record import WALKS, walk
-from tests.walks.transcript import masked
+from tests.walks.transcript import masked, read_transcript
 
 
 @pytest.mark.slow  # they train, evaluate and encode
@@ -38,3 +38,12 @@ def test_numbers_are_masked(first: str, second: str) -> None:
 )
 def test_words_are_not(first: str, second: str) -> None:
     assert list(masked([first])) != list(masked([second]))
+
+
+def test_a_transcript_is_read_as_it_is_written(tmp_path: Path) -> None:
+    text = "# One.\n\n$ a\nx\n\ny\n$ b\n\n# Two.\n# Lines.\n$ c ^C z\n[exit 1]\n"
+    (tmp_path / "walk.txt").write_text(text)
+    steps = read_transcript(tmp_path / "walk.txt")
+    assert [step.command for step in steps] == ["a", "b", "c ^C z"]
+    assert [step.lines for step in steps] == [["x", "", "y"], [], ["[exit 1]"]]
+    assert "".join(step.text() for step in steps) == text

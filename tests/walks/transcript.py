@@ -62,15 +62,18 @@ class Step:
 def read_transcript(path: Path) -> list[Step]:
     """The steps of a walk."""
     steps: list[Step] = []
-    comments: list[str] = []
+    above: list[str] = []  # comments, and empty lines around them
     for line in path.read_text().splitlines():
         if line.startswith(COMMAND):
-            steps.append(Step(line.removeprefix(COMMAND), comments))
-            comments = []
-        elif line.startswith(COMMENT) or (not line and (comments or not steps)):
-            comments.append(line)
+            steps.append(Step(line.removeprefix(COMMAND), above))
+            above = []
+        elif line.startswith(COMMENT) and not above and steps:
+            while steps[-1].lines and not steps[-1].lines[-1]:
+                above.append(steps[-1].lines.pop())
+            above.append(line)
+        elif above or not steps:
+            above.append(line)
         else:
-            assert not comments, f"{path}: output after a comment: {line!r}"
             steps[-1].lines.append(line)
     return steps
 
@@ -91,6 +94,8 @@ def run_step(command: str, folder: Path, environment: Mapping[str, str]) -> list
             if not PROGRESS.search(line):
                 lines.append(line.rstrip().replace(str(folder), "~"))
     assert not interrupt_after, f"{command}: the text never came"
+    while lines and not lines[-1]:  # in a transcript an empty line stands above a comment
+        lines.pop()
     return [*lines, *([f"[exit {process.returncode}]"] if process.returncode else [])]
 
 

@@ -1,0 +1,23 @@
+"""What an engineer tries first: a picture through a codec."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from ldm_vae import LatentCodec, UserError
+from ldm_vae.codec import from_pil, to_pil
+
+codec = LatentCodec.from_pretrained("vae")
+print(codec)
+picture = Image.open(next(Path("photographs/validation").glob("*.png")))
+try:
+    codec.encode(picture)
+except UserError as error:
+    print(error)
+images = from_pil(picture)
+latents = codec.encode(images)
+print(tuple(images.shape), "->", tuple(latents.shape))
+decoded = codec.decode(latents, size=images.shape[2:])
+assert decoded.equal(codec.roundtrip(images))
+to_pil(decoded)[0].save("reconstruction.png")
+print(Image.open("reconstruction.png").size, picture.size)
