@@ -10,12 +10,13 @@ import torch
 import typer
 
 from ldm_vae.atomic import atomic_file
+from ldm_vae.choices import LatentKind
 from ldm_vae.cli.options import BatchSize, Crop, Json, Model, ProgressMeter, Resize, Shards, image_config
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.latents.encode import encode_shards, latent_job
 from ldm_vae.latents.folder import read_latents_file, read_records
-from ldm_vae.latents.format import RECORDS_FOLDER, LatentKind
+from ldm_vae.latents.format import RECORDS_FOLDER
 from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.printable import say
 from ldm_vae.ranks import local_device, rank_and_world

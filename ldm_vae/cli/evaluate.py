@@ -12,6 +12,7 @@ import typer
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.choices import IMAGE_METRICS, SET_METRICS, USUAL_IMAGE_METRICS, USUAL_SET_METRICS, PublishedProtocol
 from ldm_vae.cli.evaluation_table import print_comparisons, print_metrics, print_protocol
 from ldm_vae.cli.options import BatchSize, Crop, Json, ProgressMeter, Resize, Shards, image_config
 from ldm_vae.codec import LatentCodec
@@ -19,11 +20,9 @@ from ldm_vae.errors import UserError
 from ldm_vae.evaluation.baselines import choose_baseline
 from ldm_vae.evaluation.compare import PairedDifference, compare, differences_to_json
 from ldm_vae.evaluation.evaluate import ImageCodec, Metrics, check_latent, describe_codec, evaluate_shards
-from ldm_vae.evaluation.protocols import PublishedProtocol, published_protocol
+from ldm_vae.evaluation.protocols import published_protocol
 from ldm_vae.evaluation.results import EvaluationProtocol, Results
 from ldm_vae.launch import refuse_one_for_several
-from ldm_vae.metrics.image import IMAGE_METRICS, USUAL_IMAGE_METRICS
-from ldm_vae.metrics.sets import SET_METRICS, USUAL_SET_METRICS
 from ldm_vae.passwords import without_secrets
 from ldm_vae.ranks import local_device, rank_and_world
 

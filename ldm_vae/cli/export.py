@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ldm_vae.atomic import require_writable_folder
-from ldm_vae.bottlenecks.scale import ScaleKind
+from ldm_vae.choices import ScaleKind, Target
 from ldm_vae.cli.options import BatchSize, Crop, Model, ProgressMeter, Resize, command_line, image_config
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
@@ -17,7 +17,7 @@ from ldm_vae.interop.diffusers import EXPORTED
 from ldm_vae.interop.export import export_model
 from ldm_vae.interop.layouts.layout import loader_of
 from ldm_vae.interop.load import load_model, statistics_of, weights_hash
-from ldm_vae.interop.pipelines import Target, natural_scale
+from ldm_vae.interop.pipelines import natural_scale
 from ldm_vae.latents.measure import measure_statistics
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.printable import say

@@ -12,7 +12,8 @@ import typer
 from tqdm import tqdm
 
 from ldm_vae.atomic import require_writable
-from ldm_vae.data.images.fit import ImageConfig, ResizeFilter
+from ldm_vae.choices import ResizeFilter
+from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import without_secrets
 from ldm_vae.ranks import rank_and_world
