@@ -17,6 +17,7 @@ Names are imported when first asked for, so that the command line answers withou
     precision.py   What "in float32" means here: half types are upcast, float64 stays
     ranks.py       Which of several processes this is, and how they put their results together; one process is the
                    rule
+    progress.py    The progress of long work on stderr: a bar on a terminal, a line now and then in a log
     launch.py      The `accelerate launch` that started this process, and what a person told it
     waiting.py     How PyTorch's threads wait for each other on a CPU, chosen by the load of the machine
     writers.py     Which process wrote a hidden file, and whether it lives, as far as its number and the time tell

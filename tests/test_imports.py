@@ -26,6 +26,7 @@ ROOMS = (
     "arguments",
     "precision",
     "ranks",
+    "progress",
     "waiting",
     "launch",
     "schedules",
