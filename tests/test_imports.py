@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 ROOMS = (
     "passwords",
     "errors",
+    "extras",
     "printable",
     "machine",
     "system",

@@ -21,6 +21,7 @@ from ldm_vae.evaluation.compare import PairedDifference, compare, differences_to
 from ldm_vae.evaluation.evaluate import ImageCodec, Metrics, check_latent, describe_codec, evaluate_shards
 from ldm_vae.evaluation.protocols import PublishedProtocol, published_protocol
 from ldm_vae.evaluation.results import EvaluationProtocol, Results
+from ldm_vae.extras import require
 from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.metrics.image import IMAGE_METRICS, USUAL_IMAGE_METRICS
 from ldm_vae.metrics.sets import SET_METRICS, USUAL_SET_METRICS
@@ -91,6 +92,7 @@ def evaluate(
     first of several codecs is compared with each other one, image by image. Under `accelerate launch` or torchrun the
     processes share the images.
     """
+    require("metrics", "evaluate")
     refuse_one_for_several(rank_and_world()[1], local_device())
     named = [*models, *(name.partition("=")[0] for name in baseline or ())]
     if repeated := sorted({name for name in named if named.count(name) > 1}):

@@ -16,6 +16,7 @@ from ldm_vae.diagnostics.findings import INSPECTION_FOLDER, Inspection
 from ldm_vae.diagnostics.inspect import IMAGES_INSPECTED, InspectionJob, inspect_codec
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import describe_codec
+from ldm_vae.extras import require
 from ldm_vae.printable import printable, say
 from ldm_vae.ranks import local_device, rank_and_world
 
@@ -55,6 +56,7 @@ def inspect(
         raise UserError(
             "ldm-vae inspect runs on one process", "start it without a launcher: a few hundred images are enough"
         )
+    require("metrics", "inspect")
     codec = LatentCodec.load(model, device=local_device())
     if output is None:
         if codec.source.kind != "run" or codec.source.folder is None:

@@ -15,6 +15,7 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli.options import Json, Model, ProgressMeter, Shards
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import load_index
+from ldm_vae.extras import require
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.roundtrip import Storage, measure_roundtrip
 from ldm_vae.printable import printable
@@ -31,6 +32,7 @@ def roundtrip(
 
     Decodes the latents as they are stored (float16), as the codec encodes them now (float32), and rounded to 8 bits.
     """
+    require("metrics", "roundtrip")
     codec = LatentCodec.load(model, device=local_device())
     with ProgressMeter("image") as progress:
         dataset = LatentDataset(latents, codec=codec, scale=LatentScale(), fields=())  # raw latents are measured
