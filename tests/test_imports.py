@@ -17,6 +17,7 @@ ROOMS = (
     "passwords",
     "errors",
     "printable",
+    "quantities",
     "machine",
     "system",
     "ending",
