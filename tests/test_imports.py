@@ -18,6 +18,7 @@ ROOMS = (
     "errors",
     "extras",
     "printable",
+    "quantities",
     "machine",
     "system",
     "ending",
