@@ -13,6 +13,7 @@ from ldm_vae.atomic import atomic_file
 from ldm_vae.choices import IMAGE_METRICS, SET_METRICS, USUAL_IMAGE_METRICS, USUAL_SET_METRICS, PublishedProtocol
 from ldm_vae.cli.options import BatchSize, Crop, Json, Precision, ProgressMeter, Resize, Shards, image_config
 from ldm_vae.errors import UserError
+from ldm_vae.extras import require
 from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.passwords import without_secrets
 from ldm_vae.ranks import local_device, rank_and_world
@@ -92,6 +93,7 @@ def evaluate(
     from ldm_vae.evaluation.protocols import published_protocol
     from ldm_vae.evaluation.results import EvaluationProtocol
 
+    require("metrics", "evaluate")
     refuse_one_for_several(rank_and_world()[1], local_device())
     named = [*models, *(name.partition("=")[0] for name in baseline or ())]
     if repeated := sorted({name for name in named if named.count(name) > 1}):

@@ -13,6 +13,7 @@ from rich.text import Text
 from ldm_vae.cli.options import BatchSize, Crop, Model, ProgressMeter, Resize, Shards, image_config
 from ldm_vae.diagnostics.findings import IMAGES_INSPECTED, INSPECTION_FOLDER
 from ldm_vae.errors import UserError
+from ldm_vae.extras import require
 from ldm_vae.printable import printable, say
 from ldm_vae.ranks import local_device, rank_and_world
 
@@ -51,14 +52,15 @@ def inspect(
     scores, and writes pictures. Uses the posterior's mode at the size of each image; costly measurements use the middle
     of a few images.
     """
-    from ldm_vae.codec import LatentCodec
-    from ldm_vae.diagnostics.inspect import InspectionJob, inspect_codec
-    from ldm_vae.evaluation.evaluate import describe_codec
-
     if rank_and_world()[1] != 1:
         raise UserError(
             "ldm-vae inspect runs on one process", "start it without a launcher: a few hundred images are enough"
         )
+    require("metrics", "inspect")
+    from ldm_vae.codec import LatentCodec
+    from ldm_vae.diagnostics.inspect import InspectionJob, inspect_codec
+    from ldm_vae.evaluation.evaluate import describe_codec
+
     codec = LatentCodec.load(model, device=local_device())
     if output is None:
         if codec.source.kind != "run" or codec.source.folder is None:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.cli.options import Json, Model, ProgressMeter, Shards
+from ldm_vae.extras import require
 from ldm_vae.printable import printable
 from ldm_vae.ranks import local_device
 
@@ -35,6 +36,7 @@ def roundtrip(
     from ldm_vae.latents.dataset import LatentDataset
     from ldm_vae.latents.roundtrip import measure_roundtrip
 
+    require("metrics", "roundtrip")
     codec = LatentCodec.load(model, device=local_device())
     with ProgressMeter("image") as progress:
         dataset = LatentDataset(latents, codec=codec, scale=LatentScale(), fields=())  # raw latents are measured

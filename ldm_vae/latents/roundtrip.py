@@ -18,6 +18,7 @@ from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import EvaluationProtocol, Results, summarize
+from ldm_vae.extras import require
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pixels import ImagePairs
@@ -51,8 +52,10 @@ def measure_roundtrip(
     metrics: what is measured.
     done(images, total): called after each image.
     Returns the costs of "float32", the posterior's mode as the codec encodes it now; of "float16", as it is stored; and
-    of "8 bits", as `round_to_bits` leaves it. Raises UserError if the images are not those that were encoded.
+    of "8 bits", as `round_to_bits` leaves it. Raises UserError if the images are not those that were encoded,
+    and MissingExtra where the extra `metrics` is not installed.
     """
+    require("metrics", "roundtrip")
     job = latents.info.job
     find = _Pictures(latents, images)
     measure = ImageMetrics(metrics, codec.device)

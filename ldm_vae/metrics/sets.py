@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ldm_vae.choices import SetMetricName
 from ldm_vae.errors import UserError
+from ldm_vae.extras import require
 from ldm_vae.metrics.frechet import SEED, SUBSET, SUBSETS, frechet_distance, kernel_distance
 from ldm_vae.metrics.image import MeasuredImage, unfit
 from ldm_vae.metrics.pair import PairNetwork
@@ -102,8 +103,11 @@ class SetMetrics:
         inception_file: Inception's weights; None looks for them.
 
         If a process can't have the weights of a network, the metrics that use it are missing, with the reason; all
-        others are computed. Raises UserError if `inception_file` is given and is another file.
+        others are computed. Raises UserError if `inception_file` is given and is another file, and MissingExtra where
+        the extra `metrics` is not installed.
         """
+        if names:
+            require("metrics", names[0], package="torch_fidelity")
         self.names = tuple(names)
         self.rounding = {FEATURE_NETWORKS[name]: rounding.get(name, "nearest") for name in self.names}
         self.networks: dict[NetworkName, FeatureNetwork] = {}
