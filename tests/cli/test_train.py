@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from ldm_vae.cli import train
-from ldm_vae.documents import read_json
 from tests.conftest import ROOT, write_shards
 from train.preempt import PREEMPTED
 
@@ -94,7 +94,7 @@ def test_a_signal_and_exit_codes_are_the_trainers(tmp_path: Path, recipe: Path) 
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=120)
     assert process.returncode == PREEMPTED, told
-    assert read_json(tmp_path / "run" / "status.json")["status"] == "preempted"
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "preempted"
     mistyped = start(tmp_path, ROOT, str(recipe), "data.trian=x")
     assert "did you mean 'data.train'?" in mistyped.communicate()[1]
     assert mistyped.returncode == 2
