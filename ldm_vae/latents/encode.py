@@ -101,7 +101,7 @@ def encode_shards(
     with (
         ThreadPoolExecutor(workers) as pool,
         each_batch(codec.device) as each,
-        closing(_ahead(decoded([s for _, s in mine], job, pool, 2 * workers, reader), depth=2)) as pictures,
+        closing(_ahead(decoded([s for _, s in mine], job, pool, 2 * workers, reader.read), depth=2)) as pictures,
         closing(_ahead(encoded(codec, job, pictures, each), depth=2 * job.batch)) as latents,
     ):
         for number, samples in groupby(latents, key=lambda pair: pair[0]):
