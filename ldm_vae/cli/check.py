@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_format
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,25 +13,25 @@ from rich.markup import escape
 from rich.table import Table
 
 from ldm_vae.atomic import atomic_file, require_writable
-from ldm_vae.cli.check_latents import show_check
 from ldm_vae.cli.options import Json
-from ldm_vae.data.shards.check import LOOKED_AT, Problem, Report, check_shards, index_folders
 from ldm_vae.data.shards.disk import is_file
-from ldm_vae.data.shards.index import save_index
 from ldm_vae.data.shards.left_out import group_reasons
-from ldm_vae.data.shards.shard import INDEX_FILE
-from ldm_vae.data.shards.storage import expand_shards
 from ldm_vae.errors import UserError
-from ldm_vae.latents.format import LATENTS_FILE
 from ldm_vae.printable import counted, printable, say
 from ldm_vae.quantities import size
+
+if TYPE_CHECKING:
+    from ldm_vae.data.shards.check import Problem, Report
 
 REASONS_SHOWN = 5  # for each shard; --json has all
 
 
 def check(
     shards: Annotated[
-        str, typer.Argument(metavar="SHARDS|LATENTS", help="Image shards, or a folder that `ldm-vae encode` wrote.")
+        str,
+        typer.Argument(
+            metavar="SHARDS|LATENTS", help="Shards or a folder of images; or a folder that `ldm-vae encode` wrote."
+        ),
     ],
     decode: Annotated[bool, typer.Option("--decode", help="Read and decode every picture, label and text.")] = False,
     channels: Annotated[
@@ -55,6 +55,9 @@ def check(
     Of latents, finds shards that are unfinished or damaged, keys that repeat, files of others; with --source also what
     was made from images that have changed or are gone.
     """
+    from ldm_vae.cli.check_latents import show_check
+    from ldm_vae.latents.format import LATENTS_FILE
+
     if is_file(Path(shards) / LATENTS_FILE):
         if decode or write_index:
             raise UserError(f"{shards} holds latents", "--decode and --write-index are for shards of images")
@@ -66,6 +69,11 @@ def check(
 
 
 def _check_images(shards: str, json: Path | None, *, decode: bool, channels: int | None, write_index: bool) -> None:
+    from ldm_vae.data.shards.check import LOOKED_AT, check_shards, index_folders
+    from ldm_vae.data.shards.index import save_index
+    from ldm_vae.data.shards.shard import INDEX_FILE
+    from ldm_vae.data.shards.storage import expand_shards
+
     folders = index_folders(shards) if write_index else []
     for folder in folders:
         require_writable(folder / INDEX_FILE)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ldm_vae.atomic import require_writable_folder
 from ldm_vae.cli.summary import DRY_RUN, per_image, say_reasons, say_room, say_row, speed
-from ldm_vae.data.shards.pack import BROKEN_FILE, Packed, Plan, pack_folder, plan_packing
-from ldm_vae.data.shards.trial import packed_size, try_packing
 from ldm_vae.errors import UserError
 from ldm_vae.printable import counted, say
 from ldm_vae.progress import ProgressMeter
 from ldm_vae.quantities import duration, size
+
+if TYPE_CHECKING:
+    from ldm_vae.data.shards.pack import Packed, Plan
 
 
 def shards(
@@ -58,6 +59,8 @@ def shards(
     Files beside an image that have its name and end in txt, json or cls are packed with it. What is broken is left out,
     and named in OUT/broken.jsonl; the exit code is then 1.
     """
+    from ldm_vae.data.shards.pack import pack_folder, plan_packing
+
     if classes is False and classes_from is not None:
         raise UserError("--no-classes and --classes-from", "give one of the two")
     if dry_run:
@@ -84,13 +87,16 @@ def shards(
 
 
 def _say_packed(packed: Packed, out: Path, seconds: float, *, verify: bool) -> None:
+    from ldm_vae.data.shards.pack import BROKEN_FILE
+
     written = per_image(packed.written, packed.samples)
     shards = counted(packed.shards, "shard")
     say(f"{out}: {counted(packed.samples, 'image')}{_kinds(packed.plan)} in {shards}, {written}")
     _say_found(packed.plan)
     images = packed.samples + len(packed.broken)
     if packed.broken:
-        say(f"left out {counted(len(packed.broken), 'broken image')} of {images:,}, named in {out / BROKEN_FILE}:")
+        all_of_them = counted(images, "image")
+        say(f"left out {len(packed.broken):,} of {all_of_them}, broken, all named in {out / BROKEN_FILE}:")
         say_reasons((broken.url, broken.reason) for broken in packed.broken)
         say("mend or remove them and pack again, or go on without them")
     how = "read and decoded" if verify else "read, and did not decode,"
@@ -98,6 +104,8 @@ def _say_packed(packed: Packed, out: Path, seconds: float, *, verify: bool) -> N
 
 
 def _say_dry_run(plan: Plan, out: Path, samples_per_shard: int, *, verify: bool, channels: int | None) -> None:
+    from ldm_vae.data.shards.trial import packed_size, try_packing
+
     images = len(plan.found.samples)
     files, tars = packed_size(plan, samples_per_shard)
     say(DRY_RUN)

@@ -65,7 +65,7 @@ def test_broken_files_are_left_out_each_is_named_and_the_exit_code_says_so(
     for path in plain.glob("*.tar"):  # the same samples in the same tars, as if nothing else had been there
         assert (out / path.name).read_bytes() == path.read_bytes()
     printed = capsys.readouterr().out
-    assert "20 images in 3 shards" in printed and "left out 8 broken images of 28" in printed
+    assert "20 images in 3 shards" in printed and "left out 8 of 28 images, broken" in printed
     assert "\n  2 x " in printed and "\n  1 x cls is no integer: b'cat'" in printed
     assert command("check", out, "--decode") == 0
     assert command("shards", images, tmp_path / "skipped", *options, "--skip-broken") == 0
