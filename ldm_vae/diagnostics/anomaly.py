@@ -19,7 +19,8 @@ import torch
 from scipy.stats import rankdata
 from torchmetrics.functional.classification import binary_auroc, binary_roc
 
-from ldm_vae.diagnostics.findings import Axis, Chart, FloatArray, Line, Quantity, Section, counted
+from ldm_vae.diagnostics.findings import Axis, Chart, FloatArray, Line, Quantity, Section
+from ldm_vae.printable import counted
 
 SCORES_FILE = "scores.csv"
 ROC_POINTS = 101  # points of a ROC curve at most
