@@ -21,7 +21,7 @@ SHORT = 12  # characters of a hash that are shown; inspection.json has it whole
 def print_inspection(inspection: Inspection) -> None:
     console = Console(markup=False, highlight=False)  # keys and globs may hold square brackets
     first, *others = inspection.sections
-    _print_section(console, first)
+    print_section(console, first)
     console.print(_numbers(others))
     console.print(_protocol(inspection.protocol))
     console.print(_verdicts(inspection))
@@ -29,7 +29,8 @@ def print_inspection(inspection: Inspection) -> None:
     console.print(", ".join(counted(n, level, level) for level, n in counts.items() if n))
 
 
-def _print_section(console: Console, section: Section) -> None:
+def print_section(console: Console, section: Section) -> None:
+    """Prints a section with tables: verdict, tables, and which numbers are missing."""
     console.print(Text(section.title, style="bold"))
     for verdict in section.verdicts:
         console.print(Padding(_worded(verdict), (0, 0, 1, 2)))
@@ -52,9 +53,7 @@ def _worded(verdict: Verdict) -> Text:
 
 
 def _found(found: FoundTable) -> Table:
-    table = Table(
-        title=printable(found.title), title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    table = Table(title=printable(found.title), title_justify="left", title_style="", box=None, padding=(0, 2, 0, 0))
     for i, name in enumerate(found.columns):
         table.add_column(printable(name), justify="right" if i else "left", no_wrap=not i)
     for row in found.rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,10 +19,11 @@ from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import EvaluationProtocol, Results, summarize
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.encode import names_of
+from ldm_vae.latents.stream import draw_latents
 from ldm_vae.metrics.image import USUAL_IMAGE_METRICS, ImageMetrics, MeasuredImage, MetricName
 from ldm_vae.metrics.pixels import ImagePairs
 
-UNLIKE = 0.5  # standard deviations of all latents; latents of one image that differ by more are of two images
+UNLIKE = 0.1  # standard deviations of all latents; latents that differ by more are not of one image
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,10 @@ def measure_roundtrip(
     for item in items:
         image = find(item)[None].to(codec.device)
         stored = latents.raw(item)[None].to(codec.device)
-        fresh = codec.draw(moments := codec.moments(pad_to_multiple(image, job.multiple)))
-        if not _alike(stored, fresh, latents, _noise(codec, moments)):
+        moments = codec.moments(pad_to_multiple(image, job.multiple))
+        if not _alike(stored, draw_latents(codec, job, moments, [latents.key(item)]), latents):
             raise find.other(f"{latents.key(item)} in {find.place(item)} gives another latent")
+        fresh = codec.draw(moments)
         variants = {
             "float32": (fresh, 4 * fresh.numel()),
             "float16": (stored, 2 * stored.numel()),
@@ -93,27 +94,16 @@ def evenly_spread(count: int, limit: int | None) -> list[int]:
     return [i * count // kept for i in range(kept)]
 
 
-def _alike(stored: Tensor, fresh: Tensor, latents: LatentDataset, noise: float) -> bool:
-    """Whether two latents are of one image. They differ by rounding and by the noise of a sample.
+def _alike(stored: Tensor, drawn: Tensor, latents: LatentDataset) -> bool:
+    """Whether a stored latent is of the image that `drawn` was drawn from, with the same noise.
 
-    Latents of two images differ by more than a standard deviation of all latents; rounding by hundredths of it, even
-    that of a network in bfloat16.
+    Latents of two images differ by about 1.4 standard deviations of all latents, those of one image by rounding: by
+    0.01 where the network ran in bfloat16. A posterior that is much wider than its means differ hides another image.
     """
-    if stored.shape != fresh.shape:
-        return False
     statistics = latents.info.statistics
-    if statistics is None:  # a finished folder has them; another one is refused before
-        return True
-    error = float((stored - fresh).double().square().mean().sqrt())
-    return error <= UNLIKE * float(statistics["std"]) + (noise if latents.info.job.latents == "sample" else 0.0)
-
-
-def _noise(codec: LatentCodec, moments: Tensor) -> float:
-    """Root mean square of the posterior's deviations; infinite where another posterior is drawn from."""
-    if not codec.model.bottleneck.gaussian:
-        return math.inf
-    logvar = codec.model.bottleneck(moments).stats["logvar"]
-    return float(logvar.double().exp().mean().sqrt())
+    if stored.shape != drawn.shape or statistics is None:
+        return stored.shape == drawn.shape
+    return float((stored - drawn).double().square().mean().sqrt()) <= UNLIKE * float(statistics["std"])
 
 
 class _Pictures:
