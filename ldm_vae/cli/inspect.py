@@ -8,13 +8,10 @@ from typing import Annotated
 
 import typer
 
-from ldm_vae.cli.inspection_table import print_inspection
 from ldm_vae.cli.options import BatchSize, Crop, Model, Resize, Shards, image_config
-from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.findings import INSPECTION_FOLDER
-from ldm_vae.diagnostics.inspect import IMAGES_INSPECTED, InspectionJob, inspect_codec
+from ldm_vae.diagnostics.findings import IMAGES_INSPECTED, INSPECTION_FOLDER
 from ldm_vae.errors import UserError
-from ldm_vae.evaluation.evaluate import describe_codec
+from ldm_vae.extras import require
 from ldm_vae.printable import say
 from ldm_vae.progress import ProgressMeter
 from ldm_vae.ranks import local_device, rank_and_world
@@ -53,6 +50,12 @@ def inspect(
         raise UserError(
             "ldm-vae inspect runs on one process", "start it without a launcher: a few hundred images are enough"
         )
+    require("metrics", "inspect")
+    from ldm_vae.cli.inspection_table import print_inspection
+    from ldm_vae.codec import LatentCodec
+    from ldm_vae.diagnostics.inspect import InspectionJob, inspect_codec
+    from ldm_vae.evaluation.evaluate import describe_codec
+
     codec = LatentCodec.load(model, device=local_device())
     if output is None:
         if codec.source.kind != "run" or codec.source.folder is None:

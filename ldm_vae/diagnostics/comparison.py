@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm_vae.choices import MetricName
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.diagnostics.sample import BoundedSample
 from ldm_vae.evaluation.averaging import PatchAveraging
 from ldm_vae.evaluation.pca import PatchPCA, PatchSums
-from ldm_vae.metrics.image import ImageMetrics, MeasuredImage, MetricName
+from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pixels import ImagePairs
 
 CODEC, AVERAGING, PCA = "codec", "averaging", "pca"

@@ -27,7 +27,14 @@ from ldm_vae.diagnostics.classes import class_names, scatter
 from ldm_vae.diagnostics.comparison import Comparison, CrossFittedPCA
 from ldm_vae.diagnostics.equivariance import inspect_equivariance
 from ldm_vae.diagnostics.explore import PICTURES, explore
-from ldm_vae.diagnostics.findings import INSPECTION_FILE, Inspection, Quantity, Section, Verdict
+from ldm_vae.diagnostics.findings import (
+    IMAGES_INSPECTED,
+    INSPECTION_FILE,
+    Inspection,
+    Quantity,
+    Section,
+    Verdict,
+)
 from ldm_vae.diagnostics.probes import Probes, make_probes
 from ldm_vae.diagnostics.reconstruction import inspect_reconstruction
 from ldm_vae.diagnostics.robustness import inspect_robustness
@@ -35,12 +42,12 @@ from ldm_vae.diagnostics.smoothness import inspect_smoothness
 from ldm_vae.diagnostics.spectrum import inspect_spectrum
 from ldm_vae.diagnostics.survey import Survey, survey_images
 from ldm_vae.errors import UserError
+from ldm_vae.extras import require
 from ldm_vae.noise import rng
 from ldm_vae.passwords import keep_aside
 from ldm_vae.printable import counted
 
 logger = logging.getLogger(__name__)
-IMAGES_INSPECTED = 256  # unless another number is asked for
 Done = Callable[[str, int, int], None]
 
 
@@ -77,8 +84,10 @@ def inspect_codec(
     model: what the protocol says of the codec.
     done(part, count, total): called at the start of each part of the work, and after each `count` of its images.
 
-    Raises UserError where no image can be encoded, and where `folder` holds something else than an inspection.
+    Raises UserError where no image can be encoded, where `folder` holds something else than an inspection, and
+    where the extra `metrics` is not installed (MissingExtra).
     """
+    require("metrics", "inspect")
     config = codec.model.config
     if config.in_channels != config.out_channels:
         what = f"a codec from {config.in_channels} to {config.out_channels} channels"

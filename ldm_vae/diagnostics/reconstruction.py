@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ldm_vae.choices import MetricName
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.comparison import AVERAGING, CODEC, PCA, SAMPLED_METRICS, SAMPLED_SIDE, Comparison
 from ldm_vae.diagnostics.findings import Quantity, Section, Table, Verdict
 from ldm_vae.evaluation.compare import PairedDifference, compare
 from ldm_vae.evaluation.published import PublishedResult, published_near
 from ldm_vae.metrics.descriptions import describe_metric
-from ldm_vae.metrics.image import MeasuredImage, MetricName
+from ldm_vae.metrics.image import MeasuredImage
 from ldm_vae.printable import counted
 
 NAME = "reconstruction"
