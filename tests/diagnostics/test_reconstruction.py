@@ -22,8 +22,9 @@ from ldm_vae.diagnostics.comparison import AVERAGING, CODEC, PCA, Comparison, Cr
 from ldm_vae.diagnostics.findings import Section
 from ldm_vae.diagnostics.inspect import InspectionJob, inspect_codec
 from ldm_vae.diagnostics.reconstruction import inspect_reconstruction
-from ldm_vae.metrics import image as image_metrics
+from ldm_vae.metrics.image import ImageMetrics
 from ldm_vae.metrics.pair import PairNetwork
+from ldm_vae.metrics.pixels import ImagePairs
 from tests.diagnostics.conftest import FACTOR, averaging, pictures
 from tests.diagnostics.values import measured, value
 
@@ -97,8 +98,8 @@ def test_ssim_and_lpips_are_those_of_the_sampled_middles(codec: LatentCodec, mon
     sampled = [i for i, row in enumerate(found.rows[CODEC]) if "ssim" in row.values]
     assert len(sampled) == 4
     middle = (slice(None), slice(None), slice(12, 52), slice(12, 52))
-    usual = image_metrics.ImageMetrics(("ssim", "lpips_vgg"))
-    pairs = image_metrics.ImagePairs(reconstructions[sampled][middle], images[sampled][middle])
+    usual = ImageMetrics(("ssim", "lpips_vgg"))
+    pairs = ImagePairs(reconstructions[sampled][middle], images[sampled][middle])
     for row, place in zip(usual(pairs, [""] * 4), sampled, strict=True):
         for name, expected in row.values.items():  # other batches sum in another order
             assert found.rows[CODEC][place].values[name] == pytest.approx(expected, rel=1e-4)

@@ -67,7 +67,7 @@ def test_tables_are_on_the_page(whole_run: Path, tmp_path: Path) -> None:
     page = write_report([str(folder.parent)], tmp_path / "report.html", None, "ldm-vae report").read_text()
     for words in ("Beside &lt;others&gt;", '<th scope="row">this codec</th>', "21.40", "[1] example.org: as it says"):
         assert words in page
-    assert page.index("Beside &lt;others&gt;") < page.index(found.sections[0].title)
+    assert page.index('id="diagnosis-0"') < page.index("Beside &lt;others&gt;") < page.index('id="diagnosis-1"')
 
 
 @pytest.mark.parametrize("file", ["../secret.png", "/etc/hostname", "sub/../../secret.png", "link.png"])
