@@ -5,6 +5,8 @@ results.py     The results of an evaluation: means, set distances, what is missi
 protocols.py   Protocols of published tables, for numbers to stand beside theirs
 compare.py     Compares two codecs image by image, with an interval that separates a gain from noise
 pca.py         Baseline: PCA of f x f patches with as many numbers per image as a latent has
+averaging.py   Baseline: averages over f x f pixels, shown as flat squares
 lossy.py       Baseline: JPEG and WebP with as many bytes as a latent of 16 bits per number
 baselines.py   Makes a baseline from its name on the command line
+published.py   What published codecs reach, with the data and the protocol of each number
 """
