@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from torch_fidelity.defaults import DEFAULTS
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -20,6 +21,12 @@ from ldm_vae.metrics.frechet import frechet_distance, kernel_distance
 pytestmark = pytest.mark.numerical
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def test_subsets_and_seed_are_torch_fidelitys() -> None:
+    """They are written here, too, because they go into every protocol, and the package takes seconds to import."""
+    theirs = (DEFAULTS["kid_subset_size"], DEFAULTS["kid_subsets"], DEFAULTS["rng_seed"])
+    assert theirs == (frechet.SUBSET, frechet.SUBSETS, frechet.SEED)
 
 
 class Given(torch.nn.Identity):
