@@ -5,6 +5,7 @@ options.py            Options that several subcommands share
 shards.py             `ldm-vae shards`: packs a folder of images into shards with an index
 check.py              `ldm-vae check`: finds what is wrong with shards, and indexes them
 check_latents.py      `ldm-vae check LATENTS`: shows what is wrong with a folder of latents
+train.py              `ldm-vae train`: the trainer, which the wheel leaves out, in a checkout of the project
 evaluate.py           `ldm-vae evaluate`: measures codecs and baselines on shards, and compares them
 evaluation_table.py   Prints the results of codecs as tables
 inspect.py            `ldm-vae inspect`: finds what is wrong with a latent space

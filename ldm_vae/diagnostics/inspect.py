@@ -26,7 +26,15 @@ from ldm_vae.diagnostics.channels import inspect_channels
 from ldm_vae.diagnostics.classes import class_names, scatter
 from ldm_vae.diagnostics.equivariance import inspect_equivariance
 from ldm_vae.diagnostics.explore import PICTURES, explore
-from ldm_vae.diagnostics.findings import INSPECTION_FILE, Inspection, Quantity, Section, Verdict, counted
+from ldm_vae.diagnostics.findings import (
+    IMAGES_INSPECTED,
+    INSPECTION_FILE,
+    Inspection,
+    Quantity,
+    Section,
+    Verdict,
+    counted,
+)
 from ldm_vae.diagnostics.probes import Probes, make_probes
 from ldm_vae.diagnostics.robustness import inspect_robustness
 from ldm_vae.diagnostics.smoothness import inspect_smoothness
@@ -38,7 +46,6 @@ from ldm_vae.noise import rng
 from ldm_vae.passwords import keep_aside
 
 logger = logging.getLogger(__name__)
-IMAGES_INSPECTED = 256  # unless another number is asked for
 
 
 @dataclass(frozen=True)

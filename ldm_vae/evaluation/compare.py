@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ldm_vae.choices import IMAGE_METRICS
 from ldm_vae.errors import UserError
 from ldm_vae.extras import extra
 from ldm_vae.metrics.descriptions import describe_metric
-from ldm_vae.metrics.image import IMAGE_METRICS, MeasuredImage
+from ldm_vae.metrics.image import MeasuredImage
 
 CONFIDENCE = 0.95
 # With fewer images the interval holds the truth less often than it says: with 10 in 89 % of all cases, with 3 in 74 %.

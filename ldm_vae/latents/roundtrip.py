@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldm_vae.choices import USUAL_IMAGE_METRICS, MetricName
 from ldm_vae.codec import LatentCodec, pad_to_multiple
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import fit_image
@@ -19,7 +20,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import EvaluationProtocol, Results, summarize
 from ldm_vae.extras import require
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.metrics.image import USUAL_IMAGE_METRICS, ImageMetrics, MeasuredImage, MetricName
+from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pixels import ImagePairs
 
 

@@ -23,22 +23,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm_vae.choices import USUAL_IMAGE_METRICS, MetricName
 from ldm_vae.errors import UserError
 from ldm_vae.extras import extra, require
 from ldm_vae.losses.perceptual import LPIPSNetwork
 from ldm_vae.metrics.pair import PairNetwork
 from ldm_vae.metrics.pixels import ImagePairs, Rounding
 
-MetricName = Literal["psnr", "ssim", "ssim_signed", "ssim_uniform", "ms_ssim", "lpips_vgg", "lpips_alex"]
-IMAGE_METRICS: tuple[MetricName, ...] = get_args(MetricName)
-UsualMetricName = Literal["psnr", "ssim", "ms_ssim", "lpips_vgg", "lpips_alex"]
-USUAL_IMAGE_METRICS: tuple[UsualMetricName, ...] = get_args(UsualMetricName)
 OF_TORCHMETRICS: tuple[MetricName, ...] = ("ssim", "ssim_signed", "ms_ssim")  # the others need no extra
 LPIPS_NETWORKS: dict[MetricName, LPIPSNetwork] = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
 SSIM_WINDOW = 11  # pixels

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ldm_vae.choices import SetMetricName
 from ldm_vae.errors import UserError
 from ldm_vae.extras import require
 from ldm_vae.metrics.frechet import SEED, SUBSET, SUBSETS, frechet_distance, kernel_distance
@@ -34,9 +35,6 @@ from ldm_vae.metrics.spool import Features, Spool
 from ldm_vae.pretrained.inception import WEIGHTS_SHA256, features_as_pytorch_fid, inception
 from ldm_vae.ranks import all_gather
 
-SetMetricName = Literal["rfid", "rfid_pytorch", "kid", "frechet_vgg16"]
-SET_METRICS: tuple[SetMetricName, ...] = get_args(SetMetricName)
-USUAL_SET_METRICS: tuple[SetMetricName, ...] = ("rfid", "kid", "frechet_vgg16")
 NetworkName = Literal["inception", "inception_pytorch", "vgg16"]
 FEATURE_NETWORKS: Mapping[SetMetricName, NetworkName] = {
     "rfid": "inception",
