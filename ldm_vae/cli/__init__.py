@@ -2,6 +2,7 @@
 
 app.py                The command itself: its list of subcommands, and how errors are shown
 options.py            Options that several subcommands share
+summary.py            What commands on data say at the end, and in a dry run
 shards.py             `ldm-vae shards`: packs a folder of images into shards with an index
 check.py              `ldm-vae check`: finds what is wrong with shards, and indexes them
 check_latents.py      `ldm-vae check LATENTS`: shows what is wrong with a folder of latents
@@ -13,6 +14,7 @@ report.py             `ldm-vae report`: writes a run, or several, as one HTML fi
 stats.py              `ldm-vae stats`: measures mean and standard deviation of latents
 export.py             `ldm-vae export`: writes a codec as a folder that diffusers loads
 encode.py             `ldm-vae encode`: turns image shards into latent shards
+encode_dry_run.py     `ldm-vae encode --dry-run`: says what encoding will give and how long it will take
 decode.py             `ldm-vae decode`: turns latent shards back into pictures
 roundtrip.py          `ldm-vae roundtrip`: measures what storing latents costs
 """

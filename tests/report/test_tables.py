@@ -95,6 +95,15 @@ def test_only_what_differs_is_listed(whole_run: Path, run: Path) -> None:
     assert {side.name: side.values for side in sides} == {"data.batch": ["4", "8"], "data.extra.a": ["–", "1, 2"]}
 
 
+def test_runs_of_earlier_versions_differ_by_no_word_alone(whole_run: Path, run: Path) -> None:
+    for folder, word in ((whole_run, "bfloat16"), (run, "bf16")):
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(recipe.read_text() + f"\nprecision: {word}\n")
+    first, second = read_run(str(whole_run)), read_run(str(run))
+    assert first.recipe["precision"] == "bfloat16" and "precision: bf16" in second.recipe_text
+    assert "precision" not in {row.name for row in recipe_differences([first, second])}
+
+
 def test_only_what_differs_between_protocols_is_listed(whole_run: Path, run: Path) -> None:
     """Step and weights are not listed, because they are what is compared."""
     first, second = read_run(str(whole_run)), read_run(str(whole_run))
