@@ -6,7 +6,7 @@ shards.py             `ldm-vae shards`: packs a folder of images into shards wit
 check.py              `ldm-vae check`: finds what is wrong with shards, and indexes them
 check_latents.py      `ldm-vae check LATENTS`: shows what is wrong with a folder of latents
 evaluate.py           `ldm-vae evaluate`: measures codecs and baselines on shards, and compares them
-evaluation_table.py   Prints the results of codecs as tables
+evaluation_table.py   Prints the results of codecs, and who is better
 inspect.py            `ldm-vae inspect`: finds what is wrong with a latent space
 report.py             `ldm-vae report`: writes a run, or several, as one HTML file
 stats.py              `ldm-vae stats`: measures mean and standard deviation of latents

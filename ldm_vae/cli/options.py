@@ -15,10 +15,12 @@ from ldm_vae.atomic import require_writable
 from ldm_vae.data.images.fit import ImageConfig, ResizeFilter
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import without_secrets
+from ldm_vae.printable import printable
 from ldm_vae.ranks import rank_and_world
 
 RESIZE_FILTERS: tuple[ResizeFilter, ...] = get_args(ResizeFilter)
 DEFAULT_FILTER: ResizeFilter = ImageConfig().resize_filter
+LONGEST_WORDS = 40  # characters before a bar, so that 80 columns hold both
 LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run, checkpoint, exported folder or Hub id.")]
@@ -85,11 +87,13 @@ def _pixels(text: str | None, option: str, word: str) -> int | None:
 class ProgressMeter:
     """Shows the progress of the first process on stderr: a bar on a terminal, a line now and then in a log."""
 
-    def __init__(self, unit: str) -> None:
-        self._unit, self._done, self._start = unit, 0, time.monotonic()
+    def __init__(self, unit: str, what: str | None = None) -> None:
+        """what: words before the count, such as which codec does what; a long name loses its beginning."""
+        what = None if what is None else _shortened(printable(what))
+        self._unit, self._what, self._done, self._start = unit, what, 0, time.monotonic()
         first, terminal = rank_and_world()[0] == 0, sys.stderr.isatty()
         self._last_line = self._start if first and not terminal else float("inf")
-        self._bar = tqdm(unit=unit, disable=not (first and terminal), total=0, leave=False)
+        self._bar = tqdm(desc=what, unit=unit, disable=not (first and terminal), total=0, leave=False)
 
     def __enter__(self) -> ProgressMeter:
         return self
@@ -106,4 +110,9 @@ class ProgressMeter:
         self._done += count
         if (now := time.monotonic()) >= self._last_line + LINE_EVERY:
             self._last_line = now
-            print(tqdm.format_meter(self._done, total, now - self._start, unit=self._unit), file=sys.stderr, flush=True)
+            line = tqdm.format_meter(self._done, total, now - self._start, unit=self._unit, prefix=self._what or "")
+            print(line, file=sys.stderr, flush=True)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_WORDS else f"…{text[1 - LONGEST_WORDS :]}"
