@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ldm_vae.atomic import atomic_file, require_writable
+from ldm_vae.atomic import NO_ACCESS, atomic_file, require_writable
 from ldm_vae.errors import UserError
 from ldm_vae.interop.load import ModelSource
 from ldm_vae.interop.results import (
@@ -39,9 +39,9 @@ def results_file(source: ModelSource) -> Path | None:
 
 
 def reason_not_to_write(path: Path) -> str | None:
-    """Why nothing can be kept in this file, such as that its folder is read-only; None where it can be written.
+    """Why nothing may be kept in this file: it or its folder is read-only; None where it can be written.
 
-    To be asked before the work. Raises UserError for a damaged file, which is never replaced.
+    To be asked before the work. Raises UserError for a damaged file, which is never replaced, and for a full disk.
     """
     try:
         StoredResults.read(path)
@@ -52,7 +52,10 @@ def reason_not_to_write(path: Path) -> str | None:
     try:
         require_writable(path)
     except UserError as error:
-        return error.what
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in NO_ACCESS:
+            raise
+        return f"its folder cannot be written ({cause.strerror})"
     return None
 
 

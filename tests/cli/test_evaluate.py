@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -202,6 +203,16 @@ def test_only_runs_that_may_be_written_keep_results(
     assert command(run, shards, *PSNR, "--crop", "center:12") == 0
     assert f"{run}/results.json will not be written: the file is read-only" in capsys.readouterr().err
     assert (run / "results.json").read_text() == text
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "touch", read_only)
+    assert command(run, shards, *PSNR, "--crop", "center:12") == 0
+    told = capsys.readouterr()
+    assert "will not be written: its folder cannot be written (Read-only file system)" in told.err
+    assert "PSNR (dB)" in told.out and (run / "results.json").read_text() == text
+
+
+def read_only(path: Path, **_: Any) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
 
 def unwrapped(capsys: pytest.CaptureFixture[str]) -> str:
