@@ -133,7 +133,7 @@ def _files(sources: list[ModelSource], json: Path | None) -> list[Path | None]:
 def _measure(
     name: str, codec: ImageCodec, shards: str, protocol: EvaluationProtocol, batch: int, metrics: Metrics
 ) -> Results:
-    with ProgressMeter("image", f"{name}: reconstructing") as progress:
+    with ProgressMeter(" images", f"{name}: reconstructing") as progress:
         return evaluate_shards(codec, shards, protocol, batch=batch, metrics=metrics, done=progress.advance)
 
 
