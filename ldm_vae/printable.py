@@ -31,6 +31,17 @@ def say(text: str, *, error: bool = False) -> None:
     print(printable(text, LONGEST_LINE), file=sys.stderr if error else sys.stdout, flush=True)
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number with its noun, such as "1 image", "2 classes", "1,200 images".
+
+    noun: in the singular.
+    plural: where it is none of noun + s, and + es after a hiss, as in class, box, batch.
+    """
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {plural or noun + ('es' if noun.endswith(('s', 'x', 'z', 'ch', 'sh')) else 's')}"
+
+
 class PrintableFormatter(logging.Formatter):
     """A formatter whose messages are printable. Tracebacks stay as they are."""
 

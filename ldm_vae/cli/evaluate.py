@@ -5,32 +5,26 @@ from __future__ import annotations
 import json as json_format
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 import typer
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.bottlenecks.scale import LatentScale
-from ldm_vae.cli.evaluation_table import print_comparisons, print_metrics, print_protocol
-from ldm_vae.cli.options import BatchSize, Crop, Json, ProgressMeter, Resize, Shards, image_config
-from ldm_vae.codec import LatentCodec
+from ldm_vae.choices import IMAGE_METRICS, SET_METRICS, USUAL_IMAGE_METRICS, USUAL_SET_METRICS, PublishedProtocol
+from ldm_vae.cli.options import BatchSize, Crop, Json, Precision, ProgressMeter, Resize, Shards, image_config
 from ldm_vae.errors import UserError
-from ldm_vae.evaluation.baselines import choose_baseline
-from ldm_vae.evaluation.entries import Entries, Entry
-from ldm_vae.evaluation.evaluate import ImageCodec, Metrics, check_latent, describe_codec, evaluate_shards
-from ldm_vae.evaluation.protocols import PublishedProtocol, published_protocol
-from ldm_vae.evaluation.results import EvaluationProtocol, Results
-from ldm_vae.evaluation.store import keep, reason_not_to_write, refuse_results_of_others, results_file
-from ldm_vae.interop.load import ModelSource
+from ldm_vae.extras import require
 from ldm_vae.launch import refuse_one_for_several
-from ldm_vae.metrics.image import IMAGE_METRICS, USUAL_IMAGE_METRICS
-from ldm_vae.metrics.sets import SET_METRICS, USUAL_SET_METRICS
 from ldm_vae.passwords import without_secrets
 from ldm_vae.printable import say
 from ldm_vae.ranks import local_device, rank_and_world
 
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+if TYPE_CHECKING:
+    from ldm_vae.codec import LatentCodec
+    from ldm_vae.evaluation.entries import Entries
+    from ldm_vae.evaluation.evaluate import ImageCodec, Metrics
+    from ldm_vae.evaluation.results import EvaluationProtocol, Results
+    from ldm_vae.interop.load import ModelSource
 
 
 def evaluate(
@@ -65,7 +59,7 @@ def evaluate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of posterior samples.")] = 0,
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="The type the codecs compute in.")] = "fp32",
+    precision: Precision = "float32",
     inception: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Inception's weights for rfid and kid; without it they are fetched."),
@@ -81,11 +75,20 @@ def evaluate(
     first of several codecs is compared with each other one, image by image. What is measured on a run is kept in its
     results.json. Under `accelerate launch` or torchrun the processes share the images.
     """
+    from ldm_vae.bottlenecks.scale import LatentScale
+    from ldm_vae.codec import LatentCodec
+    from ldm_vae.evaluation.baselines import choose_baseline
+    from ldm_vae.evaluation.entries import Entries, Entry
+    from ldm_vae.evaluation.evaluate import Metrics, check_latent, describe_codec
+    from ldm_vae.evaluation.protocols import published_protocol
+    from ldm_vae.evaluation.results import EvaluationProtocol
+
+    require("metrics", "evaluate")
     refuse_one_for_several(rank_and_world()[1], local_device())
     named = [*models, *(name.partition("=")[0] for name in baseline or ())]
     if repeated := sorted({name for name in named if named.count(name) > 1}):
         raise UserError(f"{', '.join(repeated)} is named twice", "name each codec once")
-    codecs = [LatentCodec.load(model, device=local_device(), dtype=TYPES[precision]) for model in models]
+    codecs = [LatentCodec.load(model, device=local_device(), dtype=precision) for model in models]
     files = _files([codec.source for codec in codecs], json)
     channels = _channels(codecs)
     if protocol is None:
@@ -119,6 +122,8 @@ def evaluate(
 
 def _files(sources: list[ModelSource], json: Path | None) -> list[Path | None]:
     """Where the results of each codec are kept; None, with a word for a run's, where they are not."""
+    from ldm_vae.evaluation.store import reason_not_to_write, refuse_results_of_others, results_file
+
     files = [results_file(source) for source in sources]
     if json is not None:
         refuse_results_of_others(json, [file for file in files if file is not None])
@@ -133,12 +138,16 @@ def _files(sources: list[ModelSource], json: Path | None) -> list[Path | None]:
 def _measure(
     name: str, codec: ImageCodec, shards: str, protocol: EvaluationProtocol, batch: int, metrics: Metrics
 ) -> Results:
-    with ProgressMeter(" images", f"{name}: reconstructing") as progress:
+    from ldm_vae.evaluation.evaluate import evaluate_shards
+
+    with ProgressMeter("image", f"{name}: reconstructing") as progress:
         return evaluate_shards(codec, shards, protocol, batch=batch, metrics=metrics, done=progress.advance)
 
 
 def _show(entries: Entries, json: Path | None) -> None:
     """Writes what is kept, and prints the tables: the numbers, the protocol, and last who is better."""
+    from ldm_vae.cli.evaluation_table import print_comparisons, print_metrics, print_protocol
+
     files = _write(entries, json)
     columns = {entry.name: entry.results for entry in entries.entries}
     print_metrics(columns)
@@ -150,6 +159,8 @@ def _show(entries: Entries, json: Path | None) -> None:
 
 def _write(entries: Entries, json: Path | None) -> list[Path]:
     """Keeps each run's results in the run, and writes `json`; returns the files."""
+    from ldm_vae.evaluation.store import keep
+
     kept = [(place, entry.kept_in) for place, entry in enumerate(entries.entries) if entry.kept_in is not None]
     if json is not None and json.resolve() not in {file.resolve() for _, file in kept}:
         with atomic_file(json) as stage:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from ldm_vae.choices import FORMER_PRECISIONS
 from ldm_vae.diagnostics.findings import INSPECTION_FILE, INSPECTION_FOLDER, Inspection
 from ldm_vae.documents import LARGE, parse_lines, read_file, read_json, read_text, read_yaml
 from ldm_vae.errors import UserError
@@ -152,11 +153,14 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def _read_recipe(path: Path, gaps: list[Gap]) -> tuple[dict[str, Any], str]:
     file = path / "recipe.yaml"
     try:
-        return read_yaml(file), read_text(file, "put it back")
+        recipe, text = read_yaml(file), read_text(file, "put it back")
     except UserError as error:
         there = file.exists()
         gaps.append(Gap("recipe", f"The recipe cannot be shown: {error}." if there else "The run has no recipe.yaml."))
         return {}, ""
+    if isinstance(precision := recipe.get("precision"), str):  # runs of earlier versions differ by the word alone
+        recipe["precision"] = FORMER_PRECISIONS.get(precision, precision)
+    return recipe, text
 
 
 def _is_step(value: object) -> TypeGuard[int]:

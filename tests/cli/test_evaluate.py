@@ -18,7 +18,6 @@ import torch
 from ldm_vae import LatentCodec
 from ldm_vae.bottlenecks.deterministic import DeterministicConfig
 from ldm_vae.bottlenecks.scale import LatentScale
-from ldm_vae.cli import evaluate as evaluate_command
 from ldm_vae.cli.app import main
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import evaluate_shards
@@ -61,7 +60,7 @@ def test_a_sample_of_a_codec_without_a_posterior_is_refused_before_anything_is_m
     states = {"model": Autoencoder(config).state_dict()}
     meta = {"step": 1, "model": config.model_dump(mode="json")}
     Checkpoint.write(tmp_path / "plain" / "checkpoints" / "step_00000001", states, meta)
-    monkeypatch.setattr(evaluate_command, "Metrics", None)
+    monkeypatch.setattr("ldm_vae.evaluation.evaluate.Metrics", None)
     assert command(run, tmp_path / "plain", shards, "--latent", "sample", *PSNR) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "plain has a deterministic bottleneck and no posterior to sample from" in told
@@ -177,7 +176,7 @@ def test_measurements_are_known_by_weights_data_and_protocol(run: Path, shards: 
 def test_a_damaged_file_is_told_before_anything_is_measured_and_stays(
     run: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(evaluate_command, "Metrics", None)
+    monkeypatch.setattr("ldm_vae.evaluation.evaluate.Metrics", None)
     for content in ("{", '{"per_image": 3}', '{"format": "a.b", "metrics": {}}', '{"version": 2}'):
         (run / "results.json").write_text(content)
         assert command(run, shards, *PSNR) == 2

@@ -62,7 +62,8 @@ def test_keys_survive_every_command(
     assert keys_in(out) == KEYS
     quarantined = json.loads((tmp_path / "encode.json").read_text())["quarantined"]["0.tar"]
     assert list(quarantined) == [BROKEN] and "cannot identify image" in quarantined[BROKEN]
-    assert "7 latents in 1 shards, 1 images left out" in shown(capsys)
+    printed = shown(capsys)
+    assert "7 latents in 1 tar" in printed and "left out 1 of 8 images" in printed
     with tarfile.open(out / "0.tar") as tar:
         assert {member.name.removesuffix(".moments.npy") for member in tar} >= set(KEYS)
     assert command("check", out, "--source", hostile, "--json", tmp_path / "check.json") == 0

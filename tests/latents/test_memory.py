@@ -79,7 +79,7 @@ def test_bytes_of_waiting_pictures_are_bounded(
     monkeypatch.setattr(stream, "IN_FLIGHT", int(pictures * (PEAK + length * 1.1)))
     pool, waited, given = LatePool(), [], 0
     index = load_index(str(shards))
-    for _, sample in stream.decoded(index.shards, job(codec, batch=2), pool, 8, DigestingReader()):
+    for _, sample in stream.decoded(index.shards, job(codec, batch=2), pool, 8, DigestingReader().read):
         waited.append(pool.submitted - given)
         given += 1
         assert sample.key == f"{given - 1:02d}"

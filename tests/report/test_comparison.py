@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,16 @@ def test_only_what_differs_is_listed(whole_run: Path, run: Path) -> None:
     )
     sides = recipe_differences([read_run(str(whole_run)), read_run(str(run))])
     assert {side.name: side.values for side in sides} == {"data.batch": ["4", "8"], "data.extra.a": ["–", "1, 2"]}
+
+
+def test_runs_of_earlier_versions_differ_by_no_word_alone(whole_run: Path, run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(whole_run, tmp_path / "other"))
+    for folder, word in ((other, "bfloat16"), (run, "bf16")):
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(recipe.read_text() + f"\nprecision: {word}\n")
+    first, second = read_run(str(other)), read_run(str(run))
+    assert first.recipe["precision"] == "bfloat16" and "precision: bf16" in second.recipe_text
+    assert "precision" not in {row.name for row in recipe_differences([first, second])}
 
 
 def test_only_what_differs_between_protocols_is_listed(whole_run: Path, run: Path) -> None:

@@ -24,7 +24,7 @@ from ldm_vae.data.shards.disk import is_file, is_folder, listed, read_file
 from ldm_vae.data.shards.left_out import LeftOut, warn_once
 from ldm_vae.data.shards.names import compound_fields, split_name
 from ldm_vae.data.shards.retry import Forbidden, Missing
-from ldm_vae.data.shards.scan import add_picture_sizes, scan_folder, scan_shard
+from ldm_vae.data.shards.scan import add_picture_sizes, image_folder, scan_folder, scan_shard
 from ldm_vae.data.shards.shard import (
     INDEX_FILE,
     INDEX_REMEDY,
@@ -253,8 +253,8 @@ def _load_shards(spec: str, cache: Path | None, *, sizes: bool) -> list[ShardInd
     """
     local = Path(spec.removeprefix("file://"))
     whole = is_folder(local)
-    if whole and not any(is_tar(name) and not name.startswith(".") for name in listed(local)):
-        found = scan_folder(local)
+    if (images := image_folder(spec)) is not None:
+        found = scan_folder(images)
         if not found and any(is_compressed(name) for name in listed(local)):
             expand_shards(spec)  # tells what to do
         if not found:

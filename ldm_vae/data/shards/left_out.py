@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 
 from ldm_vae.printable import LONGEST_LINE, printable
 from ldm_vae.ranks import rank_and_world
 
 logger = logging.getLogger(__name__)
+NUMBER = re.compile(r"\d+")
+
+
+@dataclass
+class Reason:
+    """Why some things are left out.
+
+    text: of the first of them.
+    count: how many there are.
+    example: the name of the first.
+    """
+
+    text: str
+    count: int
+    example: str
+
+
+def group_reasons(found: Iterable[tuple[str, str]]) -> list[Reason]:
+    """Counts (name, reason) by reason, in the order of their first ones. Reasons that differ in numbers are one."""
+    reasons: dict[str, Reason] = {}
+    for name, text in found:
+        reasons.setdefault(NUMBER.sub("0", text), Reason(text, 0, name)).count += 1
+    return list(reasons.values())
 
 
 class LeftOut:

@@ -39,7 +39,7 @@ def test_linked_folders_are_read(tmp_path: Path) -> None:
     (images / "emu").symlink_to(images / ".data" / "emu")
     assert keys(images) == ["cat/1", "dog/2", "emu/3"]
     packed = pack_folder(images, tmp_path / "out", samples_per_shard=10, seed=0, classes=None)
-    assert packed.classes == ["cat", "dog", "emu"]
+    assert packed.plan.classes.names == ["cat", "dog", "emu"]
 
 
 def test_links_in_a_circle_end_and_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -96,9 +96,9 @@ def test_all_clashes_of_names_are_told_at_once(tmp_path: Path) -> None:
 def test_folders_that_count_images_are_no_classes(tmp_path: Path, names: list[str], numbered: bool) -> None:
     images = write(tmp_path / "images", *names)
     packed = pack_folder(images, tmp_path / "out", samples_per_shard=10, seed=0, classes=None)
-    assert (packed.numbered is not None, packed.classes == []) == (numbered, numbered)
+    assert (packed.plan.classes.numbered is not None, packed.plan.classes.names == []) == (numbered, numbered)
     asked = pack_folder(images, tmp_path / "asked", samples_per_shard=10, seed=0, classes=True)
-    assert asked.classes == sorted({name.split("/")[0] for name in names})
+    assert asked.plan.classes.names == sorted({name.split("/")[0] for name in names})
 
 
 def test_what_lies_beside_shards_is_told(write_tar: WriteTar, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
