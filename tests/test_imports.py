@@ -14,9 +14,13 @@ from tests.conftest import ROOT
 
 # A file imports from its own room and from rooms before it. Modules that need no other room stand first.
 ROOMS = (
+    "choices",
     "passwords",
     "errors",
+    "extras",
+    "versions",
     "printable",
+    "quantities",
     "machine",
     "system",
     "ending",

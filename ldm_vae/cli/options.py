@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ldm_vae.atomic import require_writable
-from ldm_vae.data.images.fit import ImageConfig, ResizeFilter
+from ldm_vae.choices import DEFAULT_FILTER, RESIZE_FILTERS, ResizeFilter
+from ldm_vae.choices import Precision as Chosen
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import without_secrets
 from ldm_vae.progress import ProgressMeter as ProgressMeter  # subcommands take it from here with their options
 
-RESIZE_FILTERS: tuple[ResizeFilter, ...] = get_args(ResizeFilter)
-DEFAULT_FILTER: ResizeFilter = ImageConfig().resize_filter
+if TYPE_CHECKING:
+    from ldm_vae.data.images.fit import ImageConfig
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run, checkpoint, exported folder or Hub id.")]
-Shards = Annotated[str, typer.Argument(metavar="SHARDS", help="Folder, glob, brace pattern or URL of image shards.")]
+Shards = Annotated[
+    str, typer.Argument(metavar="SHARDS", help="Shards: folder, glob, brace pattern, URL. Or a folder of images.")
+]
 Resize = Annotated[
     str | None,
     typer.Option(
@@ -28,6 +31,7 @@ Resize = Annotated[
     ),
 ]
 Crop = Annotated[str | None, typer.Option(metavar="center:N", help="Cut a square of N pixels from the middle.")]
+Precision = Annotated[Chosen, typer.Option(help="The type in which networks compute.")]
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Images in a batch of each process; images in a batch have one size.")
 ]
@@ -53,6 +57,8 @@ def command_line(context: typer.Context) -> str:
 
 def image_config(channels: int, resize: str | None, crop: str | None) -> ImageConfig:
     """How images are prepared, as --resize and --crop say. Raises UserError for any other wording."""
+    from ldm_vae.data.images.fit import ImageConfig  # needs torch
+
     resize, chosen = _filter(resize)
     short, side = _pixels(resize, "--resize", "short"), _pixels(crop, "--crop", "center")
     if short is not None and side is not None and side > short:
