@@ -93,7 +93,9 @@ def test_a_folder_that_cannot_be_made_is_told_first(
 def test_statistics_that_cannot_be_stored_are_told_first(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ldm_vae.latents.measure.measure_statistics", lambda *_, **__: pytest.fail("the work has begun"))
+    monkeypatch.setattr(
+        "ldm_vae.latents.measure.measure_statistics", lambda *_, **__: pytest.fail("the work has begun")
+    )
     (here / "run" / "latent_statistics.json").mkdir()
     assert command("stats", "run", "shards", "--write") == 2
     assert "latent_statistics.json is a folder" in capsys.readouterr().err
