@@ -104,10 +104,11 @@ def encode(
         summary["quarantined"] = {n: dict(record.quarantined) for n, record in records.items() if record.quarantined}
         with atomic_file(json) as stage:
             stage.write_text(json_format.dumps(summary, indent=1) + "\n")
-    if content.complete and is_first_to_report(f"encoded {out}"):
+    totals = content.complete and is_first_to_report(f"encoded {out}")  # two may find the last tar finished
+    if totals:
         _say_totals(out, content)
     _say_share(share, seconds, f"process {rank} of {world}: " if world > 1 else "")
-    if content.complete and content.scale is None:
+    if totals and content.scale is None:
         say(f"not scaled, since nobody has measured the codec: `ldm-vae stats {model} {shards} --write`")
 
 
