@@ -8,7 +8,7 @@ check.py              `ldm-vae check`: finds what is wrong with shards, and inde
 check_latents.py      `ldm-vae check LATENTS`: shows what is wrong with a folder of latents
 train.py              `ldm-vae train`: the trainer, which the wheel leaves out, in a checkout of the project
 evaluate.py           `ldm-vae evaluate`: measures codecs and baselines on shards, and compares them
-evaluation_table.py   Prints the results of codecs as tables
+evaluation_table.py   Prints the results of codecs, and who is better
 inspect.py            `ldm-vae inspect`: finds what is wrong with a codec and its latent space
 inspection_table.py   Prints an inspection: first whether reconstruction is any good, verdicts at the end
 report.py             `ldm-vae report`: writes a run, or several, as one HTML file
