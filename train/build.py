@@ -51,22 +51,26 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def build_autoencoder(recipe: Recipe, checkpoint: Checkpoint | None = None) -> tuple[Network, Recipe]:
+def build_autoencoder(
+    recipe: Recipe, checkpoint: Checkpoint | None = None, *, device: str = "cpu"
+) -> tuple[Network, Recipe]:
     """The autoencoder with its first weights, and the recipe with the architecture of `init_from` filled in.
 
     checkpoint: the checkpoint of a run that continues. It holds all weights, so `init_from` need not exist any more.
+    device: "meta" for a network that is only counted: its weights have shapes and no values.
     """
     torch.manual_seed(recipe.seed)
-    heads = build_heads(recipe.loss)
     if recipe.model.init_from is None:
-        model = build_network(_architecture(recipe), heads)
-        if recipe.model.initialisation == "average":
-            initialise_average(model)
+        with torch.device(device):
+            model = build_network(_architecture(recipe), build_heads(recipe.loss))
+            if recipe.model.initialisation == "average":
+                initialise_average(model)
         return model, recipe
     source = load_model(recipe.model.init_from).model if checkpoint is None else None
     recipe = _take_architecture(recipe, source.config if source is not None else _architecture_of(checkpoint))
-    model = build_network(_architecture(recipe), heads)
-    if source is not None:
+    with torch.device(device):
+        model = build_network(_architecture(recipe), build_heads(recipe.loss))
+    if source is not None and device != "meta":
         model.load_state_dict(model.state_dict() | source.exported_state())
     if recipe.model.train != "all":
         train_only(model, [*model.parts(recipe.model.train), model.heads])
