@@ -3,10 +3,13 @@
 Names are imported when first asked for, so that the command line answers without waiting for torch.
 
     errors.py      The one kind of error that a user can mend: it names the thing and the remedy in a line
+    choices.py     What options and fields of recipes choose among, by name, without the code behind it
+    extras.py      Packages that the base installation leaves out: where one is missing, a line names the command
     documents.py   JSON and YAML that anybody may have written -> values, bounded, or a UserError that names the file
     machine.py     Tells faults of the machine, such as too little memory, from all other errors
     passwords.py   Passwords and signatures in URLs: kept aside, sent in requests, never stored or shown
     printable.py   Text from files of others, made fit for a terminal
+    quantities.py  Sizes and times as people read them, each in one unit
     system.py      Errors of the system about a file, whoever raises them: they name the file, and a line says them
     ending.py      How a command ends: in one line on stderr and an exit code
     tensors.py     Files of tensors: what cannot be read just now is not damaged
@@ -16,6 +19,7 @@ Names are imported when first asked for, so that the command line answers withou
     precision.py   What "in float32" means here: half types are upcast, float64 stays
     ranks.py       Which of several processes this is, and how they put their results together; one process is the
                    rule
+    progress.py    The progress of long work on stderr: a bar on a terminal, a line now and then in a log
     launch.py      The `accelerate launch` that started this process, and what a person told it
     waiting.py     How PyTorch's threads wait for each other on a CPU, chosen by the load of the machine
     writers.py     Which process wrote a hidden file, and whether it lives, as far as its number and the time tell

@@ -7,8 +7,6 @@ import os
 from datetime import timedelta
 from typing import TypeVar
 
-import torch
-
 ValueT = TypeVar("ValueT")
 STORE_TIMEOUT = timedelta(seconds=5)  # for a connection to the key-value store of the launcher
 
@@ -20,6 +18,8 @@ def rank_and_world() -> tuple[int, int]:
 
 def local_device() -> str:
     """The GPU of this process, or the CPU."""
+    import torch  # how a command ends is told through this module, also where it never needed torch
+
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 

@@ -14,9 +14,12 @@ from tests.conftest import ROOT
 
 # A file imports from its own room and from rooms before it. Modules that need no other room stand first.
 ROOMS = (
+    "choices",
     "passwords",
     "errors",
+    "extras",
     "printable",
+    "quantities",
     "machine",
     "system",
     "ending",
@@ -25,6 +28,7 @@ ROOMS = (
     "arguments",
     "precision",
     "ranks",
+    "progress",
     "waiting",
     "launch",
     "schedules",

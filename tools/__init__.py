@@ -10,8 +10,10 @@ command.py            Runs a function as a command: options by typer, a UserErro
 published_protocols.py  Compares `--protocol` with the scripts of the projects themselves
 published_scripts.py    Runs the evaluation script of a published project without a GPU
 bench_decode.py       Measures time, memory and error of full passes, tiles and pieces on one large picture
+bench_start.py        Measures how long commands take to answer, beside an older commit
 bench_waiting.py      Measures how waiting threads slow a training step on a machine that has other work
 screenshot.py         Takes a picture of the top of a report, for the README
+terminal.py           Takes a picture of a terminal in which a command runs
 golden.py             `make golden`: compares training and encoding with an older commit, bit for bit
 release.py            `make release`: builds and checks a release, and prints how to publish it
 diffusers_suite.py    Runs diffusers' own tests of AutoencoderKL through the drop-in

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch_fidelity import feature_extractor_inceptionv3 as torch_fidelity
 
+from ldm_vae.choices import PublishedProtocol
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.decode import decode_image, encode_image
 from ldm_vae.data.images.fit import ImageConfig, fit_image
@@ -32,7 +33,7 @@ from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.evaluation.evaluate import Metrics, evaluate_batches
-from ldm_vae.evaluation.protocols import PublishedProtocol, published_protocol
+from ldm_vae.evaluation.protocols import published_protocol
 from ldm_vae.pretrained import inception as inception_module
 from tools.command import run_command
 

@@ -1,6 +1,7 @@
 """Everything that changes weights; runs from the checkout.
 
-__main__.py     `python -m train RECIPE [a.b=value ...]`: trains a codec, or continues the training
+__main__.py     `python -m train RECIPE [a.b=value ...]`: what is asked for, and how it ends
+run.py          A training from its recipe to its end: checks, the lock, the parts of the run, the loop
 recipe.py       The recipe of a run, with a section for each part
 fields.py       The meaning of each field of a recipe, as text: `python -m train --fields` and docs/recipe.md
 dry_run.py      A description of what a recipe would train: the resolved recipe, sizes, and a look at the data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import cast
 
 import torch
@@ -11,12 +10,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm_vae.errors import UserError
+from ldm_vae.extras import require
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.interop.load import build_network, encoder_hash, load_model, read_architecture, weights_hash
 from ldm_vae.interop.origin import LatentOrigin
 from ldm_vae.losses.adversary import Adversary
 from ldm_vae.losses.objective import build_heads, build_objective
 from ldm_vae.losses.perceptual import LPIPS, perceptual_channels
+from ldm_vae.metrics.image import OF_TORCHMETRICS
 from ldm_vae.networks.network import Network, NetworkConfig
 from ldm_vae.parts import ADVERSARIES, NETWORKS
 from ldm_vae.pretrained.frozen import pin
@@ -36,9 +37,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     Raises UserError for a launch or a recipe that would train wrongly.
     """
     check_launch(recipe)
-    for tracker in recipe.log.trackers:
-        if find_spec(tracker) is None:
-            raise UserError(f"log.trackers: {tracker} is not installed", f'pip install "ldm-vae[{tracker}]"')
+    check_installed(recipe)
     half = resolve_precision(recipe).precision == "bf16"
     accelerator = Accelerator(
         mixed_precision="bf16" if half else "no", log_with=list(recipe.log.trackers) or None, project_dir=recipe.output
@@ -49,6 +48,14 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
             "discriminator.norm: batch sees one process's images, not the batch", "use group on several processes"
         )
     return accelerator
+
+
+def check_installed(recipe: Recipe) -> None:
+    """Raises MissingExtra where trackers or the metrics of the validation need a package that is not installed."""
+    for tracker in recipe.log.trackers:
+        require("train" if tracker == "tensorboard" else tracker, "log.trackers", package=tracker)
+    if recipe.data.validation is not None and set(OF_TORCHMETRICS).intersection(recipe.validation.metrics):
+        require("train", "validation.metrics", package="torchmetrics")
 
 
 def build_autoencoder(

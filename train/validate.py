@@ -19,13 +19,14 @@ from ldm_vae.atomic import atomic_file
 from ldm_vae.bottlenecks.base import Latent
 from ldm_vae.bottlenecks.gaussian import ACTIVE_VARIANCE
 from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.choices import UsualMetricName
 from ldm_vae.codec import LatentCodec, NonFiniteError, to_pil
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import Index, load_index
 from ldm_vae.data.stream.reader import DataConfig, ValidationBatches, validation_batches
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import measure_batches
-from ldm_vae.metrics.image import ImageMetrics, MeasuredImage, UsualMetricName
+from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.networks.network import Network
 from ldm_vae.recipe import Config
 from train.preempt import Preemption

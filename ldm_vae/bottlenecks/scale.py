@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from ldm_vae.errors import UserError
 # Latents are float32, and so is 1 / std: below its smallest normal number both lose their digits or overflow.
 SMALLEST = torch.finfo(torch.float32).tiny
 LARGEST = 1 / SMALLEST
-ScaleKind = Literal["factor", "shift", "channel"]  # the three ways above, in that order
 
 
 @dataclass(frozen=True)

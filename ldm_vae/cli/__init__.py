@@ -1,7 +1,7 @@
 """The `ldm-vae` command: one file for each subcommand.
 
 app.py                The command itself: its list of subcommands, and how errors are shown
-options.py            Options that several subcommands share, and the progress display
+options.py            Options that several subcommands share
 shards.py             `ldm-vae shards`: packs a folder of images into shards with an index
 check.py              `ldm-vae check`: finds what is wrong with shards, and indexes them
 check_latents.py      `ldm-vae check LATENTS`: shows what is wrong with a folder of latents

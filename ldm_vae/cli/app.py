@@ -8,6 +8,7 @@ from importlib import import_module
 
 import typer
 
+from ldm_vae.choices import FORMER_PRECISIONS
 from ldm_vae.data.images.quiet import quiet_decoders
 from ldm_vae.ending import told_in_a_line
 from ldm_vae.printable import prepare_output
@@ -25,6 +26,7 @@ COMMANDS = {
     "decode": "Turn latent shards back into images.",
     "roundtrip": "Measure stored latents against the images they were made of.",
 }
+FORMER_WORDS = {"dtype": "precision"} | FORMER_PRECISIONS  # options and their values, as 0.1.0 spelled them
 
 
 def build_app(asked: str | None) -> typer.Typer:
@@ -33,7 +35,7 @@ def build_app(asked: str | None) -> typer.Typer:
     So `ldm-vae --help` answers at once: the modules of subcommands import torch, and only the one in use is imported.
     """
     app = typer.Typer(name="ldm-vae", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-    app.callback()(_help_page)
+    app.callback(context_settings={"token_normalize_func": _word_of_today})(_help_page)
     for name, summary in COMMANDS.items():
         if name == asked:
             app.command(name)(getattr(import_module(f"ldm_vae.cli.{name}"), name))
@@ -58,6 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _help_page() -> None:
     """Measure, export and use latent codecs. MODEL is a run, a checkpoint or an exported folder; SHARDS is a
     folder, a glob, a brace pattern or a URL."""
+
+
+def _word_of_today(word: str) -> str:
+    """An option or a value as it is spelled now; scripts that use the former spelling go on working."""
+    return FORMER_WORDS.get(word, word)
 
 
 def _not_asked() -> None:

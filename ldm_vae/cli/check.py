@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,16 +15,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from ldm_vae.atomic import atomic_file, require_writable
-from ldm_vae.cli.check_latents import show_check
 from ldm_vae.cli.options import Json
-from ldm_vae.data.shards.check import LOOKED_AT, Problem, Report, check_shards, index_folders
 from ldm_vae.data.shards.disk import is_file
-from ldm_vae.data.shards.index import save_index
-from ldm_vae.data.shards.shard import INDEX_FILE
-from ldm_vae.data.shards.storage import expand_shards
 from ldm_vae.errors import UserError
-from ldm_vae.latents.format import LATENTS_FILE
 from ldm_vae.printable import printable, say
+
+if TYPE_CHECKING:
+    from ldm_vae.data.shards.check import Problem, Report
 
 NUMBER = re.compile(r"\d+")
 REASONS_SHOWN = 5  # for each shard; --json has all
@@ -56,6 +53,9 @@ def check(
     Of latents, finds shards that are unfinished or damaged, keys that repeat, files of others; with --source also what
     was made from images that have changed or are gone.
     """
+    from ldm_vae.cli.check_latents import show_check
+    from ldm_vae.latents.format import LATENTS_FILE
+
     if is_file(Path(shards) / LATENTS_FILE):
         if decode or write_index:
             raise UserError(f"{shards} holds latents", "--decode and --write-index are for shards of images")
@@ -67,6 +67,11 @@ def check(
 
 
 def _check_images(shards: str, json: Path | None, *, decode: bool, channels: int | None, write_index: bool) -> None:
+    from ldm_vae.data.shards.check import LOOKED_AT, check_shards, index_folders
+    from ldm_vae.data.shards.index import save_index
+    from ldm_vae.data.shards.shard import INDEX_FILE
+    from ldm_vae.data.shards.storage import expand_shards
+
     folders = index_folders(shards) if write_index else []
     for folder in folders:
         require_writable(folder / INDEX_FILE)

@@ -8,15 +8,10 @@ from typing import Annotated
 import typer
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli.options import Model, ProgressMeter
-from ldm_vae.codec import LatentCodec, NonFiniteError
-from ldm_vae.data.images.decode import encode_image
 from ldm_vae.data.shards.disk import read_file, status
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.errors import UserError
-from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.latents.picture_names import PictureNames
 from ldm_vae.printable import say
 from ldm_vae.ranks import local_device
 
@@ -33,6 +28,12 @@ def decode(
     cannot hold the channels. Refuses latents of another codec. Never replaces a picture: a second run goes on.
     A picture is called as its key; where two shards have a key, those of each shard get a folder.
     """
+    from ldm_vae.bottlenecks.scale import LatentScale
+    from ldm_vae.codec import LatentCodec, NonFiniteError
+    from ldm_vae.data.images.decode import encode_image
+    from ldm_vae.latents.dataset import LatentDataset
+    from ldm_vae.latents.picture_names import PictureNames
+
     codec = LatentCodec.load(model, device=local_device())
     latents = LatentDataset(out, codec=codec, scale=LatentScale(), fields=())  # raw latents are decoded
     extension = "png" if codec.model.config.out_channels in (1, 3, 4) else "npy"

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import torch
 import typer
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.cli.options import BatchSize, Crop, Json, Model, ProgressMeter, Resize, Shards, image_config
-from ldm_vae.codec import LatentCodec
-from ldm_vae.data.shards.index import load_index
-from ldm_vae.latents.encode import encode_shards, latent_job
-from ldm_vae.latents.folder import read_latents_file, read_records
-from ldm_vae.latents.format import RECORDS_FOLDER, LatentKind
+from ldm_vae.choices import LatentKind
+from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Precision, ProgressMeter, Resize, Shards, image_config
 from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.printable import say
 from ldm_vae.ranks import local_device, rank_and_world
@@ -36,10 +31,7 @@ def encode(
     ] = None,
     batch: BatchSize = 8,
     workers: Annotated[int, typer.Option(min=1, help="Threads in each process that decode pictures.")] = 4,
-    dtype: Annotated[
-        Literal["float32", "bfloat16"],
-        typer.Option(help="The type in which the network runs; latents are stored as float16."),
-    ] = "float32",
+    precision: Precision = "float32",
     keep_image: Annotated[bool, typer.Option("--keep-image", help="Store the images beside their latents.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed for --latents sample.")] = 0,
     verify: Annotated[
@@ -51,12 +43,18 @@ def encode(
     """Turn image shards into latent shards.
 
     Writes one latent tar for each image tar, with the same name and with all fields except the image; latents.json
-    describes them. A second run encodes what is missing, and what was made from images that have changed. Under
-    `accelerate launch` or torchrun the processes share the shards. A CPU encodes a batch in each of its threads
-    (OMP_NUM_THREADS).
+    describes them. Latents are stored as float16, whatever the network computes in. A second run encodes what is
+    missing, and what was made from images that have changed. Under `accelerate launch` or torchrun the processes share
+    the shards. A CPU encodes a batch in each of its threads (OMP_NUM_THREADS).
     """
+    from ldm_vae.codec import LatentCodec
+    from ldm_vae.data.shards.index import load_index
+    from ldm_vae.latents.encode import encode_shards, latent_job
+    from ldm_vae.latents.folder import read_latents_file, read_records
+    from ldm_vae.latents.format import RECORDS_FOLDER
+
     refuse_one_for_several(rank_and_world()[1], local_device())
-    codec = LatentCodec.load(model, device=local_device(), dtype=getattr(torch, dtype))
+    codec = LatentCodec.load(model, device=local_device(), dtype=precision)
     image = image_config(codec.model.config.in_channels, resize, crop)
     job = latent_job(
         codec,

@@ -5,29 +5,24 @@ from __future__ import annotations
 import json as json_format
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 import typer
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.bottlenecks.scale import LatentScale
-from ldm_vae.cli.evaluation_table import print_comparisons, print_metrics, print_protocol
-from ldm_vae.cli.options import BatchSize, Crop, Json, ProgressMeter, Resize, Shards, image_config
-from ldm_vae.codec import LatentCodec
+from ldm_vae.choices import IMAGE_METRICS, SET_METRICS, USUAL_IMAGE_METRICS, USUAL_SET_METRICS, PublishedProtocol
+from ldm_vae.cli.options import BatchSize, Crop, Json, Precision, ProgressMeter, Resize, Shards, image_config
 from ldm_vae.errors import UserError
-from ldm_vae.evaluation.baselines import choose_baseline
-from ldm_vae.evaluation.compare import PairedDifference, compare, differences_to_json
-from ldm_vae.evaluation.evaluate import ImageCodec, Metrics, check_latent, describe_codec, evaluate_shards
-from ldm_vae.evaluation.protocols import PublishedProtocol, published_protocol
-from ldm_vae.evaluation.results import EvaluationProtocol, Results
+from ldm_vae.extras import require
 from ldm_vae.launch import refuse_one_for_several
-from ldm_vae.metrics.image import IMAGE_METRICS, USUAL_IMAGE_METRICS
-from ldm_vae.metrics.sets import SET_METRICS, USUAL_SET_METRICS
 from ldm_vae.passwords import without_secrets
 from ldm_vae.ranks import local_device, rank_and_world
 
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+if TYPE_CHECKING:
+    from ldm_vae.codec import LatentCodec
+    from ldm_vae.evaluation.compare import PairedDifference
+    from ldm_vae.evaluation.evaluate import ImageCodec, Metrics
+    from ldm_vae.evaluation.results import EvaluationProtocol, Results
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ def evaluate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of posterior samples.")] = 0,
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="The type the codecs compute in.")] = "fp32",
+    precision: Precision = "float32",
     inception: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Inception's weights for rfid and kid; without it they are fetched."),
@@ -91,11 +86,19 @@ def evaluate(
     first of several codecs is compared with each other one, image by image. Under `accelerate launch` or torchrun the
     processes share the images.
     """
+    from ldm_vae.bottlenecks.scale import LatentScale
+    from ldm_vae.codec import LatentCodec
+    from ldm_vae.evaluation.baselines import choose_baseline
+    from ldm_vae.evaluation.evaluate import Metrics, check_latent, describe_codec
+    from ldm_vae.evaluation.protocols import published_protocol
+    from ldm_vae.evaluation.results import EvaluationProtocol
+
+    require("metrics", "evaluate")
     refuse_one_for_several(rank_and_world()[1], local_device())
     named = [*models, *(name.partition("=")[0] for name in baseline or ())]
     if repeated := sorted({name for name in named if named.count(name) > 1}):
         raise UserError(f"{', '.join(repeated)} is named twice", "name each codec once")
-    codecs = [LatentCodec.load(model, device=local_device(), dtype=TYPES[precision]) for model in models]
+    codecs = [LatentCodec.load(model, device=local_device(), dtype=precision) for model in models]
     channels = _channels(codecs)
     if protocol is None:
         image = image_config(channels, resize, crop)
@@ -127,12 +130,17 @@ def evaluate(
 
 
 def _measure(codec: ImageCodec, shards: str, protocol: EvaluationProtocol, batch: int, metrics: Metrics) -> Results:
+    from ldm_vae.evaluation.evaluate import evaluate_shards
+
     with ProgressMeter("image") as progress:
         return evaluate_shards(codec, shards, protocol, batch=batch, metrics=metrics, done=progress.advance)
 
 
 def _show(entries: list[Entry], json: Path | None) -> None:
     """Compares the first entry with the others, writes all to `json`, and prints the tables."""
+    from ldm_vae.cli.evaluation_table import print_comparisons, print_metrics, print_protocol
+    from ldm_vae.evaluation.compare import compare
+
     comparisons = [
         (other.name, compare(entries[0].results.per_image, other.results.per_image)) for other in entries[1:]
     ]
@@ -183,6 +191,8 @@ def _entries_to_json(
     entries: list[Entry], comparisons: list[tuple[str, dict[str, PairedDifference]]]
 ) -> dict[str, Any]:
     """The results of the first codec, with those of the others and the comparisons under keys of their own."""
+    from ldm_vae.evaluation.compare import differences_to_json
+
     content = entries[0].to_json()
     if len(entries) > 1:
         content["others"] = [{"name": e.name, "kind": e.kind, **e.to_json()} for e in entries[1:]]

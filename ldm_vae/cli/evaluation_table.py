@@ -9,10 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ldm_vae.choices import IMAGE_METRICS
 from ldm_vae.evaluation.compare import CONFIDENCE, PairedDifference
 from ldm_vae.evaluation.results import Results
 from ldm_vae.metrics.descriptions import describe_metric
-from ldm_vae.metrics.image import IMAGE_METRICS
 from ldm_vae.printable import printable
 
 MARK = "*"  # beside a value that has a note

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ldm_vae.atomic import require_writable_folder
-from ldm_vae.bottlenecks.scale import ScaleKind
+from ldm_vae.choices import ScaleKind, Target
 from ldm_vae.cli.options import BatchSize, Crop, Model, ProgressMeter, Resize, command_line, image_config
-from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
-from ldm_vae.interop import hub
-from ldm_vae.interop.diffusers import EXPORTED
-from ldm_vae.interop.export import export_model
-from ldm_vae.interop.layouts.layout import loader_of
-from ldm_vae.interop.load import load_model, statistics_of, weights_hash
-from ldm_vae.interop.pipelines import Target, natural_scale
-from ldm_vae.latents.measure import measure_statistics
-from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.printable import say
 from ldm_vae.ranks import local_device, rank_and_world
+
+if TYPE_CHECKING:
+    from ldm_vae.metrics.latent import LatentStatistics
 
 
 def export(
@@ -59,6 +53,14 @@ def export(
     here. Without statistics a diffusers model keeps its scale. The token for the Hub is HF_TOKEN, or that of
     `hf auth login`.
     """
+    from ldm_vae.interop import hub
+    from ldm_vae.interop.diffusers import EXPORTED
+    from ldm_vae.interop.export import export_model
+    from ldm_vae.interop.layouts.layout import loader_of
+    from ldm_vae.interop.load import load_model, statistics_of, weights_hash
+    from ldm_vae.interop.pipelines import natural_scale
+    from ldm_vae.metrics.latent import LatentStatistics
+
     if stats is not None and shards is not None:
         raise UserError("--stats and --shards", "give one of them: numbers from a file, or a measurement now")
     require_writable_folder(out, EXPORTED)
@@ -91,6 +93,9 @@ def export(
 
 
 def _measure(model: str, shards: str, resize: str | None, crop: str | None, batch: int) -> LatentStatistics:
+    from ldm_vae.codec import LatentCodec
+    from ldm_vae.latents.measure import measure_statistics
+
     codec = LatentCodec.load(model, device=local_device())
     image = image_config(codec.model.config.in_channels, resize, crop)
     with ProgressMeter("image") as progress:

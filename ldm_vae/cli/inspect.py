@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,13 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ldm_vae.cli.options import BatchSize, Crop, Model, ProgressMeter, Resize, Shards, image_config
-from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.findings import INSPECTION_FOLDER, Inspection
-from ldm_vae.diagnostics.inspect import IMAGES_INSPECTED, InspectionJob, inspect_codec
+from ldm_vae.diagnostics.findings import IMAGES_INSPECTED, INSPECTION_FOLDER
 from ldm_vae.errors import UserError
-from ldm_vae.evaluation.evaluate import describe_codec
+from ldm_vae.extras import require
 from ldm_vae.printable import printable, say
 from ldm_vae.ranks import local_device, rank_and_world
+
+if TYPE_CHECKING:
+    from ldm_vae.diagnostics.findings import Inspection
 
 LEVEL_COLOURS = {"bad": "red", "warning": "yellow", "unknown": "cyan", "good": "green"}  # the worst first
 
@@ -55,6 +56,11 @@ def inspect(
         raise UserError(
             "ldm-vae inspect runs on one process", "start it without a launcher: a few hundred images are enough"
         )
+    require("metrics", "inspect")
+    from ldm_vae.codec import LatentCodec
+    from ldm_vae.diagnostics.inspect import InspectionJob, inspect_codec
+    from ldm_vae.evaluation.evaluate import describe_codec
+
     codec = LatentCodec.load(model, device=local_device())
     if output is None:
         if codec.source.kind != "run" or codec.source.folder is None:

@@ -1,25 +1,22 @@
-"""Options that several subcommands share, and the progress display."""
+"""Options that several subcommands share."""
 
 from __future__ import annotations
 
 import shlex
-import sys
-import time
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from tqdm import tqdm
 
 from ldm_vae.atomic import require_writable
-from ldm_vae.data.images.fit import ImageConfig, ResizeFilter
+from ldm_vae.choices import DEFAULT_FILTER, RESIZE_FILTERS, ResizeFilter
+from ldm_vae.choices import Precision as Chosen
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import without_secrets
-from ldm_vae.ranks import rank_and_world
+from ldm_vae.progress import ProgressMeter as ProgressMeter  # subcommands take it from here with their options
 
-RESIZE_FILTERS: tuple[ResizeFilter, ...] = get_args(ResizeFilter)
-DEFAULT_FILTER: ResizeFilter = ImageConfig().resize_filter
-LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
+if TYPE_CHECKING:
+    from ldm_vae.data.images.fit import ImageConfig
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run, checkpoint, exported folder or Hub id.")]
 Shards = Annotated[str, typer.Argument(metavar="SHARDS", help="Folder, glob, brace pattern or URL of image shards.")]
@@ -32,6 +29,7 @@ Resize = Annotated[
     ),
 ]
 Crop = Annotated[str | None, typer.Option(metavar="center:N", help="Cut a square of N pixels from the middle.")]
+Precision = Annotated[Chosen, typer.Option(help="The type in which networks compute.")]
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Images in a batch of each process; images in a batch have one size.")
 ]
@@ -57,6 +55,8 @@ def command_line(context: typer.Context) -> str:
 
 def image_config(channels: int, resize: str | None, crop: str | None) -> ImageConfig:
     """How images are prepared, as --resize and --crop say. Raises UserError for any other wording."""
+    from ldm_vae.data.images.fit import ImageConfig  # needs torch
+
     resize, chosen = _filter(resize)
     short, side = _pixels(resize, "--resize", "short"), _pixels(crop, "--crop", "center")
     if short is not None and side is not None and side > short:
@@ -80,30 +80,3 @@ def _pixels(text: str | None, option: str, word: str) -> int | None:
     if kind != word or not number.isdecimal() or int(number) < 1:
         raise UserError(f"{option} {text!r}", f"write {word}:N with N in pixels, such as {word}:256, or none")
     return int(number)
-
-
-class ProgressMeter:
-    """Shows the progress of the first process on stderr: a bar on a terminal, a line now and then in a log."""
-
-    def __init__(self, unit: str) -> None:
-        self._unit, self._done, self._start = unit, 0, time.monotonic()
-        first, terminal = rank_and_world()[0] == 0, sys.stderr.isatty()
-        self._last_line = self._start if first and not terminal else float("inf")
-        self._bar = tqdm(unit=unit, disable=not (first and terminal), total=0, leave=False)
-
-    def __enter__(self) -> ProgressMeter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def advance(self, count: int, total: int) -> None:
-        """count: items done since the last call.
-        total: items of this process altogether.
-        """
-        self._bar.total = total
-        self._bar.update(count)
-        self._done += count
-        if (now := time.monotonic()) >= self._last_line + LINE_EVERY:
-            self._last_line = now
-            print(tqdm.format_meter(self._done, total, now - self._start, unit=self._unit), file=sys.stderr, flush=True)

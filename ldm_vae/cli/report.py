@@ -8,10 +8,8 @@ from typing import Annotated
 import typer
 
 from ldm_vae.cli.options import command_line, writable
-from ldm_vae.errors import UserError
+from ldm_vae.extras import require
 from ldm_vae.printable import say
-
-EXTRA = ("jinja2", "markupsafe", "matplotlib")  # packages of the extra `report`
 
 
 def report(
@@ -31,10 +29,7 @@ def report(
     runs it compares curves, metrics and recipes, and shows the rest of the first run. Where something is missing, the
     file names the command that makes it.
     """
-    try:
-        from ldm_vae.report.page import write_report
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in EXTRA:
-            raise
-        raise UserError(f"{error.name} is not installed", "pip install 'ldm-vae[report]'") from None
+    require("report", "report")
+    from ldm_vae.report.page import write_report
+
     say(str(write_report(runs, output, shards, command_line(context))))

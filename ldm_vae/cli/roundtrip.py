@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.cli.options import Json, Model, ProgressMeter, Shards
-from ldm_vae.codec import LatentCodec
-from ldm_vae.data.shards.index import load_index
-from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.latents.roundtrip import Storage, measure_roundtrip
+from ldm_vae.extras import require
 from ldm_vae.printable import printable
 from ldm_vae.ranks import local_device
+
+if TYPE_CHECKING:
+    from ldm_vae.latents.roundtrip import Storage
 
 
 def roundtrip(
@@ -31,6 +30,13 @@ def roundtrip(
 
     Decodes the latents as they are stored (float16), as the codec encodes them now (float32), and rounded to 8 bits.
     """
+    from ldm_vae.bottlenecks.scale import LatentScale
+    from ldm_vae.codec import LatentCodec
+    from ldm_vae.data.shards.index import load_index
+    from ldm_vae.latents.dataset import LatentDataset
+    from ldm_vae.latents.roundtrip import measure_roundtrip
+
+    require("metrics", "roundtrip")
     codec = LatentCodec.load(model, device=local_device())
     with ProgressMeter("image") as progress:
         dataset = LatentDataset(latents, codec=codec, scale=LatentScale(), fields=())  # raw latents are measured

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ldm_vae.data.shards.pack import pack_folder
 from ldm_vae.printable import say
 
 
@@ -31,6 +30,8 @@ def shards(
 
     Files beside an image that have its name and end in txt, json or cls are packed with it.
     """
+    from ldm_vae.data.shards.pack import pack_folder
+
     packed = pack_folder(folder, out, samples_per_shard=samples_per_shard, seed=seed, classes=classes)
     found = packed.found
     labels = f" of {len(packed.classes)} classes (such as {packed.classes[0]})" if packed.classes else ""

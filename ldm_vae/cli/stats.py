@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ldm_vae.atomic import require_writable
 from ldm_vae.cli.options import BatchSize, Crop, Json, Model, ProgressMeter, Resize, Shards, image_config
-from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
-from ldm_vae.interop.diffusers import STATISTICS
-from ldm_vae.interop.export import save_statistics
-from ldm_vae.latents.measure import measure_statistics
 from ldm_vae.launch import refuse_one_for_several
-from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.printable import say
 from ldm_vae.ranks import local_device, rank_and_world
+
+if TYPE_CHECKING:
+    from ldm_vae.metrics.latent import LatentStatistics
 
 
 def stats(
@@ -36,6 +34,11 @@ def stats(
     Measures the posterior's mode over all images and positions, in float64. Also measures the largest activation, which
     shows whether float16 would overflow. Images keep their size; sides are padded to a multiple of f.
     """
+    from ldm_vae.codec import LatentCodec
+    from ldm_vae.interop.diffusers import STATISTICS
+    from ldm_vae.interop.export import save_statistics
+    from ldm_vae.latents.measure import measure_statistics
+
     refuse_one_for_several(rank_and_world()[1], local_device())
     codec = LatentCodec.load(model, device=local_device())
     if write and codec.source.folder is None:
@@ -58,6 +61,8 @@ def stats(
 
 
 def _refuse_other_file(path: Path) -> None:
+    from ldm_vae.metrics.latent import LatentStatistics
+
     try:
         LatentStatistics.read(path)
     except UserError as error:

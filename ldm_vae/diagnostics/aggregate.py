@@ -14,12 +14,12 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.stats import kstest
 
 from ldm_vae.bottlenecks.gaussian import gaussian_kl
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.diagnostics.channels import ChannelSums, bars, channel_names
 from ldm_vae.diagnostics.findings import Chart, FloatArray, Quantity, Section, Verdict
+from ldm_vae.extras import extra
 from ldm_vae.noise import rng
 
 # Noise schedules are made for unit variance. Half or twice the standard deviation changes the signal-to-noise ratio by
@@ -143,6 +143,8 @@ def gaussian_kl_of_moments(mean: FloatArray, covariance: FloatArray) -> float:
 
 def kolmogorov_smirnov(rows: FloatArray) -> FloatArray:
     """(N, C) -> (C,), Kolmogorov-Smirnov distance of each column to N(0, 1)."""
+    with extra("metrics"):
+        from scipy.stats import kstest
     return np.array([kstest(column, "norm").statistic for column in rows.T])
 
 

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
-from torchmetrics.functional.classification import binary_auroc, binary_roc
 
 from ldm_vae.diagnostics.findings import Axis, Chart, FloatArray, Line, Quantity, Section, counted
+from ldm_vae.extras import extra
 
 SCORES_FILE = "scores.csv"
 ROC_POINTS = 101  # points of a ROC curve at most
@@ -54,11 +53,15 @@ def negative_elbo(scores: Sequence[Score], variance: float) -> FloatArray:
 
 def auc(usual: FloatArray, unusual: FloatArray) -> float:
     """Probability that an image of the second set scores higher than one of the first; ties count half."""
+    with extra("metrics"):
+        from torchmetrics.functional.classification import binary_auroc
     return float(binary_auroc(*_ranked(usual, unusual)))
 
 
 def roc(usual: FloatArray, unusual: FloatArray) -> tuple[FloatArray, FloatArray]:
     """False and true positive rates, at most ROC_POINTS of each."""
+    with extra("metrics"):
+        from torchmetrics.functional.classification import binary_roc
     false, true, _ = binary_roc(*_ranked(usual, unusual))
     chosen = np.unique(np.linspace(0, len(false) - 1, ROC_POINTS).round().astype(int))
     return false.numpy()[chosen], true.numpy()[chosen]
@@ -153,6 +156,8 @@ def _ranked(usual: FloatArray, unusual: FloatArray) -> tuple[torch.Tensor, torch
 
     Scores become ranks in (0, 1]: torchmetrics squashes larger scores by a sigmoid in float32, and some become equal.
     """
+    with extra("metrics"):
+        from scipy.stats import rankdata
     ranks = rankdata(np.concatenate([usual, unusual])) / (len(usual) + len(unusual))
     classes = torch.tensor([0] * len(usual) + [1] * len(unusual))
     return torch.from_numpy(ranks), classes

@@ -21,6 +21,7 @@ from ldm_vae.recipe import Config, validate
 
 FloatArray = npt.NDArray[np.float64]  # what the diagnostics compute with
 INSPECTION_FILE = "inspection.json"
+IMAGES_INSPECTED = 256  # unless another number is asked for
 INSPECTION_FOLDER = "inspection"  # the folder in a run that holds its inspection
 
 

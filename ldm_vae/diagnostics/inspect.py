@@ -26,18 +26,26 @@ from ldm_vae.diagnostics.channels import inspect_channels
 from ldm_vae.diagnostics.classes import class_names, scatter
 from ldm_vae.diagnostics.equivariance import inspect_equivariance
 from ldm_vae.diagnostics.explore import PICTURES, explore
-from ldm_vae.diagnostics.findings import INSPECTION_FILE, Inspection, Quantity, Section, Verdict, counted
+from ldm_vae.diagnostics.findings import (
+    IMAGES_INSPECTED,
+    INSPECTION_FILE,
+    Inspection,
+    Quantity,
+    Section,
+    Verdict,
+    counted,
+)
 from ldm_vae.diagnostics.probes import Probes, make_probes
 from ldm_vae.diagnostics.robustness import inspect_robustness
 from ldm_vae.diagnostics.smoothness import inspect_smoothness
 from ldm_vae.diagnostics.spectrum import inspect_spectrum
 from ldm_vae.diagnostics.survey import Survey, survey_images
 from ldm_vae.errors import UserError
+from ldm_vae.extras import require
 from ldm_vae.noise import rng
 from ldm_vae.passwords import keep_aside
 
 logger = logging.getLogger(__name__)
-IMAGES_INSPECTED = 256  # unless another number is asked for
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,10 @@ def inspect_codec(
     model: what the protocol says of the codec.
     done(images, total): called after every batch.
 
-    Raises UserError where no image can be encoded, and where `folder` holds something else than an inspection.
+    Raises UserError where no image can be encoded, where `folder` holds something else than an inspection, and
+    where the extra `metrics` is not installed (MissingExtra).
     """
+    require("metrics", "inspect")
     config = codec.model.config
     if config.in_channels != config.out_channels:
         what = f"a codec from {config.in_channels} to {config.out_channels} channels"

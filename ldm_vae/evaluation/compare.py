@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
+from ldm_vae.choices import IMAGE_METRICS
 from ldm_vae.errors import UserError
+from ldm_vae.extras import extra
 from ldm_vae.metrics.descriptions import describe_metric
-from ldm_vae.metrics.image import IMAGE_METRICS, MeasuredImage
+from ldm_vae.metrics.image import MeasuredImage
 
 CONFIDENCE = 0.95
 # With fewer images the interval holds the truth less often than it says: with 10 in 89 % of all cases, with 3 in 74 %.
@@ -81,6 +82,8 @@ def _both(first: MeasuredImage, other: MeasuredImage, metric: str) -> bool:
 
 
 def _difference(differences: np.ndarray[Any, np.dtype[np.float64]]) -> PairedDifference:
+    with extra("metrics"):
+        from scipy.stats import bootstrap
     n = len(differences)
     low: float | None = None
     high: float | None = None

@@ -27,6 +27,7 @@ from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import BROKEN, EvaluationProtocol, NoImageError, Results, summarize
+from ldm_vae.extras import require
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pixels import ImagePairs
 from ldm_vae.metrics.sets import FeatureSets, SetMetrics
@@ -59,7 +60,11 @@ class Metrics:
     def __init__(
         self, protocol: EvaluationProtocol, device: torch.device | str, *, inception_file: Path | None = None
     ) -> None:
-        """inception_file: weights of Inception; without it they are looked for as pretrained/inception.py says."""
+        """inception_file: weights of Inception; without it they are looked for as pretrained/inception.py says.
+
+        Raises MissingExtra where the extra `metrics` is not installed.
+        """
+        require("metrics", "evaluation")
         self.image = ImageMetrics(protocol.image_metrics, device, rounding=protocol.rounding)
         lpips = self.image.metrics.get("lpips_vgg")
         self.sets = SetMetrics(

@@ -21,13 +21,10 @@ against the scripts themselves.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
+from ldm_vae.choices import PublishedProtocol
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.evaluation.results import EvaluationProtocol
 
-PublishedProtocol = Literal["ldm", "vavae", "seed", "titok"]
-PUBLISHED_PROTOCOLS: tuple[PublishedProtocol, ...] = get_args(PublishedProtocol)
 SIDE = 256  # pixels of a side, in all of them
 
 _IMAGES: dict[PublishedProtocol, ImageConfig] = {

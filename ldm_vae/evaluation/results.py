@@ -10,25 +10,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ldm_vae.choices import (
+    IMAGE_METRICS,
+    SET_METRICS,
+    USUAL_IMAGE_METRICS,
+    USUAL_SET_METRICS,
+    MetricName,
+    SetMetricName,
+)
 from ldm_vae.data.images.fit import ImageConfig, describe_resize
 from ldm_vae.errors import UserError
-from ldm_vae.metrics.image import (
-    IMAGE_METRICS,
-    USUAL_IMAGE_METRICS,
-    ImageMetrics,
-    MeasuredImage,
-    MetricName,
-    psnr,
-)
+from ldm_vae.metrics.image import ImageMetrics, MeasuredImage, psnr
 from ldm_vae.metrics.pixels import Rounding
-from ldm_vae.metrics.sets import (
-    SET_METRICS,
-    USUAL_SET_METRICS,
-    FeatureSets,
-    SetMetricName,
-    SetResults,
-    describe_set_metrics,
-)
+from ldm_vae.metrics.sets import FeatureSets, SetResults, describe_set_metrics
 from ldm_vae.recipe import Config
 
 BROKEN = "the reconstruction holds NaN or infinity"

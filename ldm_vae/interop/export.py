@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 
 from ldm_vae.atomic import atomic_file, refuse_foreign
-from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
+from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.choices import ScaleKind, Target
 from ldm_vae.errors import UserError
 from ldm_vae.interop.card import card_header, card_text
 from ldm_vae.interop.card_update import Card, update_card
@@ -18,7 +19,7 @@ from ldm_vae.interop.diffusers import CARD, CONFIG, EXPORTED, HALF_WEIGHTS, STAT
 from ldm_vae.interop.layouts.layout import describe_parts, exchanged_state, layout_of
 from ldm_vae.interop.load import LoadedModel, ModelSource, weights_hash
 from ldm_vae.interop.native import NATIVE_WEIGHTS, is_native, native_config
-from ldm_vae.interop.pipelines import Target, fit_scale, natural_scale, remarks
+from ldm_vae.interop.pipelines import fit_scale, natural_scale, remarks
 from ldm_vae.interop.weights import HALF, WEIGHTS
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.networks.network import NetworkConfig

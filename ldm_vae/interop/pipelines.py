@@ -7,13 +7,12 @@ with an export in tests/interop/test_pipelines.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
+from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.choices import ScaleKind, Target
 from ldm_vae.errors import UserError
 from ldm_vae.networks.network import NetworkConfig
 
-Target = Literal["sd", "sdxl", "sd3", "flux", "dit"]
 PICTURES = (1, 3)  # channels that pipelines turn into pictures
 
 

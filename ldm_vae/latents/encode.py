@@ -19,8 +19,8 @@ from typing import TypeVar
 import torch
 
 from ldm_vae.atomic import explain_disk_errors
+from ldm_vae.choices import LatentKind, ResizeFilter
 from ldm_vae.codec import LatentCodec
-from ldm_vae.data.images.fit import ResizeFilter
 from ldm_vae.data.shards.disk import status
 from ldm_vae.data.shards.index import Index
 from ldm_vae.data.shards.shard import ShardIndex
@@ -39,7 +39,7 @@ from ldm_vae.latents.folder import (
     write_latents_file,
     write_record,
 )
-from ldm_vae.latents.format import Arithmetic, LatentJob, LatentKind, LatentsFile, ShardRecord
+from ldm_vae.latents.format import Arithmetic, LatentJob, LatentsFile, ShardRecord
 from ldm_vae.latents.prefetch import in_thread
 from ldm_vae.latents.source import DigestingReader, source_digest
 from ldm_vae.latents.stream import QUEUED, EncodedSample, ImageSample, decoded, each_batch, encoded

@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from ldm_vae.data.images.fit import ImageConfig, ResizeFilter
+from ldm_vae.choices import LatentKind, ResizeFilter
+from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.latents.fields import FieldCounts
 from ldm_vae.metrics.latent import StoredMoments
 from ldm_vae.networks.network import Channels
@@ -29,7 +30,6 @@ from ldm_vae.recipe import Config, Positive
 LATENTS_FILE, RECORDS_FOLDER = "latents.json", "records"
 ENCODED = ("*.tar", LATENTS_FILE, f"{RECORDS_FOLDER}/*.json", f"{RECORDS_FOLDER}/.*.lock")  # all that encode writes
 NotNegative = Annotated[int, Field(ge=0)]
-LatentKind = Literal["moments", "mode", "sample"]
 
 
 class LatentJob(Config):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldm_vae.choices import USUAL_IMAGE_METRICS, MetricName
 from ldm_vae.codec import LatentCodec, pad_to_multiple
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import fit_image
@@ -17,8 +18,9 @@ from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import EvaluationProtocol, Results, summarize
+from ldm_vae.extras import require
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.metrics.image import USUAL_IMAGE_METRICS, ImageMetrics, MeasuredImage, MetricName
+from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pixels import ImagePairs
 
 
@@ -50,8 +52,10 @@ def measure_roundtrip(
     metrics: what is measured.
     done(images, total): called after each image.
     Returns the costs of "float32", the posterior's mode as the codec encodes it now; of "float16", as it is stored; and
-    of "8 bits", as `round_to_bits` leaves it. Raises UserError if the images are not those that were encoded.
+    of "8 bits", as `round_to_bits` leaves it. Raises UserError if the images are not those that were encoded,
+    and MissingExtra where the extra `metrics` is not installed.
     """
+    require("metrics", "roundtrip")
     job = latents.info.job
     find = _Pictures(latents, images)
     measure = ImageMetrics(metrics, codec.device)

@@ -17,16 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch_fidelity.defaults import DEFAULTS
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
+from ldm_vae.extras import extra
 from ldm_vae.metrics.spool import Features, chunks
 
 Points = npt.NDArray[np.floating[Any]]
-SUBSET = int(DEFAULTS["kid_subset_size"])  # 1000 images
-SUBSETS = int(DEFAULTS["kid_subsets"])  # 100
-SEED = int(DEFAULTS["rng_seed"])  # of the subsets, 2020
+# torch-fidelity's defaults
+SUBSET = 1000  # images
+SUBSETS = 100
+SEED = 2020  # of the subsets
 
 
 def frechet_distance(ours: Points, theirs: Points) -> float:
@@ -34,6 +33,8 @@ def frechet_distance(ours: Points, theirs: Points) -> float:
 
     ours, theirs: (n, d), n at least 2.
     """
+    with extra("metrics"):
+        from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
     if len(ours) + len(theirs) < ours.shape[1]:
         ours, theirs = _rotated(ours, theirs)
     value: float = fid_statistics_to_metric(_statistics(ours), _statistics(theirs), verbose=False)[KEY_METRIC_FID]
@@ -45,6 +46,8 @@ def kernel_distance(ours: Features, theirs: Features) -> float:
 
     ours, theirs: (n, d), n at least 2.
     """
+    with extra("metrics"):
+        from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
     n = len(ours)
     found = kid_features_to_metric(
         torch.from_numpy(ours),

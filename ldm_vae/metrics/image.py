@@ -23,25 +23,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import (
-    multiscale_structural_similarity_index_measure,
-    structural_similarity_index_measure,
-)
 
+from ldm_vae.choices import USUAL_IMAGE_METRICS, MetricName
 from ldm_vae.errors import UserError
+from ldm_vae.extras import extra, require
 from ldm_vae.losses.perceptual import LPIPSNetwork
 from ldm_vae.metrics.pair import PairNetwork
 from ldm_vae.metrics.pixels import ImagePairs, Rounding
 
-MetricName = Literal["psnr", "ssim", "ssim_signed", "ssim_uniform", "ms_ssim", "lpips_vgg", "lpips_alex"]
-IMAGE_METRICS: tuple[MetricName, ...] = get_args(MetricName)
-UsualMetricName = Literal["psnr", "ssim", "ms_ssim", "lpips_vgg", "lpips_alex"]
-USUAL_IMAGE_METRICS: tuple[UsualMetricName, ...] = get_args(UsualMetricName)
+OF_TORCHMETRICS: tuple[MetricName, ...] = ("ssim", "ssim_signed", "ms_ssim")  # the others need no extra
 LPIPS_NETWORKS: dict[MetricName, LPIPSNetwork] = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
 SSIM_WINDOW = 11  # pixels
 UNIFORM_WINDOW = 7  # pixels
@@ -108,8 +103,12 @@ class ImageMetrics:
     ) -> None:
         """If the weights of a network can't be had, its metric is missing for all images; others are computed.
 
+        Raises MissingExtra where a metric is torchmetrics', and the extra `metrics` is not installed.
+
         rounding: by name of a metric, the values that it compares; a metric that is not named compares the nearest.
         """
+        for name in set(OF_TORCHMETRICS).intersection(names):
+            require("metrics", name, package="torchmetrics")
         self.rounding = rounding
         self.metrics: dict[MetricName, Metric] = {}
         self.unavailable: dict[str, str] = {}
@@ -188,20 +187,20 @@ def _psnr(reconstruction: Tensor, image: Tensor) -> Tensor:
 
 
 def _ssim(reconstruction: Tensor, image: Tensor) -> Tensor:
-    values = structural_similarity_index_measure(
-        reconstruction / 255.0, image / 255.0, data_range=1.0, sigma=1.5, reduction="none"
-    )
-    assert isinstance(values, Tensor)  # it returns more only when asked for
-    return values.reshape(len(image))
+    return _structural_similarity(reconstruction / 255.0, image / 255.0, 1.0)
 
 
 def _ssim_signed(reconstruction: Tensor, image: Tensor) -> Tensor:
     ours, theirs = (x / 127.5 - 1.0 for x in (reconstruction, image))
-    values = structural_similarity_index_measure(
-        ours, theirs, data_range=(-1.0, 1.0), sigma=1.5, reduction="none"
-    )  # it clamps to the range
-    assert isinstance(values, Tensor)
-    return values.reshape(len(image))
+    return _structural_similarity(ours, theirs, (-1.0, 1.0))  # it clamps to the range
+
+
+def _structural_similarity(ours: Tensor, theirs: Tensor, data_range: float | tuple[float, float]) -> Tensor:
+    with extra("metrics"):  # torchmetrics takes seconds to import, so whatever needs it imports it when it is called
+        from torchmetrics.functional.image import structural_similarity_index_measure
+    values = structural_similarity_index_measure(ours, theirs, data_range=data_range, sigma=1.5, reduction="none")
+    assert isinstance(values, Tensor)  # it returns more only when asked for
+    return values.reshape(len(theirs))
 
 
 def _ssim_uniform(reconstruction: Tensor, image: Tensor) -> Tensor:
@@ -226,6 +225,8 @@ def _ssim_uniform(reconstruction: Tensor, image: Tensor) -> Tensor:
 
 def _ms_ssim(reconstruction: Tensor, image: Tensor) -> Tensor:
     """Images of 161 to 175 pixels get their last row and column repeated, because torchmetrics takes 176 at least."""
+    with extra("metrics"):
+        from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
     height, width = image.shape[2:]
     missing = (0, max(0, TORCHMETRICS_MS_SSIM_SIDE - width), 0, max(0, TORCHMETRICS_MS_SSIM_SIDE - height))
     ours, theirs = (F.pad(x / 255.0, missing, mode="replicate") for x in (reconstruction, image))

@@ -16,7 +16,8 @@ from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 from torch import Tensor
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.bottlenecks.scale import SMALLEST, LatentScale, ScaleKind
+from ldm_vae.bottlenecks.scale import SMALLEST, LatentScale
+from ldm_vae.choices import ScaleKind
 from ldm_vae.documents import read_json
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import without_secrets

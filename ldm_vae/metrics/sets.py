@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ldm_vae.choices import SetMetricName
 from ldm_vae.errors import UserError
+from ldm_vae.extras import require
 from ldm_vae.metrics.frechet import SEED, SUBSET, SUBSETS, frechet_distance, kernel_distance
 from ldm_vae.metrics.image import MeasuredImage, unfit
 from ldm_vae.metrics.pair import PairNetwork
@@ -33,9 +35,6 @@ from ldm_vae.metrics.spool import Features, Spool
 from ldm_vae.pretrained.inception import WEIGHTS_SHA256, features_as_pytorch_fid, inception
 from ldm_vae.ranks import all_gather
 
-SetMetricName = Literal["rfid", "rfid_pytorch", "kid", "frechet_vgg16"]
-SET_METRICS: tuple[SetMetricName, ...] = get_args(SetMetricName)
-USUAL_SET_METRICS: tuple[SetMetricName, ...] = ("rfid", "kid", "frechet_vgg16")
 NetworkName = Literal["inception", "inception_pytorch", "vgg16"]
 FEATURE_NETWORKS: Mapping[SetMetricName, NetworkName] = {
     "rfid": "inception",
@@ -104,8 +103,11 @@ class SetMetrics:
         inception_file: Inception's weights; None looks for them.
 
         If a process can't have the weights of a network, the metrics that use it are missing, with the reason; all
-        others are computed. Raises UserError if `inception_file` is given and is another file.
+        others are computed. Raises UserError if `inception_file` is given and is another file, and MissingExtra where
+        the extra `metrics` is not installed.
         """
+        if names:
+            require("metrics", names[0], package="torch_fidelity")
         self.names = tuple(names)
         self.rounding = {FEATURE_NETWORKS[name]: rounding.get(name, "nearest") for name in self.names}
         self.networks: dict[NetworkName, FeatureNetwork] = {}

@@ -12,18 +12,26 @@ import io
 import logging
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.errors import UserError
+from ldm_vae.extras import extra
 from ldm_vae.pretrained.download import Unusable, cache_folder, cache_lock, download_file, read_state, verify
+
+if TYPE_CHECKING:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 logger = logging.getLogger(__name__)
 
+# torch-fidelity's own
+URL_INCEPTION_V3 = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 WEIGHTS_FILE = URL_INCEPTION_V3.rpartition("/")[2]
 WEIGHTS_FILE_OF_PYTORCH_FID = "pt_inception-2015-12-05-6726825d.pth"
@@ -34,8 +42,10 @@ def inception(path: Path | None = None) -> FeatureExtractorInceptionV3:
     """torch-fidelity's network on the CPU: (B, 3, H, W) uint8 of any size -> a tuple of one, (B, 2048) float32.
 
     path: the file of weights; None looks for it.
-    Raises UserError if the file is another one, or if it can't be downloaded.
+    Raises UserError if the file is another one, or if it can't be downloaded, and MissingExtra without the package.
     """
+    with extra("metrics"):
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     if path is not None and not path.is_file():
         raise UserError(f"Inception weights {path} not found", "name the file, or none to fetch it")
     file = path or _kept() or _fetched()

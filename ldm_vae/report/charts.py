@@ -8,16 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
-from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ldm_vae.diagnostics.findings import Axis, Chart, Line
+from ldm_vae.extras import extra
 from ldm_vae.report.numbers import printable, short
 from ldm_vae.report.svg import COLOURS, GRID, INK, inline
+
+with extra("report"):
+    import matplotlib
+    from markupsafe import Markup
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 LINE_POINTS = 400  # points of a line at most; longer lines are averaged over stretches of equal length
 SCATTER_POINTS = 1500  # points of a cloud at most; of a larger cloud every n-th point is drawn

@@ -22,6 +22,7 @@ from ldm_vae.data.stream.fetch import Fetcher
 from ldm_vae.data.stream.order import SampleRef
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.descriptions import describe_metric
+from ldm_vae.metrics.image import psnr, squared_error
 from ldm_vae.report.pictures import Pixels
 from ldm_vae.report.results import ImageRow
 
@@ -184,7 +185,6 @@ def _gallery_image(codec: LatentCodec, choice: Choice, whole: NDArray[np.float32
 
 def _finite_psnr(original: Tensor, reconstruction: Tensor) -> float | None:
     """PSNR in dB; None where it is infinite."""
-    from ldm_vae.metrics.image import psnr, squared_error  # it imports torchmetrics, which takes seconds
 
     error = int(squared_error(reconstruction[None], original[None]))
     return float(psnr(error, original.numel())) if error else None

@@ -13,12 +13,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from ldm_vae.atomic import atomic_file
 from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
+from ldm_vae.extras import extra
 from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.passwords import NEVER_STORED, keep_aside, without_secrets
 from ldm_vae.report import curves, diagnosis, environment, tables
@@ -28,6 +26,10 @@ from ldm_vae.report.gallery import Gallery, choose, make_gallery, worst_first
 from ldm_vae.report.numbers import printable, prose, short
 from ldm_vae.report.pictures import DIVERGING, PICTURE_FORMAT, SEQUENTIAL, gradient
 from ldm_vae.report.run import Gap, RunFolder, leaves, read_run
+
+with extra("report"):
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
 logger = logging.getLogger(__name__)
 REPORT_BYTES = 10_000_000  # bytes of the file at most

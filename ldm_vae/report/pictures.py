@@ -7,9 +7,13 @@ import io
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
+
+from ldm_vae.extras import extra
+
+with extra("report"):
+    from matplotlib import colormaps
 
 Pixels = NDArray[np.uint8]
 SEQUENTIAL, DIVERGING = "inferno", "RdBu_r"

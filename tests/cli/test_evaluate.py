@@ -16,7 +16,6 @@ import torch
 from ldm_vae import LatentCodec
 from ldm_vae.bottlenecks.deterministic import DeterministicConfig
 from ldm_vae.bottlenecks.scale import LatentScale
-from ldm_vae.cli import evaluate as evaluate_command
 from ldm_vae.cli.app import main
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import evaluate_shards
@@ -58,7 +57,7 @@ def test_a_sample_of_a_codec_without_a_posterior_is_refused_before_anything_is_m
     states = {"model": Autoencoder(config).state_dict()}
     meta = {"step": 1, "model": config.model_dump(mode="json")}
     Checkpoint.write(tmp_path / "plain" / "checkpoints" / "step_00000001", states, meta)
-    monkeypatch.setattr(evaluate_command, "Metrics", None)
+    monkeypatch.setattr("ldm_vae.evaluation.evaluate.Metrics", None)
     assert command(run, tmp_path / "plain", shards, "--latent", "sample", *PSNR) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "plain has a deterministic bottleneck and no posterior to sample from" in told

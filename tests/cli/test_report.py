@@ -54,5 +54,5 @@ def test_without_its_packages_it_names_the_command(run: Path, package: str) -> N
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].endswith("is not installed: pip install 'ldm-vae[report]'")
+    assert done.stderr.strip().splitlines()[-1].endswith(f'{package} is not installed: pip install "ldm-vae[report]"')
     assert not (run / "report.html").exists()

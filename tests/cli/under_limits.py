@@ -16,9 +16,18 @@ from pathlib import Path
 
 import torch
 
-from ldm_vae.cli import check, encode, evaluate, stats  # noqa: F401  (before the fork, so that a limit costs a second)
+# What the commands import when they run: before the fork, so that a limit costs a second.
+import ldm_vae.codec
+import ldm_vae.data.images.depth
+import ldm_vae.data.images.tiff
+import ldm_vae.data.shards.check
+import ldm_vae.evaluation.baselines
+import ldm_vae.interop.export
+import ldm_vae.latents.check
+import ldm_vae.latents.encode
+import ldm_vae.latents.measure  # noqa: F401
+from ldm_vae.cli import check, check_latents, encode, evaluate, evaluation_table, stats  # noqa: F401
 from ldm_vae.cli.app import main
-from ldm_vae.data.images import depth, tiff  # noqa: F401
 
 
 def run(arguments: list[str], limit: int | None, log: Path) -> int:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.choices import USUAL_SET_METRICS, MetricName
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.images.pixels import to_uint8
@@ -26,8 +27,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import evaluate_batches, evaluate_shards, measure_batches
 from ldm_vae.evaluation.results import BROKEN, EvaluationProtocol, Results, summarize
 from ldm_vae.metrics import sets
-from ldm_vae.metrics.image import ImageMetrics, MetricName
-from ldm_vae.metrics.sets import USUAL_SET_METRICS
+from ldm_vae.metrics.image import ImageMetrics
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.pretrained import inception
 

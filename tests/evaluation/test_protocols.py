@@ -16,11 +16,12 @@ from torch import Tensor
 from torchmetrics.image import StructuralSimilarityIndexMeasure
 from torchvision import transforms
 
+from ldm_vae.choices import PUBLISHED_PROTOCOLS, PublishedProtocol
 from ldm_vae.data.images.decode import decode_image, encode_image
 from ldm_vae.data.images.fit import fit_image
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.evaluation.evaluate import evaluate_batches
-from ldm_vae.evaluation.protocols import PUBLISHED_PROTOCOLS, PublishedProtocol, published_protocol
+from ldm_vae.evaluation.protocols import published_protocol
 from ldm_vae.losses.perceptual import BACKBONE, LPIPSNetwork
 from ldm_vae.metrics.pixels import ImagePairs
 from ldm_vae.pretrained.backbones import backbone_weights

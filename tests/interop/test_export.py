@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_vae.bottlenecks.scale import LatentScale, ScaleKind
+from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.choices import ScaleKind, Target
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.interop.export import export_model
 from ldm_vae.interop.load import load_model, weights_hash
-from ldm_vae.interop.pipelines import Target
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 

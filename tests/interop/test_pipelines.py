@@ -14,10 +14,11 @@ from diffusers import AutoencoderKL
 from ldm_vae import LatentCodec
 from ldm_vae import codec as codec_module
 from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.choices import Target
 from ldm_vae.errors import UserError
 from ldm_vae.interop.export import export_model
 from ldm_vae.interop.load import LoadedModel, ModelSource, weights_hash
-from ldm_vae.interop.pipelines import PIPELINES, Target
+from ldm_vae.interop.pipelines import PIPELINES
 from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.piecewise import decode_pieces

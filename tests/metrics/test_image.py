@@ -15,11 +15,12 @@ from torchmetrics.image import (
     StructuralSimilarityIndexMeasure,
 )
 
+from ldm_vae.choices import MetricName
 from ldm_vae.errors import UserError
 from ldm_vae.losses.perceptual import BACKBONE
 from ldm_vae.metrics import image as metrics_image
 from ldm_vae.metrics import pair as pair_network
-from ldm_vae.metrics.image import ImageMetrics, MeasuredImage, MetricName
+from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pixels import ImagePairs
 from ldm_vae.pretrained.backbones import backbone_weights
 

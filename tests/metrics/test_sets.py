@@ -15,13 +15,14 @@ from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
+from ldm_vae.choices import USUAL_SET_METRICS
 from ldm_vae.errors import UserError
 from ldm_vae.losses.perceptual import LPIPS
 from ldm_vae.metrics import sets
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pair import PairNetwork
 from ldm_vae.metrics.pixels import ImagePairs
-from ldm_vae.metrics.sets import USUAL_SET_METRICS, FeatureSets, SetMetrics, SetResults, describe_set_metrics
+from ldm_vae.metrics.sets import FeatureSets, SetMetrics, SetResults, describe_set_metrics
 from ldm_vae.pretrained.backbones import backbone_weights
 
 pytestmark = pytest.mark.numerical

@@ -16,10 +16,10 @@ import torch
 from ldm_vae.ranks import is_first_to_report
 from ldm_vae.recipe import load_recipe
 from tests.kl import autoencoder_in
-from train.__main__ import run_training
 from train.agreement import RanksDiffer, check_ranks_agree
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
 from train.recipe import Recipe
+from train.run import run_training
 from train.step import TRAIN_STEPS
 
 TRAIN_STEP = TRAIN_STEPS["shared"]

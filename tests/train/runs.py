@@ -14,8 +14,8 @@ from accelerate.state import AcceleratorState, PartialState
 
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import load_recipe
-from train.__main__ import run_training
 from train.recipe import Recipe
+from train.run import run_training
 
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 DOUBLE = ("precision=float64", "validation.metrics=[psnr]")

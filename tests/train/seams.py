@@ -17,8 +17,9 @@ import torch
 
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import load_recipe
-from train.__main__ import app, run_training
+from train.__main__ import app
 from train.recipe import Recipe
+from train.run import run_training
 
 ROOT = Path(__file__).parent.parent.parent
 # Rounding of 1e-16 stays small where Adam's eps does not enlarge it; the schedule does not depend on the last step.

@@ -113,7 +113,7 @@ def test_what_ended_a_run_is_told_where_a_full_disk_takes_no_note_of_it(
             raise UserError(f"cannot write {run}/status.json", "make room")
         write_status(run, status, *arguments, main=main)
 
-    monkeypatch.setattr("train.__main__.write_status", not_noted)
+    monkeypatch.setattr("train.run.write_status", not_noted)
     monkeypatch.setattr(train.loop, "append", full)
     broken = write_shards(tmp_path / "shards", [30])
     with (broken / "000000.tar").open("r+b") as shard:  # zeros over the signature of the first picture
@@ -223,7 +223,7 @@ def test_a_machine_on_which_auto_means_another_precision_is_refused(
     here = read_yaml(undisturbed / "recipe.yaml")["precision"]
     there = {"no": "bf16", "bf16": "no"}[here]  # and no longer auto
     asked = load_recipe(Recipe, recipe, [*STEPS, f"output={undisturbed}"])
-    monkeypatch.setattr("train.__main__.resolve_precision", lambda _: asked.model_copy(update={"precision": there}))
+    monkeypatch.setattr("train.run.resolve_precision", lambda _: asked.model_copy(update={"precision": there}))
     with pytest.raises(UserError, match=f"was started with precision: {here}, not {there}"):
         run_in_process(recipe)
 

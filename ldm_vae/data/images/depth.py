@@ -11,13 +11,11 @@ import numpy as np
 
 from ldm_vae.data.images.pixels import BLOCK, BrokenImage, PixelArray, check_size, decoding
 from ldm_vae.data.images.png import check_inflated, samples
-from ldm_vae.errors import UserError
+from ldm_vae.extras import extra
 from ldm_vae.machine import allocation_failed
 
-try:
+with decoding(), extra("raster", "tiff and 16-bit png"):
     import imagecodecs
-except ImportError as error:
-    raise UserError(f"tiff and 16-bit png need the package {error.name}", 'pip install "ldm-vae[raster]"') from error
 
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601-2
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field, PositiveInt, model_validator
 
+from ldm_vae.choices import DEFAULT_FILTER, ResizeFilter
 from ldm_vae.data.images.pixels import MAX_CHANNELS, MAX_PIXELS, BrokenImage, PixelArray, check_bytes, to_uint8
 from ldm_vae.recipe import Config
 
@@ -20,7 +21,6 @@ FILTERS = {
     "area": Image.Resampling.BOX,
 }
 ALIASED = "bilinear_aliased"
-ResizeFilter = Literal["bicubic", "bilinear", "lanczos", "area", "bilinear_aliased"]
 
 
 class ImageConfig(Config):
@@ -32,7 +32,7 @@ class ImageConfig(Config):
     resize: PositiveInt | None = None
     """Short side in pixels; smaller images are enlarged to it. null keeps the size."""
 
-    resize_filter: ResizeFilter = "bicubic"
+    resize_filter: ResizeFilter = DEFAULT_FILTER
     """How pixels are resampled. The filter is widened where the image shrinks, against aliasing, except that of
     bilinear_aliased, which is OpenCV's and CompVis': it aliases, and the long side is rounded to the nearest."""
 

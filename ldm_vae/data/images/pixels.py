@@ -17,6 +17,7 @@ from PIL import Image, ImageCms, JpegImagePlugin, MpoImagePlugin, PngImagePlugin
 from torch import Tensor
 
 from ldm_vae.errors import UserError, in_one_line
+from ldm_vae.extras import install_command
 from ldm_vae.machine import allocation_failed, fault_of_machine, forget_failed_allocations, out_of_memory
 from ldm_vae.precision import at_least_float32
 
@@ -63,7 +64,7 @@ def decoding() -> Iterator[None]:
         if (fault := fault_of_machine(error)) is not None:
             raise fault from error
         if _not_loaded(error):
-            remedy = 'see whether memory and open files suffice (ulimit -a); else pip install "ldm-vae[raster]"'
+            remedy = f"see whether memory and open files suffice (ulimit -a); else {install_command('raster')}"
             raise UserError(f"a decoder cannot be loaded ({in_one_line(error)})", remedy) from error
         raise BrokenImage(in_one_line(error)) from error
 

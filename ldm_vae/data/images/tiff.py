@@ -18,12 +18,10 @@ from ldm_vae.data.images.depth import Layout, mix, three_axes
 from ldm_vae.data.images.pixels import BrokenImage, PixelArray, check_size, decoding, from_pillow, full_scale, orient
 from ldm_vae.data.images.quiet import quiet_libtiff
 from ldm_vae.data.images.segments import JPEGS, NONE, check_segments
-from ldm_vae.errors import UserError
+from ldm_vae.extras import extra
 
-try:
+with decoding(), extra("raster", "tiff and 16-bit png"):
     import tifffile
-except ImportError as error:
-    raise UserError(f"tiff and 16-bit png need the package {error.name}", 'pip install "ldm-vae[raster]"') from error
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, TIFF_RGB, PALETTE, SEPARATED, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8  # TIFF tag 262
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, TIFF_RGB: 3, PALETTE: 1, SEPARATED: 4, YCBCR: 3, CIELAB: 3}

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from ldm_vae.data.shards.retry import Forbidden, Missing, Transient, Unreachable, retried
 from ldm_vae.data.shards.urls import host_of, is_signed
 from ldm_vae.errors import UserError, in_one_line
+from ldm_vae.extras import Extra, require
 from ldm_vae.passwords import NEVER_STORED, with_secrets, without_secrets
 
 REQUEST_BYTES = 2**20  # bytes of one request; a dropped connection loses no more
@@ -27,6 +28,8 @@ TRANSIENT_STATUS = (408, 425, 429)  # with 5xx: answers that may be different ne
 REMEDY = "the server or the network fails, not the data: check the network and the address, then run it again"
 NO_RANGES = "the server ignores byte ranges and sends the whole file"
 IN_A_URL = "%/:=&?~#+!$,;'@()*[]"  # beside letters and digits, what stays as it is in a URL that has a query
+
+BUCKETS: dict[str, Extra] = {"s3": "s3", "gs": "gs"}  # protocol -> the extra that fsspec needs for it
 
 ResultT = TypeVar("ResultT")
 
@@ -99,10 +102,10 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
-        extra = {"s3": "pip install 'ldm-vae[s3]'", "gs": "pip install 'ldm-vae[gs]'"}
-        remedy = extra.get(protocol, "use a path, http(s)://, s3:// or gs://")
+        if protocol in BUCKETS:
+            require(BUCKETS[protocol], url)
         what = f"{without_secrets(url)} cannot be opened ({without_secrets(in_one_line(error))})"
-        raise UserError(what, remedy) from error
+        raise UserError(what, "use a path, http(s)://, s3:// or gs://") from error
     return filesystem, path
 
 
