@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -25,7 +25,7 @@ from train.ema import Ema
 from train.guard import Guard
 from train.initialise import initialise_average
 from train.launch import check_launch, check_processes
-from train.optimizer import Update, build_update
+from train.optimizer import OptimizerConfig, Update, build_update
 from train.recipe import MODELS, ModelConfig, Recipe, resolve_precision
 from train.snapshot import RUN_GROUPS
 from train.state import Run
@@ -115,10 +115,17 @@ def build_adversaries(recipe: Recipe) -> list[Adversary]:
     return [] if config is None else [ADVERSARIES.part_of(config)(config)]
 
 
-def build_run(recipe: Recipe, accelerator: Accelerator, autoencoder: Network, frozen: Mapping[str, nn.Module]) -> Run:
+def build_run(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    autoencoder: Network,
+    frozen: Mapping[str, nn.Module],
+    update: Callable[[nn.Module, OptimizerConfig, float, int], Update] = build_update,
+) -> Run:
     """Networks, objective, updates and guard, on the accelerator's device.
 
     frozen: the networks that `build_frozen` returned.
+    update: makes the optimizer of a network.
     """
     autoencoder = autoencoder.to(accelerator.device)
     torch.manual_seed(recipe.seed)
@@ -132,11 +139,12 @@ def build_run(recipe: Recipe, accelerator: Accelerator, autoencoder: Network, fr
             module.double()
 
     ema = Ema(autoencoder, recipe.ema)
-    updates = {"model": _update(autoencoder, recipe, recipe.optimizer.lr)}
+    optimizer, lr = recipe.optimizer, recipe.optimizer.lr
+    updates = {"model": update(autoencoder, optimizer, lr, recipe.steps)}
     model = accelerator.prepare_model(autoencoder)
     critics: dict[str, nn.Module] = {}
     for name, network in networks.items():
-        updates[name] = _update(network, recipe, recipe.optimizer.discriminator_lr or recipe.optimizer.lr)
+        updates[name] = update(network, optimizer, optimizer.discriminator_lr or lr, recipe.steps)
         critics[name] = accelerator.prepare_model(network)
 
     def mean_over_ranks(value: Tensor) -> Tensor:
@@ -144,7 +152,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator, autoencoder: Network, fr
         return reduced
 
     objective = build_objective(recipe.loss, adversaries, frozen, autoencoder.anchors, mean_over_ranks)
-    guard = Guard([autoencoder, *networks.values()], accelerator.device, recipe.optimizer.patience, recipe.log.every)
+    guard = Guard([autoencoder, *networks.values()], accelerator.device, optimizer.patience, recipe.log.every)
     return Run(
         accelerator=accelerator,
         autoencoder=autoencoder,
@@ -180,10 +188,6 @@ def _check_names(adversaries: Sequence[Adversary]) -> None:
     groups = [*RUN_GROUPS, *names, *(f"optimizer_{name}" for name in ("model", *names))]
     if len(set(groups)) < len(groups):
         raise ValueError(f"adversaries named {', '.join(names)}: each needs a name of its own, and none of a group")
-
-
-def _update(module: nn.Module, recipe: Recipe, lr: float) -> Update:
-    return build_update(module, recipe.optimizer, lr, recipe.steps)
 
 
 def _architecture(recipe: Recipe) -> NetworkConfig:

@@ -10,6 +10,7 @@ Everything is counted in float32, or in float64 where the recipe asks for it; bf
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,7 +26,9 @@ from torch.utils.flop_counter import flop_registry
 
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.losses.perceptual import LPIPS, perceptual_channels
-from train.build import build_autoencoder, build_run
+from ldm_vae.networks.network import Network
+from train.build import build_run
+from train.optimizer import OptimizerConfig, Update
 from train.recipe import Recipe
 from train.state import Run
 from train.step import TRAIN_STEPS
@@ -40,33 +43,35 @@ class Cost:
     images: number of images in one forward pass.
     flops: floating-point operations for each image.
     state: bytes that stay between steps: weights of all networks, averages, Adam's moments.
-    peak: most bytes at once.
-    per_image: bytes at the peak for each image.
+    peak: most bytes at once during the step.
     """
 
     images: int
     flops: int
     state: int
     peak: int
-    per_image: int
+
+    @property
+    def per_image(self) -> float:
+        """Bytes at the peak for each image."""
+        return (self.peak - self.state) / self.images
 
 
-def count_step(recipe: Recipe, size: tuple[int, int], images: int, step: int) -> Cost:
-    """The cost of a step in which every loss is on that is on at `step`.
+def count_step(recipe: Recipe, autoencoder: Network, size: tuple[int, int], images: int) -> Cost:
+    """The cost of the last step of a run, in which every loss is on that is ever on.
 
     recipe: with the architecture of `init_from` filled in.
+    autoencoder: its network on `meta`, by `build_autoencoder`.
     size: (H, W) of the images.
     images: images in a forward pass of one process.
     """
-    few, many = (1, images) if images > 1 else (1, 2)
     with Counter() as counter, _FusedAttention():
-        run = _run_on_meta(recipe)
+        counter.note([*autoencoder.parameters(), *autoencoder.buffers()])
+        run = _run_on_meta(recipe, autoencoder)
         state = counter.now
-        least = _peak(counter, run, recipe, size, few, step)
-        flops = counter.flops
-        most = _peak(counter, run, recipe, size, many, step)
-    peak = most if images == many else least
-    return Cost(images, flops, state, peak, (most - least) // (many - few))
+        order = "shared" if recipe.discriminator is None else recipe.discriminator.order
+        TRAIN_STEPS[order](run, [_batch(run, size, images)], recipe.steps - 1)
+    return Cost(images, counter.flops // images, state, counter.peak)
 
 
 class Counter(TorchDispatchMode):
@@ -78,6 +83,11 @@ class Counter(TorchDispatchMode):
         follows modules by hooks, which gradients of a leaf inside of a step do not allow.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Spares the import of torch's compiler, which takes a second: nothing is compiled here."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = self.flops = 0
@@ -87,10 +97,14 @@ class Counter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket in flop_registry:
             self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
-        for tensor in tree_leaves(result):
+        self.note(result)
+        return result
+
+    def note(self, tensors: object) -> None:
+        """Counts the memory of tensors, in any nesting, that is not counted yet."""
+        for tensor in tree_leaves(tensors):
             if isinstance(tensor, Tensor):
                 self._note(tensor.untyped_storage())
-        return result
 
     def _note(self, storage: torch.UntypedStorage) -> None:
         place, size = storage._cdata, storage.nbytes()
@@ -133,25 +147,30 @@ class _Alone:
         return nullcontext()
 
 
-class _Moments(torch.optim.Optimizer):
+class _Moments:
     """The memory of fused Adam, which torch refuses to run on `meta`: two moments, and an update in place."""
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        super().__init__(parameters, {"lr": 0.0})
-        for parameter in parameters:
-            self.state[parameter] = {name: torch.empty_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters, self.param_groups = parameters, [{"lr": 0.0}]
+        self.moments = [torch.empty_like(parameter) for parameter in parameters for _ in ("mean", "mean square")]
 
-    def step(self, closure: Any = None) -> None:
+    def step(self) -> None:
         """Changes nothing."""
 
+    def zero_grad(self, set_to_none: bool) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
 
-def _run_on_meta(recipe: Recipe) -> Run:
+
+def _update(module: nn.Module, config: OptimizerConfig, lr: float, steps: int) -> Update:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return Update(module, cast(torch.optim.Optimizer, _Moments(trained)), lambda step: lr, config.clip)
+
+
+def _run_on_meta(recipe: Recipe, autoencoder: Network) -> Run:
     """A run whose networks have shapes alone, with the moments that Adam has after the first step."""
-    autoencoder, recipe = build_autoencoder(recipe, device="meta")
     with META:
-        run = build_run(recipe, cast(Accelerator, _Alone()), autoencoder, _frozen(recipe))
-    for update in run.updates.values():
-        update.optimizer = _Moments(update.parameters)
+        run = build_run(recipe, cast(Accelerator, _Alone()), autoencoder, _frozen(recipe), _update)
     return run
 
 
@@ -162,16 +181,6 @@ def _frozen(recipe: Recipe) -> dict[str, nn.Module]:
     return {} if channels is None else {"perceptual": LPIPS(config.network, channels=channels)}
 
 
-def _peak(counter: Counter, run: Run, recipe: Recipe, size: tuple[int, int], images: int, step: int) -> int:
-    """The most bytes during a step of some images."""
-    counter.peak = counter.now
-    model = recipe.model
-    batch = Batch(
-        image=torch.empty(images, model.in_channels, *size, dtype=run.dtype, device=META),
-        label=None,
-        key=[""] * images,
-        slot=torch.arange(images, device="cpu"),
-    )
-    order = "shared" if recipe.discriminator is None else recipe.discriminator.order
-    TRAIN_STEPS[order](run, [batch], step)
-    return counter.peak
+def _batch(run: Run, size: tuple[int, int], images: int) -> Batch:
+    pixels = torch.empty(images, run.autoencoder.config.in_channels, *size, dtype=run.dtype, device=META)
+    return Batch(pixels, label=None, key=[""] * images, slot=torch.arange(images, device="cpu"))
