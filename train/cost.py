@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -27,6 +27,7 @@ from torch.utils.flop_counter import flop_registry
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.losses.perceptual import LPIPS, perceptual_channels
 from ldm_vae.networks.network import Network
+from ldm_vae.printable import counted
 from train.build import build_run
 from train.optimizer import OptimizerConfig, Update
 from train.recipe import Recipe
@@ -56,6 +57,22 @@ class Cost:
         """Bytes at the peak for each image."""
         return (self.peak - self.state) / self.images
 
+    def in_words(self) -> str:
+        """Such as "2.9 TFLOP and 2.3 GiB an image; 151 GiB for 64 images at once"."""
+        flops, unit = (self.flops / 1e12, "TFLOP") if self.flops >= 0.995e12 else (self.flops / 1e9, "GFLOP")
+        together = f"{gibibytes(self.peak)} for {counted(self.images, 'image')} at once"
+        return f"{rounded(flops)} {unit} and {gibibytes(self.per_image)} an image; {together}"
+
+
+def gibibytes(count: float) -> str:
+    """Bytes in the unit of a GPU's memory, such as "2.3 GiB" or "35 MiB"."""
+    return f"{rounded(count / 2**30)} GiB" if count >= 0.995 * 2**30 else f"{rounded(count / 2**20)} MiB"
+
+
+def rounded(value: float) -> str:
+    """Two digits, and all before the point."""
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+
 
 def count_step(recipe: Recipe, autoencoder: Network, size: tuple[int, int], images: int) -> Cost:
     """The cost of the last step of a run, in which every loss is on that is ever on.
@@ -65,7 +82,7 @@ def count_step(recipe: Recipe, autoencoder: Network, size: tuple[int, int], imag
     size: (H, W) of the images.
     images: images in a forward pass of one process.
     """
-    with Counter() as counter, _FusedAttention():
+    with Counter() as counter, patch.object(functional, "scaled_dot_product_attention", _fused_attention):
         counter.note([*autoencoder.parameters(), *autoencoder.buffers()])
         run = _run_on_meta(recipe, autoencoder)
         state = counter.now
@@ -120,13 +137,10 @@ class Counter(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention as GPUs compute it, without a matrix of all pairs of positions, which `meta` would make and save."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention and not kwargs and len(args) == 3:
-            return torch.ops.aten._scaled_dot_product_efficient_attention(*args, None, True)[0]
-        return func(*args, **(kwargs or {}))
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """As GPUs compute it in float32. `meta` would make, and save, a matrix of all pairs of positions."""
+    attended, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)
+    return cast(Tensor, attended)
 
 
 class _Alone:

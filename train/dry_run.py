@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 from rich.syntax import Syntax
 from torch import nn
@@ -27,7 +28,7 @@ from ldm_vae.ranks import local_device
 from ldm_vae.recipe import as_yaml
 from ldm_vae.waiting import usable_cores
 from train.build import build_adversaries, build_autoencoder, check_installed
-from train.cost import Cost, count_step
+from train.cost import Cost, count_step, gibibytes
 from train.launch import check_launch
 from train.look import LOOKED_AT, SAMPLED, Look, look_at_images
 from train.measure import seconds_per_image
@@ -35,7 +36,6 @@ from train.recipe import Recipe, resolve_precision
 from train.resume import check_same_data, check_same_experiment, check_steps, refuse_other_files
 from train.validate import validation_data
 
-GIB = 2**30
 PRECISIONS = {"no": "float32", "bf16": "bfloat16 where that is safe, weights in float32", "float64": "float64"}
 LONG = 30 * 86400  # seconds; a run that takes longer is said to
 CORE = 256e9  # operations a second that no core of a CPU exceeds in float32: 64 in a cycle (AVX-512), 4 GHz
@@ -74,17 +74,19 @@ def describe_recipe(recipe: Recipe, changed: Mapping[str, Any] | None = None, *,
             say(f"{adversary.name}: {_parameters(adversary.build(recipe.model))}")
     ratio = look.first[0].numel() / math.prod(latent)
     say(f"image {tuple(look.first.shape[1:])} -> latent {latent}, {ratio:.3g} times fewer numbers")
-    say(f"a step: {_cost_in_words(cost)}")
+    kept = f"of it {gibibytes(cost.state)} for weights, averages and moments"
+    say(f"a step: {cost.in_words()}, {kept} (counted in {'float64' if recipe.precision == 'float64' else 'float32'})")
     say(f"weights: {_first_weights(recipe, checkpoint)}")
-    say(f"device: {local_device()}, {PRECISIONS[recipe.precision]}")
+    say(f"device: {_device()}, {PRECISIONS[recipe.precision]}")
     passes = recipe.steps * recipe.data.batch / index.samples
     epochs = f"{passes:,.0f} epochs" if passes >= 10 else f"{passes:.2g} epochs"
     say(f"training: {_size(index)}, {epochs} in {counted(recipe.steps, 'step')} of {recipe.data.batch}")
-    say(look.in_words())
+    say(look.in_words() + (f"; {look.usable:.1%} can be used" if measure else ""))
     _say_validation(recipe)
     _say_missing_trackers(recipe)
     check_installed(recipe)
-    _say_time(recipe, look, cost, measure)
+    taken = 0 if checkpoint is None else checkpoint.step
+    _say_time(recipe, recipe.steps - taken, look, cost, measure)
 
 
 def _check_batch(recipe: Recipe, index: Index) -> None:
@@ -113,19 +115,6 @@ def _picked(values: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, An
             deeper = isinstance(value, Mapping) and isinstance(names[name], Mapping)
             picked[name] = _picked(value, names[name]) if deeper else value
     return picked
-
-
-def _cost_in_words(cost: Cost) -> str:
-    """Operations and memory, as they are counted."""
-    rest = f" of which {cost.state / GIB:.2g} GiB are weights, averages and moments"
-    peak = f"{cost.peak / GIB:.3g} GiB for {counted(cost.images, 'image')} at once,{rest}"
-    return f"{flops_in_words(cost.flops)} and {cost.per_image / GIB:.2g} GiB an image; {peak} (counted in float32)"
-
-
-def flops_in_words(flops: float) -> str:
-    """A number of floating-point operations, such as "2.9 TFLOP", to two digits."""
-    exponent = 9 if flops < 0.995e12 else 12
-    return f"{flops / 10**exponent:{'.0f' if flops >= 9.95 * 10**exponent else '.1f'}} {'G' if exponent == 9 else 'T'}FLOP"
 
 
 def _first_weights(recipe: Recipe, checkpoint: Checkpoint | None) -> str:
@@ -161,19 +150,25 @@ def _say_missing_trackers(recipe: Recipe) -> None:
             say(f"log.trackers: {tracker} is not installed; {command}, or log.trackers=[]")
 
 
-def _say_time(recipe: Recipe, look: Look, cost: Cost, measure: bool) -> None:
-    """How long the run takes: as measured, else, on a CPU, where no CPU could do it in a month."""
-    images, device = recipe.steps * recipe.data.batch, local_device()
+def _say_time(recipe: Recipe, steps: int, look: Look, cost: Cost, measure: bool) -> None:
+    """How long `steps` steps take: as measured, else, where no CPU could take them in a month, at least how long."""
+    images, device = steps * recipe.data.batch, _device()
     if measure:
         each, together = seconds_per_image(recipe, look.first, cost)
-        say(f"measured: {each:.3g} s an image, of {counted(together, 'image')} at once")
-        total = each * images
-        say(f"about {duration(total)} on this device ({device}), {counted(images, 'image')}, without validation")
+        say(f"measured: {duration(each)} an image, of {counted(together, 'image')} at once")
+        seconds = each * images
+        say(f"about {duration(seconds)} on this device, {device}: {counted(images, 'image')}, without validation")
     else:
-        total = cost.flops * images / (usable_cores() * CORE) if device == "cpu" else 0.0
-    if total > LONG:
-        at_least = "" if measure else f": at least {duration(total)}, were its cores as fast as any"
-        say(f"TOO LONG for this device{at_least}. Take a GPU or a smaller recipe, such as configs/try_f8.yaml")
+        seconds = cost.flops * images / (usable_cores() * CORE) if device == "cpu" else 0.0
+    if seconds > LONG:
+        least = "" if measure else f": at least {duration(seconds)}, were its cores as fast as any"
+        say(f"TOO LONG for this device{least}. Take a GPU, or a smaller recipe such as configs/try_f8.yaml")
+
+
+def _device() -> str:
+    """The device that accelerate takes, by its name."""
+    device = "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else local_device()
+    return device if device == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
 
 
 def _parameters(module: nn.Module) -> str:
