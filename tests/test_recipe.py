@@ -12,7 +12,7 @@ from ldm_vae.documents import read_yaml
 from ldm_vae.errors import UserError
 from ldm_vae.networks.kl import AutoencoderConfig
 from ldm_vae.parts import BOTTLENECKS
-from ldm_vae.recipe import changes, Config, Kind, dump, load_recipe, resolve, validate
+from ldm_vae.recipe import Config, Kind, changes, dump, load_recipe, resolve, validate
 
 
 class Source(Config):

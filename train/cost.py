@@ -91,7 +91,7 @@ def count_step(recipe: Recipe, autoencoder: Network, size: tuple[int, int], imag
     return Cost(images, counter.flops // images, state, counter.peak)
 
 
-class Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of torch's own
     """Counts the floating-point operations that are done, and the bytes of the tensors that exist.
 
     now: bytes of the tensors that were made and not yet freed.
@@ -106,7 +106,7 @@ class Counter(TorchDispatchMode):
         return False
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = self.flops = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
@@ -184,8 +184,7 @@ def _update(module: nn.Module, config: OptimizerConfig, lr: float, steps: int) -
 def _run_on_meta(recipe: Recipe, autoencoder: Network) -> Run:
     """A run whose networks have shapes alone, with the moments that Adam has after the first step."""
     with META:
-        run = build_run(recipe, cast(Accelerator, _Alone()), autoencoder, _frozen(recipe), _update)
-    return run
+        return build_run(recipe, cast(Accelerator, _Alone()), autoencoder, _frozen(recipe), _update)
 
 
 def _frozen(recipe: Recipe) -> dict[str, nn.Module]:

@@ -21,7 +21,7 @@ from train.state import Run
 from train.step import TRAIN_STEPS
 
 SIDE, IMAGES = 64, 6
-VARIANTS = (
+VARIANTS: tuple[list[str], ...] = (
     [],
     ["discriminator=null", "loss.perceptual.channels=off"],
     ["discriminator.order=compvis"],

@@ -101,7 +101,7 @@ def test_refuses_what_training_would_refuse_of_an_existing_run(recipe: Path, tmp
             describe_recipe(load_recipe(Recipe, recipe, [change]))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "metrics.jsonl").touch()
-    with pytest.raises(UserError, match="holds metrics.jsonl and is no run"):
+    with pytest.raises(UserError, match=r"holds metrics\.jsonl and is no run"):
         describe_recipe(load_recipe(Recipe, recipe, [f"output={tmp_path / 'full'}"]))
 
 
@@ -135,13 +135,16 @@ def test_measures_a_step_and_says_how_long_the_run_takes(recipe: Path, capsys: p
     assert "TOO LONG" not in said
     assert not Path(load_recipe(Recipe, recipe).output).exists()
     steps = "steps=2_000_000_000"
-    assert re.search(r"about [\d,]+ days .*\nTOO LONG for this device\. ", said_about(recipe, capsys, steps, measure=True))
+    assert re.search(
+        r"about [\d,]+ days .*\nTOO LONG for this device\. ", said_about(recipe, capsys, steps, measure=True)
+    )
 
 
 def test_says_without_measuring_what_no_processor_could_do(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cost = re.compile(r"a step: ([\d.]+) GFLOP")
     said = said_about(recipe, capsys)
-    assert (found := cost.search(said)) is not None and "TOO LONG" not in said
+    found = cost.search(said)
+    assert found is not None and "TOO LONG" not in said
     each = float(found[1]) * 1e9
     days = 60
     steps = int(days * 86400 * CORE * usable_cores() / each / 4)

@@ -44,7 +44,17 @@ def overrides(path: Path, shards: Path, codec: Path) -> list[str]:
 
 
 def test_all_recipes_are_there() -> None:
-    wanted = {"demo_cpu", "try_f8", "deterministic", "kl_f4_c3", "kl_f8_c4", "kl_f8_c16", "kl_f16_c16", "kl_f16_c32", *FINETUNES}
+    wanted = {
+        "demo_cpu",
+        "try_f8",
+        "deterministic",
+        "kl_f4_c3",
+        "kl_f8_c4",
+        "kl_f8_c16",
+        "kl_f16_c16",
+        "kl_f16_c32",
+        *FINETUNES,
+    }
     assert wanted <= {path.stem for path in RECIPES}
 
 
