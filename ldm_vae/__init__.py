@@ -5,6 +5,7 @@ Names are imported when first asked for, so that the command line answers withou
     errors.py      The one kind of error that a user can mend: it names the thing and the remedy in a line
     choices.py     What options and fields of recipes choose among, by name, without the code behind it
     extras.py      Packages that the base installation leaves out: where one is missing, a line names the command
+    versions.py    Versions of this package and of what it runs on
     documents.py   JSON and YAML that anybody may have written -> values, bounded, or a UserError that names the file
     machine.py     Tells faults of the machine, such as too little memory, from all other errors
     passwords.py   Passwords and signatures in URLs: kept aside, sent in requests, never stored or shown

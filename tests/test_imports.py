@@ -18,6 +18,7 @@ ROOMS = (
     "passwords",
     "errors",
     "extras",
+    "versions",
     "printable",
     "quantities",
     "machine",

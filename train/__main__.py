@@ -20,6 +20,7 @@ from ldm_vae.ending import told_in_a_line
 from ldm_vae.passwords import without_secrets
 from ldm_vae.printable import PrintableFormatter, prepare_output, say
 from ldm_vae.ranks import is_first_to_report
+from ldm_vae.versions import versions_in_words
 from ldm_vae.waiting import choose_waiting
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -36,6 +37,7 @@ def train_command(
         bool,
         typer.Option("--fields", help="say what every field means, or those of a SECTION in place of RECIPE, stop"),
     ] = False,
+    version: Annotated[bool, typer.Option("--version", help="name the versions of what matters, stop")] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="say what would be trained and what a step costs, check the data, stop"),
@@ -54,6 +56,10 @@ def train_command(
     sys.argv[1:] = map(without_secrets, sys.argv[1:])  # trackers store the command line
     logging.getLogger("train").setLevel(logging.INFO)
     with told_in_a_line("train", tell):
+        if version:
+            for line in versions_in_words():
+                say(line)
+            return
         if fields:
             explain_fields([] if recipe is None else [str(recipe), *(overrides or [])])
             return

@@ -38,7 +38,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     """
     check_launch(recipe)
     check_installed(recipe)
-    half = resolve_precision(recipe).precision == "bf16"
+    half = resolve_precision(recipe).precision == "bfloat16"
     accelerator = Accelerator(
         mixed_precision="bf16" if half else "no", log_with=list(recipe.log.trackers) or None, project_dir=recipe.output
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from accelerate import Accelerator, DistributedType
 from accelerate.commands.config.config_args import default_config_file
 
+from ldm_vae.choices import FORMER_PRECISIONS
 from ldm_vae.errors import UserError
 from ldm_vae.launch import Launch, find_launch, how_to_launch, refuse_one_for_several
 from train.recipe import Recipe, resolve_precision
@@ -67,7 +68,7 @@ def check_launch(recipe: Recipe) -> None:
     clip = "null" if optimizer.clip is None else str(optimizer.clip)
     accumulation = str(optimizer.accumulation)
     for option, field, own, meant in (
-        ("mixed_precision", "precision", recipe.precision + here, "bf16" if precision == "bf16" else DEFAULT),
+        ("mixed_precision", "precision", recipe.precision + here, "bf16" if precision == "bfloat16" else DEFAULT),
         ("gradient_accumulation_steps", "optimizer.accumulation", accumulation, accumulation),
         ("gradient_clipping", "optimizer.clip", clip, clip),
     ):
@@ -75,9 +76,10 @@ def check_launch(recipe: Recipe) -> None:
         if said is None or _same(said.value, meant):
             continue
         known = said.value.lower() in (DEFAULT, "bf16") or re.fullmatch(r"[\d.]+", said.value)
+        value = FORMER_PRECISIONS.get(said.value.lower(), said.value)  # which were accelerate's words
         raise UserError(
             f"accelerate is told {said.value} by {said.where}, and the recipe says {field} {own}",
-            f"leave {said.where} out" + (f", or set {field}={said.value}" if known else ""),
+            f"leave {said.where} out" + (f", or set {field}={value}" if known else ""),
         )
 
 

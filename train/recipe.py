@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
+from ldm_vae.choices import FORMER_PRECISIONS
 from ldm_vae.data.stream.reader import DataConfig
 from ldm_vae.losses.adversarial import DiscriminatorConfig
 from ldm_vae.losses.adversary import AdversaryConfig
@@ -60,9 +61,9 @@ class Recipe(Config):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of first weights, order of the images, crops and noise."""
 
-    precision: Literal["auto", "no", "bf16", "float64"] = "auto"
-    """Arithmetic of the networks; weights stay float32. auto: bf16 on a GPU that has it, else no. no: float32. float64:
-    everything, weights too."""
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Arithmetic of the networks; weights stay float32. auto: bfloat16 on a GPU that has it, else float32. float64:
+    everything, weights too. The former words no (float32) and bf16 are read as well."""
 
     model: Annotated[SerializeAsAny[ModelConfig], MODELS] = Field(default_factory=_default_model)
     """The autoencoder."""
@@ -93,12 +94,13 @@ class Recipe(Config):
 
     @field_validator("precision", mode="before")
     @classmethod
-    def _refuse_fp16(cls, value: Any) -> Any:
+    def _in_words_of_today(cls, value: Any) -> Any:
         if value in ("fp16", "float16"):
             raise ValueError(
-                "fp16 is refused, because two losses share one gradient scaler and it overflows in silence; use bf16"
+                f"{value} is refused, because two losses share one gradient scaler and it overflows in silence; "
+                "use bfloat16"
             )
-        return value
+        return FORMER_PRECISIONS.get(value, value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check_fields_together(self) -> Recipe:
@@ -175,4 +177,4 @@ def resolve_precision(recipe: Recipe) -> Recipe:
         return recipe
     gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     half = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    return recipe.model_copy(update={"precision": "bf16" if half else "no"})
+    return recipe.model_copy(update={"precision": "bfloat16" if half else "float32"})

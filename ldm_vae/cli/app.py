@@ -5,18 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Annotated
 
 import typer
 
 from ldm_vae.choices import FORMER_PRECISIONS
+from ldm_vae.cli.train import train
 from ldm_vae.data.images.quiet import quiet_decoders
 from ldm_vae.ending import told_in_a_line
-from ldm_vae.printable import prepare_output
+from ldm_vae.printable import prepare_output, say
+from ldm_vae.versions import versions_in_words
 from ldm_vae.waiting import choose_waiting
 
 COMMANDS = {
     "shards": "Pack a folder of images into WebDataset shards with an index.",
     "check": "Find what is wrong with shards, and index them; or with latents.",
+    "train": "Train a codec by a recipe, from a checkout of the project.",
     "evaluate": "Measure how well codecs reconstruct the images of some shards.",
     "inspect": "Find out what is wrong with a latent space, and what to try.",
     "report": "Show a run in one HTML file, or several side by side.",
@@ -32,7 +36,7 @@ FORMER_WORDS = {"dtype": "precision"} | FORMER_PRECISIONS  # options and their v
 def build_app(asked: str | None) -> typer.Typer:
     """The app with the subcommand `asked`. Every other subcommand is only a line on the help page.
 
-    So `ldm-vae --help` answers at once: the modules of subcommands import torch, and only the one in use is imported.
+    A module of a subcommand imports what it works with when it is called, so that `--help` waits for nothing.
     """
     app = typer.Typer(name="ldm-vae", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback(context_settings={"token_normalize_func": _word_of_today})(_help_page)
@@ -49,17 +53,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare_output()
     quiet_decoders()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    choose_waiting()
     try:
         with told_in_a_line("ldm-vae"):
+            if arguments[:1] == ["train"]:
+                train(arguments[1:])
+            choose_waiting()
             build_app(arguments[0] if arguments else None)(arguments, obj=arguments)
     except KeyboardInterrupt:  # during imports; later typer handles it
         sys.exit(130)
 
 
-def _help_page() -> None:
+def _show_versions(asked: bool) -> None:
+    if asked:
+        for line in versions_in_words():
+            say(line)
+        raise typer.Exit
+
+
+def _help_page(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_versions, is_eager=True, help="Name the versions of all that matters."
+        ),
+    ] = False,
+) -> None:
     """Measure, export and use latent codecs. MODEL is a run, a checkpoint or an exported folder; SHARDS is a
-    folder, a glob, a brace pattern or a URL."""
+    folder, a glob, a brace pattern or a URL of shards, or a folder of images."""
 
 
 def _word_of_today(word: str) -> str:

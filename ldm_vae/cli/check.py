@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,19 +15,23 @@ from rich.table import Table
 from ldm_vae.atomic import atomic_file, require_writable
 from ldm_vae.cli.options import Json
 from ldm_vae.data.shards.disk import is_file
+from ldm_vae.data.shards.left_out import group_reasons
 from ldm_vae.errors import UserError
-from ldm_vae.printable import printable, say
+from ldm_vae.printable import counted, printable, say
+from ldm_vae.quantities import size
 
 if TYPE_CHECKING:
     from ldm_vae.data.shards.check import Problem, Report
 
-NUMBER = re.compile(r"\d+")
 REASONS_SHOWN = 5  # for each shard; --json has all
 
 
 def check(
     shards: Annotated[
-        str, typer.Argument(metavar="SHARDS|LATENTS", help="Image shards, or a folder that `ldm-vae encode` wrote.")
+        str,
+        typer.Argument(
+            metavar="SHARDS|LATENTS", help="Shards or a folder of images; or a folder that `ldm-vae encode` wrote."
+        ),
     ],
     decode: Annotated[bool, typer.Option("--decode", help="Read and decode every picture, label and text.")] = False,
     channels: Annotated[
@@ -78,9 +80,7 @@ def _check_images(shards: str, json: Path | None, *, decode: bool, channels: int
     reports = list(check_shards(shards, decode=decode, channels=channels))
     _print(reports)
     if not decode:
-        typer.echo(
-            f"{LOOKED_AT} samples of each shard were decoded, and all where one was broken; --decode looks at all"
-        )
+        typer.echo(f"decoded {LOOKED_AT} samples of each shard, all where one is broken; --decode looks at all")
     if json is not None:
         with atomic_file(json) as stage:
             stage.write_text(json_format.dumps(_reports_to_json(reports), indent=2) + "\n")
@@ -106,25 +106,20 @@ def _print(reports: Sequence[Report]) -> None:
     shards = [report.shard for report in reports if report.shard is not None]
     wrong = {report.url for report in reports if report.problems}
     whole = [shard for shard in shards if shard.url not in wrong]
-    table.add_row(f"{len(whole)} whole shards", str(sum(shard.samples for shard in whole)), "0")
+    table.add_row(counted(len(whole), "whole shard"), str(sum(shard.samples for shard in whole)), "0")
     console = Console()
     console.print(table)
-    size = sum(shard.size for shard in shards) / 1e6
-    console.print(f"{len(shards)} shards, {sum(s.samples for s in shards)} samples that can be used, {size:.1f} MB")
+    usable = counted(sum(shard.samples for shard in shards), "sample")
+    console.print(f"{counted(len(shards), 'shard')}, {usable} to use, {size(sum(shard.size for shard in shards))}")
 
 
 def _by_reason(problems: Sequence[Problem]) -> Iterator[tuple[str, int, str]]:
-    """Reason, count and first member, for at most REASONS_SHOWN reasons; the others are summed up in one row.
-
-    Reasons that differ in their numbers only count as one, that of the first member.
-    """
-    counts = Counter(NUMBER.sub("0", problem.reason) for problem in problems)
-    first = {NUMBER.sub("0", problem.reason): problem for problem in reversed(problems)}
-    for reason in list(counts)[:REASONS_SHOWN]:
-        yield first[reason].reason, counts[reason], printable(first[reason].member)
-    rest = list(counts)[REASONS_SHOWN:]
-    if rest:
-        yield f"{len(rest)} more reasons: see --json", sum(counts[reason] for reason in rest), ""
+    """Reason, count and first member, for at most REASONS_SHOWN reasons; the others are summed up in one row."""
+    reasons = group_reasons((problem.member, problem.reason) for problem in problems)
+    for reason in reasons[:REASONS_SHOWN]:
+        yield reason.text, reason.count, printable(reason.example)
+    if rest := reasons[REASONS_SHOWN:]:
+        yield f"{counted(len(rest), 'more reason')}: see --json", sum(reason.count for reason in rest), ""
 
 
 def _reports_to_json(reports: Sequence[Report]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from rich.table import Table
 from ldm_vae.atomic import atomic_file
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.latents.check import LatentProblem, check_latents
-from ldm_vae.printable import printable
+from ldm_vae.printable import counted, printable
+from ldm_vae.quantities import size
 
 
 def show_check(folder: Path, source: str | None, json: Path | None) -> None:
@@ -30,7 +31,8 @@ def show_check(folder: Path, source: str | None, json: Path | None) -> None:
     console = Console()
     if report.problems:
         console.print(_table(report.problems))
-    console.print(f"{report.shards} whole shards, {report.samples} latents, {report.bytes / 1e6:.1f} MB")
+    whole = f"{counted(report.shards, 'whole shard')}, {counted(report.samples, 'latent')}, {size(report.bytes)}"
+    console.print(whole)
     if report.version == 1:
         console.print("version 1 holds no digests: a change that keeps sizes is not seen; encode into a new folder")
     if source is None and not report.problems:

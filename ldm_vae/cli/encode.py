@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json as json_format
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.choices import LatentKind
 from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Precision, ProgressMeter, Resize, Shards, image_config
+from ldm_vae.cli.summary import per_image, say_reasons, speed
+from ldm_vae.errors import UserError
 from ldm_vae.launch import refuse_one_for_several
-from ldm_vae.printable import say
-from ldm_vae.ranks import local_device, rank_and_world
+from ldm_vae.printable import counted, say
+from ldm_vae.ranks import is_first_to_report, local_device, rank_and_world
+
+if TYPE_CHECKING:
+    from ldm_vae.latents.encode import Share
+    from ldm_vae.latents.format import LatentsFile
 
 
 def encode(
@@ -38,6 +45,10 @@ def encode(
         bool, typer.Option("--verify", help="Read what is finished, and its images, to find what has changed.")
     ] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove latents whose shards of images are gone.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say how many bytes it would write, and in what time."),
+    ] = False,
     json: Json = None,
 ) -> None:
     """Turn image shards into latent shards.
@@ -49,9 +60,9 @@ def encode(
     """
     from ldm_vae.codec import LatentCodec
     from ldm_vae.data.shards.index import load_index
-    from ldm_vae.latents.encode import encode_shards, latent_job
+    from ldm_vae.latents.encode import encode_shards
     from ldm_vae.latents.folder import read_latents_file, read_records
-    from ldm_vae.latents.format import RECORDS_FOLDER
+    from ldm_vae.latents.job import latent_job
 
     refuse_one_for_several(rank_and_world()[1], local_device())
     codec = LatentCodec.load(model, device=local_device(), dtype=precision)
@@ -71,24 +82,57 @@ def encode(
     )
     rank, world = rank_and_world()
     index = load_index(shards)
+    if dry_run:
+        from ldm_vae.cli.encode_dry_run import say_dry_run
+
+        if world > 1:
+            raise UserError("--dry-run in several processes", "run it in one: they share the time that it tells")
+        say_dry_run(codec, index, out, job, workers=workers, prune=prune)
+        return
+    started = time.monotonic()
     with ProgressMeter("image") as progress:
-        encode_shards(
+        share = encode_shards(
             codec, index, out, job, workers=workers, rank=rank, world=world, verify=verify, prune=prune,
             done=progress.advance,
         )  # fmt: skip
+    seconds = time.monotonic() - started
     content = read_latents_file(out)
-    if not content.complete:
-        say(f"{out}: the shards of process {rank} of {world} are finished")
-        return
-    if json is not None:
+    if content.complete and json is not None:
         records = read_records(out)
         summary = content.model_dump(mode="json", include={"samples", "scale", "statistics"})
         summary["shards"] = {name: shard.samples for name, shard in content.shards.items()}
         summary["quarantined"] = {n: dict(record.quarantined) for n, record in records.items() if record.quarantined}
         with atomic_file(json) as stage:
             stage.write_text(json_format.dumps(summary, indent=1) + "\n")
-    left_out = sum(shard.left_out for shard in content.shards.values())
-    which = f' (see "quarantined" in {out / RECORDS_FOLDER} for the reasons)' if left_out else ""
-    if content.scale is None:
-        say(f"{out}: not scaled, since nobody has measured the codec: `ldm-vae stats {model} {shards} --write`")
-    say(f"{out}: {content.samples} latents in {len(content.shards)} shards, {left_out} images left out{which}")
+    if content.complete and is_first_to_report(f"encoded {out}"):
+        _say_totals(out, content)
+    _say_share(share, seconds, f"process {rank} of {world}: " if world > 1 else "")
+    if content.complete and content.scale is None:
+        say(f"not scaled, since nobody has measured the codec: `ldm-vae stats {model} {shards} --write`")
+
+
+def _say_totals(out: Path, content: LatentsFile) -> None:
+    """What a finished folder holds, whoever made it, and what it lacks."""
+    from ldm_vae.latents.folder import read_records
+    from ldm_vae.latents.format import RECORDS_FOLDER
+
+    sizes = sum((out / name).stat().st_size for name in content.shards)
+    tars = counted(len(content.shards), "tar")
+    say(f"{out}: {counted(content.samples, 'latent')} in {tars}, {per_image(sizes, content.samples)}")
+    if left_out := sum(shard.left_out for shard in content.shards.values()):
+        images = counted(content.samples + left_out, "image")
+        say(f'left out {left_out:,} of {images}, all named in {out / RECORDS_FOLDER} ("quarantined"):')
+        say_reasons(lost for record in read_records(out).values() for lost in record.quarantined)
+
+
+def _say_share(share: Share, seconds: float, who: str) -> None:
+    """What this process did."""
+    there = f"{share.there:,} of {counted(share.there + share.tars, 'tar')}"
+    if not share.tars:
+        say(f"{who}nothing to do: {counted(share.there, 'tar')} {'was' if share.there == 1 else 'were'} there already")
+        return
+    if share.there:
+        say(f"{who}{there} {'was' if share.there == 1 else 'were'} there already")
+    say(f"{who}encoded {speed(share.images, seconds)}")
+    latents = share.images - len(share.left_out)
+    say(f"{who}read {per_image(share.read, share.images)}, wrote {per_image(share.written, latents)}")

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from ldm_vae.data.images.fit import ImageConfig
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run, checkpoint, exported folder or Hub id.")]
-Shards = Annotated[str, typer.Argument(metavar="SHARDS", help="Folder, glob, brace pattern or URL of image shards.")]
+Shards = Annotated[
+    str, typer.Argument(metavar="SHARDS", help="Shards: folder, glob, brace pattern, URL. Or a folder of images.")
+]
 Resize = Annotated[
     str | None,
     typer.Option(

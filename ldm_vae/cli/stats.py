@@ -11,7 +11,7 @@ from ldm_vae.atomic import require_writable
 from ldm_vae.cli.options import BatchSize, Crop, Json, Model, ProgressMeter, Resize, Shards, image_config
 from ldm_vae.errors import UserError
 from ldm_vae.launch import refuse_one_for_several
-from ldm_vae.printable import say
+from ldm_vae.printable import counted, say
 from ldm_vae.ranks import local_device, rank_and_world
 
 if TYPE_CHECKING:
@@ -75,11 +75,9 @@ def _channel_table(statistics: LatentStatistics) -> str:
     rows += [(str(channel), mean, std) for channel, (mean, std) in enumerate(channels)]
     lines = [f"{'channel':>7}  {'mean':>10}  {'std':>10}"]
     lines += [f"{name:>7}  {mean:>10.5f}  {std:>10.5f}" for name, mean, std in rows]
-    lines.append(
-        f"{statistics.images} images, {statistics.latents} of the posterior; scaling factor {1 / statistics.std:.5f}"
-    )
+    images = counted(statistics.images, "image")
+    lines.append(f"{images}, {statistics.latents} of the posterior; scaling factor {1 / statistics.std:.5f}")
     if (activation := statistics.activation) is not None:
-        lines.append(
-            f"largest activation {activation.largest:.1f} at {activation.layer}, over {activation.images} images"
-        )
+        images = counted(activation.images, "image")
+        lines.append(f"largest activation {activation.largest:.1f} at {activation.layer}, over {images}")
     return "\n".join(lines)

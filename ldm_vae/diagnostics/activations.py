@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, counted, gaps
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, gaps
 from ldm_vae.diagnostics.probes import BATCH, Probes
 from ldm_vae.interop.export import FLOAT16_SAFE
 from ldm_vae.latents.measure import largest_outputs
+from ldm_vae.printable import counted
 
 FLOAT16_LARGEST = torch.finfo(torch.float16).max  # 65504
 BINARY16 = "IEEE 754 binary16: largest finite value 65504"

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ldm_vae.data.shards.classes import CLASSES_FILE
 from ldm_vae.data.shards.disk import read_file
-from ldm_vae.data.shards.pack import CLASSES_FILE
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.diagnostics.explore import principal_directions
 from ldm_vae.diagnostics.findings import Axis, Chart, FloatArray, Line

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, counted, gaps, graded_verdict
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, gaps, graded_verdict
 from ldm_vae.diagnostics.probes import BLANK, Probes, decode_in_batches, encode_in_batches, mean_psnr
+from ldm_vae.printable import counted
 
 Change = Callable[[Tensor], Tensor]
 EQ_VAE = "Kouzelis et al. 2025, EQ-VAE, arXiv:2502.09509"

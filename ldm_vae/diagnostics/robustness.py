@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, counted, gaps, graded_verdict
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, gaps, graded_verdict
 from ldm_vae.diagnostics.probes import BLANK, NOISIER, Probes, decode_in_batches, mean_psnr, noise_like
 from ldm_vae.latents.roundtrip import round_to_bits
+from ldm_vae.printable import counted
 
 NOISE = (0.05, 0.1, 0.2, 0.5, 1.0)  # standard deviations of the latents
 BITS = (8, 6, 4)

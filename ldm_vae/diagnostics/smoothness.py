@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, counted, graded_verdict
+from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, graded_verdict
 from ldm_vae.diagnostics.probes import BLANK, NOISIER, Probes, decode_in_batches, noise_like, pairs
+from ldm_vae.printable import counted
 
 STEP = 0.1  # standard deviations of the latents
 STEPS_PER_LINE = 8  # between two latents

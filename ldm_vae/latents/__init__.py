@@ -6,7 +6,9 @@ first_version.py  Version 1 of latents.json and its records: read as the present
 format.py         The format of latents on disk: what tars, records and latents.json hold
 folder.py         Writes and reads the files of a folder of latents
 stream.py         Reads shards of images and encodes their samples, in order
+job.py            The job that the options of `ldm-vae encode` describe
 encode.py         Encodes shards of images to shards of latents, and goes on where it stopped
+trial.py          Tries what encoding will give and how long it will take
 check.py          Finds what is wrong with a folder of latents
 dataset.py        LatentDataset: gives stored latents for training diffusion models
 fields.py         The class and the text of a stored sample, and what stands for one that is missing

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
@@ -19,12 +20,10 @@ from typing import TypeVar
 import torch
 
 from ldm_vae.atomic import explain_disk_errors
-from ldm_vae.choices import LatentKind, ResizeFilter
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.disk import status
 from ldm_vae.data.shards.index import Index
 from ldm_vae.data.shards.shard import ShardIndex
-from ldm_vae.data.shards.urls import is_remote
 from ldm_vae.errors import UserError
 from ldm_vae.latents.fields import FIELDS, count_fields, total_of
 from ldm_vae.latents.folder import (
@@ -46,7 +45,35 @@ from ldm_vae.latents.stream import QUEUED, EncodedSample, ImageSample, decoded, 
 from ldm_vae.locks import exclusive
 from ldm_vae.marks import Held
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
-from ldm_vae.passwords import keep_aside
+from ldm_vae.printable import counted
+
+
+@dataclass
+class Share:
+    """What one process has done.
+
+    there: tars of its share that were finished before.
+    tars: those that it made.
+    images: samples in the shards of images that these were made from.
+    read, written: bytes of these shards, and of the tars.
+    left_out: (key, reason) of the samples that the tars lack.
+    """
+
+    there: int
+    tars: int = 0
+    images: int = 0
+    read: int = 0
+    written: int = 0
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, record: ShardRecord, shard: ShardIndex) -> None:
+        """Counts a tar that was made."""
+        self.tars += 1
+        self.images += shard.samples
+        self.read += shard.size
+        self.written += 0 if record.tar is None else record.tar.bytes
+        self.left_out += record.quarantined
+
 
 SampleT = TypeVar("SampleT", ImageSample, EncodedSample)
 NAMES_LISTED = 10  # names of shards that a message lists
@@ -64,7 +91,7 @@ def encode_shards(
     verify: bool = False,
     prune: bool = False,
     done: Callable[[int, int], None],
-) -> None:
+) -> Share:
     """Makes the latent shards that are missing in `folder`, or whose shard of images has other samples now.
 
     workers: threads that decode pictures.
@@ -84,8 +111,7 @@ def encode_shards(
     mine = _unfinished(folder, records, share, verify=verify)
     # All that may be refused comes before the first change.
     if gone and not prune:
-        what = f"{folder} holds latents of {len(gone)} shards that {job.source} lacks, such as {gone[0]}"
-        raise UserError(what, "give the shards that they were made from, --prune to remove them, or another folder")
+        raise gone_error(folder, job, gone)
     _refuse_other_source(folder, begun, job, records, named, mine)
     _refuse_other_files(folder, begun, [name for name, _ in mine])
     moved = begun.job.source not in (None, job.source)
@@ -95,13 +121,14 @@ def encode_shards(
         write_latents_file(folder, LatentsFile(version=begun.version, arrays=begun.arrays, job=begun.job))
     _forget(folder, stale=[name for name, _ in mine if name in records], gone=gone if rank == 0 else [])
     total = sum(shard.samples for _, shard in mine)
+    result = Share(there=len(share) - len(mine))
     done(0, total)
     reader = DigestingReader()
     arithmetic = Arithmetic(precision=codec.precision, device=codec.device.type, torch=torch.__version__)
     with (
         ThreadPoolExecutor(workers) as pool,
         each_batch(codec.device) as each,
-        closing(_ahead(decoded([s for _, s in mine], job, pool, 2 * workers, reader), depth=2)) as pictures,
+        closing(_ahead(decoded([s for _, s in mine], job, pool, 2 * workers, reader.read), depth=2)) as pictures,
         closing(_ahead(encoded(codec, job, pictures, each), depth=2 * job.batch)) as latents,
     ):
         for number, samples in groupby(latents, key=lambda pair: pair[0]):
@@ -113,6 +140,7 @@ def encode_shards(
                 # The shard was read to its end by now, so its digest is known.
                 made_from = {"source": reader.digests[number], "arithmetic": arithmetic}
                 write_record(folder, record.model_copy(update={"version": begun.version, **made_from}))
+            result.add(record, shard)
     records = {name: record for name, record in read_records(folder).items() if name in named}
     if lost := [name for name in share if name not in records]:
         remedy = (
@@ -122,9 +150,16 @@ def encode_shards(
     if not mine and begun.complete and _totals_are_right(folder, begun, records):
         if moved:
             write_latents_file(folder, begun)
-        return  # there was nothing to do, and the scale is that of the codec it was done with
+        return result  # there was nothing to do, and the scale is that of the codec it was done with
     if len(records) == len(named) and not _of_other_sizes(named, records):
         _finish(codec, folder, records, begun)
+    return result
+
+
+def gone_error(folder: Path, job: LatentJob, gone: Sequence[str]) -> UserError:
+    """Says that a folder holds tars whose shards of images are gone."""
+    what = f"{folder} holds latents of {counted(len(gone), 'shard')} that {job.source} lacks, such as {gone[0]}"
+    return UserError(what, "give the shards that they were made from, --prune to remove them, or another folder")
 
 
 def _ahead(samples: Iterable[tuple[int, SampleT]], *, depth: int) -> Generator[tuple[int, SampleT], None, None]:
@@ -294,50 +329,3 @@ def _finish(codec: LatentCodec, folder: Path, records: Mapping[str, ShardRecord]
         shards={name: finished_shard(folder, record) for name, record in records.items()},
     )
     write_latents_file(folder, content, records)
-
-
-def latent_job(
-    codec: LatentCodec,
-    shards: str,
-    *,
-    latents: LatentKind,
-    mirrored: bool,
-    resize: int | None,
-    resize_filter: ResizeFilter,
-    crop: int | None,
-    multiple: int | None,
-    batch: int,
-    keep_image: bool,
-    seed: int,
-) -> LatentJob:
-    """The job that these options describe.
-
-    shards: the shards of images, as a person gave them.
-    Raises UserError if `multiple` is not a multiple of f, and for moments or samples that the codec does not have.
-    """
-    factor = codec.factor
-    if multiple is not None and multiple % factor:
-        raise UserError(f"--multiple {multiple}", f"give a multiple of f, which is {factor} for this codec")
-    bottleneck, kind = codec.model.bottleneck, codec.model.config.bottleneck.kind
-    for asked, there in (("moments", bottleneck.gaussian), ("sample", bottleneck.random)):
-        if latents == asked and not there:
-            raise UserError(f"a {kind} bottleneck has no {asked}", "store its latents with --latents mode")
-    return LatentJob(
-        source=keep_aside(shards) if is_remote(shards) else str(Path(shards).resolve()),
-        codec=codec.weights_hash,
-        encoder=codec.encoder_hash,
-        factor=factor,
-        channels=codec.latent_channels,
-        logvar_range=bottleneck.logvar_range,
-        latents=latents,
-        mirrored=mirrored,
-        image_channels=codec.model.config.in_channels,
-        resize=resize,
-        resize_filter=resize_filter,
-        crop=crop,
-        multiple=multiple or factor,
-        precision=codec.precision,
-        batch=batch,
-        keep_image=keep_image,
-        seed=seed,
-    )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ldm_vae.atomic import atomic_file, explain_disk_errors, make_folder, remove_abandoned
+from ldm_vae.atomic import atomic_file, explain_disk_errors, make_folder, refuse_url, remove_abandoned
 from ldm_vae.data.shards.disk import is_file, is_folder, listed, on_disk, read_file, status
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.documents import DamagedFile, parse_object
@@ -53,12 +53,17 @@ def write_latent_shard(path: Path, samples: Iterable[LatentSample]) -> WrittenFi
         with tarfile.open(stage, "w") as tar:
             for sample in samples:
                 for field, array in sample.arrays.items():
-                    content = io.BytesIO()
-                    np.save(content, array, allow_pickle=False)
-                    _add(tar, f"{sample.key}.{field}", content.getvalue())
+                    _add(tar, f"{sample.key}.{field}", npy_file(array))
                 for field, data in sample.fields.items():
                     _add(tar, f"{sample.key}.{field}" if field else sample.key, data)
         return describe_file(stage)
+
+
+def npy_file(array: npt.NDArray[np.float16]) -> bytes:
+    """The content of an array's file."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    return content.getvalue()
 
 
 def describe_file(path: Path) -> WrittenFile:
@@ -75,20 +80,30 @@ def describe_file(path: Path) -> WrittenFile:
         raise UserError(f"{path} is gone ({error})", "nothing may move it meanwhile; run this again") from error
 
 
-def open_job(folder: Path, job: LatentJob) -> LatentsFile:
-    """Makes `folder`, or finds the same job in it, of whatever version, and returns its latents.json.
+def begun_job(folder: Path, job: LatentJob) -> LatentsFile | None:
+    """The latents.json of `folder`, which holds the same job, of whatever version; None without one. Writes nothing.
 
     Neither the source is compared here, because shards may move, nor the decoder, because latents don't depend on it.
     Raises UserError if the folder holds anything else.
     """
+    refuse_url(folder)
     path = folder / LATENTS_FILE
     there = _names_in(folder, ".tar")
     there += [f"{RECORDS_FOLDER}/{name}" for name in _names_in(folder / RECORDS_FOLDER, ".json")]
     if status(path) is None and there:
         what = f"{folder} holds shards that are no latents ({there[0]})"
         raise UserError(what, "give the name of a new folder")
-    if path.exists():  # before anything is made there
-        _refuse_other_job(folder, read_latents_file(folder), job)
+    if not path.exists():
+        return None
+    begun = read_latents_file(folder)
+    _refuse_other_job(folder, begun, job)
+    return begun
+
+
+def open_job(folder: Path, job: LatentJob) -> LatentsFile:
+    """Makes `folder`, or finds the same job in it, and returns its latents.json. Raises UserError as `begun_job`."""
+    begun_job(folder, job)  # before anything is made there
+    path = folder / LATENTS_FILE
     make_folder(folder / RECORDS_FOLDER)
     for place in (folder, folder / RECORDS_FOLDER):  # where nothing is left to do, no writer comes to do it
         remove_abandoned(place)

@@ -8,11 +8,11 @@ their last bits, does not depend on how many threads a launcher gives to a proce
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from itertools import groupby
 
@@ -24,21 +24,20 @@ from torch import Tensor
 from ldm_vae.codec import LatentCodec, pad_to_multiple
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import fit_image
+from ldm_vae.data.images.in_order import IN_FLIGHT, Work, in_order
 from ldm_vae.data.images.peak import picture_peak
 from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage, PixelArray
 from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.latents.format import LatentJob
-from ldm_vae.latents.source import DigestingReader
 from ldm_vae.noise import GivenNoise, rng
 
 WINDOW_BATCHES = 8  # batches of images among which those of one size are grouped
 WINDOW_PIXELS = 2**25  # pixels that such a window holds at most: 400 MB of three float32 channels
 PIXEL = 12  # bytes of three float32 channels, by which the files that are carried along count as pixels
-# Bytes of pictures that are being decoded, or wait for those before them. Each is counted at the peak of its decoding
-# until it is decoded. The queues before and behind the encoder hold a quarter of it each. One picture alone may always
-# pass. So with the window, and beside one picture in each place, less than twice IN_FLIGHT is held.
-IN_FLIGHT = 2**30
+# The queues before and behind the encoder hold a quarter of `IN_FLIGHT` each. One picture alone may always pass. So
+# with the window, and beside one picture in each place, less than twice IN_FLIGHT is held.
 QUEUED = IN_FLIGHT // 4
+ReadShard = Callable[[int, ShardIndex], Iterator[tuple[str, Fields | str]]]  # as `DigestingReader.read` gives samples
 
 
 @dataclass(frozen=True)
@@ -92,46 +91,22 @@ def bytes_of(fields: Fields) -> int:
 
 
 def decoded(
-    shards: Sequence[ShardIndex], job: LatentJob, pool: ThreadPoolExecutor, ahead: int, reader: DigestingReader
+    shards: Sequence[ShardIndex], job: LatentJob, pool: ThreadPoolExecutor, ahead: int, read: ReadShard
 ) -> Iterator[tuple[int, ImageSample]]:
     """Gives (number of the shard, sample) in order, while up to `ahead` samples are being decoded.
 
     They take `IN_FLIGHT` bytes at most, or are one.
     """
-    waiting: deque[_Decoding] = deque()
-    for number, shard in enumerate(shards):
-        for key, fields in reader.read(number, shard):
-            peak = _peak(fields, job)
-            while waiting and sum(each.bytes for each in waiting) + peak > IN_FLIGHT:
-                yield waiting[0].number, waiting[0].future.result()
-                waiting.popleft()  # only now, because what was given may have waited for room in a queue
-            waiting.append(_Decoding(number, pool.submit(_decode, key, fields, job), peak))
-            if len(waiting) == ahead:
-                yield waiting[0].number, waiting[0].future.result()
-                waiting.popleft()
-    while waiting:
-        yield waiting[0].number, waiting[0].future.result()
-        waiting.popleft()
+    work = (
+        Work(partial(_numbered, number, key, fields, job), _peak(fields, job))
+        for number, shard in enumerate(shards)
+        for key, fields in read(number, shard)
+    )
+    yield from in_order(work, pool, ahead=ahead, limit=IN_FLIGHT, size=lambda pair: pair[1].bytes)
 
 
-@dataclass(frozen=True)
-class _Decoding:
-    """A sample whose picture is being decoded, or was decoded.
-
-    number: of its shard.
-    peak: bytes that it takes until it is decoded.
-    """
-
-    number: int
-    future: Future[ImageSample]
-    peak: int
-
-    @property
-    def bytes(self) -> int:
-        """What it takes now at most; nothing if its decoder failed, whose error is raised in its place."""
-        if not self.future.done():
-            return self.peak
-        return 0 if self.future.exception() is not None else self.future.result().bytes
+def _numbered(number: int, key: str, fields: Fields | str, job: LatentJob) -> tuple[int, ImageSample]:
+    return number, _decode(key, fields, job)
 
 
 def _peak(fields: Fields | str, job: LatentJob) -> int:
@@ -274,11 +249,19 @@ def _stored(codec: LatentCodec, job: LatentJob, images: Tensor, keys: Sequence[s
     moments, broken = codec.checked_moments(images)
     if job.latents == "moments":
         return moments, broken
-    if job.latents == "mode":
-        return codec.draw(moments), broken
+    return draw_latents(codec, job, moments, keys), broken
+
+
+def draw_latents(codec: LatentCodec, job: LatentJob, moments: Tensor, keys: Sequence[str]) -> Tensor:
+    """Moments -> raw latents (B, C, h, w): the samples that a job stores; of a job that stores none, the modes.
+
+    keys: names of the images; the noise of a sample depends on the job's seed and on the key alone.
+    """
+    if job.latents != "sample":
+        return codec.draw(moments)
     shape = (job.channels, *moments.shape[2:])
     noise = [_generator(job.seed, key).standard_normal(shape, dtype=np.float32) for key in keys]
-    return codec.model.bottleneck(moments, GivenNoise(torch.from_numpy(np.stack(noise)))).z, broken
+    return codec.model.bottleneck(moments, GivenNoise(torch.from_numpy(np.stack(noise)))).z
 
 
 def _generator(seed: int, key: str) -> np.random.Generator:

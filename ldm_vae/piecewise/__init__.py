@@ -6,6 +6,7 @@ norm.py       Group normalisation whose statistics are gathered over a whole pic
 steps.py      The steps of a chain, which can compute any rows of their output from the rows below them
 chains/       Networks as chains of steps, a file for each kind of network
 plan.py       Which boundaries of a chain are kept and which are computed again, so that a bound on memory holds
+room.py       Freed memory that malloc holds: handed back to the system before a process would grow beyond a bound
 evaluate.py   Evaluates a network by a plan: norm statistics of the whole picture first, then rows from rows
 """
 

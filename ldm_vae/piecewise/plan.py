@@ -51,70 +51,71 @@ class Plan:
     axis: 2 cuts rows of pixels, 3 columns.
     strips: number of strips that every boundary is cut into.
     segments: the segments, from input to output.
-    working_bytes: upper bound on memory beyond weights, input, output, keys and values.
-    attention_bytes: upper bound on the memory of keys and values.
+    working_bytes: upper bound on memory beyond weights, input and output.
     work: operations, relative to computing nothing twice.
     spill: whether the kept boundaries lie in host memory.
+    element_size: bytes of a value.
     """
 
     axis: int
     strips: int
     segments: tuple[Segment, ...]
     working_bytes: int
-    attention_bytes: int
     work: float
     spill: bool
+    element_size: int
 
 
-def plan_decode(model: Network, height: int, width: int, *, max_memory: int | None = None) -> Plan:
+def plan_decode(model: Network, height: int, width: int, *, max_memory: int | None = None, beside: int = 0) -> Plan:
     """The plan for `model.decode` of latents of height x width.
 
-    max_memory: bound on the working memory in bytes; weights, input, output, keys and values of attention do not count.
-    None: nothing is computed twice.
+    max_memory: bound in bytes on `beside` and the plan's working memory. None: nothing is computed twice.
+    beside: bytes that are taken whatever the plan is, such as those of the result.
     Raises UserError for a bound that is too low, and names the lowest that is possible.
     """
-    what = f"decoding {height} x {width} latents"
-    return make_plan(chains_of(model).decoder_steps(model, height, width), next(model.parameters()), what, max_memory)
+    what, steps = f"decoding {height} x {width} latents", chains_of(model).decoder_steps(model, height, width)
+    return make_plan(steps, next(model.parameters()), what, max_memory, beside)
 
 
-def plan_encode(model: Network, height: int, width: int, *, max_memory: int | None = None) -> Plan:
+def plan_encode(model: Network, height: int, width: int, *, max_memory: int | None = None, beside: int = 0) -> Plan:
     """The plan for `model.encode` of images of height x width; otherwise like `plan_decode`."""
-    what = f"encoding {height} x {width} pixels"
-    return make_plan(chains_of(model).encoder_steps(model, height, width), next(model.parameters()), what, max_memory)
+    what, steps = f"encoding {height} x {width} pixels", chains_of(model).encoder_steps(model, height, width)
+    return make_plan(steps, next(model.parameters()), what, max_memory, beside)
 
 
-def make_plan(steps: Sequence[ChainStep], weight: Tensor, what: str, max_memory: int | None) -> Plan:
+def make_plan(steps: Sequence[ChainStep], weight: Tensor, what: str, max_memory: int | None, beside: int = 0) -> Plan:
     """The plan of least work within a bound on memory.
 
     steps: the steps of the chain.
     weight: any weight of the network; its type and device are used.
     what: what is to be done, for the error.
-    max_memory: as in `plan_decode`.
+    max_memory, beside: as in `plan_decode`.
     """
     size = weight.element_size()
     largest, most = (max(step.above.values() for step in steps) * size, max(step.above.rows for step in steps))
     strip = min(STRIP_BYTES, max(largest / STRIPS, SMALL_STRIP))
     costs = _Costs(steps, size, min(math.ceil(largest / strip), MOST_STRIPS, most), spill=False)
     once = route = costs.once()
-    if max_memory is not None and once.bytes > max_memory:
+    if max_memory is not None and beside + once.bytes > max_memory:
         # A GPU keeps boundaries in host memory, which is large; elsewhere they are computed again.
         spill = weight.device.type != "cpu"
         tried = [_Costs(steps, size, min(2**power, most), spill) for power in range(most.bit_length())]
         reach = MOST_WORK * once.operations
-        routes = [(found, costs) for costs in tried if (found := costs.cheapest(max_memory, reach)) is not None]
+        routes = [
+            (found, costs) for costs in tried if (found := costs.cheapest(max_memory - beside, reach)) is not None
+        ]
         if not routes:
-            least = min(costs.least(reach) for costs in tried)
+            least = beside + min(costs.least(reach) for costs in tried)
             raise UserError(f"max_memory of {max_memory:,} bytes", f"{what} takes at least {least:,}")
         route, costs = min(routes, key=lambda pair: pair[0].operations)
-    attention = max((2 * step.below.values() for step in steps if isinstance(step, AttentionStep)), default=0)
     return Plan(
         axis=steps[0].axis,
         strips=costs.strips,
         segments=route.segments,
         working_bytes=route.bytes,
-        attention_bytes=attention * size,
         work=route.operations / once.operations,
         spill=costs.spill,
+        element_size=size,
     )
 
 
@@ -186,15 +187,18 @@ class _Costs:
                     operations, size = operations + done.operations, max(size, start + done.bytes)
                 yield self._keeping_hidden(first, k, operations, size)
                 passes = [self._pass(first, k, hidden=True)]
+            known = 0  # bytes of keys and values
             if isinstance(step, AttentionStep):
+                known = 2 * step.below.values() * self.element_size
                 keys = self._pass(first, k)
-                passes.append(
-                    replace(keys, bytes=keys.bytes + step.working(self._rows(step.below)) * self.element_size)
-                )
+                working = step.working(self._rows(step.below)) * self.element_size
+                passes.append(replace(keys, bytes=known + keys.bytes + working))
             for done in passes:
                 operations, size = operations + done.operations, max(size, start + done.bytes)
             last = self._pass(first, k + 1)
-            traded = last.bytes + self._traded(self.boundaries[first], start, last.source_rows, self._kept(k + 1))
+            traded = (
+                known + last.bytes + self._traded(self.boundaries[first], start, last.source_rows, self._kept(k + 1))
+            )
             yield Segment(first, k + 1, False), operations + last.operations, max(size, traded) + BOOKKEEPING
             if isinstance(step, AttentionStep):  # never computed twice
                 return

@@ -62,7 +62,8 @@ def test_keys_survive_every_command(
     assert keys_in(out) == KEYS
     quarantined = json.loads((tmp_path / "encode.json").read_text())["quarantined"]["0.tar"]
     assert list(quarantined) == [BROKEN] and "cannot identify image" in quarantined[BROKEN]
-    assert "7 latents in 1 shards, 1 images left out" in shown(capsys)
+    printed = shown(capsys)
+    assert "7 latents in 1 tar" in printed and "left out 1 of 8 images" in printed
     with tarfile.open(out / "0.tar") as tar:
         assert {member.name.removesuffix(".moments.npy") for member in tar} >= set(KEYS)
     assert command("check", out, "--source", hostile, "--json", tmp_path / "check.json") == 0
@@ -106,7 +107,7 @@ def test_errors_and_warnings_are_printable(
     write_tar(tmp_path / "texts" / "0.tar", {f"{ESCAPE}.txt": b"no", "b.png": encoded(picture(0))})
     assert command("encode", run, tmp_path / "texts", tmp_path / "texts_out") == 0
     shown(capsys)
-    assert "samples without a picture (a\\x1b[31m\\x07z)" in caplog.text and "\x1b" not in caplog.text
+    assert "1 sample without a picture (a\\x1b[31m\\x07z)" in caplog.text and "\x1b" not in caplog.text
 
 
 def test_a_folder_of_images_names_all_files_that_are_no_utf8(

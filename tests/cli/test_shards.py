@@ -153,7 +153,7 @@ def test_dots_in_names_survive_webdataset(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "images" / "set.2" / "a.v1.0.txt").write_text("x")
     run(tmp_path / "images", tmp_path / "out")
     assert read_plainly(tmp_path / "out") == {"set.2/a_v1_0": {"png": data, "txt": b"x"}}
-    assert "1 names had dots" in capsys.readouterr().out
+    assert "1 name with dots inside" in capsys.readouterr().out
 
 
 def test_long_names(tmp_path: Path) -> None:

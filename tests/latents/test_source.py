@@ -22,8 +22,9 @@ from ldm_vae.data.shards.samples import read_samples
 from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.errors import UserError
 from ldm_vae.latents.check import check_latents
-from ldm_vae.latents.encode import encode_shards, latent_job
+from ldm_vae.latents.encode import encode_shards
 from ldm_vae.latents.folder import read_latents_file, read_records
+from ldm_vae.latents.job import latent_job
 from ldm_vae.latents.source import ContentDigest, source_digest
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.writers import HOST
@@ -216,7 +217,7 @@ def test_latents_without_their_shard_are_refused_or_removed(
         (shards / "0.tar").unlink()
     else:
         (shards / "0.tar").rename(shards / "3.tar")
-    with pytest.raises(UserError, match=r"holds latents of 1 shards that .*shards lacks, such as 0\.tar.*--prune"):
+    with pytest.raises(UserError, match=r"holds latents of 1 shard that .*shards lacks, such as 0\.tar.*--prune"):
         encode(codec, shards, out)
     assert digests(out) == before
     encode(codec, shards, out, prune=True)

@@ -32,7 +32,7 @@ def test_segments_join_up_and_attention_is_never_computed_twice(full_size: Autoe
         assert plan.segments[-1].end == len(steps)
         for segment in plan.segments:
             assert not any(isinstance(step, AttentionStep) for step in steps[segment.first : segment.end - 1])
-        assert plan.attention_bytes == 2 * 4 * 512 * 256 * 256
+        assert plan.working_bytes > 2 * 4 * 512 * 256 * 256  # keys and values are there all at once
 
 
 @pytest.mark.parametrize("decode", [True, False])
@@ -57,6 +57,18 @@ def test_bound_below_the_least_is_refused_and_the_least_works(full_size: Autoenc
     assert plans(full_size, decode, least).working_bytes == least
     with pytest.raises(UserError, match=f"{least:,}"):
         plans(full_size, decode, least - 1)
+
+
+@pytest.mark.parametrize("plan", [plan_decode, plan_encode])
+def test_what_is_taken_beside_the_plan_counts(network: Callable[..., Autoencoder], plan: Callable[..., Plan]) -> None:
+    model, beside = network(), 10**6
+    with pytest.raises(UserError) as alone:
+        plan(model, 64, 32, max_memory=1000)
+    with pytest.raises(UserError) as both:
+        plan(model, 64, 32, max_memory=beside + 1000, beside=beside)
+    least, more = (int(caught.value.remedy.split()[-1].replace(",", "")) for caught in (alone, both))
+    assert more == least + beside
+    assert plan(model, 64, 32, max_memory=more, beside=beside).working_bytes == least
 
 
 def test_error_names_bound_and_size(network: Callable[..., Autoencoder]) -> None:

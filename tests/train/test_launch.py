@@ -64,18 +64,28 @@ CONTRADICTIONS = [  # what is typed, what is exported, what the recipe says, and
         ["--mixed_precision", "bf16"],
         {},
         [],
-        "bf16 by --mixed_precision, and the recipe says precision auto, which is no",
+        "bf16 by --mixed_precision, and the recipe says precision auto, which is float32",
     ),
-    (["--mixed-precision=fp16"], {}, ["precision=no"], "fp16 by --mixed_precision, and the recipe says precision no"),
+    (
+        ["--mixed-precision=fp16"],
+        {},
+        ["precision=float32"],
+        "fp16 by --mixed_precision, and the recipe says precision float32",
+    ),
     (
         ["--mixed_precision", "no"],
         {},
-        ["precision=bf16"],
-        "no by --mixed_precision, and the recipe says precision bf16",
+        ["precision=bfloat16"],
+        "no by --mixed_precision, and the recipe says precision bfloat16",
     ),
-    (["--mixed_precision", "bf16"], {}, ["precision=float64"], "out, or set precision=bf16$"),
+    (["--mixed_precision", "bf16"], {}, ["precision=float64"], "out, or set precision=bfloat16$"),
     ([], {"ACCELERATE_MIXED_PRECISION": "bf16"}, [], "bf16 by ACCELERATE_MIXED_PRECISION, and .* precision auto"),
-    ([], {"ACCELERATE_MIXED_PRECISION": "no"}, ["precision=bf16"], "no by ACCELERATE_MIXED_PRECISION, and .* bf16"),
+    (
+        [],
+        {"ACCELERATE_MIXED_PRECISION": "no"},
+        ["precision=bfloat16"],
+        "no by ACCELERATE_MIXED_PRECISION, and .* bfloat16",
+    ),
     (
         ["--gradient_accumulation_steps", "4"],
         {},
@@ -91,9 +101,14 @@ CONTRADICTIONS = [  # what is typed, what is exported, what the recipe says, and
 ]
 AGREEMENTS = [
     ([], {}, [], "no"),
-    ([], {}, ["precision=bf16", "optimizer.accumulation=2", "optimizer.clip=1"], "bf16"),  # of defaults nobody spoke
-    (["--mixed_precision", "bf16"], {}, ["precision=bf16"], "bf16"),
-    (["--mixed_precision", "no"], {"ACCELERATE_MIXED_PRECISION": "bf16"}, ["precision=no"], "no"),
+    (
+        [],
+        {},
+        ["precision=bfloat16", "optimizer.accumulation=2", "optimizer.clip=1"],
+        "bf16",
+    ),  # of defaults nobody spoke
+    (["--mixed_precision", "bf16"], {}, ["precision=bfloat16"], "bf16"),
+    (["--mixed_precision", "no"], {"ACCELERATE_MIXED_PRECISION": "bf16"}, ["precision=float32"], "no"),
     (["--mixed_precision", "no"], {}, ["precision=float64"], "no"),
     (["--gradient_accumulation_steps", "2"], {}, ["optimizer.accumulation=2"], "no"),
     (["--gradient_clipping", "1"], {}, ["optimizer.clip=1.0"], "no"),
@@ -122,12 +137,16 @@ def test_what_agrees_with_the_recipe_is_taken(
     assert build(recipe, *overrides) == precision
 
 
-def test_auto_that_is_bf16_contradicts_no(launched: Launched, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_that_is_bfloat16_contradicts_no(
+    launched: Launched, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launched(CPU, "--mixed_precision", "no")
     monkeypatch.setattr(
-        train.launch, "resolve_precision", lambda recipe: recipe.model_copy(update={"precision": "bf16"})
+        train.launch, "resolve_precision", lambda recipe: recipe.model_copy(update={"precision": "bfloat16"})
     )
-    with pytest.raises(UserError, match=r"told no by .* precision auto, which is bf16 here: .*, or set precision=no$"):
+    with pytest.raises(
+        UserError, match=r"told no by .* precision auto, which is bfloat16 here: .*, or set precision=float32$"
+    ):
         build(recipe)
 
 
@@ -138,7 +157,7 @@ def test_without_a_launcher_what_is_exported_counts(
     for name, value in exported.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=f"by {name}"):
-        build(recipe, "precision=bf16")
+        build(recipe, "precision=bfloat16")
 
 
 def test_a_launcher_that_cannot_be_seen_has_chosen_nothing_by_default(
@@ -146,7 +165,7 @@ def test_a_launcher_that_cannot_be_seen_has_chosen_nothing_by_default(
 ) -> None:
     launched(CPU)
     monkeypatch.setattr(train.launch, "find_launch", lambda process: None)
-    assert build(recipe, "precision=bf16") == "bf16"
+    assert build(recipe, "precision=bfloat16") == "bf16"
 
 
 CONFIGURATION = """\
@@ -163,12 +182,14 @@ def test_a_configuration_file_counts_where_it_says_something(launched: Launched,
     file = tmp_path / "accelerate.yaml"
     file.write_text(CONFIGURATION.format(kind="'NO'", processes=1, precision="bf16"))
     launched("--config_file", str(file))
-    with pytest.raises(UserError, match=f"told bf16 by mixed_precision of {file}, and the recipe says precision no"):
-        build(recipe, "precision=no")
-    assert build(recipe, "precision=bf16") == "bf16"
+    with pytest.raises(
+        UserError, match=f"told bf16 by mixed_precision of {file}, and the recipe says precision float32"
+    ):
+        build(recipe, "precision=float32")
+    assert build(recipe, "precision=bfloat16") == "bf16"
     file.write_text(CONFIGURATION.format(kind="'NO'", processes=1, precision="no"))  # `accelerate config` writes it
     launched("--config_file", str(file))
-    assert build(recipe, "precision=bf16") == "bf16"
+    assert build(recipe, "precision=bfloat16") == "bf16"
 
 
 def test_one_process_for_several_is_refused(launched: Launched, recipe: Path, tmp_path: Path) -> None:

@@ -221,18 +221,37 @@ def test_a_machine_on_which_auto_means_another_precision_is_refused(
     recipe: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = read_yaml(undisturbed / "recipe.yaml")["precision"]
-    there = {"no": "bf16", "bf16": "no"}[here]  # and no longer auto
+    there = {"float32": "bfloat16", "bfloat16": "float32"}[here]  # and no longer auto
     asked = load_recipe(Recipe, recipe, [*STEPS, f"output={undisturbed}"])
     monkeypatch.setattr("train.run.resolve_precision", lambda _: asked.model_copy(update={"precision": there}))
     with pytest.raises(UserError, match=f"was started with precision: {here}, not {there}"):
         run_in_process(recipe)
 
 
+def test_a_run_whose_recipe_has_the_former_words_is_the_same_experiment(
+    recipe: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    before = Path(shutil.copytree(undisturbed, tmp_path / "before"))
+    text = (before / "recipe.yaml").read_text()
+    assert "precision: float32\n" in text
+    (before / "recipe.yaml").write_text(text.replace("precision: float32\n", "precision: no\n"))
+    run_in_process(recipe, *STEPS, f"output={before}", "precision=no", "steps=12")
+    assert "precision: float32\n" in (before / "recipe.yaml").read_text()  # a step further, and in today's words
+    (before / "recipe.yaml").write_text(text.replace("precision: float32\n", "precision: bf16\n"))
+    with pytest.raises(UserError, match="was started with precision: bfloat16, not float32"):
+        run_in_process(recipe, *STEPS, f"output={before}", "precision=float32", "steps=13")
+
+
 @pytest.mark.parametrize(
     ("gpu", "bf16", "forced", "precision"),
-    [(True, True, "", "bf16"), (True, False, "", "no"), (False, True, "", "no"), (True, True, "true", "no")],
+    [
+        (True, True, "", "bfloat16"),
+        (True, False, "", "float32"),
+        (False, True, "", "float32"),
+        (True, True, "true", "float32"),
+    ],
 )
-def test_auto_is_bf16_on_a_gpu_that_has_it(
+def test_auto_is_bfloat16_on_a_gpu_that_has_it(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool, bf16: bool, forced: str, precision: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)

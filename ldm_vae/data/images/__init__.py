@@ -10,4 +10,5 @@ segments.py  Checks the strips and tiles of a TIFF before any is decoded
 tiff.py      Reads TIFF, which Pillow would cut down to 8 bits or cannot open
 fit.py       Resizes, crops and flips a decoded picture to what the network sees
 peak.py      Says from the header of a file how much memory its picture will take
+in_order.py  Decodes pictures in threads and gives them in order, within a bound of memory
 """

@@ -13,7 +13,11 @@ beside.py    Finds what lies beside the shards of a folder and looks like data, 
 folder.py    Finds the samples in a folder of images
 scan.py      Finds out what is in a shard, or in a folder of images, that has no index
 index.py     The index of a data set: what is in all its shards
+classes.py   The classes of a folder of images: which folders are classes, and their numbers
+verify.py    Reads the samples of a folder of images, and finds those that are broken
 pack.py      Packs a folder of images into tar shards
+trial.py     Tries how long packing a folder of images will take, and what its tars will hold
 samples.py   Reads every sample of a shard with all its fields, in order
+content.py   Finds what is wrong with the content of one member
 check.py     Finds what is wrong with shards
 """

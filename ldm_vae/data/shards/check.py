@@ -7,32 +7,29 @@ nothing and follows no link.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
-from ldm_vae.data.images.decode import decode_image, read_npy_header
-from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage
+from ldm_vae.data.images.pixels import EXTENSIONS
 from ldm_vae.data.shards.beside import beside_shards
+from ldm_vae.data.shards.content import READ, content_problem, size_problem
 from ldm_vae.data.shards.disk import is_folder, read_file
 from ldm_vae.data.shards.names import LABEL, split_name
 from ldm_vae.data.shards.retry import Forbidden, Missing
-from ldm_vae.data.shards.scan import scan_shard
+from ldm_vae.data.shards.scan import FOLDER_SHARD, image_folder, scan_folder, scan_shard
 from ldm_vae.data.shards.shard import (
     INDEX_FILE,
     INDEX_FORMAT,
-    MAX_SAMPLE,
-    BrokenSample,
     ShardIndex,
     parse_index,
-    parse_label,
 )
 from ldm_vae.data.shards.storage import RangeReader, expand_shards, read_whole
 from ldm_vae.data.shards.tar import TAR_BLOCK
@@ -41,8 +38,6 @@ from ldm_vae.documents import DamagedFile, parse_json
 from ldm_vae.errors import UserError, in_one_line
 from ldm_vae.passwords import without_secrets
 
-TEXTS = ("json", "txt")
-MAX_TEXT = 2**24  # bytes of one json or txt; more count as an attack
 LOOKED_AT = 8  # samples of a shard whose contents are read first; if one is broken, all are
 TAIL_BYTES = 2**20  # bytes read at once after the end mark
 SampleFields = Mapping[str, Mapping[str, tuple[int, int]]]  # key -> field -> (offset, size)
@@ -83,13 +78,17 @@ def check_shards(spec: str, *, decode: bool, channels: int | None) -> Iterator[R
     channels: those of the pictures; None for 3, and without `decode` for any number in npy and tiff.
     Raises UserError if `spec` names nothing, or if a disk or server fails.
     """
+    images = image_folder(spec)
+    if images is not None and (report := _inspect_folder(images, decode, channels)) is not None:
+        yield report
+        return
     shards: dict[str, ShardIndex] = {}
     for folder, names in _by_folder(expand_shards(spec)).items():
         known, problems = _read_index(folder, names)
         present = names or sorted(known)  # a remote folder has what its index lists
         if not is_remote(folder) and is_folder(spec.removeprefix("file://")):
             problems += [Problem(name, "listed, but not there") for name in known if name not in names]
-            if unread := [Problem(name, f"not read: {kind}") for kind, name in beside_shards(Path(folder))]:
+            if unread := [Problem(name, f"not read: {kind.counted(1)}") for kind, name in beside_shards(Path(folder))]:
                 yield Report(folder, None, unread)
         if problems:
             yield Report(without_secrets(within(folder, INDEX_FILE)), None, problems)
@@ -168,28 +167,53 @@ def _inspect(url: str, decode: bool, channels: int | None) -> tuple[ShardIndex, 
     """Checks one shard: the samples that training can use, and all problems. Raises Missing."""
     scan = scan_shard(url)
     shard, problems = scan.shard, [Problem(member, reason) for member, reason in scan.problems]
-    labelled = LABEL in shard.members
-    usable = np.ones(shard.samples, dtype=bool)
-    channels = 3 if decode and channels is None else channels
     with closing(RangeReader()) as reader:
-        some = range(0, shard.samples, -(-shard.samples // LOOKED_AT) or 1)
-        decode = decode or any(_content_problems(reader, shard, ordinal, channels) for ordinal in some)
-        for ordinal in range(shard.samples):
-            key, fields = shard.key(ordinal), shard.fields(ordinal)
-            for field in fields:
-                name, reason = _name_problem(key, field)
-                problems += [Problem(name, reason)] if reason else []
-            lost = [] if any(field in EXTENSIONS for field in fields) else [Problem(key, _no_picture(fields))]
-            lost += _content_problems(reader, shard, ordinal, channels) if decode else []
-            if labelled and LABEL not in fields and not lost:
-                problems.append(Problem(key, "no cls, which other samples have: training then uses none"))
-            usable[ordinal] = not lost
-            problems += lost
+        usable, found = _inspect_samples(reader, shard, range(shard.samples), decode, channels)
+        problems += found
         if not scan.problems:
             problems += _behind_the_end(reader, shard)
     if not problems and not shard.samples:
         problems.append(Problem("", "no sample in it: remove it, or make it anew"))
     return shard.subset(usable), problems
+
+
+def _inspect_folder(folder: Path, decode: bool, channels: int | None) -> Report | None:
+    """Checks a folder of images; None if there are none. Some of each `FOLDER_SHARD` are looked at."""
+    shards = scan_folder(folder, group=sys.maxsize)
+    if not shards:
+        return None
+    usable = np.zeros(0, dtype=bool)
+    problems: list[Problem] = []
+    with closing(RangeReader()) as reader:
+        for start in range(0, shards[0].samples, FOLDER_SHARD):
+            chosen = range(start, min(start + FOLDER_SHARD, shards[0].samples))
+            mine, found = _inspect_samples(reader, shards[0], chosen, decode, channels)
+            usable, problems = np.concatenate([usable, mine]), problems + found
+    return Report(str(folder), shards[0].subset(usable), problems)
+
+
+def _inspect_samples(
+    reader: RangeReader, shard: ShardIndex, chosen: range, decode: bool, channels: int | None
+) -> tuple[NDArray[np.bool_], list[Problem]]:
+    """Which of the chosen samples of a shard can be used, and what is wrong with them."""
+    usable = np.ones(len(chosen), dtype=bool)
+    problems: list[Problem] = []
+    labelled = LABEL in shard.members
+    channels = 3 if decode and channels is None else channels
+    some = chosen[:: -(-len(chosen) // LOOKED_AT) or 1]
+    decode = decode or any(_content_problems(reader, shard, ordinal, channels) for ordinal in some)
+    for place, ordinal in enumerate(chosen):
+        key, fields = shard.key(ordinal), shard.fields(ordinal)
+        for field in fields:
+            name, reason = _name_problem(key, field)
+            problems += [Problem(name, reason)] if reason else []
+        lost = [] if any(field in EXTENSIONS for field in fields) else [Problem(key, _no_picture(fields))]
+        lost += _content_problems(reader, shard, ordinal, channels) if decode else []
+        if labelled and LABEL not in fields and not lost:
+            problems.append(Problem(key, "no cls, which other samples have: training then uses none"))
+        usable[place] = not lost
+        problems += lost
+    return usable, problems
 
 
 def _name_problem(key: str, field: str) -> tuple[str, str | None]:
@@ -224,32 +248,15 @@ def _content_problems(reader: RangeReader, shard: ShardIndex, ordinal: int, chan
 def _content_problem(
     reader: RangeReader, field: str, url: str, offset: int, size: int, channels: int | None
 ) -> str | None:
-    limit = MAX_TEXT if field in TEXTS else MAX_SAMPLE
-    if field not in (*EXTENSIONS, *TEXTS, LABEL):
+    if field not in READ:
         return None
-    if size > limit:
-        return f"{size} bytes are over the limit of {limit}"
+    if (problem := size_problem(field, size)) is not None:  # before so much is read
+        return problem
     try:
         data = reader.read(url, offset, size)
-        if field in EXTENSIONS:
-            decode_image(data, field, channels or (_channels(data) if field == "npy" else 3))
-        elif field == LABEL:
-            parse_label(data)
-        elif field == "json":
-            json.loads(data)
-        else:
-            data.decode()
-    except (BrokenImage, BrokenSample) as error:
-        return error.reason
-    except (Missing, ValueError, RecursionError) as error:
+    except Missing as error:
         return in_one_line(error)
-    return None
-
-
-def _channels(data: bytes) -> int:
-    """The channels of an array file: the smaller of its outer sides. Raises BrokenImage."""
-    shape, _ = read_npy_header(io.BytesIO(data))
-    return min(shape[0], shape[-1]) if len(shape) == 3 else 1
+    return content_problem(field, data, channels)
 
 
 def _behind_the_end(reader: RangeReader, shard: ShardIndex) -> list[Problem]:

@@ -3,140 +3,155 @@
 A sample is a picture with the files beside it of the same name: `cats/tom.jpg`, `cats/tom.txt`, `cats/tom.json` become
 key `cats/tom` with fields jpg, txt, json (`folder.py` says how).
 Pictures are packed byte by byte, as they are. The bytes of the shards depend on names, contents, seed and the number of
-samples in a shard, and on nothing else.
+samples in a shard, and on nothing else. A sample with a file that cannot be used is left out, and `broken.jsonl` names
+it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
-from tqdm import tqdm
 from webdataset import TarWriter
 
 from ldm_vae.atomic import atomic_folder, require_writable_folder
 from ldm_vae.data.images.pixels import EXTENSIONS
-from ldm_vae.data.shards.disk import is_folder, read_file
-from ldm_vae.data.shards.folder import FolderSample, FoundSamples, find_samples
+from ldm_vae.data.shards.classes import CLASSES_FILE, Classes, find_classes, label_of
+from ldm_vae.data.shards.disk import is_folder
+from ldm_vae.data.shards.folder import FoundSamples, find_samples
 from ldm_vae.data.shards.index import write_index
-from ldm_vae.data.shards.retry import Missing
+from ldm_vae.data.shards.names import LABEL
+from ldm_vae.data.shards.verify import BrokenFile, ReadSample, read_folder
 from ldm_vae.errors import UserError
 
-DIGITS, HASH = re.compile("[0-9]+"), re.compile("[0-9a-f]+")
-CLASSES_FILE = "classes.json"  # beside the shards: a list of names, by the number in the field cls
+BROKEN_FILE = "broken.jsonl"  # beside the shards: a line for each sample that was left out because it is broken
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What is to be packed.
+
+    found: what the folder holds, its samples in the order of the shards.
+    classes: of the samples.
+    """
+
+    found: FoundSamples
+    classes: Classes
+
+
+@dataclass
 class Packed:
     """What `pack_folder` did.
 
+    plan: what was to be packed.
     samples: how many were packed.
     shards: how many were written.
-    classes: name of each class by its number; empty without classes.
-    numbered: a folder that counts images, and is no class; None if there is none, or if no one asks for classes.
-    found: what the folder holds, and what is left out.
+    read, written: bytes of the files of all samples, and of the tars.
+    broken: why samples were left out, a file of each.
     """
 
-    samples: int
-    shards: int
-    classes: list[str]
-    numbered: str | None
-    found: FoundSamples
+    plan: Plan
+    samples: int = 0
+    shards: int = 0
+    read: int = 0
+    written: int = 0
+    broken: list[BrokenFile] = field(default_factory=list)
 
 
-def pack_folder(folder: Path, out: Path, *, samples_per_shard: int, seed: int, classes: bool | None) -> Packed:
-    """Packs every picture under `folder` into `out`, which appears whole or not at all.
+def plan_packing(folder: Path, *, seed: int, classes: bool | None, classes_from: Path | None = None) -> Plan:
+    """Finds what is in a folder of images.
 
-    samples_per_shard: how many samples a shard holds; the last one may hold fewer.
     seed: decides the order of the samples over the shards.
-    classes: whether the folder inside `folder` that a picture lies in is its class. None decides by what is there:
-        pictures are labelled if all lie in such folders, if there are two folders or more, if no picture has a cls
-        file, and if the folders do not just count images, as those of img2dataset do.
+    classes: whether the folder inside `folder` that a picture lies in is its class; None decides by what is there.
+    classes_from: a folder of shards, whose classes with their numbers these are (`find_classes`).
     Raises UserError for what cannot be packed.
     """
     if not is_folder(folder):
         raise UserError(f"{folder} is no folder", "give a folder of images")
-    require_writable_folder(out, ())
     found = find_samples(folder)
-    samples = found.samples
-    if not samples:
+    if not found.samples:
         seen = str(found.left_out) or "nothing"
         raise UserError(f"no images in {folder} (found: {seen})", f"images end in {', '.join(EXTENSIONS)}")
-    names = _class_names(samples, classes)
-    numbered = None
-    if classes is None and names and _count_images(samples):
-        numbered, names = names[0], []
-    samples.sort(key=lambda sample: hashlib.sha256(f"{seed}/{sample.key}".encode()).digest())
-    shards = [samples[i : i + samples_per_shard] for i in range(0, len(samples), samples_per_shard)]
-    with atomic_folder(out) as stage, tqdm(total=len(samples), unit=" images", disable=None) as progress:
-        for number, shard in enumerate(shards):
-            _write_shard(stage / f"{number:06d}.tar", shard, names, progress.update)
-        write_index(stage)
-        if names:
-            (stage / CLASSES_FILE).write_text(json.dumps(names, ensure_ascii=False))
-    return Packed(len(samples), len(shards), names, numbered, found)
+    known = find_classes(found.samples, classes, classes_from)
+    found.samples.sort(key=lambda sample: hashlib.sha256(f"{seed}/{sample.key}".encode()).digest())
+    return Plan(found, known)
 
 
-def _class_names(samples: Sequence[FolderSample], classes: bool | None) -> list[str]:
-    """Sorted names of the folders that the samples lie in; empty if they are not labels."""
-    if classes is False:
-        return []
-    outside = next((sample for sample in samples if "/" not in sample.key), None)
-    labelled = next((sample for sample in samples if "cls" in sample.files), None)
-    if classes:
-        for sample, reason in ((outside, "lies in no folder of a class"), (labelled, "has a cls file already")):
-            if sample is not None:
-                path = next(iter(sample.files.values()))
-                raise UserError(f"{path} {reason}", "move it, or leave --classes out")
-    names = sorted({sample.key.split("/")[0] for sample in samples})
-    obvious = outside is None and labelled is None and len(names) > 1
-    return names if classes or obvious else []
+def pack_folder(
+    folder: Path,
+    out: Path,
+    *,
+    samples_per_shard: int,
+    seed: int,
+    classes: bool | None,
+    classes_from: Path | None = None,
+    verify: bool = True,
+    channels: int | None = None,
+    done: Callable[[int, int], None] = lambda count, total: None,
+) -> Packed:
+    """Packs every picture under `folder` into `out`, which appears whole or not at all.
 
-
-def _count_images(samples: Sequence[FolderSample]) -> bool:
-    """Whether the folders hold so many images each, and are no classes.
-
-    Their names are numbers (or digits of a hash) of one length, and so are those of the pictures. Either the name of
-    each picture begins with that of its folder (`00012/000120345.jpg` by img2dataset, `3f/3f09ab.jpg`), or counts on
-    from it (`01000/01999.png`).
+    samples_per_shard: how many samples a shard holds; the last one may hold fewer.
+    seed, classes, classes_from: as in `plan_packing`.
+    verify: decodes pictures, labels and texts, and leaves out what is broken.
+    channels: of the images; None takes those that an npy or tiff file has, and 3 for all others.
+    done(samples, total): called as samples are read.
+    Raises UserError for what cannot be packed, and if all of it is broken.
     """
-    folders: dict[str, list[str]] = {}
-    for sample in samples:
-        folder, *_, name = sample.key.split("/")
-        folders.setdefault(folder, []).append(name)
-    pairs = [(folder, name) for folder, names in folders.items() for name in names]
-    lengths = {(len(folder), len(name)) for folder, name in pairs}
-    width, longer = min(lengths)
-    if len(lengths) > 1 or width < 2 or not all(HASH.fullmatch(folder + name) for folder, name in pairs):
-        return False
-    if longer > width + 1:
-        return all(name.startswith(folder) for folder, name in pairs)
-    if longer != width or not all(DIGITS.fullmatch(folder + name) for folder, name in pairs):
-        return False
-    bounds = zip(sorted(folders), [*sorted(folders)[1:], "9" * width], strict=True)
-    return all(first <= name <= end for first, end in bounds for name in folders[first])
+    require_writable_folder(out, ())
+    plan = plan_packing(folder, seed=seed, classes=classes, classes_from=classes_from)
+    packed = Packed(plan)
+    total = len(plan.found.samples)
+
+    def whole(samples: Iterable[ReadSample]) -> Iterator[ReadSample]:
+        for sample in samples:
+            packed.read += sample.bytes
+            if sample.broken is None:
+                yield sample
+            else:
+                packed.broken.append(sample.broken)
+            done(1, total)
+
+    done(0, total)
+    with (
+        atomic_folder(out) as stage,
+        closing(read_folder(plan.found.samples, verify=verify, channels=channels)) as read,
+    ):
+        samples = whole(read)
+        while (first := next(samples, None)) is not None:
+            path = stage / f"{packed.shards:06d}.tar"
+            packed.samples += write_shard(path, chain([first], islice(samples, samples_per_shard - 1)), plan.classes)
+            packed.written += path.stat().st_size
+            packed.shards += 1
+        if not packed.samples:
+            first_broken = packed.broken[0]
+            what = f"no image of {folder} is whole, such as {first_broken.url} ({first_broken.reason})"
+            raise UserError(what, "mend them; --channels says how many channels they have, where that is not 3")
+        write_index(stage)
+        if plan.classes.names:
+            (stage / CLASSES_FILE).write_text(json.dumps(plan.classes.names, ensure_ascii=False))
+        if packed.broken:
+            lines = (json.dumps(asdict(broken)) for broken in packed.broken)
+            (stage / BROKEN_FILE).write_text("".join(f"{line}\n" for line in lines))
+    return packed
 
 
-def _write_shard(
-    path: Path, samples: Iterable[FolderSample], classes: Sequence[str], advance: Callable[[], object]
-) -> None:
-    numbers = {name: number for number, name in enumerate(classes)}
+def write_shard(path: Path, samples: Iterable[ReadSample], classes: Classes) -> int:
+    """Writes a tar, and returns the number of samples in it."""
+    written = 0
+    numbers = {name: number for number, name in enumerate(classes.names)}
     # PAX: names of any length and alphabet. mtime 0 and no user: equal input gives equal bytes.
     with (
         path.open("wb") as file,
         TarWriter(file, encoder=False, mtime=0, user="", group="", format="PAX_FORMAT") as tar,
     ):
-        for sample in samples:
-            try:
-                fields = {field: read_file(source) for field, source in sample.files.items()}
-            except Missing as error:
-                what = f"a file of {sample.key} is gone ({error})"
-                raise UserError(what, "put it back, or run this again") from error
-            if classes:
-                fields["cls"] = str(numbers[sample.key.split("/")[0]]).encode()
-            tar.write({"__key__": sample.key, **fields})
-            advance()
+        for read in samples:
+            label = {LABEL: label_of(read.sample, numbers)} if numbers else {}
+            tar.write({"__key__": read.sample.key, **read.fields, **label})
+            written += 1
+    return written

@@ -12,13 +12,14 @@ from PIL import Image
 
 from ldm_vae.data.images.decode import read_npy_header
 from ldm_vae.data.images.pixels import BrokenImage, decoding
-from ldm_vae.data.shards.disk import on_disk
+from ldm_vae.data.shards.disk import is_folder, listed, on_disk
 from ldm_vae.data.shards.folder import find_samples
 from ldm_vae.data.shards.names import compound_fields, split_name
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.shard import ShardIndex, pack_shard
 from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.data.shards.tar import BrokenTar, Member, members
+from ldm_vae.data.shards.urls import is_tar
 from ldm_vae.errors import UserError
 
 SIZE_BYTES = 2**15  # bytes at the start of a picture that nearly always tell its size
@@ -67,26 +68,38 @@ def scan_shard(url: str) -> Scan:
     return Scan(pack_shard(url, size, samples), problems + broken)
 
 
-def scan_folder(folder: Path) -> list[ShardIndex]:
-    """The samples in a folder of images (see `folder.py`), in groups of `FOLDER_SHARD` that count as a shard each."""
+def image_folder(spec: str) -> Path | None:
+    """The local folder that `spec` names, if no tar lies in it: its images are the samples, if it has any."""
+    folder = Path(spec.removeprefix("file://"))
+    there = is_folder(folder) and not any(is_tar(name) and not name.startswith(".") for name in listed(folder))
+    return folder if there else None
+
+
+def scan_folder(folder: Path, *, group: int | None = None) -> list[ShardIndex]:
+    """The samples in a folder of images (see `folder.py`), in groups that count as a shard each.
+
+    group: samples in each; None is `FOLDER_SHARD`.
+    """
+    group = group or FOLDER_SHARD
     contents = find_samples(folder)
     contents.left_out.say(str(folder))
     found = contents.samples
     shards = []
-    for start in range(0, len(found), FOLDER_SHARD):
+    for start in range(0, len(found), group):
         files: list[str] = []
         samples: dict[str, dict[str, tuple[int, int]]] = {}
-        for sample in found[start : start + FOLDER_SHARD]:
+        for sample in found[start : start + group]:
             samples[sample.key] = {}
             for field, path in sample.files.items():
-                samples[sample.key][field] = (len(files), _bytes(path))
+                samples[sample.key][field] = (len(files), file_size(path))
                 files.append(path.relative_to(folder).as_posix())
         total = sum(size for fields in samples.values() for _, size in fields.values())
         shards.append(pack_shard(str(folder), total, samples, tuple(files)))
     return shards
 
 
-def _bytes(path: Path) -> int:
+def file_size(path: Path) -> int:
+    """Bytes of a file. Raises UserError if it is gone."""
     try:
         return on_disk(path, path.stat).st_size
     except Missing as error:

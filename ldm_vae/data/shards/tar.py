@@ -8,7 +8,7 @@ Format: POSIX.1-2001 pax and GNU tar, https://www.gnu.org/software/tar/manual/ht
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -65,6 +65,15 @@ class Member:
     offset: int
     size: int
     problem: str | None = None
+
+
+def tar_size(members: Iterable[int]) -> int:
+    """Bytes of a tar whose members have so many bytes each, and names that need no record of their own.
+
+    Names of up to 100 ASCII characters need none.
+    """
+    blocks = sum(1 + -(-size // TAR_BLOCK) for size in members) + 2  # a header each, and the end mark
+    return -(-blocks * TAR_BLOCK // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 def members(url: str, reader: RangeReader) -> Iterator[Member]:

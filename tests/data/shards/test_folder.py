@@ -39,7 +39,7 @@ def test_linked_folders_are_read(tmp_path: Path) -> None:
     (images / "emu").symlink_to(images / ".data" / "emu")
     assert keys(images) == ["cat/1", "dog/2", "emu/3"]
     packed = pack_folder(images, tmp_path / "out", samples_per_shard=10, seed=0, classes=None)
-    assert packed.classes == ["cat", "dog", "emu"]
+    assert packed.plan.classes.names == ["cat", "dog", "emu"]
 
 
 def test_links_in_a_circle_end_and_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -49,7 +49,7 @@ def test_links_in_a_circle_end_and_are_told(tmp_path: Path, caplog: pytest.LogCa
     assert keys(images) == ["cat/1"]
     with caplog.at_level(logging.WARNING):
         assert load_index(str(images)).samples == 1
-    assert "left out: 2 links to folders that are read already (same)" in caplog.text
+    assert "left out: 2 links to a folder that is read already (same)" in caplog.text
 
 
 def test_parts_of_a_picture_in_a_folder(tmp_path: Path) -> None:
@@ -96,9 +96,9 @@ def test_all_clashes_of_names_are_told_at_once(tmp_path: Path) -> None:
 def test_folders_that_count_images_are_no_classes(tmp_path: Path, names: list[str], numbered: bool) -> None:
     images = write(tmp_path / "images", *names)
     packed = pack_folder(images, tmp_path / "out", samples_per_shard=10, seed=0, classes=None)
-    assert (packed.numbered is not None, packed.classes == []) == (numbered, numbered)
+    assert (packed.plan.classes.numbered is not None, packed.plan.classes.names == []) == (numbered, numbered)
     asked = pack_folder(images, tmp_path / "asked", samples_per_shard=10, seed=0, classes=True)
-    assert asked.classes == sorted({name.split("/")[0] for name in names})
+    assert asked.plan.classes.names == sorted({name.split("/")[0] for name in names})
 
 
 def test_what_lies_beside_shards_is_told(write_tar: WriteTar, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -108,16 +108,16 @@ def test_what_lies_beside_shards_is_told(write_tar: WriteTar, tmp_path: Path, ca
     write(folder, "b.png", "more/c.png", "notes/readme.md", ".hidden.png")
     with caplog.at_level(logging.WARNING):
         assert load_index(str(folder)).samples == 1
-    for part in ("(1.tar.gz)", "1 pictures that are in no shard (b.png)", "1 folders of shards or pictures (more)"):
+    for part in ("(1.tar.gz)", "1 picture in no shard (b.png)", "1 folder of shards or pictures (more)"):
         assert part in caplog.text
     assert "notes" not in caplog.text and "hidden" not in caplog.text
     (unread, _) = check_shards(str(folder), decode=False, channels=3)
     assert [problem.member for problem in unread.problems] == ["1.tar.gz", "b.png", "more"]
     with caplog.at_level(logging.WARNING):
         load_index(str(folder / "*.tar*"))
-    assert "*.tar*: left out: 1 compressed archives" in caplog.text
+    assert "*.tar*: left out: 1 compressed archive (" in caplog.text
     path.unlink()
     (folder / "b.png").unlink()
     (folder / "more" / "c.png").unlink()
-    with pytest.raises(UserError, match=r"1 compressed archives such as .*1\.tar\.gz: unpack"):
+    with pytest.raises(UserError, match=r"1 compressed archive such as .*1\.tar\.gz: unpack"):
         load_index(str(folder))
