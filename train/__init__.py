@@ -4,7 +4,10 @@ __main__.py     `python -m train RECIPE [a.b=value ...]`: what is asked for, and
 run.py          A training from its recipe to its end: checks, the lock, the parts of the run, the loop
 recipe.py       The recipe of a run, with a section for each part
 fields.py       The meaning of each field of a recipe, as text: `python -m train --fields` and docs/recipe.md
-dry_run.py      A description of what a recipe would train: the resolved recipe, sizes, and a look at the data
+dry_run.py      A description of what a recipe would train: what it changes, what a step costs, and a look at the data
+cost.py         What a training step costs: floating-point operations and bytes, counted on the `meta` device
+look.py         A look at some training images: their size, and how many can be used
+measure.py      The time of a training step on this device
 launch.py       What a launcher was told beside the recipe: what contradicts the recipe is refused, since
                 accelerate would ignore it
 build.py        A recipe -> the parts of a run, prepared by accelerate

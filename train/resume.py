@@ -51,8 +51,9 @@ def check_same_experiment(folder: Path, recipe: Recipe) -> None:
     old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(recipe.model_dump(mode="json")))
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     changed = [name for name in changed if not _may_change(name)]
-    # Runs of earlier versions name no hash: the present weights count as theirs.
-    changed = [name for name in changed if not (name.endswith("weights_sha256") and old.get(name) is None)]
+    # Runs of earlier versions name no hash: the present weights count as theirs. A dry run has not read the weights.
+    hashes = {name for name in changed if name.endswith("weights_sha256")}
+    changed = [name for name in changed if name not in hashes or None not in (old.get(name), new.get(name))]
     if changed:
         name = changed[0]
         raise UserError(
