@@ -17,9 +17,7 @@ from ldm_vae.piecewise.strips import Strips, Whole, cuts
 
 
 @torch.no_grad()
-def decode_pieces(
-    model: Network, z: Tensor, *, max_memory: int | None = None, held: int = 0
-) -> tuple[Tensor, Plan]:
+def decode_pieces(model: Network, z: Tensor, *, max_memory: int | None = None, held: int = 0) -> tuple[Tensor, Plan]:
     """Evaluates `model.decode` in pieces, one picture after the other, without gradients.
 
     z: (B, c, h, w), raw.

@@ -83,9 +83,7 @@ def plan_encode(model: Network, height: int, width: int, *, max_memory: int | No
     return make_plan(steps, next(model.parameters()), what, max_memory, beside)
 
 
-def make_plan(
-    steps: Sequence[ChainStep], weight: Tensor, what: str, max_memory: int | None, beside: int = 0
-) -> Plan:
+def make_plan(steps: Sequence[ChainStep], weight: Tensor, what: str, max_memory: int | None, beside: int = 0) -> Plan:
     """The plan of least work within a bound on memory.
 
     steps: the steps of the chain.
@@ -103,7 +101,9 @@ def make_plan(
         spill = weight.device.type != "cpu"
         tried = [_Costs(steps, size, min(2**power, most), spill) for power in range(most.bit_length())]
         reach = MOST_WORK * once.operations
-        routes = [(found, costs) for costs in tried if (found := costs.cheapest(max_memory - beside, reach)) is not None]
+        routes = [
+            (found, costs) for costs in tried if (found := costs.cheapest(max_memory - beside, reach)) is not None
+        ]
         if not routes:
             least = beside + min(costs.least(reach) for costs in tried)
             raise UserError(f"max_memory of {max_memory:,} bytes", f"{what} takes at least {least:,}")
@@ -196,7 +196,9 @@ class _Costs:
             for done in passes:
                 operations, size = operations + done.operations, max(size, start + done.bytes)
             last = self._pass(first, k + 1)
-            traded = known + last.bytes + self._traded(self.boundaries[first], start, last.source_rows, self._kept(k + 1))
+            traded = (
+                known + last.bytes + self._traded(self.boundaries[first], start, last.source_rows, self._kept(k + 1))
+            )
             yield Segment(first, k + 1, False), operations + last.operations, max(size, traded) + BOOKKEEPING
             if isinstance(step, AttentionStep):  # never computed twice
                 return

@@ -69,7 +69,9 @@ def measure(**asked: Any) -> dict[str, int]:
     """
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("needs Linux")
-    done = subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(asked)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(asked)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, int] = json.loads(done.stdout)
     return found
