@@ -375,7 +375,7 @@ class LatentCodec:
             raise UserError(f"weights rounded to {self.precision}", "load the codec in float32 to export it")
         loaded = LoadedModel(self.model, self.scale, self.source)
         statistics = statistics_of(self.source, self.weights_hash)
-        for note in export_model(loaded, folder, statistics, licence=licence, command=command):
+        for note in export_model(loaded, folder, statistics, licence=licence, command=command, hub_id=hub_id):
             logger.warning(note)
 
     def draw(self, moments: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_bytes_in_a_tensor_of_channels_first() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_floats_need_their_range(dtype: type) -> None:
-    unit = (LEVELS / 255).astype(dtype)
+    unit: Any = (LEVELS / 255).astype(dtype)
     with pytest.raises(UserError, match=r"values=\(0, 1\)"):
         from_numpy(unit)
     # One rounding of the type at 1, times 2 for the wider range.

@@ -95,6 +95,14 @@ class LatentScale:
         moved = "z" if not self.shift else f"(z {'-' if self.shift > 0 else '+'} {abs(self.shift):.6g})"
         return f"{moved} * {self.factor:.6g}"
 
+    def inverse(self) -> str:
+        """What becomes of a scaled latent, such as latent / 0.3611 + 0.1159."""
+        if self.mean is not None and self.std is not None:
+            mean, std = (f"[{', '.join(f'{number:.6g}' for number in numbers)}]" for numbers in (self.mean, self.std))
+            return f"latent * {std} / {self.factor:.6g} + {mean}"
+        moved = "" if not self.shift else f" {'+' if self.shift > 0 else '-'} {abs(self.shift):.6g}"
+        return f"latent / {self.factor:.6g}{moved}"
+
     def to_config(self) -> dict[str, Any]:
         """The four keys of a diffusers config."""
         return {
