@@ -84,6 +84,7 @@ def export(
         licence=licence,
         variant=variant,
         command=command_line(context),
+        hub_id=push,
     )
     for note in notes:
         say(f"ldm-vae: note: {note}", error=True)
