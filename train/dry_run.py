@@ -36,7 +36,11 @@ from train.recipe import Recipe, resolve_precision
 from train.resume import check_same_data, check_same_experiment, check_steps, refuse_other_files
 from train.validate import validation_data
 
-PRECISIONS = {"no": "float32", "bf16": "bfloat16 where that is safe, weights in float32", "float64": "float64"}
+PRECISIONS = {
+    "float32": "float32",
+    "bfloat16": "bfloat16 where that is safe, weights in float32",
+    "float64": "float64",
+}
 LONG = 30 * 86400  # seconds; a run that takes longer is said to
 CORE = 256e9  # operations a second that no core of a CPU exceeds in float32: 64 in a cycle (AVX-512), 4 GHz
 
