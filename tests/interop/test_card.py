@@ -62,16 +62,16 @@ def test_licence_is_a_word(loaded: LoadedModel, tmp_path: Path, licence: str) ->
 def test_licence_that_a_card_states_stays(loaded: LoadedModel, tmp_path: Path) -> None:
     card_of(loaded, tmp_path / "out", "my-licence")
     again = card_of(loaded, tmp_path / "out")
-    assert again.data.license == "other" and again.data.to_dict()["license_name"] == "my-licence"
+    assert again.data.to_dict()["license"] == "other" and again.data.to_dict()["license_name"] == "my-licence"
     assert "## Licence\n\nmy-licence\n" in again.text
     changed = card_of(loaded, tmp_path / "out", "mit")
-    assert changed.data.license == "mit" and "license_name" not in changed.data.to_dict()
+    assert changed.data.to_dict()["license"] == "mit" and "license_name" not in changed.data.to_dict()
     # What is made of that export has its licence, until another one is named.
-    assert card_of(load_model(tmp_path / "out"), tmp_path / "copy").data.license == "mit"
+    assert card_of(load_model(tmp_path / "out"), tmp_path / "copy").data.to_dict()["license"] == "mit"
     # A person's own line in an export that states none stays, too.
     path = tmp_path / "out" / "README.md"
     path.write_text(path.read_text().replace("license: mit", "license: cc0-1.0"))
-    assert card_of(loaded, tmp_path / "out").data.license == "cc0-1.0"
+    assert card_of(loaded, tmp_path / "out").data.to_dict()["license"] == "cc0-1.0"
 
 
 @pytest.mark.parametrize("scale", [LatentScale(0.25), LatentScale(0.5, 0.125), LatentScale(0.5, -0.125)])
