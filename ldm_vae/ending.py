@@ -1,7 +1,7 @@
 """How a command ends: in one line on stderr, and an exit code that says whether its work is done.
 
     0   done
-    1   `check` has found something
+    1   `check` has found something, or `shards` has left out something broken
     2   not done: bad input (UserError), or an error of the system (`system.py`); the line says which, and the remedy
 
 Functions of the library raise OSError and MemoryError as they come. The outermost layer of a command puts them into

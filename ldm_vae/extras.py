@@ -18,7 +18,7 @@ METRICS = ("torchmetrics", "torch_fidelity", "scipy")
 PACKAGES: dict[Extra, tuple[str, ...]] = {
     "metrics": METRICS,
     "train": (*METRICS, "tensorboard"),
-    "report": ("jinja2", "matplotlib"),
+    "report": ("matplotlib", "jinja2"),
     "raster": ("tifffile", "imagecodecs"),
     "s3": ("s3fs",),
     "gs": ("gcsfs",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -14,3 +16,12 @@ def at_least_float32(value: Tensor) -> Tensor:
 def floats_as_float32(value: Tensor) -> Tensor:
     """Floating point of any precision becomes float32; integers and booleans are returned as they are."""
     return value.float() if value.is_floating_point() else value
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which each operation computes in the types of its tensors.
+
+    Some devices know no autocast, such as meta, where networks are built to be counted; torch.autocast refuses them.
+    """
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()

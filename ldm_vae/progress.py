@@ -7,8 +7,10 @@ import time
 
 from tqdm import tqdm
 
+from ldm_vae.printable import printable
 from ldm_vae.ranks import rank_and_world
 
+LONGEST_WORK = 40  # characters before a bar, so that 80 columns hold both
 LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 
@@ -18,8 +20,11 @@ class ProgressMeter:
     def __init__(self, unit: str, work: str = "") -> None:
         """
         unit: what is counted, in the singular.
-        work: precedes the bar; empty where a command does one thing only.
+        work: precedes the bar, such as which codec does what; its end, where it is long. Empty where a command does one
+            thing only.
         """
+        work = printable(work)
+        work = work if len(work) <= LONGEST_WORK else f"…{work[1 - LONGEST_WORK :]}"
         self._unit, self._work, self._done, self._start = unit, work, 0, time.monotonic()
         first, terminal = rank_and_world()[0] == 0, sys.stderr.isatty()
         self._last_line = self._start if first and not terminal else float("inf")
@@ -37,7 +42,9 @@ class ProgressMeter:
         """count: items done since the last call.
         total: items of this process altogether.
         """
-        self._bar.total = total
+        if self._bar.total != total:
+            self._bar.total = total
+            self._bar.refresh()
         self._bar.update(count)
         self._done += count
         if (now := time.monotonic()) >= self._last_line + LINE_EVERY:

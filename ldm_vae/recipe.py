@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import io
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -132,6 +133,31 @@ def resolve(path: Path, overrides: Sequence[str] = (), schema: type[Config] = Co
     return merged
 
 
+def changes(path: Path, overrides: Sequence[str] = (), schema: type[Config] = Config) -> dict[str, Any]:
+    """What the recipe at `path` and the overrides change of its base, as a recipe: `base`, then the fields that differ.
+
+    A recipe without a base is returned whole.
+    """
+    given = resolve(path, overrides, schema)
+    base = read_yaml(path).get("base")
+    if base is None:
+        return given
+    started_from = path.parent / str(base)
+    return {"base": str(started_from), **_differing(resolve(started_from, (), schema), given)}
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in now.items():
+        old = before.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and old.get("kind") == value.get("kind"):
+            if inside := _differing(old, value):
+                found[key] = inside
+        elif key not in before or old != value:
+            found[key] = value
+    return found
+
+
 def load_recipe(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
     """The typed recipe. Raises UserError that names the key, and for an unknown key the nearest known one."""
     return validate(schema, resolve(path, overrides, schema), str(path))
@@ -185,11 +211,20 @@ def _shortened(value: object, longest: int = 100) -> str:
 
 def dump(config: Config) -> str:
     """The resolved recipe as YAML, which `load_recipe` reads back to an equal object."""
+    return as_yaml(config.model_dump(mode="json"))
+
+
+def as_yaml(values: Mapping[str, Any], *, short: bool = False) -> str:
+    """Plain data as YAML, in its own order.
+
+    short: writes a list, and a section without sections, in one line.
+    """
     text = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
+    yaml.default_flow_style = None if short else False
+    yaml.width = sys.maxsize if short else 80
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # keep the order of the fields
-    yaml.dump(config.model_dump(mode="json"), text)
+    yaml.dump(dict(values), text)
     return text.getvalue()
 
 

@@ -271,7 +271,7 @@ def test_numpy_and_pil_come_back_bit_by_bit() -> None:
     with pytest.raises(UserError, match="2 sizes"):
         from_pil([Image.new("RGB", (2, 3)), Image.new("RGB", (3, 2))])
     with pytest.raises(UserError, match="uint8"):
-        from_numpy(np.zeros((4, 4, 3)))  # type: ignore[arg-type]  # float64, on purpose
+        from_numpy(np.zeros((4, 4, 3)))  # float64, on purpose
 
 
 def test_codec_needs_no_package_of_training_or_measuring(tmp_path: Path) -> None:

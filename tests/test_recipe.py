@@ -12,7 +12,7 @@ from ldm_vae.documents import read_yaml
 from ldm_vae.errors import UserError
 from ldm_vae.networks.kl import AutoencoderConfig
 from ldm_vae.parts import BOTTLENECKS
-from ldm_vae.recipe import Config, Kind, dump, load_recipe, resolve, validate
+from ldm_vae.recipe import Config, Kind, changes, dump, load_recipe, resolve, validate
 
 
 class Source(Config):
@@ -247,3 +247,16 @@ def test_errors_name_the_field_of_the_kind(tmp_path: Path, override: str, said: 
     (tmp_path / "base.yaml").write_text(BASE)
     with pytest.raises(UserError, match=re.escape(said)):
         load_recipe(Holder, tmp_path / "base.yaml", [override])
+
+
+def test_changes_are_what_differs_from_the_base(tmp_path: Path) -> None:
+    (tmp_path / "root.yaml").write_text("a: 1\nb: {c: 2, d: [1, 2]}\n")
+    (tmp_path / "base.yaml").write_text("base: root.yaml\nb: {c: 3}\ne: {kind: x, f: 1}\n")
+    path = tmp_path / "own.yaml"
+    path.write_text("base: base.yaml\na: 1\nb: {d: [1, 2]}\ne: {kind: y}\n")
+    assert changes(path) == {"base": str(tmp_path / "base.yaml"), "e": {"kind": "y", "f": 1}}
+    assert changes(path, ["b.c=2", "b.g=null", "e.kind=x"]) == {
+        "base": str(tmp_path / "base.yaml"),
+        "b": {"c": 2, "g": None},
+    }
+    assert changes(tmp_path / "root.yaml", ["a=5"]) == {"a": 5, "b": {"c": 2, "d": [1, 2]}}

@@ -13,8 +13,8 @@ import torch
 from ldm_vae.diagnostics.findings import INSPECTION_FILE, Inspection
 from ldm_vae.interop.checkpoint import Checkpoint, find_damage
 from ldm_vae.interop.diffusers import CONFIG, read_config
+from ldm_vae.interop.results import StoredResults
 from ldm_vae.metrics.latent import LatentStatistics
-from ldm_vae.report.results import StoredResults
 
 READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "checkpoint": (Checkpoint.open, "meta.json"),

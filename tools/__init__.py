@@ -15,6 +15,8 @@ bench_waiting.py      Measures how waiting threads slow a training step on a mac
 screenshot.py         Takes a picture of the top of a report, for the README
 terminal.py           Takes a picture of a terminal in which a command runs
 golden.py             `make golden`: compares training and encoding with an older commit, bit for bit
+install.py            Installs with pip, and shows what takes long
+versions.py           `make constraints`, `make lower-bounds`: tested and lowest versions of dependencies
 release.py            `make release`: builds and checks a release, and prints how to publish it
 diffusers_suite.py    Runs diffusers' own tests of AutoencoderKL through the drop-in
 reliability.py        Writes docs/reliability.md: which faults were injected, and what was lost

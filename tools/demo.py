@@ -114,7 +114,7 @@ def evaluate_codec() -> None:
     """Writes results.json: this codec and, under "others", baselines of the same rate."""
     if not RESULTS.exists():
         baselines = [word for name in BASELINES for word in ("--baseline", name)]
-        run_ldm_vae("evaluate", RUN, VALIDATION, *baselines, "--metrics", DEMO_METRICS, "--json", RESULTS)
+        run_ldm_vae("evaluate", RUN, VALIDATION, *baselines, "--metrics", DEMO_METRICS)
 
 
 def export_codec() -> None:

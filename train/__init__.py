@@ -4,7 +4,10 @@ __main__.py     `python -m train RECIPE [a.b=value ...]`: what is asked for, and
 run.py          A training from its recipe to its end: checks, the lock, the parts of the run, the loop
 recipe.py       The recipe of a run, with a section for each part
 fields.py       The meaning of each field of a recipe, as text: `python -m train --fields` and docs/recipe.md
-dry_run.py      A description of what a recipe would train: the resolved recipe, sizes, and a look at the data
+dry_run.py      A description of what a recipe would train: what it changes, what a step costs, and a look at the data
+cost.py         What a training step costs: floating-point operations and bytes, counted on the `meta` device
+look.py         A look at some training images: their size, and how many can be used
+measure.py      The time of a training step on this device
 launch.py       What a launcher was told beside the recipe: what contradicts the recipe is refused, since
                 accelerate would ignore it
 build.py        A recipe -> the parts of a run, prepared by accelerate
@@ -22,7 +25,11 @@ loop.py         The loop of a run: step, log, validate, save; until the last ste
 validate.py     Validation while training: held-out images through the averaged weights, on all ranks, each
                 image once
 health.py       Warnings about a run that goes wrong while its loss looks fine: what is wrong, and what to try
-log.py          The log of a run: metrics.jsonl, accelerate's trackers, a progress bar or plain lines
+log.py          The log of a run: metrics.jsonl and warnings.jsonl
+progress.py     What a run shows on stderr: on a terminal a bar with the losses below it, elsewhere lines
+history.py      The validations of a run in words: a line for each, and the best of all
+pictures.py     Pictures of a validation: originals, reconstructions, what differs, and the latent channels
+trackers.py     The trackers of a run (TensorBoard, W&B, trackio): its recipe, rows, warnings and pictures
 snapshot.py     The state of a run as tensors and numbers: everything that decides how it continues
 checkpoint.py   When a run saves and which checkpoints it keeps
 resume.py       How a run continues where it stopped: from which checkpoint, and whether the recipe is still the

@@ -38,7 +38,14 @@ def train_command(
         typer.Option("--fields", help="say what every field means, or those of a SECTION in place of RECIPE, stop"),
     ] = False,
     version: Annotated[bool, typer.Option("--version", help="name the versions of what matters, stop")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be trained, check the data, stop")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="say what would be trained and what a step costs, check the data, stop"),
+    ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="with --dry-run: look at more images, time a step, say how long it all takes"),
+    ] = False,
 ) -> None:
     """Train a codec by a recipe. Run again, it goes on from its last checkpoint."""
     prepare_output()
@@ -58,7 +65,7 @@ def train_command(
             return
         if recipe is None:
             context.fail("Missing argument 'RECIPE'.")
-        follow_recipe(recipe, overrides or [], dry_run=dry_run)
+        follow_recipe(recipe, overrides or [], dry_run=dry_run or measure, measure=measure)
 
 
 def explain_fields(asked: Sequence[str]) -> None:
@@ -68,16 +75,16 @@ def explain_fields(asked: Sequence[str]) -> None:
     show_fields(asked)
 
 
-def follow_recipe(path: Path, overrides: Sequence[str], *, dry_run: bool) -> None:
+def follow_recipe(path: Path, overrides: Sequence[str], *, dry_run: bool, measure: bool) -> None:
     """Reads the recipe, and trains or describes what it says. Exits after a signal."""
-    from ldm_vae.recipe import load_recipe
+    from ldm_vae.recipe import changes, load_recipe
     from train.recipe import Recipe
 
     recipe = load_recipe(Recipe, path, overrides)  # a mistake in it is told before the rest is loaded
     if dry_run:
         from train.dry_run import describe_recipe
 
-        describe_recipe(recipe)
+        describe_recipe(recipe, changes(path, overrides, Recipe), measure=measure)
         return
     from train.preempt import PREEMPTED, Preempted
     from train.run import run_training

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -25,7 +25,7 @@ from train.ema import Ema
 from train.guard import Guard
 from train.initialise import initialise_average
 from train.launch import check_launch, check_processes
-from train.optimizer import Update, build_update
+from train.optimizer import OptimizerConfig, Update, build_update
 from train.recipe import MODELS, ModelConfig, Recipe, resolve_precision
 from train.snapshot import RUN_GROUPS
 from train.state import Run
@@ -39,9 +39,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     check_launch(recipe)
     check_installed(recipe)
     half = resolve_precision(recipe).precision == "bfloat16"
-    accelerator = Accelerator(
-        mixed_precision="bf16" if half else "no", log_with=list(recipe.log.trackers) or None, project_dir=recipe.output
-    )
+    accelerator = Accelerator(mixed_precision="bf16" if half else "no")
     check_processes(accelerator)
     if accelerator.num_processes > 1 and recipe.discriminator is not None and recipe.discriminator.sees_batches:
         raise UserError(
@@ -58,22 +56,26 @@ def check_installed(recipe: Recipe) -> None:
         require("train", "validation.metrics", package="torchmetrics")
 
 
-def build_autoencoder(recipe: Recipe, checkpoint: Checkpoint | None = None) -> tuple[Network, Recipe]:
+def build_autoencoder(
+    recipe: Recipe, checkpoint: Checkpoint | None = None, *, device: str = "cpu"
+) -> tuple[Network, Recipe]:
     """The autoencoder with its first weights, and the recipe with the architecture of `init_from` filled in.
 
     checkpoint: the checkpoint of a run that continues. It holds all weights, so `init_from` need not exist any more.
+    device: "meta" for a network that is only counted: its weights have shapes and no values.
     """
     torch.manual_seed(recipe.seed)
-    heads = build_heads(recipe.loss)
     if recipe.model.init_from is None:
-        model = build_network(_architecture(recipe), heads)
-        if recipe.model.initialisation == "average":
-            initialise_average(model)
+        with torch.device(device):
+            model = build_network(_architecture(recipe), build_heads(recipe.loss))
+            if recipe.model.initialisation == "average":
+                initialise_average(model)
         return model, recipe
     source = load_model(recipe.model.init_from).model if checkpoint is None else None
     recipe = _take_architecture(recipe, source.config if source is not None else _architecture_of(checkpoint))
-    model = build_network(_architecture(recipe), heads)
-    if source is not None:
+    with torch.device(device):
+        model = build_network(_architecture(recipe), build_heads(recipe.loss))
+    if source is not None and device != "meta":
         model.load_state_dict(model.state_dict() | source.exported_state())
     if recipe.model.train != "all":
         train_only(model, [*model.parts(recipe.model.train), model.heads])
@@ -111,10 +113,17 @@ def build_adversaries(recipe: Recipe) -> list[Adversary]:
     return [] if config is None else [ADVERSARIES.part_of(config)(config)]
 
 
-def build_run(recipe: Recipe, accelerator: Accelerator, autoencoder: Network, frozen: Mapping[str, nn.Module]) -> Run:
+def build_run(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    autoencoder: Network,
+    frozen: Mapping[str, nn.Module],
+    update: Callable[[nn.Module, OptimizerConfig, float, int], Update] = build_update,
+) -> Run:
     """Networks, objective, updates and guard, on the accelerator's device.
 
     frozen: the networks that `build_frozen` returned.
+    update: makes the optimizer of a network.
     """
     autoencoder = autoencoder.to(accelerator.device)
     torch.manual_seed(recipe.seed)
@@ -128,11 +137,12 @@ def build_run(recipe: Recipe, accelerator: Accelerator, autoencoder: Network, fr
             module.double()
 
     ema = Ema(autoencoder, recipe.ema)
-    updates = {"model": _update(autoencoder, recipe, recipe.optimizer.lr)}
+    optimizer, lr = recipe.optimizer, recipe.optimizer.lr
+    updates = {"model": update(autoencoder, optimizer, lr, recipe.steps)}
     model = accelerator.prepare_model(autoencoder)
     critics: dict[str, nn.Module] = {}
     for name, network in networks.items():
-        updates[name] = _update(network, recipe, recipe.optimizer.discriminator_lr or recipe.optimizer.lr)
+        updates[name] = update(network, optimizer, optimizer.discriminator_lr or lr, recipe.steps)
         critics[name] = accelerator.prepare_model(network)
 
     def mean_over_ranks(value: Tensor) -> Tensor:
@@ -140,7 +150,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator, autoencoder: Network, fr
         return reduced
 
     objective = build_objective(recipe.loss, adversaries, frozen, autoencoder.anchors, mean_over_ranks)
-    guard = Guard([autoencoder, *networks.values()], accelerator.device, recipe.optimizer.patience, recipe.log.every)
+    guard = Guard([autoencoder, *networks.values()], accelerator.device, optimizer.patience, recipe.log.every)
     return Run(
         accelerator=accelerator,
         autoencoder=autoencoder,
@@ -176,10 +186,6 @@ def _check_names(adversaries: Sequence[Adversary]) -> None:
     groups = [*RUN_GROUPS, *names, *(f"optimizer_{name}" for name in ("model", *names))]
     if len(set(groups)) < len(groups):
         raise ValueError(f"adversaries named {', '.join(names)}: each needs a name of its own, and none of a group")
-
-
-def _update(module: nn.Module, recipe: Recipe, lr: float) -> Update:
-    return build_update(module, recipe.optimizer, lr, recipe.steps)
 
 
 def _architecture(recipe: Recipe) -> NetworkConfig:

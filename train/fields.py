@@ -45,7 +45,7 @@ Bases, files and overrides are merged in this order: sections field by field, wh
 section whose `kind` changes is replaced as a whole, because its other fields belonged to the former kind. A section
 that is left out has all its defaults, written `{}` below. Files and overrides are YAML 1.2: `1e-5` is a number, `no` is
 a word, `null` is nothing. Types are checked, and a mistyped field is refused with the name of the nearest one.
-`--dry-run` prints the recipe with every field resolved; a run keeps it as `recipe.yaml` in its folder.
+`--dry-run` prints what a recipe changes of its base; a run keeps all fields, resolved, as `recipe.yaml` in its folder.
 """
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import model_validator
 from torch import Tensor
 
 from ldm_vae.bottlenecks.base import Bottleneck, BottleneckConfig, Latent
 from ldm_vae.noise import Noise
-from ldm_vae.precision import at_least_float32
+from ldm_vae.precision import at_least_float32, without_autocast
 
 # A channel is active where its posterior mean varies over the data by more than this variance.
 # Source: Burda et al. 2016, arXiv:1509.00519, section 5.2.
@@ -64,7 +63,7 @@ class DiagonalGaussian(Bottleneck):
         hidden: (B, 2C, h, w), mean and log-variance.
         noise: draws the sample; None takes the mode.
         """
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             mean, logvar = at_least_float32(hidden).chunk(2, dim=1)
             logvar = logvar.clamp(*self.logvar_range)
             z = mean if noise is None else mean + (0.5 * logvar).exp() * noise.normal("noise", mean)

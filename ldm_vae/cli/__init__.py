@@ -8,8 +8,9 @@ check.py              `ldm-vae check`: finds what is wrong with shards, and inde
 check_latents.py      `ldm-vae check LATENTS`: shows what is wrong with a folder of latents
 train.py              `ldm-vae train`: the trainer, which the wheel leaves out, in a checkout of the project
 evaluate.py           `ldm-vae evaluate`: measures codecs and baselines on shards, and compares them
-evaluation_table.py   Prints the results of codecs as tables
-inspect.py            `ldm-vae inspect`: finds what is wrong with a latent space
+evaluation_table.py   Prints the results of codecs, and who is better
+inspect.py            `ldm-vae inspect`: finds what is wrong with a codec and its latent space
+inspection_table.py   Prints an inspection: first whether reconstruction is any good, verdicts at the end
 report.py             `ldm-vae report`: writes a run, or several, as one HTML file
 stats.py              `ldm-vae stats`: measures mean and standard deviation of latents
 export.py             `ldm-vae export`: writes a codec as a folder that diffusers loads

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.cli.options import Model, ProgressMeter
+from ldm_vae.cli.options import Model
 from ldm_vae.data.shards.disk import read_file, status
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.errors import UserError
-from ldm_vae.printable import say
+from ldm_vae.printable import counted, say
+from ldm_vae.progress import ProgressMeter
 from ldm_vae.ranks import local_device
 
 
@@ -55,16 +56,16 @@ def decode(
                 _write(images / path, encode_image(picture, extension))
             progress.advance(1, total)
     left_out = [
-        f"{len(keys)} of {total} latents, such as {keys[0]}, {reason}"
+        f"{len(keys):,} of {counted(total, 'latent')}, such as {keys[0]}, {reason}"
         for keys, reason in (
-            (broken, "decode to values that are not finite"),
-            (too_long, "have keys that are too long for names of files"),
+            (broken, "gave values that are not finite"),
+            (too_long, "left out, as keys too long for names of files"),
         )
         if keys
     ]
     if left_out:
         raise UserError("; ".join(left_out), f"the pictures of all others are in {images}")
-    say(f"{images}: {total} pictures")
+    say(f"{images}: {counted(total, 'picture')}")
 
 
 def _write(path: Path, data: bytes) -> None:

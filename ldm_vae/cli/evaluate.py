@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,31 +11,21 @@ import typer
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.choices import IMAGE_METRICS, SET_METRICS, USUAL_IMAGE_METRICS, USUAL_SET_METRICS, PublishedProtocol
-from ldm_vae.cli.options import BatchSize, Crop, Json, Precision, ProgressMeter, Resize, Shards, image_config
+from ldm_vae.cli.options import BatchSize, Crop, Json, Precision, Resize, Shards, image_config
 from ldm_vae.errors import UserError
 from ldm_vae.extras import require
 from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.passwords import without_secrets
+from ldm_vae.printable import say
+from ldm_vae.progress import ProgressMeter
 from ldm_vae.ranks import local_device, rank_and_world
 
 if TYPE_CHECKING:
     from ldm_vae.codec import LatentCodec
-    from ldm_vae.evaluation.compare import PairedDifference
+    from ldm_vae.evaluation.entries import Entries
     from ldm_vae.evaluation.evaluate import ImageCodec, Metrics
     from ldm_vae.evaluation.results import EvaluationProtocol, Results
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A codec or baseline with its results: a column of the table."""
-
-    name: str
-    kind: Literal["model", "baseline"]
-    results: Results
-
-    def to_json(self) -> dict[str, Any]:
-        rows = [row.to_json() for row in self.results.per_image]
-        return {**self.results.to_json(), "per_image": rows}
+    from ldm_vae.interop.load import ModelSource
 
 
 def evaluate(
@@ -83,12 +73,13 @@ def evaluate(
     """Measure how well codecs reconstruct the images of some shards.
 
     Decodes the posterior's mode at the size of each image, and measures 8-bit values; prints means over images. The
-    first of several codecs is compared with each other one, image by image. Under `accelerate launch` or torchrun the
-    processes share the images.
+    first of several codecs is compared with each other one, image by image. What is measured on a run is kept in its
+    results.json. Under `accelerate launch` or torchrun the processes share the images.
     """
     from ldm_vae.bottlenecks.scale import LatentScale
     from ldm_vae.codec import LatentCodec
     from ldm_vae.evaluation.baselines import choose_baseline
+    from ldm_vae.evaluation.entries import Entries, Entry
     from ldm_vae.evaluation.evaluate import Metrics, check_latent, describe_codec
     from ldm_vae.evaluation.protocols import published_protocol
     from ldm_vae.evaluation.results import EvaluationProtocol
@@ -99,6 +90,7 @@ def evaluate(
     if repeated := sorted({name for name in named if named.count(name) > 1}):
         raise UserError(f"{', '.join(repeated)} is named twice", "name each codec once")
     codecs = [LatentCodec.load(model, device=local_device(), dtype=precision) for model in models]
+    files = _files([codec.source for codec in codecs], json)
     channels = _channels(codecs)
     if protocol is None:
         image = image_config(channels, resize, crop)
@@ -113,44 +105,70 @@ def evaluate(
     measures = Metrics(chosen, codecs[0].device, inception_file=inception)
 
     entries = []
-    for codec, one in zip(codecs, protocols, strict=True):
+    for codec, one, file in zip(codecs, protocols, files, strict=True):
         codec.scale = codec.scale or LatentScale()  # reconstruction needs no scale
-        results = _measure(codec, shards, one, batch, measures)
+        results = _measure(codec.source.name, codec, shards, one, batch, measures)
         results = replace(results, protocol=describe_codec(codec) | results.protocol)
-        entries.append(Entry(codec.source.name, "model", results))
+        entries.append(Entry(codec.source.name, "model", results, file))
     plain = chosen.model_copy(update={"latent": "mode"})  # a baseline has no posterior
     for wanted, other in baselines.items():
         name = wanted.partition("=")[0]
-        results = _measure(other, shards, plain, batch, measures)
+        results = _measure(name, other, shards, plain, batch, measures)
         results = replace(results, protocol={"model": without_secrets(wanted)} | results.protocol | other.describe())
         entries.append(Entry(name, "baseline", results))
 
     if rank_and_world()[0] == 0:
-        _show(entries, json)
+        _show(Entries(entries), json)
 
 
-def _measure(codec: ImageCodec, shards: str, protocol: EvaluationProtocol, batch: int, metrics: Metrics) -> Results:
+def _files(sources: list[ModelSource], json: Path | None) -> list[Path | None]:
+    """Where the results of each codec are kept; None, with a word for a run's, where they are not."""
+    from ldm_vae.evaluation.store import reason_not_to_write, refuse_results_of_others, results_file
+
+    files = [results_file(source) for source in sources]
+    if json is not None:
+        refuse_results_of_others(json, [file for file in files if file is not None])
+    for place, file in enumerate(files):
+        if file is not None and (reason := reason_not_to_write(file)) is not None:
+            if rank_and_world()[0] == 0:
+                say(f"{file} will not be written: {reason}", error=True)
+            files[place] = None
+    return files
+
+
+def _measure(
+    name: str, codec: ImageCodec, shards: str, protocol: EvaluationProtocol, batch: int, metrics: Metrics
+) -> Results:
     from ldm_vae.evaluation.evaluate import evaluate_shards
 
-    with ProgressMeter("image") as progress:
+    with ProgressMeter("image", f"{name}: reconstructing") as progress:
         return evaluate_shards(codec, shards, protocol, batch=batch, metrics=metrics, done=progress.advance)
 
 
-def _show(entries: list[Entry], json: Path | None) -> None:
-    """Compares the first entry with the others, writes all to `json`, and prints the tables."""
+def _show(entries: Entries, json: Path | None) -> None:
+    """Writes what is kept, and prints the tables: the numbers, the protocol, and last who is better."""
     from ldm_vae.cli.evaluation_table import print_comparisons, print_metrics, print_protocol
-    from ldm_vae.evaluation.compare import compare
 
-    comparisons = [
-        (other.name, compare(entries[0].results.per_image, other.results.per_image)) for other in entries[1:]
-    ]
-    if json is not None:
-        with atomic_file(json) as stage:
-            stage.write_text(json_format.dumps(_entries_to_json(entries, comparisons), indent=1) + "\n")
-    columns = {entry.name: entry.results for entry in entries}
+    files = _write(entries, json)
+    columns = {entry.name: entry.results for entry in entries.entries}
     print_metrics(columns)
-    print_comparisons(entries[0].name, dict(comparisons), len(entries[0].results.per_image))
-    print_protocol(columns)
+    print_protocol(columns, files)
+    first, *others = entries.entries
+    comparisons = {other.name: entries.compared(0, place) for place, other in enumerate(others, start=1)}
+    print_comparisons(first.name, comparisons, len(first.results.per_image))
+
+
+def _write(entries: Entries, json: Path | None) -> list[Path]:
+    """Keeps each run's results in the run, and writes `json`; returns the files."""
+    from ldm_vae.evaluation.store import keep
+
+    kept = [(place, entry.kept_in) for place, entry in enumerate(entries.entries) if entry.kept_in is not None]
+    if json is not None and json.resolve() not in {file.resolve() for _, file in kept}:
+        with atomic_file(json) as stage:
+            stage.write_text(json_format.dumps(entries.to_json(), indent=1) + "\n")
+    for place, file in kept:
+        keep(file, entries.to_json(place))
+    return list(dict.fromkeys([*(file for _, file in kept), *([] if json is None else [json])]))
 
 
 def _channels(codecs: list[LatentCodec]) -> int:
@@ -185,16 +203,3 @@ def _metrics(names: str | None) -> tuple[Any, ...]:
     if unknown := [name for name in chosen if name not in known]:
         raise UserError(f"--metrics {names}: there is no {unknown[0]!r}", f"choose from {', '.join(known)}")
     return chosen
-
-
-def _entries_to_json(
-    entries: list[Entry], comparisons: list[tuple[str, dict[str, PairedDifference]]]
-) -> dict[str, Any]:
-    """The results of the first codec, with those of the others and the comparisons under keys of their own."""
-    from ldm_vae.evaluation.compare import differences_to_json
-
-    content = entries[0].to_json()
-    if len(entries) > 1:
-        content["others"] = [{"name": e.name, "kind": e.kind, **e.to_json()} for e in entries[1:]]
-        content["comparisons"] = [{"name": name, "metrics": differences_to_json(one)} for name, one in comparisons]
-    return content

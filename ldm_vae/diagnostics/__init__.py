@@ -8,6 +8,8 @@ aggregate.py      How far the aggregate posterior (all latents of all images) is
 spectrum.py       The power spectrum of latents beside that of their images: too much at high frequencies?
 blur.py           How much of an image's detail is left in its reconstruction, by frequency
 anomaly.py        How unusual each image is to the codec, and how well that tells two sets of images apart
+comparison.py     What averaging and PCA make of the same images, and how far each codec is from them
+reconstruction.py Is the reconstruction any good? Beside averaging, PCA and published codecs of its rate
 probes.py         A few images on which the costly diagnostics are measured
 survey.py         One pass over all images, which collects what the diagnostics need
 equivariance.py   Does the latent turn and shrink with the picture?

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ldm_vae.diagnostics.findings import Axis, Chart, FloatArray, Line, Quantity, Section, counted
+from ldm_vae.diagnostics.findings import Axis, Chart, FloatArray, Line, Quantity, Section
 from ldm_vae.extras import extra
+from ldm_vae.printable import counted
 
 SCORES_FILE = "scores.csv"
 ROC_POINTS = 101  # points of a ROC curve at most

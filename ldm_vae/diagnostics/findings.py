@@ -25,11 +25,6 @@ IMAGES_INSPECTED = 256  # unless another number is asked for
 INSPECTION_FOLDER = "inspection"  # the folder in a run that holds its inspection
 
 
-def counted(number: int, noun: str) -> str:
-    """The number with its noun: "1 image", "2 images"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def gaps(values: Iterable[float]) -> tuple[float | None, ...]:
     """The values as the y of a line: None, which is a gap, where a value is not finite."""
     return tuple(float(value) if math.isfinite(value) else None for value in values)
@@ -97,6 +92,19 @@ class Matrix(Finding):
     unit: str = ""
 
 
+class Table(Finding):
+    """Numbers side by side, such as those of several codecs."""
+
+    columns: tuple[str, ...]
+    """Headings, of the names of rows first."""
+
+    rows: tuple[tuple[str, ...], ...]
+    """Cells as they are shown, the name of the row first; empty where there is no number."""
+
+    notes: tuple[str, ...] = ()
+    """What stands below it."""
+
+
 class PictureFile(Finding):
     file: str
     """Path of the PNG, relative to the folder of the inspection."""
@@ -142,6 +150,7 @@ class Section(Config):
     numbers: tuple[Quantity, ...] = ()
     charts: tuple[Chart, ...] = ()
     matrices: tuple[Matrix, ...] = ()
+    tables: tuple[Table, ...] = ()
     pictures: tuple[PictureFile, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
 

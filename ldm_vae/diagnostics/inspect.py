@@ -24,6 +24,7 @@ from ldm_vae.diagnostics.anomaly import SCORES_FILE, inspect_anomaly, write_scor
 from ldm_vae.diagnostics.blur import inspect_blur
 from ldm_vae.diagnostics.channels import inspect_channels
 from ldm_vae.diagnostics.classes import class_names, scatter
+from ldm_vae.diagnostics.comparison import Comparison, CrossFittedPCA
 from ldm_vae.diagnostics.equivariance import inspect_equivariance
 from ldm_vae.diagnostics.explore import PICTURES, explore
 from ldm_vae.diagnostics.findings import (
@@ -33,9 +34,10 @@ from ldm_vae.diagnostics.findings import (
     Quantity,
     Section,
     Verdict,
-    counted,
 )
+from ldm_vae.diagnostics.probes import Done as PartDone
 from ldm_vae.diagnostics.probes import Probes, make_probes
+from ldm_vae.diagnostics.reconstruction import inspect_reconstruction
 from ldm_vae.diagnostics.robustness import inspect_robustness
 from ldm_vae.diagnostics.smoothness import inspect_smoothness
 from ldm_vae.diagnostics.spectrum import inspect_spectrum
@@ -44,8 +46,10 @@ from ldm_vae.errors import UserError
 from ldm_vae.extras import require
 from ldm_vae.noise import rng
 from ldm_vae.passwords import keep_aside
+from ldm_vae.printable import counted
 
 logger = logging.getLogger(__name__)
+Done = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,12 @@ def inspect_codec(
     folder: Path,
     *,
     model: dict[str, Any],
-    done: Callable[[int, int], None] = lambda images, total: None,
+    done: Done = lambda part, count, total: None,
 ) -> Inspection:
     """Writes `folder`, whole or not at all.
 
     model: what the protocol says of the codec.
-    done(images, total): called after every batch.
+    done(part, count, total): called at the start of each part of the work, and after each `count` of its images.
 
     Raises UserError where no image can be encoded, where `folder` holds something else than an inspection, and
     where the extra `metrics` is not installed (MissingExtra).
@@ -93,17 +97,14 @@ def inspect_codec(
     ours = (INSPECTION_FILE, SCORES_FILE, *PICTURES)
     require_writable_folder(folder, ours)
     indices = [_choose(load_index(shards), job) for shards in (job.shards, job.against) if shards is not None]
-    total = sum(index.samples for index in indices)
-
-    def advance(count: int) -> None:
-        done(count, total)
-
-    images, faults = _survey_shards(codec, indices[0], job, advance)
+    comparison = Comparison(codec, _fit_pca(codec, indices[0], job, done), indices[0].samples, job.seed)
+    images, faults = _survey_shards(codec, indices[0], job, done, comparison)
     if not images.channels.images:
         broken = [f"{fault.key} ({fault.reason})" for fault in faults] + images.broken_posteriors
         what = f"no image of {job.shards} could be encoded"
         raise UserError(what, f"{len(broken)} are broken or give no finite latent, such as {broken[0]}")
-    others = None if job.against is None else _survey_shards(codec, indices[1], job, advance)[0]
+    others = None if job.against is None else _survey_shards(codec, indices[1], job, done)[0]
+    comparison.measure_sample(partial(done, "SSIM and LPIPS"))
     probes, views = (
         make_probes(codec, [] if sample.rows is None else list(sample.rows), images.channels.std)
         for sample in (images.probes, images.views)
@@ -112,11 +113,12 @@ def inspect_codec(
     protocol = model | _protocol(codec, job, images, others, probes, len(faults))
     with atomic_folder(folder, ours=ours) as stage:
         sections = (
+            inspect_reconstruction(codec, comparison),
             _images(images, faults),
             *_posterior_sections(codec, images, job.seed),
             inspect_spectrum(images.spectrum, gaussian=gaussian),
             inspect_blur(images.blur, gaussian=gaussian),
-            *_probed(codec, job, images, probes, views, stage),
+            *_probed(codec, job, images, probes, views, stage, done),
             inspect_anomaly(images.scores, None if others is None else others.scores, job.against),
         )
         if images.scores:
@@ -139,29 +141,49 @@ def _choose(index: Index, job: InspectionJob) -> Index:
     return replace(index, shards=kept, parts=tuple(replace(part, first=0, stop=len(kept)) for part in index.parts))
 
 
-def _survey_shards(
-    codec: LatentCodec, index: Index, job: InspectionJob, done: Callable[[int], None]
-) -> tuple[Survey, list[Fault]]:
+def _batches(
+    codec: LatentCodec, index: Index, job: InspectionJob, done: Done, part: str, faults: list[Fault]
+) -> Iterator[Batch]:
+    """The images; those that cannot be read are added to `faults`."""
+    done(part, 0, index.samples)
     stream = measured_batches(index, job.shards, job.image, batch=job.batch, device=codec.device, rank=0, world=1)
+    for batch in stream:
+        yield batch
+        done(part, len(batch.key), index.samples)
+    faults += stream.faults
 
-    def batches() -> Iterator[Batch]:
-        for batch in stream:
-            yield batch
-            done(len(batch.key))
 
-    return survey_images(codec, batches(), job.seed), stream.faults
+def _fit_pca(codec: LatentCodec, index: Index, job: InspectionJob, done: Done) -> CrossFittedPCA:
+    pca = CrossFittedPCA(codec)
+    for batch in _batches(codec, index, job, done, "fitting PCA", []):
+        pca.add(batch)
+    return pca
+
+
+def _survey_shards(
+    codec: LatentCodec, index: Index, job: InspectionJob, done: Done, comparison: Comparison | None = None
+) -> tuple[Survey, list[Fault]]:
+    faults: list[Fault] = []
+    part = "second set" if comparison is None else "reconstructing"
+    return survey_images(codec, _batches(codec, index, job, done, part, faults), job.seed, comparison), faults
 
 
 def _probed(
-    codec: LatentCodec, job: InspectionJob, images: Survey, probes: Probes | None, views: Probes | None, stage: Path
+    codec: LatentCodec,
+    job: InspectionJob,
+    images: Survey,
+    probes: Probes | None,
+    views: Probes | None,
+    stage: Path,
+    done: Done,
 ) -> list[Section]:
     """The sections that are measured on probes. Where one cannot be measured, a verdict in its place says why."""
-    makers: dict[str, tuple[str, Callable[[Probes], Section]]] = {
+    makers: dict[str, tuple[str, Callable[[Probes, PartDone], Section]]] = {
         "equivariance": ("Equivariance", partial(inspect_equivariance, codec)),
-        "smoothness": ("Smoothness", lambda p: inspect_smoothness(codec, p, job.seed)),
-        "robustness": ("Noise and storage", lambda p: inspect_robustness(codec, p, job.seed)),
+        "smoothness": ("Smoothness", lambda p, d: inspect_smoothness(codec, p, job.seed, d)),
+        "robustness": ("Noise and storage", lambda p, d: inspect_robustness(codec, p, job.seed, d)),
         "activations": ("Range of activations", partial(inspect_activations, codec)),
-        "explore": ("A look around", lambda p: explore(codec, views or p, p, images.channels, stage, job.seed)),
+        "explore": ("A look around", lambda p, d: explore(codec, views or p, p, images.channels, stage, job.seed, d)),
     }
     sections = []
     for name, (title, make) in makers.items():
@@ -169,8 +191,9 @@ def _probed(
             reason = "It cannot be measured: no image that was reconstructed is large enough (4 f pixels a side)."
             sections.append(_unmeasured(name, title, "unknown", reason))
             continue
+        done(title.lower(), 0, len(probes.image))  # at least so many; the part itself tells how many
         try:
-            sections.append(make(probes))
+            sections.append(make(probes, partial(done, title.lower())))
         except NonFiniteError as error:
             sections.append(_unmeasured(name, title, "bad", f"It cannot be measured: {error.what} on the way."))
     sections[-1] = sections[-1].model_copy(update=_labelled(images, job))

@@ -17,6 +17,7 @@ from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.diagnostics.anomaly import Score
 from ldm_vae.diagnostics.channels import ChannelSums
+from ldm_vae.diagnostics.comparison import Comparison
 from ldm_vae.diagnostics.probes import PROBES, VIEWS, cut_probe, cut_view, decode_whole
 from ldm_vae.diagnostics.rings import RingPower
 from ldm_vae.diagnostics.sample import BoundedSample, Rows
@@ -33,12 +34,14 @@ class Survey:
     blur, scores: from all images with a finite reconstruction.
     positions: sample of latent positions, (N, 2c), posterior means and log-variances.
     labelled: sample of images with a class, (N, 1 + c), class and mean latent.
+    comparison: what simple codecs make of the same images; None where that was not asked for.
     probes, views: samples of images, cut by `cut_probe` and `cut_view`.
     broken_posteriors, broken_reconstructions: keys of the images that are left out.
     """
 
-    def __init__(self, codec: LatentCodec, seed: int) -> None:
+    def __init__(self, codec: LatentCodec, seed: int, comparison: Comparison | None = None) -> None:
         config = codec.model.config
+        self.comparison = comparison
         self.codec = codec
         self.channels = ChannelSums(config.latent_channels)
         self.spectrum = LatentSpectrum(config.latent_channels, config.in_channels, codec.factor)
@@ -88,6 +91,8 @@ class Survey:
         self.broken_reconstructions += [key for i, key in enumerate(keys) if i not in places]
         if not places:
             return
+        if self.comparison is not None:
+            self.comparison.update([keys[place] for place in places], image[places], reconstruction)
         original, coded = (to_uint8(x).double() / 127.5 - 1.0 for x in (image[places], reconstruction))
         self.blur.update(original, coded)
         errors = (coded - original).square().mean(dim=(1, 2, 3)).tolist()
@@ -107,9 +112,11 @@ def _cuts(images: Tensor, cut: Callable[[Tensor], Tensor | None]) -> Rows:
     return rows
 
 
-def survey_images(codec: LatentCodec, batches: Iterable[Batch], seed: int) -> Survey:
+def survey_images(
+    codec: LatentCodec, batches: Iterable[Batch], seed: int, comparison: Comparison | None = None
+) -> Survey:
     """batches: images in [-1, 1], of one size within a batch."""
-    result = Survey(codec, seed)
+    result = Survey(codec, seed, comparison)
     for batch in batches:
         result.update(batch)
     return result

@@ -9,7 +9,7 @@ Check: tests/evaluation/test_compare.py, against Student's t and by coverage.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,19 @@ def compare(first: Sequence[MeasuredImage], other: Sequence[MeasuredImage]) -> d
         if pairs:
             differences[metric] = _difference(np.array([ours - theirs for ours, theirs in pairs]))
     return differences
+
+
+def turned(differences: Mapping[str, PairedDifference]) -> dict[str, PairedDifference]:
+    """What `compare` gives with the codecs exchanged: the same images are drawn, so only signs and ends change."""
+    return {
+        metric: replace(
+            one,
+            difference=-one.difference,
+            low=None if one.high is None else -one.high,
+            high=None if one.low is None else -one.low,
+        )
+        for metric, one in differences.items()
+    }
 
 
 def differences_to_json(differences: Mapping[str, PairedDifference]) -> dict[str, Any]:

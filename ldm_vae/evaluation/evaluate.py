@@ -28,6 +28,7 @@ from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import BROKEN, EvaluationProtocol, NoImageError, Results, summarize
 from ldm_vae.extras import require
+from ldm_vae.interop.results import CONTENT
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pixels import ImagePairs
 from ldm_vae.metrics.sets import FeatureSets, SetMetrics
@@ -148,7 +149,8 @@ def evaluate_shards(
         raise UserError(f"{shards} has no image for this codec and protocol", f"broken are {broken}")
     if faults and rank == 0:
         logger.warning("left out %s", printable(broken))
-    return replace(results, protocol={"shards": shards, "left_out": len(faults), **results.protocol})
+    where = {"shards": shards, CONTENT: index.fingerprint, "left_out": len(faults)}
+    return replace(results, protocol=where | results.protocol)
 
 
 def measure_batches(

@@ -54,24 +54,46 @@ class PatchPCA:
         return images if size is None else images[..., : size[0], : size[1]]
 
 
+class PatchSums:
+    """Mean and covariance of the patches of images, summed in float64, from which PCA follows."""
+
+    def __init__(self, factor: int) -> None:
+        """factor: f, side of a patch in pixels."""
+        self.factor, self.images, self._patches = factor, 0, 0
+        self._total, self._products = torch.zeros(()), torch.zeros(())
+
+    def add(self, images: Tensor) -> None:
+        """images: (B, C, H, W), any size."""
+        patches = rearrange(_patches(images.double(), self.factor), "b p h w -> (b h w) p")
+        self.images += len(images)
+        self._patches += len(patches)
+        self._total = self._total + patches.sum(dim=0)
+        self._products = self._products + patches.T @ patches
+
+    def fit(self, components: int) -> PatchPCA:
+        """PCA of at least one image.
+
+        components: how many numbers code a patch.
+        """
+        mean = self._total / self._patches
+        _, vectors = torch.linalg.eigh(self._products / self._patches - torch.outer(mean, mean))
+        return PatchPCA(mean.float(), vectors[:, -components:].T.float(), self.factor, self.images)
+
+
 def fit_pca(images: Iterable[Tensor], factor: int, components: int) -> PatchPCA:
-    """PCA of the patches of all images. Mean and covariance are summed in float64.
+    """PCA of the patches of all images.
 
     images: batches (B, C, H, W) of any sizes; they are read once.
     components: how many numbers code a patch.
 
     Raises UserError where there is no image.
     """
-    image_count, count, total, products = 0, 0, torch.zeros(()), torch.zeros(())
+    sums = PatchSums(factor)
     for batch in images:
-        image_count += len(batch)
-        patches = rearrange(_patches(batch.double(), factor), "b p h w -> (b h w) p")
-        count, total, products = count + len(patches), total + patches.sum(dim=0), products + patches.T @ patches
-    if not count:
+        sums.add(batch)
+    if not sums.images:
         raise UserError("PCA has no image to be fitted on", "name shards with images: --baseline pca=SHARDS")
-    mean = total / count
-    _, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
-    return PatchPCA(mean.float(), vectors[:, -components:].T.float(), factor, image_count)
+    return sums.fit(components)
 
 
 def _patches(images: Tensor, factor: int) -> Tensor:

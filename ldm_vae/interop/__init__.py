@@ -7,6 +7,7 @@ diffusers.py     The folder format of diffusers' models
 native.py        A folder of our own for codecs that diffusers has no class for
 card_update.py   Writes a model card anew, and keeps what a person wrote into it
 hub.py           The Hugging Face Hub: downloads a model, uploads an export
+results.py       The results.json of a run: what was measured, at which weights, on which data, by which protocol
 origin.py        From which codec a model has its encoder, and so its latents and their scale
 untouched.py     Finds what somebody changed in a live AutoencoderKL
 load.py          A reference to a model -> its network, its scale, and where it came from

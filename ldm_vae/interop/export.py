@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -32,6 +31,7 @@ from ldm_vae.interop.layouts.layout import describe_parts, exchanged_state, layo
 from ldm_vae.interop.load import LoadedModel, ModelSource, weights_hash
 from ldm_vae.interop.native import NATIVE_WEIGHTS, is_native, native_config
 from ldm_vae.interop.pipelines import fit_scale, natural_scale, remarks
+from ldm_vae.interop.results import newest_of
 from ldm_vae.interop.weights import HALF, WEIGHTS
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.networks.network import NetworkConfig
@@ -93,9 +93,10 @@ def export_model(
     # Without a measurement, the model's own configuration decides; a run has none, and is upcast to be safe.
     force_upcast = source.force_upcast if activation is None else activation.largest > FLOAT16_SAFE
     sample_size = sample_size_of(source, model.config)
-    results, notes = values_without_secrets(source.results), []
-    if results and not _are_of(results, digest):
-        results = {}
+    measurements, notes = source.measurements, []
+    measured = newest_of(measurements, digest)
+    results = {} if measured is None else values_without_secrets(measured.model_dump(exclude_unset=True))
+    if measurements and measured is None:
         notes.append(f"results.json of {source.name} is about other weights and not in the card: evaluate again")
     licence = licence or licence_in(earlier) or licence_in(_card_of(source))
     picture = card_picture(source)
@@ -194,9 +195,3 @@ def _card_of(source: ModelSource) -> str | None:
         return read_text(path, "put it back") if path is not None and path.is_file() else None
     except DamagedFile:  # somebody else's, and not needed
         return None
-
-
-def _are_of(results: Mapping[str, Any], digest: str) -> bool:
-    """Whether these results of `ldm-vae evaluate` are about the weights of this sha256."""
-    protocol = results.get("protocol")
-    return isinstance(protocol, Mapping) and protocol.get("weights_sha256") == digest

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_vae.bottlenecks.scale import LatentScale
-from ldm_vae.documents import LARGE, read_json, read_text, read_yaml
+from ldm_vae.documents import read_text, read_yaml
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
 from ldm_vae.interop.checkpoint import Checkpoint, suppress_if_gone
@@ -23,6 +23,7 @@ from ldm_vae.interop.diffusers import CONFIG, STATISTICS, read_config
 from ldm_vae.interop.layouts.layout import exchanged_state, layout_named
 from ldm_vae.interop.native import architecture_in, is_native
 from ldm_vae.interop.origin import LatentOrigin
+from ldm_vae.interop.results import RESULTS, Measurement, StoredResults
 from ldm_vae.interop.weights import modern_names, read_codecs, read_weights, weight_files
 from ldm_vae.metrics.latent import LatentStatistics
 from ldm_vae.networks.network import HEADS, Network, NetworkConfig
@@ -97,14 +98,14 @@ class ModelSource:
         return ", ".join(str(source.get("shards")) for source in self.training_sources) or None
 
     @property
-    def results(self) -> dict[str, Any]:
-        """The run's results.json, which `ldm-vae evaluate` writes; empty where there is none.
+    def measurements(self) -> list[Measurement]:
+        """What `ldm-vae evaluate` keeps in the run's results.json, the newest first; empty where there is none.
 
         Raises UserError where the file is damaged.
         """
-        if self.folder is None or not (path := self.folder / "results.json").is_file():
-            return {}
-        return read_json(path, "remove it, or let `ldm-vae evaluate --json` write it again", largest=LARGE, names=True)
+        if self.folder is None or not (path := self.folder / RESULTS).is_file():
+            return []
+        return StoredResults.read(path).measurements
 
 
 @dataclass(frozen=True)
@@ -262,16 +263,21 @@ def _load_folder(folder: Path, name: str, home: Path | None, variant: str | None
     return LoadedModel(model, scale, source)
 
 
-def _load_checkpoint(checkpoint: Checkpoint, name: str) -> LoadedModel:
+def network_in(checkpoint: Checkpoint) -> tuple[Network, Literal["ema", "model"]]:
+    """The network with its averaged weights, where there are any, and which weights these are."""
     config = read_architecture(checkpoint.meta["model"], str(checkpoint.folder / "meta.json"))
     weights: Literal["ema", "model"] = "ema" if "ema" in checkpoint.groups else "model"
     state = {key: value for key, value in checkpoint.tensors(weights).items() if not key.startswith(HEADS)}
-    model = _assemble(config, state, str(checkpoint.folder))
+    return _assemble(config, state, str(checkpoint.folder)), weights
+
+
+def _load_checkpoint(checkpoint: Checkpoint, name: str) -> LoadedModel:
+    model, weights = network_in(checkpoint)
     run = checkpoint.folder.parent.parent if checkpoint.folder.parent.name == "checkpoints" else None
     source = ModelSource(name, "run", run, checkpoint.step, weights, _resolution(run))
     scale = None
     if (begun_with := checkpoint.meta.get("origin")) is not None:
-        origin = LatentOrigin.from_json(begun_with, config.latent_channels, str(checkpoint.folder / "meta.json"))
+        origin = LatentOrigin.from_json(begun_with, model.config.latent_channels, str(checkpoint.folder / "meta.json"))
         if origin.encoder == encoder_hash(model):
             source = replace(source, codecs=origin.codecs, keeps_scale=origin.scale is not None)
             scale = origin.scale

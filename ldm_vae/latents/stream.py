@@ -249,11 +249,19 @@ def _stored(codec: LatentCodec, job: LatentJob, images: Tensor, keys: Sequence[s
     moments, broken = codec.checked_moments(images)
     if job.latents == "moments":
         return moments, broken
-    if job.latents == "mode":
-        return codec.draw(moments), broken
+    return draw_latents(codec, job, moments, keys), broken
+
+
+def draw_latents(codec: LatentCodec, job: LatentJob, moments: Tensor, keys: Sequence[str]) -> Tensor:
+    """Moments -> raw latents (B, C, h, w): the samples that a job stores; of a job that stores none, the modes.
+
+    keys: names of the images; the noise of a sample depends on the job's seed and on the key alone.
+    """
+    if job.latents != "sample":
+        return codec.draw(moments)
     shape = (job.channels, *moments.shape[2:])
     noise = [_generator(job.seed, key).standard_normal(shape, dtype=np.float32) for key in keys]
-    return codec.model.bottleneck(moments, GivenNoise(torch.from_numpy(np.stack(noise)))).z, broken
+    return codec.model.bottleneck(moments, GivenNoise(torch.from_numpy(np.stack(noise)))).z
 
 
 def _generator(seed: int, key: str) -> np.random.Generator:

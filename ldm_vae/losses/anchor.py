@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ldm_vae.networks.network import Anchor
-from ldm_vae.precision import at_least_float32
+from ldm_vae.precision import at_least_float32, without_autocast
 
 
 def weight_gradients(anchor: Anchor, below: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
@@ -22,7 +22,7 @@ def weight_gradients(anchor: Anchor, below: Tensor, gradients: Sequence[Tensor])
     gradients: gradient of each loss with respect to the layer's output.
     Returns the gradient of each loss with respect to the weight, in at least float32.
     """
-    with torch.enable_grad(), torch.autocast(below.device.type, enabled=False):
+    with torch.enable_grad(), without_autocast(below.device):
         tensors = {name: value.detach() for name, value in anchor.layer.named_parameters()}
         weight = tensors[anchor.weight].requires_grad_()
         output = functional_call(anchor.layer, tensors, (at_least_float32(below.detach()),))

@@ -82,7 +82,8 @@ class LPIPS(nn.Module):
 
     network: vgg (the usual loss) or alex (the usual metric).
     channels: the image channels that it sees as red, green and blue (see perceptual_channels); None: images have three.
-    backbone: file with the ImageNet weights; None: found or fetched as in ldm_vae.pretrained.backbones.
+    backbone: file with the ImageNet weights; None: found or fetched as in ldm_vae.pretrained.backbones. On the `meta`
+        device it has no weights, and none are read.
     `.to(torch.float64)` makes all of it float64.
     """
 
@@ -92,8 +93,12 @@ class LPIPS(nn.Module):
         super().__init__()
         self.network, self.channels = network, channels
         self.features, self.taps = _vgg16_layers() if network == "vgg" else _alexnet_layers()
-        self.load_state_dict(backbone_weights(BACKBONE[network], path=backbone))
-        for i, head in enumerate(_heads(network)):
+        heads = _heads(network)
+        if next(self.features.parameters()).is_meta:  # built to be counted
+            heads = [head.to("meta") for head in heads]
+        else:
+            self.load_state_dict(backbone_weights(BACKBONE[network], path=backbone))
+        for i, head in enumerate(heads):
             self.register_buffer(f"head_{i}", head)
         # What the package scales images in [-1, 1] by: ImageNet's mean and deviation, moved from [0, 1].
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))

@@ -11,24 +11,31 @@ class MetricDescription(NamedTuple):
     title: its name in tables.
     unit: empty if it has none.
     better: whether higher or lower values are better; empty if neither is.
+    decimals: how many of them a terminal shows.
     """
 
     title: str
     unit: str = ""
     better: Literal["higher", "lower", ""] = ""
+    decimals: int = 4
+
+    @property
+    def arrow(self) -> str:
+        """Points to where values are better; empty if neither way is."""
+        return {"higher": "↑", "lower": "↓", "": ""}[self.better]
 
 
 METRIC_DESCRIPTIONS = {
-    "psnr": MetricDescription("PSNR", "dB", "higher"),
-    "psnr_pooled": MetricDescription("PSNR, pooled", "dB", "higher"),
+    "psnr": MetricDescription("PSNR", "dB", "higher", 2),
+    "psnr_pooled": MetricDescription("PSNR, pooled", "dB", "higher", 2),
     "ssim": MetricDescription("SSIM", "", "higher"),
     "ssim_signed": MetricDescription("SSIM on [-1, 1]", "", "higher"),
     "ssim_uniform": MetricDescription("SSIM, 7x7 windows", "", "higher"),
     "ms_ssim": MetricDescription("MS-SSIM", "", "higher"),
     "lpips_vgg": MetricDescription("LPIPS (VGG)", "", "lower"),
     "lpips_alex": MetricDescription("LPIPS (AlexNet)", "", "lower"),
-    "rfid": MetricDescription("rFID", "", "lower"),
-    "rfid_pytorch": MetricDescription("rFID, pytorch-fid", "", "lower"),
+    "rfid": MetricDescription("rFID", "", "lower", 2),
+    "rfid_pytorch": MetricDescription("rFID, pytorch-fid", "", "lower", 2),
     "kid": MetricDescription("KID", "", "lower"),
     "frechet_vgg16": MetricDescription("Fréchet distance, VGG16", "", "lower"),
 }

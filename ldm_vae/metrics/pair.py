@@ -45,14 +45,18 @@ class PairNetwork:
         self._last: tuple[Tensor, Tensor, PairResult] | None = None
 
     def __call__(self, reconstruction: Tensor, image: Tensor) -> PairResult:
-        """reconstruction, image: (B, 1 or 3, H, W), uint8; one channel is shown as grey."""
+        """reconstruction, image: (B, 1 or 3, H, W), uint8; one channel is shown as grey.
+
+        Where one image is expanded over the batch (`Tensor.expand`), the network looks at it once.
+        """
         if self._last is None or self._last[0] is not reconstruction or self._last[1] is not image:
             self._noted.clear()
-            shape = (len(image), 3, *image.shape[2:])
-            ours, theirs = ((x / 127.5 - 1.0).expand(shape) for x in (reconstruction, image))
+            seen = image[:1] if image.stride(0) == 0 else image
+            ours, theirs = ((x / 127.5 - 1.0).expand(-1, 3, -1, -1) for x in (reconstruction, seen))
             distance = self.lpips(ours, theirs)
             of_image, of_reconstruction = self._noted  # LPIPS looks at the target first
-            self._last = reconstruction, image, PairResult(distance, torch.stack([of_reconstruction, of_image], dim=1))
+            features = torch.stack([of_reconstruction, of_image.expand_as(of_reconstruction)], dim=1)
+            self._last = reconstruction, image, PairResult(distance, features)
         return self._last[2]
 
     def _note(self, layer: Any, inputs: Any, output: Tensor) -> None:

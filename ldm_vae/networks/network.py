@@ -18,7 +18,7 @@ from ldm_vae.networks.likelihood import Likelihood, PlainPicture
 from ldm_vae.nn.last_layer import LastLayer
 from ldm_vae.noise import Noise
 from ldm_vae.parts import BOTTLENECKS
-from ldm_vae.precision import at_least_float32
+from ldm_vae.precision import at_least_float32, without_autocast
 from ldm_vae.recipe import Config
 from ldm_vae.views.view import View
 
@@ -196,7 +196,7 @@ class Network(nn.Module, ABC):
         if samples > 1:
             hidden, target = hidden.repeat_interleave(samples, dim=0), target.repeat_interleave(samples, dim=0)
             label = None if label is None else label.repeat_interleave(samples, dim=0)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             posterior = self.bottleneck(at_least_float32(hidden), noise)
         heads = {name: head(encoded, posterior) for name, head in self.heads.items()}
         latent = posterior.z

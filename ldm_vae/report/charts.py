@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ldm_vae.diagnostics.findings import Axis, Chart, Line
 from ldm_vae.extras import extra
@@ -22,6 +23,7 @@ with extra("report"):
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+Numbers = NDArray[np.float64]
 LINE_POINTS = 400  # points of a line at most; longer lines are averaged over stretches of equal length
 SCATTER_POINTS = 1500  # points of a cloud at most; of a larger cloud every n-th point is drawn
 TABLE_ROWS = 40  # rows of the table of numbers at most; of a longer table every n-th row is shown
@@ -33,6 +35,9 @@ SHAPES = {
     "D": "M12 0l4 4l-4 4l-4-4z",
 }  # as SVG
 SIZE = (4.6, 2.7)  # inches
+MOST_LINES = 6  # in one chart; more become small multiples
+PANELS_ACROSS, PANEL_HEIGHT = 2, 1.25  # of small multiples; inches
+SEPARATOR = " · "  # between what a line shows and of which run, in its label
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, in the font of the page
     "svg.hashsalt": "ldm_vae",  # else ids are random, and two reports of one run differ
@@ -98,23 +103,81 @@ def draw(chart: Chart, identifier: str) -> Drawing | None:
     notes: list[str] = []
     thinned = [_thin(line, chart.kind, notes) for line in lines]
     words = any(isinstance(x, str) for line in thinned for x in line.x)
+    panels = _panels(thinned) if chart.kind == "line" and not words and len(thinned) > MOST_LINES else {}
     with matplotlib.rc_context(STYLE):
         categories = list(dict.fromkeys(str(x) for line in thinned for x in line.x)) if words else []
         flat = bool(categories) and chart.kind == "bar" and (len(categories) > 12 or max(map(len, categories)) > 8)
         height = 0.7 + 0.19 * max(len(categories) * len(lines) ** 0.5, 4) if flat else SIZE[1]
-        figure = Figure(figsize=(SIZE[0], height), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_axisbelow(True)
-        axes.grid(axis="x" if flat else "both" if chart.kind == "scatter" else "y", linewidth=0.6)
-        _plot(axes, chart, thinned, categories, flat)
-        _axis(axes, "y" if flat else "x", chart.x, chart, thinned, notes, bool(categories))
-        _axis(axes, "x" if flat else "y", chart.y, chart, thinned, notes, False)
+        if panels:
+            figure = _small_multiples(chart, panels, notes)
+        else:
+            figure = Figure(figsize=(SIZE[0], height), layout="constrained")
+            axes = figure.add_subplot()
+            axes.set_axisbelow(True)
+            axes.grid(axis="x" if flat else "both" if chart.kind == "scatter" else "y", linewidth=0.6)
+            _plot(axes, chart, thinned, categories, flat)
+            _axis(axes, "y" if flat else "x", chart.x, chart, thinned, notes, bool(categories))
+            _axis(axes, "x" if flat else "y", chart.y, chart, thinned, notes, False)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     named = len(lines) > 1 or (lines[0].label and lines[0].label != chart.title)
-    legend = [_key(i, line.label, chart.kind) for i, line in enumerate(lines)] if named else []
+    labels = [line.label for line in lines]
+    if panels:  # their titles say what each shows
+        labels = list(dict.fromkeys(_whose(label) for label in labels if _whose(label)))
+    legend = [_key(i, label, chart.kind) for i, label in enumerate(labels)] if named else []
     svg = inline(file.getvalue(), identifier, chart.title, _text_alternative(chart, lines))
     return Drawing(chart, svg, legend, *_chart_table(chart, lines, notes), list(dict.fromkeys(notes)))
+
+
+def _whose(label: str) -> str:
+    """The run that a line is of; empty where the label names none."""
+    return label.rpartition(SEPARATOR)[2] if SEPARATOR in label else ""
+
+
+def _panels(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """Title of a panel -> its lines: one quantity of all runs."""
+    panels: dict[str, list[Line]] = {}
+    for line in lines:
+        panels.setdefault(line.label.rpartition(SEPARATOR)[0] or line.label, []).append(line)
+    return panels
+
+
+def _small_multiples(chart: Chart, panels: dict[str, list[Line]], notes: list[str]) -> Figure:
+    """A panel for each quantity, all on the same axes, so that a dozen lines can be told apart."""
+    across, down = PANELS_ACROSS, math.ceil(len(panels) / PANELS_ACROSS)
+    figure = Figure(figsize=(SIZE[0], 0.3 + PANEL_HEIGHT * down), layout="constrained")
+    every = [line for lines in panels.values() for line in lines]
+    runs = list(dict.fromkeys(_whose(line.label) for line in every))
+    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    places = [axes for row in grid for axes in row]
+    for axes, (title, lines) in zip(places, panels.items(), strict=False):
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_axisbelow(True)
+        axes.grid(axis="y", linewidth=0.6)
+        for line in lines:
+            _draw_line(axes, *_numbers(line), runs.index(_whose(line.label)))
+    for which, axis in (("x", chart.x), ("y", chart.y)):
+        _axis(places[0], which, axis, chart, every, notes, False)
+    places[0].set_xlabel("")
+    places[0].set_ylabel("")
+    for axes in places[len(panels) :]:
+        axes.remove()
+        places[len(panels) - across].xaxis.set_tick_params(labelbottom=True)
+    if chart.x.title != chart.title:
+        figure.supxlabel(printable(chart.x.title), fontsize=10)
+    return figure
+
+
+def _numbers(line: Line) -> tuple[Numbers, Numbers]:
+    y = np.array([math.nan if value is None else value for value in line.y], dtype=float)
+    return np.array(line.x, dtype=float), y
+
+
+def _draw_line(axes: Axes, x: Numbers, y: Numbers, number: int) -> None:
+    """number: of the line, which decides colour and dashes."""
+    colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+    marker = "o" if len(x) < 15 else None
+    axes.plot(x, y, color=colour, linewidth=1.5, dashes=dashes or (None, None), marker=marker, markersize=3)
 
 
 def _plot(axes: Axes, chart: Chart, lines: Sequence[Line], categories: list[str], flat: bool) -> None:
@@ -123,7 +186,7 @@ def _plot(axes: Axes, chart: Chart, lines: Sequence[Line], categories: list[str]
     for i, line in enumerate(lines):
         x = np.array([places[str(x)] if categories else x for x in line.x], dtype=float)
         y = np.array([math.nan if value is None else value for value in line.y], dtype=float)
-        colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
+        colour = COLOURS[i % len(COLOURS)]
         if chart.kind == "bar":
             gap = 1.0 if categories or len(x) < 2 else float(np.min(np.diff(np.unique(x)), initial=np.inf))
             gap = gap if math.isfinite(gap) else 1.0
@@ -132,8 +195,7 @@ def _plot(axes: Axes, chart: Chart, lines: Sequence[Line], categories: list[str]
         elif chart.kind == "scatter":
             axes.plot(x, y, list(SHAPES)[i % len(SHAPES)], color=colour, markersize=2.5, alpha=0.75)
         else:
-            marker = "o" if len(x) < 15 else None
-            axes.plot(x, y, color=colour, linewidth=1.5, dashes=dashes or (None, None), marker=marker, markersize=3)
+            _draw_line(axes, x, y, i)
     if categories:
         if flat:
             axes.set_yticks(range(len(categories)), categories)

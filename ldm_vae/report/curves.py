@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ldm_vae.diagnostics.findings import Axis, Chart, Line
+from ldm_vae.report.comparison import validation_marks
 from ldm_vae.report.run import RunFolder
 
-# Counters that should be zero. They have no chart; a sentence tells where they are not zero.
+# Counters that should be zero: their sentence for 1, for more, and its end. They have no chart.
 COUNTERS = {
-    "skipped_steps": "optimizer steps were skipped, because a gradient was not finite",
-    "time/broken_samples": "broken training samples were replaced since the trainer was last started",
-    "validation/left_out": "broken validation images were left out",
+    "skipped_steps": ("optimizer step was", "optimizer steps were", "skipped, because a gradient was not finite"),
+    "validation/left_out": ("broken validation image was", "broken validation images were", "left out"),
 }
-NOT_DRAWN = ("step", "epoch", "validation/images", "time/broken_share", *COUNTERS)
+NOT_DRAWN = ("step", "epoch", "validation/images", "time/broken_samples", "time/broken_share", *COUNTERS)
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,15 @@ def charts(runs: Sequence[RunFolder]) -> dict[str, list[Chart]]:
 
 
 def counter_sentences(run: RunFolder) -> list[str]:
-    """A sentence for each counter that is not zero."""
-    last = {name: run.last(name) for name in COUNTERS}
-    return [f"{int(value)} {COUNTERS[name]}." for name, value in last.items() if value]
+    """A sentence for each counter that is not zero.
+
+    Broken training samples are counted in broken.jsonl: the log counts anew whenever the trainer is started.
+    """
+    counts = [(int(run.last(name) or 0), words) for name, words in COUNTERS.items()]
+    logged = max((int(row.get("time/broken_samples") or 0) for row in run.rows), default=0)
+    replaced = ("broken training image was", "broken training images were", "replaced by another one")
+    counts.append((max(run.broken, logged), replaced))
+    return [f"{count} {one if count == 1 else several} {what}." for count, (one, several, what) in counts if count]
 
 
 def _chart(group: Group, lines: list[Line]) -> Chart:
@@ -203,10 +209,12 @@ def _chart(group: Group, lines: list[Line]) -> Chart:
 def _lines(runs: Sequence[RunFolder], name: str, *, alone: bool) -> list[Line]:
     """alone: whether this is the only metric of its chart, so that the title is label enough."""
     lines = []
-    for run in runs:
+    marks = validation_marks(runs) if name.startswith("validation/") else [""] * len(runs)
+    for run, mark in zip(runs, marks, strict=True):
         points = [(row["step"], row[name]) for row in run.rows if name in row]
         if any(y is not None for _, y in points):
+            whose = f"{run.name} ({mark})" if mark else run.name
             what = "" if alone else name.removeprefix("validation/").rpartition("/")[2].replace("_", " ")
-            label = " · ".join(part for part in (what, run.name if len(runs) > 1 else "") if part)
+            label = " · ".join(part for part in (what, whose if len(runs) > 1 else "") if part)
             lines.append(Line(label=label, x=tuple(float(x or 0) for x, _ in points), y=tuple(y for _, y in points)))
     return lines

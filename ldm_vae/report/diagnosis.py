@@ -17,6 +17,7 @@ from ldm_vae.report.pictures import data_uri, diverging_map
 from ldm_vae.system import NO_FILE, system_error
 
 LEVEL_SIGNS = {"bad": ("✕", "Bad"), "warning": ("!", "Warning"), "unknown": ("?", "Unknown"), "good": ("✓", "Good")}
+FIRST = "reconstruction"  # the section whose verdicts come first
 CELLS = 12  # rows or columns; a matrix with more is shown as a picture, not as a table of numbers
 DIAGNOSIS_BYTES = 2_500_000  # bytes that all pictures of the inspection have in the page at most
 SMALLEST_SIDE = 64  # px, of a picture that is made smaller to fit
@@ -81,14 +82,14 @@ class ShownSection:
 
 
 def verdicts(inspection: Inspection) -> list[ShownVerdict]:
-    """All verdicts, the worst first."""
+    """All verdicts, the worst first; but first of all whether reconstruction is any good."""
     order = list(LEVEL_SIGNS)
     shown = [
         ShownVerdict(verdict, *LEVEL_SIGNS[verdict.level], section, place)
         for place, section in enumerate(inspection.sections)
         for verdict in section.verdicts
     ]
-    return sorted(shown, key=lambda one: order.index(one.verdict.level))
+    return sorted(shown, key=lambda one: (one.section.name != FIRST, order.index(one.verdict.level)))
 
 
 def count_verdicts(shown: Iterable[ShownVerdict]) -> list[tuple[str, str, str, int]]:

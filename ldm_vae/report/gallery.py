@@ -21,10 +21,10 @@ from ldm_vae.data.shards.shard import BrokenSample
 from ldm_vae.data.stream.fetch import Fetcher
 from ldm_vae.data.stream.order import SampleRef
 from ldm_vae.errors import UserError
+from ldm_vae.interop.results import ImageRow
 from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.metrics.image import psnr, squared_error
 from ldm_vae.report.pictures import Pixels
-from ldm_vae.report.results import ImageRow
 
 WORST, MEDIAN, BEST = 3, 2, 3  # how many images of each kind
 GALLERY_IMAGES = WORST + MEDIAN + BEST
@@ -67,13 +67,11 @@ class GalleryImage:
 class Gallery:
     """Images with their reconstructions by a codec.
 
-    weights_hash: hash of the weights of the codec.
     facts: what the network is, in words.
     notes: what a person should know about the choice of images.
     """
 
     images: list[GalleryImage]
-    weights_hash: str
     facts: dict[str, str]
     notes: list[str] = field(default_factory=list)
 
@@ -138,7 +136,7 @@ def make_gallery(codec: LatentCodec, shards: str, choices: Sequence[Choice]) -> 
         notes.append(
             "The numbers were measured on resized or cropped images; the pictures are shown as they are in the shards."
         )
-    return Gallery(images, codec.weights_hash, _network_facts(codec), notes)
+    return Gallery(images, _network_facts(codec), notes)
 
 
 def _measured_whole(row: ImageRow, size: tuple[int, int]) -> bool:

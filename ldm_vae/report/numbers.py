@@ -25,11 +25,6 @@ def short(value: float, digits: int = 4) -> str:
     return text.replace("-", "−")
 
 
-def signed(value: float) -> str:
-    """The number in three significant digits, like `short`; positive numbers have a plus sign."""
-    return short(value, 3) if value < 0 else f"+{short(value, 3)}"
-
-
 def printable(text: str) -> str:
     """The text without what XML forbids, and without passwords in URLs.
 

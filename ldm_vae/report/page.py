@@ -19,7 +19,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.extras import extra
 from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.passwords import NEVER_STORED, keep_aside, without_secrets
-from ldm_vae.report import curves, diagnosis, environment, tables
+from ldm_vae.report import comparison, curves, diagnosis, environment, tables
 from ldm_vae.report.album import Album, make_album
 from ldm_vae.report.charts import Drawing, draw
 from ldm_vae.report.gallery import Gallery, choose, make_gallery, worst_first
@@ -46,7 +46,6 @@ class Contents:
     command: the command that makes the report, as the person typed it.
     made: when the report is made.
     facts: what the network is, in words.
-    weights_hash: hash of the weights that reconstructed the images; empty where no codec could be loaded.
     drawings: charts of the logs, by part of the section.
     gaps: what is missing.
     """
@@ -56,7 +55,6 @@ class Contents:
     made: datetime
     album: Album | None
     facts: dict[str, str]
-    weights_hash: str
     drawings: dict[str, list[Drawing]]
     sections: list[diagnosis.ShownSection]
     verdicts: list[diagnosis.ShownVerdict]
@@ -73,22 +71,21 @@ class Contents:
 
     @property
     def headlines(self) -> list[tuple[Any, str, str]]:
-        """Metric, value and source: from the evaluation, or else from the last validation while training."""
-        results = self.run.results
-        source = "held-out images" if results else "last validation while training"
+        """Metric, value and source: from the evaluation of the present weights, or else from the last validation."""
+        results, step = self.run.results, self.run.last_step("validation/")
+        source = "held-out images" if results else f"last validation while training, at step {short(step or 0)}"
         values = {n: results.metrics.get(n) if results else self.run.last(f"validation/{n}") for n in HEADLINES}
         return [(describe_metric(n), short(v), source) for n, v in values.items() if v is not None][:4]
 
     @property
     def stale(self) -> list[str]:
-        """Files of the run that were made with other weights than the run has now."""
-        results, inspection, statistics = self.run.results, self.run.inspection, self.run.statistics
+        """Files that were made with other weights than the run has now; for results.json see evaluations.py."""
+        inspection, statistics, now = self.run.inspection, self.run.statistics, self.run.weights
         digests = {
-            "results.json": results.protocol.get("weights_sha256") if results else None,
             "latent_statistics.json": statistics.codec if statistics else None,
             "inspection.json": inspection.protocol.get("weights_sha256") if inspection else None,
         }
-        return [name for name, digest in digests.items() if digest and self.weights_hash not in ("", digest)]
+        return [name for name, digest in digests.items() if digest and now is not None and now.sha256 != digest]
 
 
 def write_report(names: Sequence[str], output: Path | None, shards: str | None, command: str) -> Path:
@@ -128,7 +125,6 @@ def collect_contents(names: Sequence[str], shards: str | None, command: str) -> 
         made=datetime.now(UTC),
         album=make_album(gallery) if gallery else None,
         facts=gallery.facts if gallery else {},
-        weights_hash=gallery.weights_hash if gallery else "",
         drawings=drawn,
         sections=diagnosis.sections(inspection, first.inspection_folder) if inspection else [],
         verdicts=diagnosis.verdicts(inspection) if inspection else [],
@@ -160,7 +156,8 @@ def render(contents: Contents) -> str:
             section: [g for g in contents.gaps if g.section == section]
             for section in {g.section for g in contents.gaps}
         },
-        evaluation=_evaluation(contents),
+        evaluation=_evaluation(contents.run),
+        comparison=comparison,
         tables=tables,
         curves=curves,
         diagnosis=diagnosis,
@@ -196,16 +193,22 @@ def _gallery(run: RunFolder, shards: str | None, gaps: list[Gap]) -> Gallery | N
         return None
 
 
-def _evaluation(contents: Contents) -> dict[str, Any]:
-    """The tables of results.json; empty where there is no such file."""
-    results = contents.run.results
-    if results is None:
-        return {}
-    return {
-        "table": tables.metric_table(tables.evaluation_columns(results)),
-        "differences": tables.difference_table(results),
-        "images": tables.image_table(results.per_image) if results.per_image else None,
-        "protocol": dict(leaves(results.protocol)),
+def _evaluation(run: RunFolder) -> dict[str, Any]:
+    """The tables of results.json."""
+    found = run.evaluations
+    shown: dict[str, Any] = {"earlier": tables.earlier_table(found), "images": None, "table": None, "more": []}
+    if found.current is None:
+        return shown
+    shown["more"] = [
+        (tables.protocol_line(one.protocol), tables.metric_table(tables.evaluation_columns(one)), leaves(one.protocol))
+        for one in found.more
+    ]
+    return shown | {
+        "table": tables.metric_table(tables.evaluation_columns(found.current)),
+        "differences": tables.difference_table("this codec", found.current.comparisons),
+        "images": tables.image_table(found.current.per_image) if found.current.per_image else None,
+        "line": tables.protocol_line(found.current.protocol),
+        "protocol": dict(leaves(found.current.protocol)),
     }
 
 

@@ -14,8 +14,9 @@ from ldm_vae.diagnostics.findings import INSPECTION_FILE, INSPECTION_FOLDER, Ins
 from ldm_vae.documents import LARGE, parse_lines, read_file, read_json, read_text, read_yaml
 from ldm_vae.errors import UserError
 from ldm_vae.interop.diffusers import STATISTICS
+from ldm_vae.interop.results import RESULTS, Measurement, StoredResults
 from ldm_vae.metrics.latent import LatentStatistics
-from ldm_vae.report.results import StoredResults
+from ldm_vae.report.evaluations import Evaluations, PresentWeights, choose_evaluations, present_weights
 
 TRACES = ("recipe.yaml", "metrics.jsonl", "status.json", "checkpoints")  # a folder with none of them is no run
 LogRow = dict[str, float | None]  # metric -> value; None where the value was not finite
@@ -42,9 +43,12 @@ class RunFolder:
     name: the folder as the person gave it.
     recipe, status: empty where there is no such file.
     rows: rows of metrics.jsonl, in order.
+    weights: those of the newest whole checkpoint; None where there is none.
+    evaluations: what was measured on the run.
     inspection_folder: the folder that holds the pictures of the inspection.
     statistics: statistics of the latents.
     warnings: what the trainer warned of.
+    broken: number of different training samples that were broken and replaced, since the run began.
     gaps: what is missing or damaged.
     """
 
@@ -54,11 +58,13 @@ class RunFolder:
     recipe_text: str
     status: dict[str, Any]
     rows: list[LogRow]
-    results: StoredResults | None
+    weights: PresentWeights | None
+    evaluations: Evaluations
     inspection: Inspection | None
     inspection_folder: Path
     statistics: LatentStatistics | None
     warnings: list[str]
+    broken: int
     gaps: list[Gap] = field(default_factory=list)
 
     @property
@@ -67,9 +73,19 @@ class RunFolder:
         return max((int(row["step"]) for row in self.rows if row.get("step") is not None), default=None)  # type: ignore[arg-type]
 
     @property
+    def results(self) -> Measurement | None:
+        """The newest measurement of the present weights."""
+        return self.evaluations.current
+
+    @property
     def validation_shards(self) -> str | None:
         shards = section(self.recipe, "data").get("validation")
         return shards if isinstance(shards, str) else None
+
+    def last_step(self, prefix: str) -> int | None:
+        """The step of the newest row with a value whose name begins so."""
+        having = (row for row in reversed(self.rows) if any(name.startswith(prefix) for name in row))
+        return next((int(row["step"] or 0) for row in having), None)
 
     def last(self, name: str) -> float | None:
         """The newest value of a metric in the log."""
@@ -93,7 +109,8 @@ def read_run(name: str, shards: str | None = None) -> RunFolder:
     quoted = shlex.quote(given) if isinstance(given, str) else "SHARDS"
     run = shlex.quote(name)
     rows = _read_rows(path / "metrics.jsonl", gaps)
-    results = _read_results(path / "results.json", gaps, f"ldm-vae evaluate {run} {quoted} --json {run}/results.json")
+    weights = present_weights(path)
+    evaluations = _read_evaluations(path / RESULTS, weights, gaps, f"ldm-vae evaluate {run} {quoted}")
     inspection = _read_inspection(path / INSPECTION_FOLDER, gaps, f"ldm-vae inspect {run} {quoted}")
     train = section(recipe, "data").get("train")
     stats = f"ldm-vae stats {run} {shlex.quote(train) if isinstance(train, str) else 'SHARDS'} --write"
@@ -107,11 +124,13 @@ def read_run(name: str, shards: str | None = None) -> RunFolder:
         recipe_text=text,
         status=status,
         rows=rows,
-        results=results,
+        weights=weights,
+        evaluations=evaluations,
         inspection=inspection,
         inspection_folder=path / INSPECTION_FOLDER,
         statistics=statistics,
         warnings=warnings,
+        broken=_count_broken(path / "broken.jsonl", gaps),
         gaps=gaps,
     )
 
@@ -210,18 +229,28 @@ def _read_status(path: Path, gaps: list[Gap]) -> dict[str, Any]:
         return {}
 
 
-def _read_results(path: Path, gaps: list[Gap], command: str) -> StoredResults | None:
+def _count_broken(path: Path, gaps: list[Gap]) -> int:
+    """The number of different samples in broken.jsonl. Each start of the trainer writes those that it meets."""
+    if not path.is_file():  # a run without broken samples has no such file
+        return 0
+    rows = _read_json_lines(path, gaps)
+    return len({(str(row["url"]), str(row["key"])) for row in rows if "url" in row and "key" in row})
+
+
+def _read_evaluations(path: Path, weights: PresentWeights | None, gaps: list[Gap], command: str) -> Evaluations:
     try:
-        results = StoredResults.read(path)
+        found = choose_evaluations(StoredResults.read(path), weights)
     except FileNotFoundError:
         gaps.append(Gap("evaluation", "This codec has not been evaluated: there is no results.json.", command))
-        return None
+        return Evaluations()
     except UserError as error:
         gaps.append(Gap("evaluation", f"The evaluation cannot be shown: {error}.", command))
-        return None
-    if not results.per_image:
+        return Evaluations()
+    if found.current is None:
+        gaps.append(Gap("evaluation", found.sentence, command))
+    elif not found.current.per_image:
         gaps.append(Gap("images", "results.json holds no numbers of single images.", command))
-    return results
+    return found
 
 
 def _read_statistics(path: Path, gaps: list[Gap], command: str) -> LatentStatistics | None:

@@ -1,23 +1,21 @@
-"""Prepares the tables of the page: metrics, differences, images, and comparisons of runs."""
+"""Prepares the tables of the page: metrics, differences, images."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ldm_vae.evaluation.wording import Advantage, advantage
+from ldm_vae.interop.results import Comparison, ImageRow, Interval, Measured, Measurement, comparable
 from ldm_vae.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription, describe_metric
-from ldm_vae.report.diagnosis import count_verdicts, verdicts
+from ldm_vae.report.evaluations import Evaluations
 from ldm_vae.report.gallery import worst_first
-from ldm_vae.report.numbers import short, signed
-from ldm_vae.report.results import ImageRow, Interval, Measured, StoredResults
-from ldm_vae.report.run import RunFolder, leaves
+from ldm_vae.report.numbers import short
 
 IMAGE_ROWS = 500  # rows of the table of images at most, the worst images
 IMAGE_NOTES = 20  # notes under that table at most
-ALWAYS_DIFFERENT = ("output",)  # settings that are different in any two runs
-VERDICT_WORDS = {"gain": "better", "loss": "worse", "noise": "within chance"}  # of evaluation/compare.py, for people
 
 
 @dataclass(frozen=True)
@@ -50,32 +48,23 @@ class MetricTable:
 
 
 @dataclass(frozen=True)
-class DifferenceCell:
-    """This codec minus another, in one metric.
-
-    word: the verdict of evaluation/compare.py: whether that is more than chance.
-    """
-
-    difference: str
-    interval: str
-    word: str
-
-
-@dataclass(frozen=True)
 class DifferenceRow:
     """The differences in one metric.
 
-    cells: one for each of the others.
+    cells: one for each of the others; None where there is no value from both.
     images: number of images that have a value from both.
     """
 
     metric: MetricDescription
-    cells: list[DifferenceCell]
+    cells: list[Advantage | None]
     images: str
 
 
 @dataclass(frozen=True)
 class DifferenceTable:
+    """Who is better in each metric: a codec, named first, or each of the others."""
+
+    first: str
     others: list[str]
     rows: list[DifferenceRow]
 
@@ -96,14 +85,6 @@ class ImageTable:
     metric: str
     left_out: int
     notes: list[str]
-
-
-@dataclass(frozen=True)
-class ComparisonRow:
-    """A row in a comparison of runs: a name and a value for each run."""
-
-    name: str
-    values: list[str]
 
 
 def metric_table(columns: Sequence[tuple[str, Measured]]) -> MetricTable:
@@ -135,32 +116,50 @@ def _notes(columns: Sequence[tuple[str, Measured]]) -> list[str]:
     return sentences
 
 
-def evaluation_columns(results: StoredResults) -> list[tuple[str, Measured]]:
-    """The columns of an evaluation, this codec first."""
-    return [("this codec", results), *((other.name or other.kind, other) for other in results.others)]
+def evaluation_columns(results: Measurement) -> list[tuple[str, Measured]]:
+    """The columns of an evaluation, this codec first. Another model's name says its step, because it may train on."""
+    return [("this codec", results), *((_name(other), other) for other in results.others)]
 
 
-def columns_of(runs: Sequence[RunFolder]) -> list[tuple[str, Measured]]:
-    """A column for each run that has results."""
-    return [(run.name, run.results) for run in runs if run.results is not None]
+def _name(other: Measured) -> str:
+    name = other.name or other.kind
+    return name if other.step is None else f"{name}, step {short(other.step)}"
 
 
-def difference_table(results: StoredResults) -> DifferenceTable:
-    """The paired differences in each metric to each of the others."""
-    comparisons = results.comparisons
+def difference_table(first: str, comparisons: Sequence[Comparison]) -> DifferenceTable:
+    """Who is better image by image, in each metric.
+
+    first: name of the codec that is compared with the others.
+    """
     rows = []
     for name in dict.fromkeys(name for comparison in comparisons for name in comparison.metrics):
         intervals = [comparison.metrics.get(name, Interval()) for comparison in comparisons]
         images = dict.fromkeys(str(interval.images) for interval in intervals if interval.images is not None)
-        rows.append(DifferenceRow(describe_metric(name), [_difference(one) for one in intervals], ", ".join(images)))
-    return DifferenceTable([comparison.name for comparison in comparisons], rows)
+        cells = [
+            _advantage(name, (first, comparison.name), one)
+            for comparison, one in zip(comparisons, intervals, strict=True)
+        ]
+        rows.append(DifferenceRow(describe_metric(name), cells, ", ".join(images)))
+    return DifferenceTable(first, [comparison.name for comparison in comparisons], rows)
 
 
-def _difference(one: Interval) -> DifferenceCell:
+def _advantage(metric: str, names: tuple[str, str], one: Interval) -> Advantage | None:
     if one.difference is None:
-        return DifferenceCell("–", "", "")
-    interval = "" if one.low is None or one.high is None else f"{signed(one.low)} to {signed(one.high)}"
-    return DifferenceCell(signed(one.difference), interval, VERDICT_WORDS.get(one.verdict, one.verdict))
+        return None
+    interval = None if one.low is None or one.high is None else (one.low, one.high)
+    return advantage(metric, names, one.difference, interval, one.verdict, lambda value: short(value, 3))
+
+
+def earlier_table(found: Evaluations) -> MetricTable | None:
+    """The measurements of a run at its steps, on the same images by the same protocol; None without earlier ones."""
+    if not found.earlier:
+        return None
+    first, *rest = [*([] if found.current is None else [found.current]), *found.earlier]
+    steps = {one.step: one for one in reversed([first, *(one for one in rest if comparable(one, first))])}
+    ordered = sorted(steps.items(), key=lambda pair: -1 if pair[0] is None else pair[0], reverse=True)
+    if found.current is not None and len(ordered) < 2:
+        return None
+    return metric_table([("unknown step" if step is None else f"step {short(step)}", one) for step, one in ordered])
 
 
 def image_table(rows: Sequence[ImageRow]) -> ImageTable:
@@ -178,7 +177,7 @@ def image_table(rows: Sequence[ImageRow]) -> ImageTable:
     title = describe_metric(metric).title if metric else ""
     reasons = Counter((name, reason) for row in rows for name, reason in row.missing.items())
     notes = [
-        f"{describe_metric(name).title} is missing for {_images(count)}: {reason}."
+        f"{describe_metric(name).title} is missing for {images_of(count)}: {reason}."
         for (name, reason), count in reasons.items()
     ]
     return ImageTable(
@@ -190,52 +189,18 @@ def image_table(rows: Sequence[ImageRow]) -> ImageTable:
     )
 
 
-def _images(count: int) -> str:
+def images_of(count: float) -> str:
     return "1 image" if count == 1 else f"{short(count)} images"
 
 
-def recipe_differences(runs: Sequence[RunFolder]) -> list[ComparisonRow]:
-    """The settings in which the runs differ, except where they write."""
-    settings = [dict(leaves(run.recipe)) for run in runs]
-    names = dict.fromkeys(name for one in settings for name in one)
-    return [
-        ComparisonRow(name, [setting(one.get(name, "–")) for one in settings])
-        for name in names
-        if name not in ALWAYS_DIFFERENT and len({repr(one.get(name, "–")) for one in settings}) > 1
-    ]
-
-
-def protocol_differences(runs: Sequence[RunFolder]) -> list[ComparisonRow]:
-    """The entries of the protocol in which the runs differ, so that their metrics cannot be compared."""
-    ours = ("model", "step", "weights", "weights_sha256")  # these differ in any comparison of runs
-    protocols = [dict(leaves(run.results.protocol)) for run in runs if run.results is not None]
-    if len(protocols) < 2:
-        return []
-    names = dict.fromkeys(name for one in protocols for name in one if name not in ours)
-    rows = [ComparisonRow(name, [setting(one.get(name, "–")) for one in protocols]) for name in names]
-    return [row for row in rows if len(set(row.values)) > 1]
-
-
-def training_table(runs: Sequence[RunFolder]) -> list[ComparisonRow]:
-    """How far each run came, and its newest validation values."""
-    names = dict.fromkeys(name for run in runs for row in run.rows for name in row if name.startswith("validation/"))
-    rows = [ComparisonRow("last step logged", ["–" if run.steps is None else short(run.steps) for run in runs])]
-    rows.append(ComparisonRow("status", [str(run.status.get("status", "unknown")) for run in runs]))
-    if any(run.inspection for run in runs):
-        rows.append(ComparisonRow("verdicts", [_verdicts(run) for run in runs]))
-    for name in names:
-        values = [run.last(name) for run in runs]
-        rows.append(
-            ComparisonRow(name.replace("validation/", "validation: "), ["–" if v is None else short(v) for v in values])
-        )
-    return rows
-
-
-def _verdicts(run: RunFolder) -> str:
-    if run.inspection is None:
-        return "not inspected"
-    counts = count_verdicts(verdicts(run.inspection))
-    return ", ".join(f"{number} {word.lower()}" for _, _, word, number in counts) or "none"
+def protocol_line(protocol: Mapping[str, Any]) -> str:
+    """What was measured on which images, in a line."""
+    images, shards = protocol.get("images"), protocol.get("shards")
+    counted = images_of(images) if isinstance(images, int) else "images"
+    parts = [f"{counted} of {setting(shards)}" if shards else counted]
+    parts += [f"{name} {setting(protocol[name])}" for name in ("resize", "crop", "protocol") if name in protocol]
+    parts += [setting(protocol[name]) for name in ("latent", "precision") if name in protocol]
+    return ", ".join(parts)
 
 
 def setting(value: Any) -> str:

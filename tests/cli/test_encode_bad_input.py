@@ -165,7 +165,7 @@ def test_latents_that_decode_to_nothing_finite_are_named_and_the_rest_is_written
     broken = np.load(io.BytesIO(content["i.moments.npy"]))
     broken[0, 0, 0] = np.nan
     write_tar(out / "000001.tar", content | {"i.moments.npy": npy(broken)})
-    assert "1 of 11 latents, such as i, decode to values that are not finite:" in refused(
+    assert "1 of 11 latents, such as i, gave values that are not finite:" in refused(
         "decode", run, out, tmp_path / "images"
     )
     assert {path.stem for path in (tmp_path / "images").iterdir()} == {"a", "b.v1.0", *"cdefghjk"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -21,6 +23,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import evaluate_shards
 from ldm_vae.evaluation.results import EvaluationProtocol
 from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.interop.results import Measurement, StoredResults
 from ldm_vae.metrics import sets
 from ldm_vae.networks.kl import Autoencoder
 from tests.cli.conftest import CONFIG
@@ -100,8 +103,9 @@ def test_codecs_and_baselines_on_the_same_images(
         assert difference["low"] < difference["difference"] < difference["high"]
     assert "bytes per pixel" in found["others"][2]["protocol"]["latent"]
     assert "11 images" in found["others"][1]["protocol"]["codec"]
-    for word in ("jpeg", "pca", "too few images", "minus the other", "bytes per pixel"):
+    for word in ("jpeg", "pca", "too few images to tell: ", f"{run} and {other}, image by image", "11 images of"):
         assert word in printed
+    assert printed.rindex("too few images") > printed.rindex("all of it:") > printed.index("PSNR (dB) ↑")
 
 
 def test_one_codec_alone_has_no_others(run: Path, shards: Path, tmp_path: Path) -> None:
@@ -112,6 +116,106 @@ def test_one_codec_alone_has_no_others(run: Path, shards: Path, tmp_path: Path) 
         "protocol",
         "per_image",
     }
+
+
+def test_each_run_keeps_its_own_results(
+    run: Path, other: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each file is about its run, whatever stood first; --json into one of them adds nothing, and none is another's."""
+    found = results(tmp_path / "all.json", run, other, shards, *PSNR, "--baseline", "jpeg")
+    assert f"all of it: {run}/results.json, {other}/results.json, {tmp_path}/all.json" in unwrapped(capsys)
+    kept = {folder: StoredResults.read(folder / "results.json") for folder in (run, other)}
+    for folder, stored in kept.items():
+        assert stored.ours and stored.entries == []
+        assert stored.weights == LatentCodec.load(folder, device="cpu").weights_hash
+    assert kept[run].metrics == found["metrics"] and kept[other].metrics == found["others"][0]["metrics"]
+    assert [other.name for other in kept[other].others] == [str(run), "jpeg"]  # of one rate, so the baseline fits both
+    ours, theirs = (kept[folder].comparisons[0].metrics["psnr"] for folder in (run, other))
+    assert (ours.difference, ours.low, ours.high) == (-theirs.difference, -theirs.high, -theirs.low)  # type: ignore[operator]
+
+    text = (other / "results.json").read_text()
+    assert command(run, shards, *PSNR, "--json", other / "results.json") == 2
+    assert "keeps the measurements of another run: give another name to --json" in capsys.readouterr().err
+    assert (other / "results.json").read_text() == text
+    again = results(run / "results.json", run, shards, *PSNR)
+    assert again["metrics"] == found["metrics"] and again["per_image"] == found["per_image"]
+    assert [one["name"] for one in again["others"]] == ["jpeg"]  # what was not measured again stays
+
+
+def test_measurements_are_known_by_weights_data_and_protocol(run: Path, shards: Path, tmp_path: Path) -> None:
+    """The copies of shards are the same data; another crop, metric, sample or checkpoint is told apart or added."""
+    copy = shutil.copytree(shards, tmp_path / "elsewhere")
+
+    def entries() -> list[Measurement]:
+        return StoredResults.read(run / "results.json").measurements
+
+    assert command(run, shards, "--metrics", "psnr") == 0
+    assert command(run, copy, "--metrics", "ssim") == 0
+    (only,) = entries()
+    assert set(only.metrics) == {"psnr", "psnr_pooled", "ssim"} and only.protocol["shards"] == str(copy)
+    assert set(only.per_image[0].values) | set(only.per_image[0].missing) == {"psnr", "ssim"}
+    assert command(run, shards, *PSNR, "--crop", "center:12") == 0
+    assert command(run, shards, *PSNR, "--latent", "sample") == 0
+    assert command(run, shards, *PSNR, "--latent", "sample") == 0
+    assert [(one.protocol["crop"], one.protocol["latent"][:6]) for one in entries()] == [
+        ("none", "sample"),
+        ("center 12", "mode"),
+        ("none", "mode"),
+    ]
+    torch.manual_seed(3)
+    states = {"model": Autoencoder(CONFIG).state_dict(), "ema": Autoencoder(CONFIG).state_dict()}
+    Checkpoint.write(
+        run / "checkpoints" / "step_00000009", states, {"step": 9, "model": CONFIG.model_dump(mode="json")}
+    )
+    assert command(run, shards, *PSNR) == 0
+    assert [one.step for one in entries()] == [9, 7, 7, 7]
+    assert command(run / "checkpoints" / "step_00000007", shards, *PSNR) == 0
+    assert [one.step for one in entries()] == [7, 9, 7, 7]  # the old checkpoint's measurement, anew
+
+
+def test_a_damaged_file_is_told_before_anything_is_measured_and_stays(
+    run: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ldm_vae.evaluation.evaluate.Metrics", None)
+    for content in ("{", '{"per_image": 3}', '{"format": "a.b", "metrics": {}}', '{"version": 2}'):
+        (run / "results.json").write_text(content)
+        assert command(run, shards, *PSNR) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and "results.json" in told and (": move it" in told or "update" in told)
+        assert (run / "results.json").read_text() == content
+
+
+def test_only_runs_that_may_be_written_keep_results(
+    run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codec = LatentCodec.load(run, device="cpu")
+    codec.scale = LatentScale()
+    codec.as_diffusers().save_pretrained(tmp_path / "export")
+    before = sorted((tmp_path / "export").iterdir())
+    assert command(tmp_path / "export", shards, *PSNR) == 0
+    assert sorted((tmp_path / "export").iterdir()) == before
+    assert "--json FILE writes all of it" in unwrapped(capsys)
+    assert command(run, shards, *PSNR) == 0
+    text = (run / "results.json").read_text()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as of a file without the right to write
+    capsys.readouterr()
+    assert command(run, shards, *PSNR, "--crop", "center:12") == 0
+    assert f"{run}/results.json will not be written: the file is read-only" in capsys.readouterr().err
+    assert (run / "results.json").read_text() == text
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "touch", read_only)
+    assert command(run, shards, *PSNR, "--crop", "center:12") == 0
+    told = capsys.readouterr()
+    assert "will not be written: its folder cannot be written (Read-only file system)" in told.err
+    assert "PSNR (dB)" in told.out and (run / "results.json").read_text() == text
+
+
+def read_only(path: Path, **_: Any) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+
+def unwrapped(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().out.split())
 
 
 def test_two_processes_measure_what_one_does(run: Path, shards: Path, tmp_path: Path) -> None:
@@ -213,7 +317,7 @@ def test_without_inception_weights_one_line_says_so(
     assert "can't be fetched" in found["missing"]["rfid"]
     lines = [line for line in capsys.readouterr().out.splitlines() if "can't be fetched" in line]
     assert len(lines) == 1
-    assert lines[0].startswith("missing rfid, kid: ")
+    assert lines[0].startswith("missing rFID; KID: ")
 
 
 def test_bad_input_is_one_line(run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,7 +107,7 @@ def test_errors_and_warnings_are_printable(
     write_tar(tmp_path / "texts" / "0.tar", {f"{ESCAPE}.txt": b"no", "b.png": encoded(picture(0))})
     assert command("encode", run, tmp_path / "texts", tmp_path / "texts_out") == 0
     shown(capsys)
-    assert "samples without a picture (a\\x1b[31m\\x07z)" in caplog.text and "\x1b" not in caplog.text
+    assert "1 sample without a picture (a\\x1b[31m\\x07z)" in caplog.text and "\x1b" not in caplog.text
 
 
 def test_a_folder_of_images_names_all_files_that_are_no_utf8(

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from ldm_vae import progress
 from ldm_vae.cli.app import main
 from ldm_vae.diagnostics.findings import Inspection
+
+HEADINGS = ["Reconstruction", "Beside simple codecs, on the same images"]
+HEADINGS += ["Published codecs of this rate, on other images", "Numbers", "Protocol", "Verdicts"]
+ORDER = ["bad", "warning", "unknown", "good"]
 
 
 def command(*arguments: object) -> int:
@@ -21,22 +26,31 @@ def command(*arguments: object) -> int:
 def test_a_run_keeps_its_inspection(
     run: Path, shards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     assert command(run, shards, "--images", 5, "--resize", "short:32", "--crop", "center:32", "--batch", 2) == 0
     inspection = Inspection.read(run / "inspection")
     protocol = inspection.protocol
     assert (protocol["images"], protocol["step"], protocol["weights"]) == (5, 7, "ema")
     assert (protocol["resize"], protocol["crop"]) == ("short side 32, bicubic, antialias", "center 32")
     assert len(protocol["weights_sha256"]) == 64
-    printed = capsys.readouterr().out
-    for verdict in inspection.verdicts:
-        assert verdict.name.replace("_", " ") in printed
-    facts = printed[printed.index("protocol") :]
+    printed, errors = capsys.readouterr()
+    assert max(map(len, printed.replace(str(run), "").splitlines())) <= 80
+    headings = [line.strip() for line in printed.splitlines() if line.strip() in HEADINGS]
+    assert headings == HEADINGS
+    assert "worse than averaging 4 x 4 pixels" in " ".join(printed[: printed.index(HEADINGS[1])].split())
+    facts, verdicts = printed[printed.index("Protocol") :].split("Verdicts")
     assert "None" not in facts and "{" not in facts
-    assert "none" in next(line for line in facts.splitlines() if "against_images" in line)
-    levels = [line.split()[1] for line in printed.splitlines() if line.startswith("│ ") and len(line.split()) > 1]
-    order = [level for level in levels if level in ("bad", "warning", "unknown", "good")]
-    assert order == sorted(order, key=["bad", "warning", "unknown", "good"].index)
+    assert "none" in next(line for line in facts.splitlines() if "against images" in line)
+    for verdict in inspection.verdicts:
+        assert verdict.name.replace("_", " ") in verdicts
+    levels = [line.split()[0] for line in verdicts.splitlines() if line[:3].strip()]
+    order = [level for level in levels if level in ORDER]
+    assert len(order) == len(inspection.verdicts) and order[0] == inspection.verdicts[0].level
+    assert order[1:] == sorted(order[1:], key=ORDER.index)
+    for part in ("fitting PCA", "reconstructing", "SSIM and LPIPS", "equivariance", "range of activations"):
+        assert f"{part}: " in errors, "a log has a line of each part"
+    assert "reconstructing: 100%" in errors and "5/5" in errors
     assert str(run / "inspection") in printed
     json.loads((run / "inspection" / "inspection.json").read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
 

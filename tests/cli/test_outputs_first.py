@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_made_is_told_first(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     work: dict[str, tuple[str, Callable[..., object]]] = {
-        "export": ("ldm_vae.cli.export.measure_statistics", lambda *_, **__: pytest.fail("the work has begun")),
+        "export": ("ldm_vae.latents.measure.measure_statistics", lambda *_, **__: pytest.fail("the work has begun")),
         "inspect": ("ldm_vae.diagnostics.inspect._survey_shards", lambda *_, **__: pytest.fail("the work has begun")),
         "shards": ("ldm_vae.data.shards.pack.find_samples", lambda *_, **__: pytest.fail("the work has begun")),
     }
@@ -93,7 +93,9 @@ def test_a_folder_that_cannot_be_made_is_told_first(
 def test_statistics_that_cannot_be_stored_are_told_first(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ldm_vae.cli.stats.measure_statistics", lambda *_, **__: pytest.fail("the work has begun"))
+    monkeypatch.setattr(
+        "ldm_vae.latents.measure.measure_statistics", lambda *_, **__: pytest.fail("the work has begun")
+    )
     (here / "run" / "latent_statistics.json").mkdir()
     assert command("stats", "run", "shards", "--write") == 2
     assert "latent_statistics.json is a folder" in capsys.readouterr().err

@@ -27,8 +27,8 @@ from tests.diagnostics.values import value
 from tests.kl import autoencoder_in
 
 SECTIONS = [
-    "images", "channels", "aggregate_posterior", "spectrum", "blur", "equivariance", "smoothness", "robustness",
-    "activations", "explore", "anomaly",
+    "reconstruction", "images", "channels", "aggregate_posterior", "spectrum", "blur", "equivariance", "smoothness",
+    "robustness", "activations", "explore", "anomaly",
 ]  # fmt: skip
 IMAGE = ImageConfig()
 
@@ -59,12 +59,18 @@ def missing(inspection: Inspection) -> dict[str, str]:
 
 def test_everything_is_found_written_and_read_again(shards: Path, tmp_path: Path) -> None:
     job = InspectionJob(str(shards / "train"), IMAGE, images=12, against=str(shards / "validation"), batch=4)
-    done: list[tuple[int, int]] = []
+    done: list[tuple[str, int, int]] = []
     inspection = inspect_codec(network(), job, tmp_path / "out", model={"model": "m"}, done=lambda *d: done.append(d))
     assert Inspection.read(tmp_path / "out") == inspection
     assert list(sections(inspection)) == SECTIONS
     assert missing(inspection) == {}
-    assert (sum(count for count, _ in done), done[0][1]) == (17, 17)
+    parts = list(dict.fromkeys(part for part, _, _ in done))
+    assert parts[:4] == ["fitting PCA", "reconstructing", "second set", "SSIM and LPIPS"] and len(parts) == 9
+    for part in parts:  # each is announced before its first image, and ends with its last
+        steps = [(count, total) for name, count, total in done if name == part]
+        assert steps[0][0] == 0 and sum(count for count, _ in steps) == steps[-1][1] > 0
+    assert ("reconstructing", 0, 12) in done and ("second set", 0, 5) in done
+    assert done.count(("equivariance", 12, 60)) == 5 and done.count(("noise and storage", 12, 96)) == 8
     assert inspection.protocol["model"] == "m"
     assert inspection.protocol["images"] == 12
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".png", ".csv"}

@@ -8,10 +8,11 @@ from ldm_vae import LatentCodec
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.latents import encode
 from ldm_vae.latents.format import LatentJob
+from ldm_vae.latents.job import latent_job
 
 
 def job(codec: LatentCodec, *, batch: int, resize: int | None = None, multiple: int | None = None) -> LatentJob:
-    return encode.latent_job(
+    return latent_job(
         codec,
         "shards",
         latents="moments",

@@ -217,7 +217,7 @@ def test_latents_without_their_shard_are_refused_or_removed(
         (shards / "0.tar").unlink()
     else:
         (shards / "0.tar").rename(shards / "3.tar")
-    with pytest.raises(UserError, match=r"holds latents of 1 shards that .*shards lacks, such as 0\.tar.*--prune"):
+    with pytest.raises(UserError, match=r"holds latents of 1 shard that .*shards lacks, such as 0\.tar.*--prune"):
         encode(codec, shards, out)
     assert digests(out) == before
     encode(codec, shards, out, prune=True)

@@ -58,7 +58,8 @@ def pinned(weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pa
 
 def test_the_pinned_file_is_torch_fidelitys() -> None:
     """Its own name holds the first eight digits."""
-    assert theirs.URL_INCEPTION_V3.endswith(f"-{inception.WEIGHTS_SHA256[:8]}.pth")
+    assert inception.URL_INCEPTION_V3 == theirs.URL_INCEPTION_V3
+    assert inception.URL_INCEPTION_V3.endswith(f"-{inception.WEIGHTS_SHA256[:8]}.pth")
     assert len(inception.WEIGHTS_SHA256) == 64
 
 

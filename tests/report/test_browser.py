@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report.conftest import ATTACK, KEYS
+from ldm_vae.report.page import write_report
+from tests.report.conftest import ATTACK, KEYS, make_run
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 AXE = Path(sys.prefix) / "node_modules/axe-core/axe.min.js"
@@ -232,6 +234,43 @@ def test_no_sideways_scroll_on_a_phone(browser: Any, page: Path) -> None:
     assert browser.execute_script(
         "return [...document.querySelectorAll('.scroll')].some(e => e.scrollWidth > e.clientWidth)"
     )
+
+
+@pytest.fixture(scope="module")
+def compared(whole_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of two runs, with names of usual length."""
+    folder = tmp_path_factory.mktemp("two")
+    shards = Path(json.loads((whole_run / "results.json").read_text())["protocol"]["shards"])
+    names = [str(make_run(folder / name, shards, seed=seed)) for seed, name in enumerate(("one", "other"))]
+    return write_report(names, folder / "report.html", None, "ldm-vae report")
+
+
+def test_every_run_is_seen_on_a_phone(browser: Any, compared: Path) -> None:
+    """Beside the values of the second run stands its name, and nothing of them is to the side of the screen."""
+    show(browser, compared, width=390, height=844)
+    cells = browser.execute_script(
+        """return [...document.querySelectorAll('#comparison .sides tbody td')].map(cell => {
+             const box = cell.getBoundingClientRect();
+             return [getComputedStyle(cell, '::before').content, cell.innerText, box.left, box.right, box.height]})"""
+    )
+    assert len({name for name, *_ in cells}) == 2 and all(name.strip('"') for name, *_ in cells)
+    assert all(left >= 0 and right <= 390 and height > 0 for _, _, left, right, height in cells)
+    assert {text for name, text, *_ in cells if name.strip('"').endswith("other")} >= {"1", "200", "22", "done"}
+
+
+def test_long_parts_are_folded_on_a_phone_and_a_link_unfolds_them(browser: Any, page: Path) -> None:
+    folded = "return [...document.querySelectorAll('details.long')].map(part => part.open)"
+    show(browser, page, width=1200)
+    assert all(browser.execute_script(folded))
+    tall = browser.execute_script("return document.documentElement.scrollHeight")
+    show(browser, page, width=390, height=844)
+    assert len(browser.execute_script(folded)) > 5 and not any(browser.execute_script(folded))
+    assert browser.execute_script("return document.documentElement.scrollHeight") < tall
+    last = f"image-{len(KEYS) - 1}"
+    browser.execute_script("location.hash = arguments[0]", last)
+    shown = "const box = document.getElementById(arguments[0]).getBoundingClientRect(); return box.top"
+    WebDriverWait(browser, 10).until(lambda b: 0 <= b.execute_script(shown, last) < 844)
+    assert sum(browser.execute_script(folded)) == 1
 
 
 def test_the_first_tab_skips_to_the_report_and_focus_is_seen(opened: Any) -> None:

@@ -103,3 +103,27 @@ def test_bars_of_long_names_lie_flat_and_grow() -> None:
     _, _, width, height = map(float, re.findall(r'viewBox="([^"]+)"', str(found.svg))[0].split())
     assert height > width
     assert all(layer in str(found.svg) for layer in layers)
+
+
+def test_many_lines_become_small_multiples_on_the_same_axes() -> None:
+    """A panel for each quantity, with a line for each run; the legend names the runs alone."""
+    names = [f"channel {i}" for i in range(5)]
+    lines = [line(1, 2, 3 + i, label=f"{name} · {run}") for i, name in enumerate(names) for run in ("x", "y")]
+    found = drawn(*lines)
+    svg = str(found.svg)
+    assert [svg.count(f">{name}<") for name in names] == [1] * 5
+    assert [(key.label, key.colour) for key in found.legend] == [("x", 1), ("y", 2)]
+    assert svg.count("var(--series-1)") and svg.count("var(--series-2)") and "var(--series-3)" not in svg
+    root = ElementTree.fromstring(svg)
+    panels = [e for e in root.iter(f"{SVG}g") if re.fullmatch(r"one-axes_\d+", e.get("id") or "")]
+    assert len(panels) == len(names)
+    labels = [["".join(t.itertext()) for t in panel.iter(f"{SVG}text")] for panel in panels]
+    numbers = [{text for text in one if re.fullmatch(r"[\d.]+", text)} for one in labels]
+    assert {"0", "1", "2"} <= numbers[-1]  # steps below the last panel of each column
+    assert numbers[0] == numbers[2] and numbers[1] == set()  # one scale of values, at the left
+    assert len(drawn(*lines[:6]).legend) == 6  # few enough to lie over each other
+
+
+def test_many_lines_of_one_run_have_panels_without_a_legend() -> None:
+    found = drawn(*(line(1, 2, label=str(i)) for i in range(7)))
+    assert found.legend == [] and len(found.heads) == 8

@@ -38,3 +38,9 @@ def test_counters_are_told_where_they_are_not_zero(whole_run: Path) -> None:
     assert counter_sentences(run) == []
     run = replace(run, rows=[*run.rows, {"step": 300.0, "skipped_steps": 4.0}])
     assert counter_sentences(run) == ["4 optimizer steps were skipped, because a gradient was not finite."]
+    run = replace(run, rows=[{"step": 1.0, "skipped_steps": 1.0, "validation/left_out": 1.0}], broken=1)
+    assert counter_sentences(run) == [
+        "1 optimizer step was skipped, because a gradient was not finite.",
+        "1 broken validation image was left out.",
+        "1 broken training image was replaced by another one.",
+    ]

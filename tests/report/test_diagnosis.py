@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_vae.diagnostics.findings import Inspection, Matrix, PictureFile, Section
+from ldm_vae.diagnostics.findings import Inspection, Matrix, PictureFile, Section, Table, Verdict
 from ldm_vae.report import diagnosis
 from ldm_vae.report.diagnosis import CELLS, count_verdicts, sections, verdicts
+from ldm_vae.report.page import write_report
 
 
 def shown(folder: Path, *pictures: PictureFile, matrices: tuple[Matrix, ...] = ()) -> diagnosis.ShownSection:
@@ -38,6 +40,34 @@ def test_the_worst_verdict_comes_first(whole_run: Path) -> None:
     ]
     assert len({v.icon for v in found}) == 4  # none is told by colour alone
     assert [number for *_, number in count_verdicts(found)] == [1, 1, 1, 1]
+
+
+def test_whether_reconstruction_is_any_good_comes_before_all_else() -> None:
+    good = Verdict(name="reconstruction", level="good", statement="Good.")
+    bad = Verdict(name="blur", level="bad", statement="Bad.")
+    found = Inspection(
+        protocol={},
+        sections=(
+            Section(name="reconstruction", title="Reconstruction", verdicts=(good,)),
+            Section(name="blur", title="Detail", verdicts=(bad,)),
+        ),
+    )
+    assert [shown.verdict for shown in verdicts(found)] == [good, bad]
+
+
+def test_tables_are_on_the_page(whole_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole_run, tmp_path / "run") / "inspection"
+    table = Table(
+        name="t", title="Beside <others>", definition="Means.", columns=("", "PSNR"),
+        rows=(("this codec", "21.40"), ("averages", "")), notes=("[1] example.org: as it says",),
+    )  # fmt: skip
+    found = Inspection.read(folder)
+    section = Section(name="reconstruction", title="Reconstruction", tables=(table,))
+    found.model_copy(update={"sections": (section, *found.sections)}).write(folder)
+    page = write_report([str(folder.parent)], tmp_path / "report.html", None, "ldm-vae report").read_text()
+    for words in ("Beside &lt;others&gt;", '<th scope="row">this codec</th>', "21.40", "[1] example.org: as it says"):
+        assert words in page
+    assert page.index('id="diagnosis-0"') < page.index("Beside &lt;others&gt;") < page.index('id="diagnosis-1"')
 
 
 @pytest.mark.parametrize("file", ["../secret.png", "/etc/hostname", "sub/../../secret.png", "link.png"])

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ldm_vae.codec import LatentCodec, from_pil, to_numpy
 from ldm_vae.errors import UserError
+from ldm_vae.interop.results import ImageRow, StoredResults
 from ldm_vae.report.album import ALBUM_BYTES, make_album
 from ldm_vae.report.gallery import (
     GALLERY_IMAGES,
@@ -22,7 +23,6 @@ from ldm_vae.report.gallery import (
     make_gallery,
     worst_first,
 )
-from ldm_vae.report.results import ImageRow, StoredResults
 from ldm_vae.report.run import read_run
 from tests.conftest import encoded, picture, write_tar
 from tests.report.conftest import KEYS, SIZES
@@ -74,7 +74,7 @@ def test_reconstructions_are_those_of_the_codec(whole_run: Path) -> None:
         error = ((expected.astype(float) - np.asarray(original)) ** 2).mean()
         assert one.psnr == pytest.approx(10 * np.log10(255**2 / error), abs=0.01)
         assert one.latent.shape == (2, -(-original.height // 2), -(-original.width // 2))
-    assert gallery.weights_hash == codec.weights_hash
+    assert gallery.facts["weights sha256"] == codec.weights_hash
 
 
 def test_images_are_found_by_key_and_strangers_are_told(whole_run: Path) -> None:
@@ -122,7 +122,7 @@ def test_pictures_that_nothing_compresses_stay_within_their_bytes() -> None:
     latent = np.random.default_rng(0).standard_normal((20, 8, 8)).astype(np.float32)
     (choice,) = choose([row], "PSNR")
     one = [GalleryImage(choice, noise, noise[::-1].copy(), noise.shape[1:], latent, None)] * GALLERY_IMAGES
-    album = make_album(Gallery(one, "", {}))
+    album = make_album(Gallery(one, {}))
     assert len(album.images) == GALLERY_IMAGES
     total = sum(len(uri) for item in album.images for uri in (item.original, item.reconstruction, item.difference))
     assert ALBUM_BYTES / 4 < total <= ALBUM_BYTES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ldm_vae.report.numbers import printable, prose, short, signed
+from ldm_vae.report.numbers import printable, prose, short
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,6 @@ from ldm_vae.report.numbers import printable, prose, short, signed
 )
 def test_short(value: float, text: str) -> None:
     assert short(value) == text
-
-
-def test_signed() -> None:
-    assert (signed(1.3), signed(-1.3)) == ("+1.3", "−1.3")
 
 
 def test_prose_marks_code_and_escapes_the_rest() -> None:

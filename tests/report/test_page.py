@@ -14,6 +14,7 @@ import pytest
 
 from ldm_vae.diagnostics.findings import Inspection, Verdict
 from ldm_vae.errors import UserError
+from ldm_vae.evaluation.compare import PairedDifference, differences_to_json
 from ldm_vae.report import page as module
 from ldm_vae.report.page import REPORT_BYTES, write_report
 from tests.report.conftest import ATTACK, make_run
@@ -120,7 +121,7 @@ def test_commands_can_be_copied_where_names_hold_spaces(tmp_path: Path) -> None:
     run.mkdir()
     (run / "recipe.yaml").write_text("data: {validation: my shards}\n")
     text = report(run).text
-    assert f"ldm-vae evaluate '{run}' 'my shards' --json '{run}'/results.json" in text
+    assert f"ldm-vae evaluate '{run}' 'my shards'" in text and "--json" not in text
     assert f"python -m train '{run}'/recipe.yaml" in text
     for name in ("evaluate", "inspect", "stats"):
         assert f"ldm-vae {name} '" in text and f"ldm-vae {name} {run}" not in text
@@ -138,12 +139,47 @@ def test_shards_that_cannot_be_read_are_told(run: Path) -> None:
     assert "Held-out images cannot be shown" in found.text and "nowhere" in found.text
 
 
-def test_numbers_about_other_weights_are_told(run: Path) -> None:
-    results = json.loads((run / "results.json").read_text())
-    results["protocol"]["weights_sha256"] = "0" * 64
-    (run / "results.json").write_text(json.dumps(results))
+def test_numbers_of_another_codec_are_never_shown(run: Path, tmp_path: Path) -> None:
+    """`evaluate A B --json B/results.json` of 0.1.0 left A's numbers at the top of B's file, and its own below."""
+    shards = Path(json.loads((run / "results.json").read_text())["protocol"]["shards"])
+    other = make_run(tmp_path / "other", shards, seed=1)
+    ours, theirs = (json.loads((one / "results.json").read_text()) for one in (run, other))
+    ours["metrics"]["psnr"], theirs["metrics"]["psnr"] = 77.25, 11.75
+    (other / "results.json").write_text(json.dumps(ours))  # nothing of this run
+    text = report(other).text
+    assert "77.25" not in text and "results.json is about other weights (step 200 of" in text
+    assert f"ldm-vae evaluate {other} {shards}" in text
+    assert "last validation while training, at step 200" in text.casefold()  # what the summary shows instead
+    ours["others"] = [{"name": "b", "kind": "model", **theirs}]
+    (other / "results.json").write_text(json.dumps(ours))
+    text = report(other).text
+    assert "77.25" not in text and "11.75" in text and "about other weights" not in text
+
+
+def test_numbers_of_an_earlier_step_are_told_as_such(run: Path) -> None:
+    """The run has trained on: its numbers then stand with their step, and never as those of now."""
+    then = json.loads((run / "results.json").read_text())
+    now = json.loads(json.dumps(then))
+    for content, step, psnr in ((then, 100, 13.25), (now, 200, 14.75)):
+        content["protocol"]["step"] = step
+        content["metrics"]["psnr"] = psnr
+        content["others"] = content["comparisons"] = []
+    then["protocol"]["weights_sha256"] = "0" * 64
+    ours = {"format": "ldm_vae.results", "version": 1, "entries": []}
+    (run / "results.json").write_text(json.dumps(then | ours))
     text = report(run).text
-    assert "results.json is about other weights" in text and "inspection.json is about" not in text
+    assert "The run was measured at step 100, and is at step 200 now: evaluate it again." in text
+    assert "At other steps of this run" in text and "this codec" not in text
+    assert "13.25" not in text[: text.index("At other steps")]  # neither in the summary nor as the result
+    (run / "results.json").write_text(json.dumps(now | ours | {"entries": [then]}))
+    text = report(run).text
+    assert "is at step" not in text
+    steps = text[text.index("At other steps of this run") :]
+    assert steps.index("step 200") < steps.index("step 100") and "14.75" in steps and "13.25" in steps
+    assert "13.25" not in text[: text.index("At other steps")]
+    then["protocol"]["crop"] = "center 64"  # of other images: not side by side
+    (run / "results.json").write_text(json.dumps(now | ours | {"entries": [then]}))
+    assert "13.25" not in report(run).text
 
 
 def test_failure_counters_and_warnings_are_told(run: Path) -> None:
@@ -182,7 +218,7 @@ def test_runs_are_compared(run: Path, tmp_path: Path) -> None:
         "seed",
         str(run),
         str(other),
-        "validation: psnr",
+        "validation: PSNR dB ↑",
         "PSNR",
     ):
         assert words in comparison
@@ -190,10 +226,57 @@ def test_runs_are_compared(run: Path, tmp_path: Path) -> None:
         assert same not in comparison
     assert f"pixel · {run}" in text and f"pixel · {other}" in text  # overlaid
     assert not (other / "report.html").exists() and (run / "report.html").exists()
+    assert "Image by image" in text and "tells." in comparison  # no command has measured both
     results = json.loads((other / "results.json").read_text())
-    results["protocol"]["resize"] = "short side 256"
-    (other / "results.json").write_text(json.dumps(results))
-    assert "different protocols" in report(run, other).text
+    results["metrics"]["psnr"] = 77.25
+    changed = results["protocol"] | {"resize": "short side 256"}
+    (other / "results.json").write_text(json.dumps(results | {"protocol": changed}))
+    text = report(run, other).text
+    assert "different images or under different protocols" in text and "77.25" not in text
+
+
+def test_runs_that_one_command_has_measured_say_which_is_better(run: Path, tmp_path: Path) -> None:
+    """From the file of either of them; codecs are known by their weights, whatever they were called."""
+    shards = Path(json.loads((run / "results.json").read_text())["protocol"]["shards"])
+    other = make_run(tmp_path / "other", shards, seed=1)
+    results = json.loads((run / "results.json").read_text())
+    theirs = json.loads((other / "results.json").read_text())
+    results["others"] = [{"name": "x", "kind": "model", "protocol": theirs["protocol"]}]
+    found = {"psnr": PairedDifference(-1.25, -1.5, -1.0, 60), "ssim": PairedDifference(0.01, -0.02, 0.04, 60)}
+    results["comparisons"] = [{"name": "x", "metrics": differences_to_json(found)}]
+    (run / "results.json").write_text(json.dumps(results))
+    for pair in ((run, other), (other, run)):
+        text = report(*pair).text
+        assert f"{other} better by 1.25 dB 1 to 1.5" in text
+        assert f"within chance: {run} ahead by 0.01" in text
+    results["others"][0]["protocol"]["weights_sha256"] = "0" * 64  # x was another codec then
+    (run / "results.json").write_text(json.dumps(results))
+    comparison = report(run, other).text
+    comparison = comparison[comparison.index("Comparison of runs", 600) : comparison.index("Curves of all runs lie")]
+    assert "better by" not in comparison
+
+
+def test_validations_that_differ_are_marked(run: Path, tmp_path: Path) -> None:
+    shards = Path(json.loads((run / "results.json").read_text())["protocol"]["shards"])
+    other = make_run(tmp_path / "other", shards, seed=1)
+    assert "validate differently" not in report(run, other).text
+    for folder, crop in ((run, 128), (other, 256)):
+        with (folder / "recipe.yaml").open("a") as file:
+            file.write(f"validation: {{crop: {crop}}}\n")
+    text = report(run, other).text
+    assert text.count("validate differently") == 2  # beside the table and beside the curves
+    assert "22 (crop 128)" in text and "22 (crop 256)" in text
+    assert f"{run} (crop 128)" in text and f"{other} (crop 256)" in text  # in the legend of the curves
+
+
+def test_broken_images_are_counted_over_all_starts_of_the_trainer(run: Path) -> None:
+    """The log counts anew after a resume: its last row says 0."""
+    assert "no image was broken" in report(run).text
+    rows = [{"url": "a.tar", "key": key, "reason": "cut"} for key in ("1", "2", "1")] + [{"url": "b.tar", "key": "1"}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows) + '{"url": "c.t'  # half a line, as a killed run leaves it
+    (run / "broken.jsonl").write_text(lines)
+    text = report(run).text
+    assert "3 broken training images were replaced by another one." in text and "no image was broken" not in text
 
 
 def test_a_page_that_grows_too_large_is_refused_and_the_old_one_stays(

@@ -25,7 +25,7 @@ def test_a_whole_run_lacks_nothing(whole_run: Path) -> None:
     ("name", "section", "command"),
     [
         ("metrics.jsonl", "training", "python -m train"),
-        ("results.json", "evaluation", "ldm-vae evaluate {run} {shards} --json {run}/results.json"),
+        ("results.json", "evaluation", "ldm-vae evaluate {run} {shards}"),
         ("latent_statistics.json", "latents", "ldm-vae stats {run} photographs --write"),
         ("inspection", "diagnostics", "ldm-vae inspect {run} {shards}"),
     ],

@@ -13,9 +13,11 @@ from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.losses.objective import build_objective
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.noise import SlotNoise
-from ldm_vae.recipe import dump, load_recipe, resolve
+from ldm_vae.recipe import changes, dump, load_recipe, resolve
 from tests.conftest import ROOT
 from tests.train.runs import rows, run_in_process
+from train.build import build_autoencoder, train_only
+from train.cost import count_step
 from train.dry_run import describe_recipe
 from train.recipe import Recipe
 
@@ -36,21 +38,32 @@ def codec(tmp_path: Path) -> Path:
 
 
 def overrides(path: Path, shards: Path, codec: Path) -> list[str]:
-    changes = [f"data.train={shards / 'train'}", f"data.validation={shards / 'validation'}", "data.workers=0"]
-    changes += ["data.image.resize=256", "validation.crop=null"]  # the pictures here are small
-    return [*changes, f"model.init_from={codec}"] if path.stem in FINETUNES else changes
+    given = [f"data.train={shards / 'train'}", f"data.validation={shards / 'validation'}", "data.workers=0"]
+    given += ["data.image.resize=256", "validation.resize=null", "validation.crop=null"]  # the pictures are small
+    return [*given, f"model.init_from={codec}"] if path.stem in FINETUNES else given
 
 
 def test_all_recipes_are_there() -> None:
-    wanted = {"demo_cpu", "deterministic", "kl_f4_c3", "kl_f8_c4", "kl_f8_c16", "kl_f16_c16", "kl_f16_c32", *FINETUNES}
+    wanted = {
+        "demo_cpu",
+        "try_f8",
+        "deterministic",
+        "kl_f4_c3",
+        "kl_f8_c4",
+        "kl_f8_c16",
+        "kl_f16_c16",
+        "kl_f16_c32",
+        *FINETUNES,
+    }
     assert wanted <= {path.stem for path in RECIPES}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_dry_run_at_full_size(path: Path, shards: Path, codec: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = load_recipe(Recipe, path, overrides(path, shards, codec))
+    changed = overrides(path, shards, codec)
+    recipe = load_recipe(Recipe, path, changed)
     assert path.read_text().startswith("# ")  # headed by the question it answers
-    describe_recipe(recipe)
+    describe_recipe(recipe, changes(path, changed, Recipe))
     said = capsys.readouterr().out
     assert f"f = {recipe.model.factor}" in said or path.stem in FINETUNES
     assert f"autoencoder: {PARAMETERS.get(path.stem, '')}" in said
@@ -60,22 +73,49 @@ def test_dry_run_at_full_size(path: Path, shards: Path, codec: Path, capsys: pyt
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_one_real_step_at_reduced_size(path: Path, tmp_path: Path, shards: Path, codec: Path) -> None:
     levels = len(resolve(path).get("model", {}).get("block_out_channels", [0, 0, 0, 0]))
-    changes = [
+    given = [
         *overrides(path, shards, codec),
         f"output={tmp_path / 'run'}",
         "steps=1",
         "data.batch=2",
+        "optimizer.accumulation=1",
         "log.trackers=[]",
     ]
-    changes += ["data.image.resize=32", "data.image.crop=32", "discriminator.channels=4", "validation.metrics=[psnr]"]
-    changes += ["validation.resize=32", "validation.crop=32"]
+    given += ["data.image.resize=32", "data.image.crop=32", "discriminator.channels=4", "validation.metrics=[psnr]"]
+    given += ["validation.resize=32", "validation.crop=32"]
     if path.stem not in FINETUNES:
-        changes += [f"model.block_out_channels={[16] * levels}", "model.norm_groups=4"]
-    run_in_process(path, *changes)
+        given += [f"model.block_out_channels={[16] * levels}", "model.norm_groups=4"]
+    run_in_process(path, *given)
     (step, validation) = rows(tmp_path / "run")
     assert step["pixel"] > 0 and step["perceptual"] > 0
     assert validation["validation/psnr"] > 0
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_head_of_a_recipe_says_what_a_step_costs_and_how_long_it_takes(path: Path) -> None:
+    recipe = load_recipe(Recipe, path, ["data.train=shards"])
+    if path.stem in FINETUNES:  # the codec that they start from has this architecture
+        architecture = load_recipe(Recipe, ROOT / "configs" / "kl_f8_c4.yaml").model
+        assert recipe.model.init_from == "stabilityai/sd-vae-ft-mse"
+        autoencoder, recipe = build_autoencoder(recipe.model_copy(update={"model": architecture}), device="meta")
+        if path.stem == "finetune_decoder":
+            train_only(autoencoder, [*autoencoder.parts("decoder"), autoencoder.heads])
+    else:
+        autoencoder, recipe = build_autoencoder(recipe, device="meta")
+    side = recipe.data.image.crop
+    assert side is not None
+    cost = count_step(recipe, autoencoder, (side, side), recipe.data.batch // recipe.optimizer.accumulation)
+    head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert f"# Counted in float32: {cost.in_words()}.\n# Time: " in head
+
+
+@pytest.mark.parametrize("name", ["try_f8", *FINETUNES])
+def test_recipes_that_need_their_data_alone(name: str, shards: Path, codec: Path, tmp_path: Path) -> None:
+    given = [f"data.train={shards / 'train'}", f"output={tmp_path / 'run'}"]
+    if name in FINETUNES:  # the codec is on the Hub, and a local one takes its place
+        given += [f"data.validation={shards / 'validation'}", f"model.init_from={codec}"]
+    describe_recipe(load_recipe(Recipe, ROOT / "configs" / f"{name}.yaml", given))
 
 
 def test_the_deterministic_recipe_has_no_noise_and_no_rate() -> None:

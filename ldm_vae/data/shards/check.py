@@ -88,7 +88,7 @@ def check_shards(spec: str, *, decode: bool, channels: int | None) -> Iterator[R
         present = names or sorted(known)  # a remote folder has what its index lists
         if not is_remote(folder) and is_folder(spec.removeprefix("file://")):
             problems += [Problem(name, "listed, but not there") for name in known if name not in names]
-            if unread := [Problem(name, f"not read: {kind}") for kind, name in beside_shards(Path(folder))]:
+            if unread := [Problem(name, f"not read: {kind.counted(1)}") for kind, name in beside_shards(Path(folder))]:
                 yield Report(folder, None, unread)
         if problems:
             yield Report(without_secrets(within(folder, INDEX_FILE)), None, problems)

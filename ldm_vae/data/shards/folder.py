@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ldm_vae.data.images.pixels import EXTENSIONS
 from ldm_vae.data.shards.disk import listed, status
-from ldm_vae.data.shards.left_out import LeftOut
+from ldm_vae.data.shards.left_out import Kind, LeftOut
 from ldm_vae.data.shards.names import LABEL, compound_fields, split_name
 from ldm_vae.errors import UserError
 
@@ -68,7 +68,7 @@ def find_samples(folder: Path) -> FoundSamples:
         if field in EXTENSIONS or field in SIDECARS:
             paths[name] = path
         else:
-            left_out.add(f".{field}" if field else "without extension", name)
+            left_out.add(Kind(f".{field}") if field else Kind("file", "without extension"), name)
     if unnamed:
         more = f" and {len(unnamed) - LISTED} more" if len(unnamed) > LISTED else ""
         raise UserError(f"names in {folder} that are no UTF-8: {', '.join(unnamed[:LISTED])}{more}", "rename them")
@@ -86,7 +86,7 @@ def find_samples(folder: Path) -> FoundSamples:
         pictures = [files[field] for field in EXTENSIONS if field in files]
         if not pictures:
             for field, path in files.items():
-                left_out.add(f".{field}", path.relative_to(folder).as_posix())
+                left_out.add(Kind(f".{field}"), path.relative_to(folder).as_posix())
             continue
         head, slash, base = stem.rpartition("/")
         key = head + slash + base.replace(".", "_")
@@ -109,7 +109,7 @@ def _walk(folder: Path, left_out: LeftOut) -> Iterator[Path]:
         new = (found.st_dev, found.st_ino) not in seen
         seen.add((found.st_dev, found.st_ino))
         if not new:
-            left_out.add("links to folders that are read already", path.relative_to(folder).as_posix())
+            left_out.add(Kind("link", "to a folder that is read already"), path.relative_to(folder).as_posix())
         return new
 
     seen: set[tuple[int, int]] = set()

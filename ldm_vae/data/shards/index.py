@@ -21,7 +21,7 @@ from ldm_vae.atomic import atomic_file, explain_disk_errors
 from ldm_vae.data.images.pixels import EXTENSIONS
 from ldm_vae.data.shards.beside import say_beside
 from ldm_vae.data.shards.disk import is_file, is_folder, listed, read_file
-from ldm_vae.data.shards.left_out import LeftOut, warn_once
+from ldm_vae.data.shards.left_out import Kind, LeftOut, warn_once
 from ldm_vae.data.shards.names import compound_fields, split_name
 from ldm_vae.data.shards.retry import Forbidden, Missing
 from ldm_vae.data.shards.scan import add_picture_sizes, image_folder, scan_folder, scan_shard
@@ -206,16 +206,22 @@ def _unused(shards: Sequence[ShardIndex]) -> LeftOut:
         pictures = np.zeros(shard.samples, dtype=bool)
         for field in EXTENSIONS:
             if field in there:
-                _note(left_out, "pictures beside another of the same sample", shard, field, there[field] & pictures)
+                _note(
+                    left_out,
+                    Kind("picture", "beside another of the same sample"),
+                    shard,
+                    field,
+                    there[field] & pictures,
+                )
                 pictures |= there[field]
         for field in there:
             if "." in field and field.rpartition(".")[2] in EXTENSIONS:
-                _note(left_out, "pictures in fields with a dot, such as masks", shard, field, there[field])
-        _note(left_out, "samples without a picture", shard, "", ~pictures)
+                _note(left_out, Kind("picture", "in a field with a dot, such as a mask"), shard, field, there[field])
+        _note(left_out, Kind("sample", "without a picture"), shard, "", ~pictures)
     return left_out
 
 
-def _note(left_out: LeftOut, kind: str, shard: ShardIndex, field: str, chosen: NDArray[np.bool_]) -> None:
+def _note(left_out: LeftOut, kind: Kind, shard: ShardIndex, field: str, chosen: NDArray[np.bool_]) -> None:
     if chosen.any():
         key = shard.key(int(np.argmax(chosen)))
         left_out.add(kind, f"{key}.{field}" if field else key, int(chosen.sum()))

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
-from ldm_vae.printable import LONGEST_LINE, printable
+from ldm_vae.printable import LONGEST_LINE, counted, printable
 from ldm_vae.ranks import rank_and_world
 
 logger = logging.getLogger(__name__)
@@ -37,14 +38,30 @@ def group_reasons(found: Iterable[tuple[str, str]]) -> list[Reason]:
     return list(reasons.values())
 
 
+class Kind(NamedTuple):
+    """A kind of what is left out, such as "sample" and "without a picture".
+
+    noun: in the singular; the name of a format (".md") has no plural.
+    rest: what follows it.
+    """
+
+    noun: str
+    rest: str = ""
+
+    def counted(self, count: int) -> str:
+        """Such as "2 samples without a picture"."""
+        number = counted(count, self.noun, plural=self.noun if self.noun.startswith(".") else "")
+        return f"{number} {self.rest}".rstrip()
+
+
 class LeftOut:
     """What is left out, kind by kind: how many there are of each, and the first of them."""
 
     def __init__(self) -> None:
-        self._kinds: dict[str, tuple[int, str]] = {}
+        self._kinds: dict[Kind, tuple[int, str]] = {}
 
-    def add(self, kind: str, example: str, count: int = 1) -> None:
-        """Counts `count` more of a kind, such as ".md" or "samples without a picture"."""
+    def add(self, kind: Kind, example: str, count: int = 1) -> None:
+        """Counts `count` more of a kind."""
         before, first = self._kinds.get(kind, (0, example))
         self._kinds[kind] = before + count, first
 
@@ -54,7 +71,7 @@ class LeftOut:
     def __str__(self) -> str:
         """Such as "3 .md (notes.md), 1 .txt (a.txt)", the most frequent kind first."""
         kinds = sorted(self._kinds.items(), key=lambda kind: -kind[1][0])
-        return ", ".join(f"{count} {kind} ({example})" for kind, (count, example) in kinds)
+        return ", ".join(f"{kind.counted(count)} ({example})" for kind, (count, example) in kinds)
 
     def say(self, name: str) -> None:
         """Warns of it, if there is any."""

@@ -75,11 +75,12 @@ def image_folder(spec: str) -> Path | None:
     return folder if there else None
 
 
-def scan_folder(folder: Path, *, group: int = FOLDER_SHARD) -> list[ShardIndex]:
+def scan_folder(folder: Path, *, group: int | None = None) -> list[ShardIndex]:
     """The samples in a folder of images (see `folder.py`), in groups that count as a shard each.
 
-    group: samples in each.
+    group: samples in each; None is `FOLDER_SHARD`.
     """
+    group = group or FOLDER_SHARD
     contents = find_samples(folder)
     contents.left_out.say(str(folder))
     found = contents.samples

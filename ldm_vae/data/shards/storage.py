@@ -16,6 +16,7 @@ from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.urls import is_compressed, is_remote, is_tar
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import keep_aside, without_secrets
+from ldm_vae.printable import counted
 
 OPEN_FILES = 64  # local files kept open
 
@@ -147,12 +148,11 @@ def _expand_pattern(pattern: str) -> list[str]:
     else:
         return [pattern]
     if compressed and not found:
-        what = f"no shards in {pattern}, but {len(compressed)} compressed archives such as {min(compressed)}"
+        what = f"no shards in {pattern}, but {counted(len(compressed), 'compressed archive')} such as {min(compressed)}"
         raise UserError(what, "unpack them to .tar, because shards are read at offsets")
     if compressed and glob.has_magic(pattern):  # what lies in a folder, `beside.py` tells
-        warn_once(
-            f"{pattern}: left out: {len(compressed)} compressed archives ({min(compressed)}), to be unpacked first"
-        )
+        archives = counted(len(compressed), "compressed archive")
+        warn_once(f"{pattern}: left out: {archives} ({min(compressed)}), to be unpacked first")
     if not found:
         raise UserError(f"no shards in {pattern}", "give a folder of .tar files; `ldm-vae shards` makes them of images")
     return found

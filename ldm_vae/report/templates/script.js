@@ -1,5 +1,5 @@
 "use strict";
-// Sliders, linked zoom, sorting, and the place in the contents. The page can be read without any of them.
+// Sliders, linked zoom, sorting, folded parts, and the place in the contents. The page can be read without any of them.
 (() => {
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
@@ -94,6 +94,18 @@
       announce.textContent = "Sorted by " + head.innerText.trim() + ", " + (up ? "ascending" : "descending");
     }));
   }
+
+  // A phone shows long parts folded; a link to something in them unfolds them, and so does a printer.
+  const long = [...document.querySelectorAll("details.long")];
+  if (matchMedia("(max-width: 40rem)").matches) for (const part of long) part.open = false;
+  const unfold = () => {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    for (let part = target && target.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
+    if (target) target.scrollIntoView();
+  };
+  addEventListener("hashchange", unfold);
+  if (location.hash) unfold();
+  addEventListener("beforeprint", () => { for (const part of document.querySelectorAll("details")) part.open = true; });
 
   // The section that is being read.
   const links = new Map([...document.querySelectorAll(".contents a")].map(a => [a.hash.slice(1), a]));

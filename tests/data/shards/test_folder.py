@@ -49,7 +49,7 @@ def test_links_in_a_circle_end_and_are_told(tmp_path: Path, caplog: pytest.LogCa
     assert keys(images) == ["cat/1"]
     with caplog.at_level(logging.WARNING):
         assert load_index(str(images)).samples == 1
-    assert "left out: 2 links to folders that are read already (same)" in caplog.text
+    assert "left out: 2 links to a folder that is read already (same)" in caplog.text
 
 
 def test_parts_of_a_picture_in_a_folder(tmp_path: Path) -> None:
@@ -108,16 +108,16 @@ def test_what_lies_beside_shards_is_told(write_tar: WriteTar, tmp_path: Path, ca
     write(folder, "b.png", "more/c.png", "notes/readme.md", ".hidden.png")
     with caplog.at_level(logging.WARNING):
         assert load_index(str(folder)).samples == 1
-    for part in ("(1.tar.gz)", "1 pictures that are in no shard (b.png)", "1 folders of shards or pictures (more)"):
+    for part in ("(1.tar.gz)", "1 picture in no shard (b.png)", "1 folder of shards or pictures (more)"):
         assert part in caplog.text
     assert "notes" not in caplog.text and "hidden" not in caplog.text
     (unread, _) = check_shards(str(folder), decode=False, channels=3)
     assert [problem.member for problem in unread.problems] == ["1.tar.gz", "b.png", "more"]
     with caplog.at_level(logging.WARNING):
         load_index(str(folder / "*.tar*"))
-    assert "*.tar*: left out: 1 compressed archives" in caplog.text
+    assert "*.tar*: left out: 1 compressed archive (" in caplog.text
     path.unlink()
     (folder / "b.png").unlink()
     (folder / "more" / "c.png").unlink()
-    with pytest.raises(UserError, match=r"1 compressed archives such as .*1\.tar\.gz: unpack"):
+    with pytest.raises(UserError, match=r"1 compressed archive such as .*1\.tar\.gz: unpack"):
         load_index(str(folder))

@@ -109,8 +109,8 @@ def test_what_is_no_image_is_told_once(write_tar: WriteTar, tmp_path: Path, capl
             load_index(str(tmp_path))
     (record,) = caplog.records
     for part in (
-        "1 pictures beside another of the same sample (1.png)",
-        "1 pictures in fields with a dot, such as masks (0.seg.png)",
-        "1 samples without a picture (2)",
+        "1 picture beside another of the same sample (1.png)",
+        "1 picture in a field with a dot, such as a mask (0.seg.png)",
+        "1 sample without a picture (2)",
     ):
         assert part in record.getMessage()

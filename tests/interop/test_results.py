@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ldm_vae.errors import UserError
-from ldm_vae.report.results import StoredResults
+from ldm_vae.interop.results import StoredResults
 
 
 def read(folder: Path, content: object) -> StoredResults:
@@ -30,5 +30,5 @@ def test_what_is_not_finite_is_missing(tmp_path: Path) -> None:
 
 
 def test_the_place_that_is_wrong_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"results.json cannot be read: per_image.0.key: Field required"):
+    with pytest.raises(UserError, match=r"results.json cannot be read \(per_image.0.key: Field required\): move it"):
         read(tmp_path, {"per_image": [{"values": {}}]})

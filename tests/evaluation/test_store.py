@@ -1,0 +1,77 @@
+"""The results of a run are kept whole: by several writers at once, and beside what earlier versions wrote."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ldm_vae.errors import UserError
+from ldm_vae.evaluation.store import keep
+from ldm_vae.interop.results import StoredResults
+
+WRITERS, EACH = 4, 5
+
+
+def measured(weights: str, psnr: float = 20.0, **protocol: Any) -> dict[str, Any]:
+    facts = {"weights_sha256": weights, "step": 1, "shards": "x", "shards_sha256": "d", "crop": "none", **protocol}
+    rows = [{"key": "a", "height": 8, "width": 8, "values": {"psnr": psnr}, "missing": {}}]
+    return {"metrics": {"psnr": psnr}, "missing": {}, "notes": {}, "protocol": facts, "per_image": rows}
+
+
+def write(path: Path, writer: int) -> None:
+    for number in range(EACH):
+        keep(path, measured(f"{writer}-{number}"))
+
+
+def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=write, args=(path, writer)) for writer in range(WRITERS)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * WRITERS
+    found = sorted(str(one.weights) for one in StoredResults.read(path).measurements)
+    assert found == sorted(f"{writer}-{number}" for writer in range(WRITERS) for number in range(EACH))
+
+
+def test_a_file_of_an_earlier_version_stays_below_what_is_new(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    old = measured("old", 12.5)
+    del old["protocol"]["shards_sha256"]
+    path.write_text(json.dumps(old | {"pca": {"metrics": {}}}))
+    keep(path, measured("new"))
+    stored = StoredResults.read(path)
+    assert [one.weights for one in stored.measurements] == ["new", "old"]
+    assert json.loads(path.read_text())["entries"] == [old | {"pca": {"metrics": {}}}]  # keys of others, too
+    keep(path, measured("old", 13.5))  # the same place: the same data, as far as the old file says
+    assert [(one.weights, one.metrics) for one in StoredResults.read(path).measurements] == [
+        ("old", {"psnr": 13.5}),
+        ("new", {"psnr": 20.0}),
+    ]
+
+
+def test_metrics_of_other_versions_are_not_mixed(tmp_path: Path) -> None:
+    """What measured them may have changed; with the same versions they stay beside the new ones."""
+    path = tmp_path / "results.json"
+    for torch, expected in (("2", {"psnr", "ssim"}), ("3", {"psnr"})):
+        first = measured("w", torch="2")
+        first["metrics"] = {"ssim": 0.5}
+        keep(path, first)
+        keep(path, measured("w", torch=torch))
+        assert set(StoredResults.read(path).metrics) == expected
+        path.unlink()
+
+
+def test_a_damaged_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text('{"metrics"')
+    with pytest.raises(UserError, match=r"results.json is damaged .*: move it"):
+        keep(path, measured("w"))
+    assert path.read_text() == '{"metrics"'
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".results.lock", "results.json"]

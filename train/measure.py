@@ -1,0 +1,57 @@
+"""The time of a training step on this device: the real step, on an image of the data."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from ldm_vae.data.stream.batch import Batch
+from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
+from train.cost import Cost
+from train.recipe import Recipe
+from train.state import Run
+from train.step import TRAIN_STEPS
+
+WORTH = 20.0  # seconds that a step may take to be timed with all its images at once
+
+
+def seconds_per_image(recipe: Recipe, image: Tensor, cost: Cost) -> tuple[float, int]:
+    """Seconds that the last step of the run, with every loss on, takes for each image; and the images it was timed on.
+
+    It is timed on one image, after a step to warm up; and again on all images of a forward pass, where these take
+    little time and fit into the memory of the GPU, since more images at once are faster.
+
+    image: (1, C, H, W), one image of the data.
+    cost: what a step costs.
+    """
+    accelerator = build_accelerator(recipe)
+    autoencoder, recipe = build_autoencoder(recipe)
+    frozen, recipe = build_frozen(recipe)
+    run = build_run(recipe, accelerator, autoencoder, frozen)
+    _timed(run, recipe, image, 1)
+    seconds, images = _timed(run, recipe, image, 1), 1
+    if cost.images > 1 and seconds * cost.images < WORTH and cost.peak < _free_memory(run.accelerator.device):
+        images = cost.images
+        _timed(run, recipe, image, images)
+        seconds = _timed(run, recipe, image, images)
+    return seconds / images, images
+
+
+def _timed(run: Run, recipe: Recipe, image: Tensor, images: int) -> float:
+    """Seconds of a step on copies of an image."""
+    order = "shared" if recipe.discriminator is None else recipe.discriminator.order
+    batch = Batch(image.repeat(images, 1, 1, 1), None, [""] * images, torch.arange(images))
+    device = run.accelerator.device
+    start = time.perf_counter()
+    values = TRAIN_STEPS[order](run, [batch.to(device, run.dtype)], recipe.steps - 1)
+    float(values["total"])  # waits for the device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes that are free on a GPU; infinity for other devices, which tell none or swap."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
