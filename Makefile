@@ -89,7 +89,7 @@ release: .venv/installed  ## Builds and checks VERSION=x.y.z; DEPENDENCIES=prese
 %/installed: pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
 	  "$(PYTHON) is missing, older than 3.11 or without venv: install Python 3.11 or newer (Debian: apt-get install python3 python3-venv), or name one with make PYTHON=..." >&2; exit 2; }
-	@echo "Installing into $(@D): some minutes, and 6 GB where pip takes PyTorch with CUDA."
+	@echo "Installing into $(@D): some minutes, and 6 to 7 GB where pip takes PyTorch with CUDA."
 	$(PYTHON) -m venv $(CLEAR) $(@D)
 	$(@D)/bin/python tools/install.py $(INSTALLED)
 	@touch $@

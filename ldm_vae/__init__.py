@@ -30,7 +30,9 @@ Names are imported when first asked for, so that the command line answers withou
     atomic.py      Files and folders that appear under their name whole, or not at all, whatever kills the writer
     noise.py       Where every random number comes from: a function of the seed and of what it is for
     parts.py       The kinds of networks, bottlenecks and adversaries, by the word that a recipe names them with
-    arguments.py   What is given to a codec in place of a tensor, a type or a device: named, with what converts it
+    finite.py      What a network computes, finite: half types that overflow are computed again in float32
+    images.py      Pillow, numpy and bytes <-> the tensors that a codec takes
+    arguments.py   What is given to a codec: checked, and named with what converts it where it is no such thing
     codec.py       LatentCodec: image <-> scaled latent, the one object that everything outside training uses
     __main__.py    `python -m ldm_vae` is the same as `ldm-vae`
     bottlenecks/   What stands between encoder and decoder: how a latent is drawn, and what it costs
@@ -58,16 +60,34 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ldm_vae.codec import LatentCodec
     from ldm_vae.errors import UserError
+    from ldm_vae.images import from_numpy, from_pil, from_uint8, to_numpy, to_pil, to_uint8
     from ldm_vae.latents.dataset import LatentDataset
 
     __version__: str
 
-__all__ = ["LatentCodec", "LatentDataset", "UserError", "__version__"]
+__all__ = [
+    "LatentCodec",
+    "LatentDataset",
+    "UserError",
+    "__version__",
+    "from_numpy",
+    "from_pil",
+    "from_uint8",
+    "to_numpy",
+    "to_pil",
+    "to_uint8",
+]
 
 _HOMES = {
     "LatentCodec": "ldm_vae.codec",
     "LatentDataset": "ldm_vae.latents.dataset",
     "UserError": "ldm_vae.errors",
+    "from_numpy": "ldm_vae.images",
+    "from_pil": "ldm_vae.images",
+    "from_uint8": "ldm_vae.images",
+    "to_numpy": "ldm_vae.images",
+    "to_pil": "ldm_vae.images",
+    "to_uint8": "ldm_vae.images",
 }
 
 

@@ -2,62 +2,71 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from ldm_vae.arguments import device_named, floating_type, kind_of, name_of_type, remedy_for_images
+from ldm_vae.arguments import (
+    check_images,
+    check_latents,
+    device_and_type,
+    device_named,
+    floating_type,
+    name_of_type,
+    refuse_unknown,
+)
 from ldm_vae.bottlenecks.scale import LatentScale
-from ldm_vae.data.images.pixels import RANGE_TOLERANCE, from_pillow, to_uint8
 from ldm_vae.errors import UserError
+from ldm_vae.finite import NonFiniteError as NonFiniteError
+from ldm_vae.finite import run_finite
+from ldm_vae.images import from_numpy as from_numpy
+from ldm_vae.images import from_pil as from_pil
+from ldm_vae.images import to_numpy as to_numpy
+from ldm_vae.images import to_pil as to_pil
 from ldm_vae.interop import hub
 from ldm_vae.interop.export import export_model, sample_size_of
 from ldm_vae.interop.layouts.layout import describe_parts, exchanged_state, layout_of
 from ldm_vae.interop.load import LoadedModel, ModelSource, encoder_hash, load_model, statistics_of, weights_hash
 from ldm_vae.networks.network import Network
 from ldm_vae.noise import GivenNoise
-from ldm_vae.piecewise import decode_pieces, encode_pieces
-from ldm_vae.piecewise.chains.chain import has_chains
+from ldm_vae.piecewise import passes
 from ldm_vae.precision import at_least_float32
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-BYTES_FROM = 16.0  # images with larger values are of 8 bits; normalised ones do not go so far
 logger = logging.getLogger(__name__)
-# Pictures of at least this many pixels are evaluated in pieces: the same result in less memory. Smaller ones run in one
-# pass as a batch, which takes less than 0.9 GB a picture (measured with 64 channels).
-PIECES_FROM = 2**20
-
-
-class NonFiniteError(UserError):
-    """A result holds NaN or infinity, even when computed in float32.
-
-    samples: places in the batch of the samples that have no finite result.
-    """
-
-    def __init__(self, what: str, samples: list[int]) -> None:
-        super().__init__(f"{what} of sample {', '.join(map(str, samples))} of the batch is not finite", "leave it out")
-        self.samples = samples
 
 
 class LatentCodec:
-    """An autoencoder and the scale of its latents.
+    """An autoencoder and the scale of its latents: images -> latents that a diffusion model learns, and back.
 
-    Images are (B, C, H, W) in [-1, 1], of any size; results are not clamped. Latents are (B, c, h, w) with
-    h = ceil(H / f). Inputs are moved to the codec's device and type; results are on its device, in at least float32.
-    The networks run in the codec's own type, whatever autocast says, and without gradients.
+    Images are (B, C, H, W) in [-1, 1], floats, of any size; results are not clamped. Latents are (B, c, h, w) with
+    h = ceil(H / f), scaled. Inputs are moved to the codec's device and type; results are on its device, in at least
+    float32. The network runs in the codec's own type, whatever autocast says, and without gradients.
+
+    >>> from PIL import Image
+    >>> from ldm_vae import LatentCodec, from_pil, to_pil
+    >>> codec = LatentCodec.load("codec", device="cpu")  # a run, an exported folder, or the id of a model on the Hub
+    >>> codec
+    LatentCodec: f4, 4 channels, network kl, bottleneck gaussian, float32 on cpu
+      scale z * 0.5, loaded from codec (diffusers)
+    >>> images = from_pil(Image.open("photo.png"))  # from_numpy, from_uint8: arrays and tensors of 8 bits
+    >>> images.shape
+    torch.Size([1, 3, 50, 70])
+    >>> latent = codec.encode(images)
+    >>> latent.shape  # sides are padded to a multiple of f
+    torch.Size([1, 4, 13, 18])
+    >>> to_pil(codec.decode(latent, size=(50, 70)))[0].save("decoded.png")
+
+    What a person can mend raises UserError: a line that names the thing and the remedy. What comes out as NaN or
+    infinity raises NonFiniteError, which names the places in the batch, and is never returned.
     """
 
     def __init__(
@@ -92,6 +101,8 @@ class LatentCodec:
         variant: str | None = None,
         channels_last: bool = False,
         compile: bool = False,
+        revision: str | None = None,
+        subfolder: str | None = None,
     ) -> LatentCodec:
         """Loads a codec. Raises UserError for what cannot be loaded.
 
@@ -102,9 +113,14 @@ class LatentCodec:
         variant: of an exported folder, the file of rounded weights to read, such as fp16; None prefers the others.
         channels_last: stores the weights in that memory layout. Changes speed and the order of sums, nothing else.
         compile: compiles the networks with torch.compile. Changes speed and the order of sums, nothing else.
+        revision: of a model on the Hub, the branch, tag or commit; None takes its newest state.
+        subfolder: the folder inside the model that holds the codec. None looks at the top, then under vae/.
+
+        >>> LatentCodec.load("codec", device="cpu", dtype="bfloat16").dtype
+        torch.bfloat16
         """
         dtype = floating_type(dtype)
-        loaded = load_model(ref, variant=variant)
+        loaded = load_model(ref, variant=variant, revision=revision, subfolder=subfolder)
         live = loaded.source.kind == "live"
         if device is None and not live:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -121,6 +137,51 @@ class LatentCodec:
             for network in (child for child in model.children() if any(child.children())):
                 network.compile()  # in place: the names of parameters stay
         return LatentCodec(model, loaded.scale, loaded.source, weights_hash=hashes[0], encoder_hash=hashes[1])
+
+    @staticmethod
+    def from_pretrained(
+        ref: str | Path | AutoencoderKL, *, torch_dtype: torch.dtype | str | None = None, **options: Any
+    ) -> LatentCodec:
+        """`load` under the name that diffusers gives it; arguments of diffusers that it has no use for are refused.
+
+        torch_dtype: what `load` calls dtype; either may be given. Without both, float32.
+        options: those of `load`: device, dtype, variant, revision, subfolder, channels_last, compile.
+
+        >>> LatentCodec.from_pretrained("codec", device="cpu", torch_dtype=torch.float16).dtype
+        torch.float16
+        """
+        refuse_unknown(options, LatentCodec.load)
+        if torch_dtype is not None and options.get("dtype") is not None:
+            raise UserError("dtype and torch_dtype", "give one of them: they are the same")
+        return LatentCodec.load(ref, **(options if torch_dtype is None else {**options, "dtype": torch_dtype}))
+
+    def to(self, *given: object, device: object = None, dtype: object = None) -> LatentCodec:
+        """Moves the codec to a device and casts it to a type, in place as a module of torch, and returns it.
+
+        Its hashes stay those of the weights before they were rounded. An AutoencoderKL that shared its tensors with
+        the codec keeps its own. Raises UserError for what is no device or floating type.
+
+        given: a device, a type, or both, as torch names them: `codec.to("cuda", "bfloat16")`.
+
+        >>> codec = LatentCodec.load("codec", device="cpu")
+        >>> codec.to("bfloat16").dtype
+        torch.bfloat16
+        """
+        where, kind = device_and_type(given, device, dtype)
+        if kind is not None and kind != self.dtype:
+            _ = self.hashes  # computed before the weights are rounded
+            self.model.cast(kind)
+        self.model.to(where)
+        return self
+
+    def __repr__(self) -> str:
+        config, scale = self.model.config, "no scale" if self.scale is None else f"scale {self.scale.formula()}"
+        shape = f"f{self.factor}, {self.latent_channels} channels"
+        kinds = f"network {config.kind}, bottleneck {config.bottleneck.kind}"
+        return (
+            f"LatentCodec: {shape}, {kinds}, {self.precision} on {self.device}\n"
+            f"  {scale}, loaded from {self.source.in_words()}"
+        )
 
     @property
     def factor(self) -> int:
@@ -181,10 +242,11 @@ class LatentCodec:
         self, images: Tensor, *, pad: bool = True, max_memory: int | None = None
     ) -> tuple[Tensor, list[int]]:
         """The moments, and the places in the batch of those that are not finite, not even in float32."""
-        self._check_images(images)
-        if pad:
-            images = pad_to_multiple(images, self.factor)
-        return self._finite(partial(_encode_by_network, max_memory=max_memory), images, "posteriors")
+        check_images(images, self.model.config.in_channels, self._warn)
+        padded = pad_to_multiple(images, self.factor) if pad else images
+        held = self._copy_in_own_type(padded) + (0 if padded is images else padded.nbytes)
+        network = partial(passes.encode, max_memory=max_memory, held=held)
+        return run_finite(network, self.model, padded, self.device, "posteriors")
 
     def encode(
         self,
@@ -211,28 +273,51 @@ class LatentCodec:
     def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None, max_memory: int | None = None) -> Tensor:
         """(B, c, h, w), scaled -> (B, C, h*f, w*f), or cropped to `size` = (H, W). Raises NonFiniteError.
 
-        max_memory: bound on the working memory in bytes; weights, input, output, keys and values of attention do not
-        count. The network is then evaluated in pieces, as it is for pictures of PIECES_FROM pixels or more anyway.
-        Raises UserError for a bound that cannot be kept, and names the lowest that can.
+        size: of the images that were encoded, whose padding is then cut off.
+        max_memory: bytes that the process may grow by, the result included; up to 32 MiB come on top of it. The network
+        is then evaluated in pieces, as it is for pictures of a megapixel or more anyway. Raises UserError for a bound
+        that cannot be kept, and names the lowest that can.
+
+        >>> codec = LatentCodec.load("codec", device="cpu")
+        >>> codec.decode(torch.zeros(1, 4, 16, 24), size=(61, 95), max_memory=2**24).shape
+        torch.Size([1, 3, 61, 95])
         """
-        self._check_latents(latents)
+        check_latents(latents, self.latent_channels)
         return self.decode_raw(self._unscaled(at_least_float32(latents)), size=size, max_memory=max_memory)
 
-    def reconstruct(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W): encodes and decodes, without scaling the latents in between.
+    def reconstruct(
+        self,
+        images: Tensor,
+        *,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+        max_memory: int | None = None,
+    ) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W): encodes and decodes. `roundtrip` is another name of it.
 
-        sample, generator: as in `encode`.
+        The scale, which decoding undoes, is left out. So a codec without one works, too, and with one the result is
+        that of `decode(encode(images), size=...)` up to rounding. Raises as `encode` and `decode`.
+
+        sample, generator, max_memory: as in `encode`.
+
+        >>> codec = LatentCodec.load("codec", device="cpu")
+        >>> codec.roundtrip(torch.zeros(1, 3, 50, 70)).shape
+        torch.Size([1, 3, 50, 70])
         """
-        z = self.draw(self.moments(images), sample=sample, generator=generator)
-        return self.decode_raw(z, size=(images.shape[2], images.shape[3]))
+        z = self.draw(self.moments(images, max_memory=max_memory), sample=sample, generator=generator)
+        return self.decode_raw(z, size=(images.shape[2], images.shape[3]), max_memory=max_memory)
+
+    roundtrip = reconstruct
 
     def decode_raw(self, z: Tensor, *, size: tuple[int, int] | None = None, max_memory: int | None = None) -> Tensor:
         """Decodes raw latents, such as the mean in `moments`; otherwise like `decode`."""
-        self._check_latents(z)
+        check_latents(z, self.latent_channels)
         height, width = z.shape[2] * self.factor, z.shape[3] * self.factor
         if size is not None and not (0 < size[0] <= height and 0 < size[1] <= width):
             raise UserError(f"size {size[0]} x {size[1]}", f"these latents decode to {height} x {width} at most")
-        images, broken = self._finite(partial(_decode_by_network, max_memory=max_memory), z, "images")
+        held = 2 * z.nbytes + self._copy_in_own_type(z)  # latents whose scale was removed, on the way and after it
+        network = partial(passes.decode, max_memory=max_memory, held=held)
+        images, broken = run_finite(network, self.model, z, self.device, "images")
         if broken:
             raise NonFiniteError("the image", broken)
         return images if size is None else images[:, :, : size[0], : size[1]]
@@ -258,22 +343,40 @@ class LatentCodec:
         config = layout.to_config(model.config, self.scale, sample_size=sample_size, force_upcast=source.force_upcast)
         return drop_in(config, exchanged_state(model), LatentCodec, max_memory)
 
-    def push_to_hub(self, hub_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    def push_to_hub(
+        self, hub_id: str, *, private: bool | None = None, token: str | None = None, licence: str | None = None
+    ) -> str:
         """Exports the codec with its model card to the model `hub_id` on the Hugging Face Hub.
 
         Returns the address of the commit. Raises UserError for a codec without a scale, or in a half type.
 
-        private, token: as in `interop.hub.push`.
+        private: whether a new model is private; None follows the account's setting.
+        token: None uses HF_TOKEN, or the token of `hf auth login`.
+        licence: of the weights, an SPDX id for the card; None leaves the one that the model's card there states.
         """
-        if self.dtype in (torch.bfloat16, torch.float16):
-            raise UserError(f"weights rounded to {self.precision}", "load the codec in float32 to upload it")
         with TemporaryDirectory() as folder:
-            loaded = LoadedModel(self.model, self.scale, self.source)
-            statistics = statistics_of(self.source, self.weights_hash)
-            command = f"codec.push_to_hub({hub_id!r})"
-            for note in export_model(loaded, Path(folder, "export"), statistics, command=command):
-                logger.warning(note)
+            self._export(Path(folder, "export"), licence, f"codec.push_to_hub({hub_id!r})", hub_id)
             return hub.push(Path(folder, "export"), hub_id, private=private, token=token)
+
+    def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
+        """Exports the codec with its model card to a folder, which `load` and AutoencoderKL.from_pretrained read.
+
+        Replaces an earlier export there. Raises UserError for a codec without a scale or in a half type, and for a
+        folder that holds anything else.
+
+        licence: of the weights, an SPDX id for the card; None states what the card that is there says, or nothing.
+
+        >>> LatentCodec.load("codec", device="cpu").save_pretrained("copy")
+        """
+        self._export(Path(folder), licence, f"codec.save_pretrained({str(folder)!r})", None)
+
+    def _export(self, folder: Path, licence: str | None, command: str, hub_id: str | None) -> None:
+        if self.dtype in (torch.bfloat16, torch.float16):
+            raise UserError(f"weights rounded to {self.precision}", "load the codec in float32 to export it")
+        loaded = LoadedModel(self.model, self.scale, self.source)
+        statistics = statistics_of(self.source, self.weights_hash)
+        for note in export_model(loaded, folder, statistics, licence=licence, command=command, hub_id=hub_id):
+            logger.warning(note)
 
     def draw(self, moments: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Moments (B, width * c, h, w) -> raw latents (B, c, h, w): the posterior's mode, or a sample of it.
@@ -302,57 +405,9 @@ class LatentCodec:
     def _unscaled(self, latents: Tensor) -> Tensor:
         return latents if self.scale is None else self.scale.remove(latents)
 
-    @torch.no_grad()
-    def _finite(self, network: Callable[[Network, Tensor], Tensor], x: Tensor, what: str) -> tuple[Tensor, list[int]]:
-        """Returns network(model, x) and the places of the samples that are not finite.
-
-        The network runs in the codec's type; samples that come out not finite are computed again in float32.
-        """
-        x = x.to(self.device)
-        with torch.autocast(self.device.type, enabled=False):
-            result = at_least_float32(network(self.model, x.to(self.dtype)))
-            broken = _not_finite(result)
-            if broken and self.dtype in (torch.bfloat16, torch.float16):
-                logger.warning(
-                    "%d of %d %s are not finite in %s: computed again in float32",
-                    len(broken), len(x), what, self.precision,
-                )  # fmt: skip
-                # A copy that was kept would not know of weights that somebody has changed since.
-                again = network(copy.deepcopy(self.model).float(), x[broken].float())
-                result[broken] = again
-                broken = [broken[i] for i in _not_finite(again)]
-        return result, broken
-
-    def _check_images(self, images: Tensor) -> None:
-        channels = self.model.config.in_channels
-        if not isinstance(images, Tensor):
-            raise UserError(f"images that are {kind_of(images)}", remedy_for_images(images, channels))
-        if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
-            given = f"images of shape {list(images.shape)}, {name_of_type(images.dtype)}"
-            of_bytes = "" if images.is_floating_point() else ", such as `x.float() / 127.5 - 1` of 8 bits"
-            raise UserError(given, f"give floats (B, {channels}, H, W) in [-1, 1]{of_bytes}")
-        if images.numel() == 0:
-            raise UserError(f"images of shape {list(images.shape)}", "give at least one image of at least one pixel")
-        low, high = images.aminmax()
-        lowest, highest = torch.stack([low, high]).tolist()  # one transfer
-        if not (np.isfinite(lowest) and np.isfinite(highest)):
-            broken = _not_finite(images)
-            raise NonFiniteError("the picture", broken)
-        held = f"images hold values from {lowest:g} to {highest:g}; the codec was trained on [-1, 1]"
-        if highest > BYTES_FROM:
-            self._warn("bytes", f"{held}: give `x / 127.5 - 1` of 8 bits")
-        elif lowest < -1 - RANGE_TOLERANCE or highest > 1 + RANGE_TOLERANCE:
-            self._warn("beyond", f"{held}: give clamped ones, or another normalisation")
-        elif 0 <= lowest < highest:
-            self._warn("unit", f"{held}: if yours are in [0, 1], give `2 * x - 1`")
-
-    def _check_latents(self, z: Tensor) -> None:
-        if not isinstance(z, Tensor):
-            remedy = f"give a tensor of floats (B, {self.latent_channels}, h, w), such as torch.from_numpy(latents)"
-            raise UserError(f"latents that are {kind_of(z)}", remedy)
-        if z.ndim != 4 or z.shape[1] != self.latent_channels or not z.is_floating_point():
-            given = f"latents of shape {list(z.shape)}, {name_of_type(z.dtype)}"
-            raise UserError(given, f"this codec decodes floats (B, {self.latent_channels}, h, w)")
+    def _copy_in_own_type(self, x: Tensor) -> int:
+        """Bytes of the copy of x that the network runs on, where it is one."""
+        return 0 if x.dtype == self.dtype else x.numel() * self.dtype.itemsize
 
     def _warn(self, kind: str, message: str) -> None:
         """Warns once for each kind of message."""
@@ -373,62 +428,3 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     if right:
         images = F.pad(images, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
     return images
-
-
-def from_pil(images: Image.Image | Sequence[Image.Image], channels: int = 3) -> Tensor:
-    """Pictures of one size -> (B, channels, H, W) in [-1, 1], colours by the rules of `data.images`."""
-    pictures = [images] if isinstance(images, Image.Image) else list(images)
-    if len(sizes := {picture.size for picture in pictures}) != 1:
-        raise UserError(f"{len(pictures)} pictures of {len(sizes)} sizes", "give pictures of one size at a time")
-    return from_numpy(np.stack([from_pillow(picture, channels) for picture in pictures]))
-
-
-def to_pil(images: Tensor) -> list[Image.Image]:
-    """(B, 1, 3 or 4, H, W), clamped to [-1, 1] -> B pictures of 8 bits."""
-    return [Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array) for array in to_numpy(images)]
-
-
-def from_numpy(array: npt.NDArray[np.uint8]) -> Tensor:
-    """(B, H, W, C) or (H, W, C), uint8 -> (B, C, H, W) in [-1, 1]."""
-    if array.dtype != np.uint8 or array.ndim not in (3, 4):
-        raise UserError(f"an array of {array.dtype}, shape {list(array.shape)}", "give uint8 (B, H, W, C) or (H, W, C)")
-    tensor = torch.from_numpy(
-        np.array(array if array.ndim == 4 else array[None], order="C")
-    )  # without negative strides
-    return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-
-
-def to_numpy(images: Tensor) -> npt.NDArray[np.uint8]:
-    """(B, C, H, W), clamped to [-1, 1] -> (B, H, W, C) uint8, rounded."""
-    array: npt.NDArray[np.uint8] = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
-    return array
-
-
-def _encode_by_network(model: Network, images: Tensor, *, max_memory: int | None) -> Tensor:
-    if not _in_pieces(model, images.shape[2] * images.shape[3], max_memory):
-        return model.encode(images)
-    return encode_pieces(model, images, max_memory=max_memory)[0]
-
-
-def _decode_by_network(model: Network, z: Tensor, *, max_memory: int | None) -> Tensor:
-    if not _in_pieces(model, z.shape[2] * z.shape[3] * model.config.factor**2, max_memory):
-        return model.decode(z)
-    return decode_pieces(model, z, max_memory=max_memory)[0]
-
-
-def _in_pieces(model: Network, pixels: int, max_memory: int | None) -> bool:
-    """Whether pictures of this size are evaluated in pieces.
-
-    Raises UserError for a bound on memory where the network cannot be evaluated in pieces.
-    """
-    if has_chains(model):
-        return max_memory is not None or pixels >= PIECES_FROM
-    if max_memory is not None:
-        raise UserError(f"max_memory of {max_memory:,} bytes", f"a network of kind {model.config.kind} runs as a whole")
-    return False
-
-
-def _not_finite(x: Tensor) -> list[int]:
-    """Places in the batch that hold NaN or infinity. Takes one transfer from the device."""
-    bad: list[int] = (~x.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
-    return bad

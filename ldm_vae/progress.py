@@ -42,7 +42,9 @@ class ProgressMeter:
         """count: items done since the last call.
         total: items of this process altogether.
         """
-        self._bar.total = total
+        if self._bar.total != total:
+            self._bar.total = total
+            self._bar.refresh()
         self._bar.update(count)
         self._done += count
         if (now := time.monotonic()) >= self._last_line + LINE_EVERY:

@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm_vae import LatentCodec, UserError
+from ldm_vae import LatentCodec, UserError, from_numpy, from_pil, from_uint8
 from ldm_vae.bottlenecks.scale import LatentScale
-from ldm_vae.codec import from_numpy, from_pil
 from ldm_vae.interop.export import export_model
 from ldm_vae.interop.load import LoadedModel, ModelSource
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
@@ -62,9 +61,11 @@ def test_the_helpers_that_are_named_give_what_is_wanted(codec: LatentCodec) -> N
     assert codec.encode(from_pil(pictures)).shape == (2, 4, 10, 12)
 
 
-def test_bytes_in_a_tensor_name_the_formula(codec: LatentCodec) -> None:
-    with pytest.raises(UserError, match=r"x\.float\(\) / 127\.5 - 1"):
-        codec.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+def test_bytes_in_a_tensor_name_the_helper(codec: LatentCodec) -> None:
+    images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"ldm_vae\.from_uint8 makes it of 8 bits"):
+        codec.encode(images)
+    assert codec.encode(from_uint8(images)).shape == (1, 4, 4, 4)
 
 
 @pytest.mark.parametrize("given", [np.zeros((1, 4, 2, 2), np.float32), [torch.zeros(4, 2, 2)], None, 3, "z"])

@@ -98,7 +98,7 @@ def test_a_folder_that_a_run_left_is_no_package(tmp_path: Path, monkeypatch: pyt
 
 def test_nothing_of_the_package_names_the_command_by_hand() -> None:
     """Whoever needs an extra says so through `extras.py`, whose table is compared with pyproject.toml above."""
-    for top in ("ldm_vae", "train", "tools"):
+    for top in ("ldm_vae", "train"):
         for path in (ROOT / top).rglob("*.py"):
             if path.relative_to(ROOT) != Path("ldm_vae/extras.py"):
                 assert "ldm-vae[" not in path.read_text(), path

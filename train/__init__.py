@@ -25,7 +25,11 @@ loop.py         The loop of a run: step, log, validate, save; until the last ste
 validate.py     Validation while training: held-out images through the averaged weights, on all ranks, each
                 image once
 health.py       Warnings about a run that goes wrong while its loss looks fine: what is wrong, and what to try
-log.py          The log of a run: metrics.jsonl, accelerate's trackers, a progress bar or plain lines
+log.py          The log of a run: metrics.jsonl and warnings.jsonl
+progress.py     What a run shows on stderr: on a terminal a bar with the losses below it, elsewhere lines
+history.py      The validations of a run in words: a line for each, and the best of all
+pictures.py     Pictures of a validation: originals, reconstructions, what differs, and the latent channels
+trackers.py     The trackers of a run (TensorBoard, W&B, trackio): its recipe, rows, warnings and pictures
 snapshot.py     The state of a run as tensors and numbers: everything that decides how it continues
 checkpoint.py   When a run saves and which checkpoints it keeps
 resume.py       How a run continues where it stopped: from which checkpoint, and whether the recipe is still the

@@ -39,9 +39,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     check_launch(recipe)
     check_installed(recipe)
     half = resolve_precision(recipe).precision == "bfloat16"
-    accelerator = Accelerator(
-        mixed_precision="bf16" if half else "no", log_with=list(recipe.log.trackers) or None, project_dir=recipe.output
-    )
+    accelerator = Accelerator(mixed_precision="bf16" if half else "no")
     check_processes(accelerator)
     if accelerator.num_processes > 1 and recipe.discriminator is not None and recipe.discriminator.sees_batches:
         raise UserError(

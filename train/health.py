@@ -5,17 +5,17 @@ They are computed from the rows of the log, on the host. The thresholds are the 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 
 from ldm_vae.waiting import chosen, is_busy
 
-logger = get_logger("train")
+logger = logging.getLogger("train")
 
 # Losses whose jumps are worth a warning. The others come near 0 in a healthy run, so that any ratio to their mean is
 # large: the discriminator's where it wins, the generator's (a mean logit), the total where a log-variance is learned.
@@ -50,7 +50,7 @@ class Health:
         """
         warnings = [*self._jumps(row), *self._discriminator(row), *self._latents(row), *self._broken(row, example)]
         warnings += self._machine(row)
-        for warning in warnings:
+        for warning in warnings if self.accelerator.is_main_process else []:
             logger.warning("step %d: %s", step, warning)
         return warnings
 

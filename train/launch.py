@@ -18,6 +18,7 @@ from accelerate.commands.config.config_args import default_config_file
 from ldm_vae.choices import FORMER_PRECISIONS
 from ldm_vae.errors import UserError
 from ldm_vae.launch import Launch, find_launch, how_to_launch, refuse_one_for_several
+from ldm_vae.printable import counted
 from train.recipe import Recipe, resolve_precision
 
 REFUSED_LAUNCHES = {  # environment variable that accelerate sets -> what was asked for
@@ -88,7 +89,7 @@ def check_processes(accelerator: Accelerator) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != accelerator.num_processes:
         raise UserError(
-            f"WORLD_SIZE is {world} and accelerate sees {accelerator.num_processes} process(es)",
+            f"WORLD_SIZE is {world} and accelerate sees {counted(accelerator.num_processes, 'process')}",
             how_to_launch("cpu", "N"),
         )
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,20 +14,26 @@ from accelerate.utils import gather_object
 
 from ldm_vae.atomic import append, atomic_file
 from ldm_vae.data.shards.index import Index
+from ldm_vae.data.stream.budget import listed
 from ldm_vae.data.stream.reader import TrainBatches
 from ldm_vae.data.stream.worker import Fault
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.printable import counted
 from ldm_vae.waiting import load
 from train.agreement import check_ranks_agree
 from train.checkpoint import folder_of, prune
 from train.health import Health
-from train.log import Meter, MetricsLog, TrainingProgress
+from train.history import History
+from train.log import Meter, MetricsLog
+from train.pictures import pictures_for_trackers
 from train.preempt import Interrupted, Preempted, Preemption
+from train.progress import Progress
 from train.recipe import Recipe
 from train.snapshot import meta_of, tensors_of
 from train.state import Run
 from train.step import TRAIN_STEPS
+from train.trackers import Trackers
 from train.validate import Validation
 
 
@@ -47,6 +54,7 @@ class Loop:
         validation: Validation | None,
         meter: Meter,
         health: Health,
+        trackers: Trackers,
         preemption: Preemption,
         start: int,
         validate_first: bool,
@@ -57,12 +65,12 @@ class Loop:
         validate_first: whether the validation after these steps is still to be done.
         """
         self.run, self.recipe, self.batches, self.validation = run, recipe, batches, validation
-        self.index, self.meter, self.health, self.preemption, self.start = index, meter, health, preemption, start
+        self.index, self.meter, self.health, self.trackers = index, meter, health, trackers
+        self.preemption, self.start = preemption, start
         self.validate_first = validate_first and validation is not None
         self.folder = Path(recipe.output)
         self.accelerator = run.accelerator
         self.log = MetricsLog(self.folder, run.accelerator)
-        self.progress = TrainingProgress(run.accelerator, recipe.steps, start, recipe.data.batch)
         self.train_step = TRAIN_STEPS[recipe.discriminator.order if recipe.discriminator is not None else "shared"]
         self.taken = start  # optimizer steps
         self.saved = start  # of the newest checkpoint; before the first step there is nothing to save
@@ -75,18 +83,21 @@ class Loop:
         """Takes all remaining steps. Raises Preempted after a signal, UserError where the run cannot continue."""
         self.preemption.hold()
         self.log.cut(self.start)
+        self.history = History(self.recipe.validation.metrics, self.log.validations())
+        self.progress = Progress(self.accelerator, self.recipe.steps, self.start, self.recipe.data.batch)
         try:
-            try:
-                self.run_steps()
-            except Interrupted:
-                self.stop()
+            with self.progress:
+                try:
+                    self.run_steps()
+                except Interrupted:
+                    self.stop()
         except BaseException:
             with suppress(UserError, OSError):  # the user is to read what ended the run
                 self.write_broken()
             raise
-        finally:
-            self.progress.close()
         self.write_broken()
+        if best := self.history.best_line():
+            self.progress.say(best)
 
     def run_steps(self) -> None:
         """Raises Interrupted, on all ranks, where one of them has got a signal."""
@@ -133,13 +144,19 @@ class Loop:
         if torch.cuda.is_available():
             row["time/peak_gigabytes"] = torch.cuda.max_memory_allocated() / 2**30
         self.last_row = (now, taken)
-        self.log.warn(taken, self.health.judge(taken, row))
-        self.log.write(taken, row)
+        self.record(row, self.health.judge(taken, row))
         self.progress.show(taken, row)
         self.stop_if_never_finite()
 
+    def record(self, row: Mapping[str, float], warnings: Sequence[str]) -> None:
+        """Writes a row and the warnings about it, for people and for trackers."""
+        self.log.warn(self.taken, warnings)
+        self.log.write(self.taken, row)
+        self.trackers.log(self.taken, row)
+        self.trackers.warn(self.taken, warnings)
+
     def count_broken(self) -> int:
-        """The number of different samples that all ranks together have replaced since this launch.
+        """The number of different samples that all ranks together have replaced since this launch; new ones are told.
 
         After a resume the count starts anew, so it is no function of the step. All ranks must call; all raise UserError
         where there are too many.
@@ -147,8 +164,13 @@ class Loop:
         self.write_broken()
         faults, self.new_faults = self.new_faults, []
         if int(self.accelerator.reduce(torch.tensor(len(faults), device=self.accelerator.device), "sum")):
-            self.broken |= {(fault.url, fault.key): fault for fault in gather_object(faults)}
-        self.batches.budget.check(self.broken.values())
+            found = {(fault.url, fault.key): fault for fault in gather_object(faults)}
+            new = [fault for place, fault in found.items() if place not in self.broken]
+            self.broken |= found
+            self.batches.budget.check(self.broken.values())
+            if new:
+                what = f"{counted(len(new), 'broken image')} replaced, {len(self.broken):,} so far (broken.jsonl)"
+                self.progress.say(f"{what}: {listed(new)}")
         return len(self.broken)
 
     def write_broken(self) -> None:
@@ -159,13 +181,16 @@ class Loop:
             append(self.folder / "broken.jsonl", "".join(json.dumps(asdict(fault)) + "\n" for fault in faults))
 
     def validate(self) -> None:
-        assert self.validation is not None
-        taken = self.taken
-        row = self.validation(self.run.ema.model, taken, self.preemption)
-        self.log.warn(taken, self.health.judge(taken, row, self.validation.example))
-        self.log.write(taken, row)
+        validation, taken = self.validation, self.taken
+        assert validation is not None
+        with self.preemption.during("within this validation"):
+            row = validation(self.run.ema.model, taken, self.preemption)
+        self.progress.say(self.history.line(taken, row, validation.picture(taken)))
+        self.record(row, self.health.judge(taken, row, validation.example))
+        self.trackers.show(taken, lambda: pictures_for_trackers(validation.shown))
         self.validated = {taken: row}
         self.last_row = (time.perf_counter(), taken)
+        self.progress.unpause()
 
     def save(self) -> None:
         """The main process writes a checkpoint, checks that it is whole, and deletes those no longer needed."""

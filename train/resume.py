@@ -48,7 +48,7 @@ def check_same_experiment(folder: Path, recipe: Recipe) -> None:
     if not path.exists():
         return
     before = validate(Recipe, read_yaml(path), str(path))  # with the defaults of fields that it does not know yet
-    old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(recipe.model_dump(mode="json")))
+    old, new = dict(leaves(before.model_dump(mode="json"))), dict(leaves(recipe.model_dump(mode="json")))
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     changed = [name for name in changed if not _may_change(name)]
     # Runs of earlier versions name no hash: the present weights count as theirs. A dry run has not read the weights.
@@ -90,10 +90,10 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
         path.write_text(dump(recipe))
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", list(value) if isinstance(value, list | tuple) else value
 

@@ -20,10 +20,11 @@ from ldm_vae.data.stream.shared_memory import require_shared_memory, shared_byte
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.networks.network import Network
+from ldm_vae.printable import counted
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run, origin_of
 from train.checkpoint import prune
 from train.health import Health
-from train.log import Meter, start_trackers
+from train.log import Meter
 from train.loop import Loop, due
 from train.preempt import Preempted, Preemption
 from train.recipe import Recipe, resolve_precision
@@ -37,6 +38,7 @@ from train.resume import (
 )
 from train.snapshot import restore
 from train.status import RunLock, Status, write_status
+from train.trackers import start_trackers
 from train.validate import build_validation
 
 logger = logging.getLogger("train")
@@ -127,14 +129,14 @@ def train_under_lock(
     if accelerator.is_main_process:
         write_recipe(folder, recipe)
         logger.info(
-            "%s: step %d of %d, %d process(es) on %s, precision %s, %d images in %d shards",
-            *(folder, start, recipe.steps, accelerator.num_processes, accelerator.device, accelerator.mixed_precision),
-            *(index.samples, len(index.shards)),
+            "%s: step %d of %d, %s on %s, %s, %s in %s",
+            *(folder, start, recipe.steps, counted(accelerator.num_processes, "process"), accelerator.device.type),
+            *(recipe.precision, counted(index.samples, "image"), counted(len(index.shards), "shard")),
         )
         if run.origin is not None and run.origin.scale is not None and recipe.model.train == "all":
             message = "%s: its latents become others than those of %s, whose scale (%s) is not theirs: `ldm-vae stats`"
             logger.warning(message, folder, recipe.model.init_from, run.origin.scale.in_words())
-    start_trackers(folder, accelerator)
+    trackers = start_trackers(recipe, start, accelerator)
     # A validation that a signal has ended is done again: the checkpoint of its step has nothing measured.
     unmeasured = checkpoint is not None and not checkpoint.meta.get("metrics")
     validate_first = unmeasured and recipe.data.validation is not None and due(start, recipe)
@@ -150,5 +152,5 @@ def train_under_lock(
         accumulation=recipe.optimizer.accumulation,
     )
     validation = build_validation(recipe.validation, recipe.data, folder, accelerator, autoencoder)
-    loop = Loop(run, recipe, batches, index, validation, meter, health, preemption, start, validate_first)
+    loop = Loop(run, recipe, batches, index, validation, meter, health, trackers, preemption, start, validate_first)
     loop.run_to_end()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
-from itertools import accumulate, islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
@@ -20,15 +19,18 @@ from ldm_vae.bottlenecks.base import Latent
 from ldm_vae.bottlenecks.gaussian import ACTIVE_VARIANCE
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.choices import UsualMetricName
-from ldm_vae.codec import LatentCodec, NonFiniteError, to_pil
+from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import Index, load_index
+from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import DataConfig, ValidationBatches, validation_batches
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import measure_batches
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.networks.network import Network
+from ldm_vae.progress import ProgressMeter
 from ldm_vae.recipe import Config
+from train.pictures import Shown, draw_sheet, reconstruct
 from train.preempt import Preemption
 
 logger = logging.getLogger(__name__)
@@ -128,14 +130,20 @@ class Validation:
         self,
         config: ValidationConfig,
         batches: Callable[[int, int, int], ValidationBatches],
+        images: int,
         folder: Path,
         accelerator: Accelerator,
     ) -> None:
-        """batches: (images per batch, rank, ranks) -> that rank's part of the images, beginning with the first."""
-        self.config, self.batches, self.folder, self.accelerator = config, batches, folder, accelerator
+        """
+        batches: (images per batch, rank, ranks) -> that rank's part of the images, beginning with the first.
+        images: their number on all ranks.
+        """
+        self.config, self.batches, self.images = config, batches, images
+        self.folder, self.accelerator = folder, accelerator
         self.metrics = ImageMetrics(config.metrics, accelerator.device)
         self.example = ""  # an image of this rank that the last validation has left out, and why
-        self.fixed: list[Tensor] = []
+        self.fixed: list[Tensor] = []  # the images that are shown
+        self.shown: list[Shown] = []  # what the last validation has made of them
         if accelerator.is_main_process and config.pictures:
             alone = batches(1, 0, 1)
             self.fixed = [batch.image for batch in islice(alone, config.pictures)]
@@ -152,14 +160,22 @@ class Validation:
         codec = ObservedCodec(LatentCodec(model, LatentScale()))
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.batches(self.config.batch, rank, world)
-        rows = measure_batches(codec, preemption.together(batches), self.metrics)
+        with ProgressMeter("image", f"validation {taken}") as progress:
+            total = len(range(rank, self.images, world))
+            rows = measure_batches(codec, _counted(preemption.together(batches), total, progress), self.metrics)
         self.example = next((f"{fault.url} {fault.key}: {fault.reason}" for fault in batches.faults), "")
         left_out = torch.tensor(len(batches.faults), device=self.accelerator.device)
         row = self._means(rows) | codec.summary(self.accelerator)
         row["left_out"] = int(self.accelerator.reduce(left_out, "sum"))  # broken images
         if self.fixed:
-            self._draw(codec.codec, taken)
+            self.shown = [reconstruct(codec.codec, image) for image in self.fixed]
+            with atomic_file(self.folder / self.picture(taken)) as path:
+                draw_sheet(self.shown).save(path)
         return {f"validation/{name}": value for name, value in row.items()}
+
+    def picture(self, taken: int) -> str:
+        """Where the picture of a validation lies in the run folder; empty where there is none."""
+        return f"samples/step_{taken:08d}.png" if self.fixed else ""
 
     def _means(self, rows: Sequence[MeasuredImage]) -> dict[str, float]:
         """Means over the images that have a value; a metric that no image has is left out."""
@@ -171,25 +187,13 @@ class Validation:
         totals = self.accelerator.reduce(sums, "sum").tolist()
         return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
 
-    def _draw(self, codec: LatentCodec, taken: int) -> None:
-        """Writes samples/step_00001000.png: a row for each image, the original on the left."""
-        pairs = [torch.cat([image, _reconstruction(codec, image)], dim=3) for image in self.fixed]
-        if pairs[0].shape[1] not in (1, 3, 4):  # no colours: the first channel as grey
-            pairs = [pair[:, :1] for pair in pairs]
-        rows = [to_pil(pair)[0] for pair in pairs]
-        sheet = Image.new(rows[0].mode, (max(row.width for row in rows), sum(row.height for row in rows)))
-        for top, row in zip(accumulate((row.height for row in rows), initial=0), rows, strict=False):
-            sheet.paste(row, (0, top))
-        with atomic_file(self.folder / "samples" / f"step_{taken:08d}.png") as path:
-            sheet.save(path)
 
-
-def _reconstruction(codec: LatentCodec, image: Tensor) -> Tensor:
-    """(1, C, H, W) -> its reconstruction on the CPU, or plain grey where the codec has none that is finite."""
-    try:
-        return codec.reconstruct(image).cpu()
-    except NonFiniteError:
-        return torch.zeros_like(image)
+def _counted(batches: Iterable[Batch], total: int, progress: ProgressMeter) -> Iterator[Batch]:
+    """The batches; each is counted once the next one is asked for."""
+    progress.advance(0, total)
+    for batch in batches:
+        yield batch
+        progress.advance(len(batch.key), total)
 
 
 def validation_data(config: ValidationConfig, data: DataConfig, index: Index) -> DataConfig:
@@ -215,4 +219,4 @@ def build_validation(
     def batches(batch: int, rank: int, world: int) -> ValidationBatches:
         return validation_batches(data, index, batch=batch, rank=rank, world=world)
 
-    return Validation(config, batches, folder, accelerator)
+    return Validation(config, batches, index.samples, folder, accelerator)

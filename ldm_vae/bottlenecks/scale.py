@@ -87,6 +87,22 @@ class LatentScale:
         numbers = {name: value for name, value in self.to_config().items() if value is not None}
         return ", ".join(f"{name} {value}" for name, value in numbers.items())
 
+    def formula(self) -> str:
+        """What becomes of a raw latent z, such as (z - 0.1159) * 0.3611; channel by channel with `mean` and `std`."""
+        if self.mean is not None and self.std is not None:
+            mean, std = (f"[{', '.join(f'{number:.6g}' for number in numbers)}]" for numbers in (self.mean, self.std))
+            return f"(z - {mean}) * {self.factor:.6g} / {std}"
+        moved = "z" if not self.shift else f"(z {'-' if self.shift > 0 else '+'} {abs(self.shift):.6g})"
+        return f"{moved} * {self.factor:.6g}"
+
+    def inverse(self) -> str:
+        """What becomes of a scaled latent, such as latent / 0.3611 + 0.1159."""
+        if self.mean is not None and self.std is not None:
+            mean, std = (f"[{', '.join(f'{number:.6g}' for number in numbers)}]" for numbers in (self.mean, self.std))
+            return f"latent * {std} / {self.factor:.6g} + {mean}"
+        moved = "" if not self.shift else f" {'+' if self.shift > 0 else '-'} {abs(self.shift):.6g}"
+        return f"latent / {self.factor:.6g}{moved}"
+
     def to_config(self) -> dict[str, Any]:
         """The four keys of a diffusers config."""
         return {

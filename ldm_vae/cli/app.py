@@ -22,7 +22,7 @@ COMMANDS = {
     "check": "Find what is wrong with shards, and index them; or with latents.",
     "train": "Train a codec by a recipe, from a checkout of the project.",
     "evaluate": "Measure how well codecs reconstruct the images of some shards.",
-    "inspect": "Find out what is wrong with a latent space, and what to try.",
+    "inspect": "Find out whether reconstruction is any good, what is wrong with a latent space, and what to try.",
     "report": "Show a run in one HTML file, or several side by side.",
     "stats": "Measure the mean and standard deviation of a codec's latents.",
     "export": "Write a codec as a folder that diffusers loads.",

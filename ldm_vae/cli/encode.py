@@ -11,11 +11,12 @@ import typer
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.choices import LatentKind
-from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Precision, ProgressMeter, Resize, Shards, image_config
+from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Precision, Resize, Shards, image_config
 from ldm_vae.cli.summary import per_image, say_reasons, speed
 from ldm_vae.errors import UserError
 from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.printable import counted, say
+from ldm_vae.progress import ProgressMeter
 from ldm_vae.ranks import is_first_to_report, local_device, rank_and_world
 
 if TYPE_CHECKING:
@@ -104,10 +105,11 @@ def encode(
         summary["quarantined"] = {n: dict(record.quarantined) for n, record in records.items() if record.quarantined}
         with atomic_file(json) as stage:
             stage.write_text(json_format.dumps(summary, indent=1) + "\n")
-    if content.complete and is_first_to_report(f"encoded {out}"):
+    totals = content.complete and is_first_to_report(f"encoded {out}")  # two may find the last tar finished
+    if totals:
         _say_totals(out, content)
     _say_share(share, seconds, f"process {rank} of {world}: " if world > 1 else "")
-    if content.complete and content.scale is None:
+    if totals and content.scale is None:
         say(f"not scaled, since nobody has measured the codec: `ldm-vae stats {model} {shards} --write`")
 
 

@@ -9,9 +9,10 @@ import typer
 
 from ldm_vae.atomic import require_writable_folder
 from ldm_vae.choices import ScaleKind, Target
-from ldm_vae.cli.options import BatchSize, Crop, Model, ProgressMeter, Resize, command_line, image_config
+from ldm_vae.cli.options import BatchSize, Crop, Model, Resize, command_line, image_config
 from ldm_vae.errors import UserError
 from ldm_vae.printable import say
+from ldm_vae.progress import ProgressMeter
 from ldm_vae.ranks import local_device, rank_and_world
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def export(
         licence=licence,
         variant=variant,
         command=command_line(context),
+        hub_id=push,
     )
     for note in notes:
         say(f"ldm-vae: note: {note}", error=True)

@@ -13,7 +13,6 @@ from ldm_vae.choices import DEFAULT_FILTER, RESIZE_FILTERS, ResizeFilter
 from ldm_vae.choices import Precision as Chosen
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import without_secrets
-from ldm_vae.progress import ProgressMeter as ProgressMeter  # subcommands take it from here with their options
 
 if TYPE_CHECKING:
     from ldm_vae.data.images.fit import ImageConfig

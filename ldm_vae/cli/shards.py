@@ -98,7 +98,7 @@ def _say_packed(packed: Packed, out: Path, seconds: float, *, verify: bool) -> N
         all_of_them = counted(images, "image")
         say(f"left out {len(packed.broken):,} of {all_of_them}, broken, all named in {out / BROKEN_FILE}:")
         say_reasons((broken.url, broken.reason) for broken in packed.broken)
-        say("mend or remove them and pack again, or go on without them")
+        say("mend or remove them and pack again, or go on without (--skip-broken: exit code 0)")
     how = "read and decoded" if verify else "read, and did not decode,"
     say(f"{how} {speed(images, seconds)}")
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, gaps
-from ldm_vae.diagnostics.probes import BATCH, Probes
+from ldm_vae.diagnostics.probes import BATCH, Done, Probes, silent
 from ldm_vae.interop.export import FLOAT16_SAFE
 from ldm_vae.latents.measure import largest_outputs
 from ldm_vae.printable import counted
@@ -52,11 +52,12 @@ def largest_by_block(model: nn.Module, largest: Mapping[str, float]) -> dict[str
     return blocks
 
 
-def inspect_activations(codec: LatentCodec, probes: Probes) -> Section:
+def inspect_activations(codec: LatentCodec, probes: Probes, done: Done = silent) -> Section:
     title = "Range of activations"
     with largest_outputs(codec.model) as outputs:
         for image in torch.split(probes.image, BATCH):
             codec.decode_raw(codec.draw(codec.moments(image)))
+            done(len(image), len(probes.image))
     largest = {name: float(value) for name, value in outputs.items()}
     if not largest:
         statement = "Not measured, because no module of this network returns a tensor."

@@ -22,7 +22,16 @@ from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, gaps, graded_verdict
-from ldm_vae.diagnostics.probes import BLANK, Probes, decode_in_batches, encode_in_batches, mean_psnr
+from ldm_vae.diagnostics.probes import (
+    BLANK,
+    Done,
+    Probes,
+    decode_in_batches,
+    each,
+    encode_in_batches,
+    mean_psnr,
+    silent,
+)
 from ldm_vae.printable import counted
 
 Change = Callable[[Tensor], Tensor]
@@ -73,8 +82,9 @@ def measure_change(codec: LatentCodec, probes: Probes, change: Change) -> Equiva
     )
 
 
-def inspect_equivariance(codec: LatentCodec, probes: Probes) -> Section:
-    errors = {name: measure_change(codec, probes, change) for name, change in (TURNS | SCALES).items()}
+def inspect_equivariance(codec: LatentCodec, probes: Probes, done: Done = silent) -> Section:
+    steps = each((TURNS | SCALES).items(), len(probes.image), done)
+    errors = {name: measure_change(codec, probes, change) for name, change in steps}
     numbers, verdicts = [], []
     for group, changes in (("turns", TURNS), ("scales", SCALES)):
         those = [errors[name] for name in changes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ldm_vae.diagnostics.aggregate import REASON
 from ldm_vae.diagnostics.channels import ChannelSums
 from ldm_vae.diagnostics.findings import FloatArray, PictureFile, Section, Verdict
 from ldm_vae.diagnostics.mosaic import write_mosaic
-from ldm_vae.diagnostics.probes import Probes, decode_in_batches, noise_like
+from ldm_vae.diagnostics.probes import Done, Probes, decode_in_batches, each, noise_like, silent
 from ldm_vae.noise import rng
 
 INTERPOLATION_TILES = 7  # in a row, from one image to the other
@@ -61,7 +62,9 @@ def principal_directions(covariance: FloatArray) -> PrincipalAxes:
     return np.sqrt(np.maximum(values[::-1], 0)), directions * np.sign(strongest)
 
 
-def explore(codec: LatentCodec, views: Probes, probes: Probes, sums: ChannelSums, folder: Path, seed: int) -> Section:
+def explore(
+    codec: LatentCodec, views: Probes, probes: Probes, sums: ChannelSums, folder: Path, seed: int, done: Done = silent
+) -> Section:
     """Writes PNGs into `folder`.
 
     views: the images that are shown.
@@ -74,17 +77,18 @@ def explore(codec: LatentCodec, views: Probes, probes: Probes, sums: ChannelSums
             update={"verdicts": (Verdict(name="pictures", level="unknown", statement=statement),)}
         )
     axes = principal_directions(sums.covariance)
-    pictures = [
-        _traverse(codec, views, axes, folder),
-        _grid(codec, views, axes, folder),
-        _sample(codec, probes, sums.mean, axes, folder, seed),
+    makers = [
+        partial(_interpolate, codec, views, sums.mean, folder),
+        partial(_traverse, codec, views, axes, folder),
+        partial(_grid, codec, views, axes, folder),
+        partial(_sample, codec, probes, sums.mean, axes, folder, seed),
     ]
     verdicts: tuple[Verdict, ...] = ()
-    if len(views.z) > 1:
-        pictures.insert(0, _interpolate(codec, views, sums.mean, folder))
-    else:
+    if len(views.z) == 1:
+        del makers[0]
         statement = "There is no interpolation, because it takes two images."
         verdicts = (Verdict(name="interpolation", level="unknown", statement=statement),)
+    pictures = [make() for make in each(makers, 1, done)]
     return section.model_copy(update={"pictures": tuple(pictures), "verdicts": verdicts})
 
 

@@ -35,6 +35,7 @@ from ldm_vae.diagnostics.findings import (
     Section,
     Verdict,
 )
+from ldm_vae.diagnostics.probes import Done as PartDone
 from ldm_vae.diagnostics.probes import Probes, make_probes
 from ldm_vae.diagnostics.reconstruction import inspect_reconstruction
 from ldm_vae.diagnostics.robustness import inspect_robustness
@@ -177,12 +178,12 @@ def _probed(
     done: Done,
 ) -> list[Section]:
     """The sections that are measured on probes. Where one cannot be measured, a verdict in its place says why."""
-    makers: dict[str, tuple[str, Callable[[Probes], Section]]] = {
+    makers: dict[str, tuple[str, Callable[[Probes, PartDone], Section]]] = {
         "equivariance": ("Equivariance", partial(inspect_equivariance, codec)),
-        "smoothness": ("Smoothness", lambda p: inspect_smoothness(codec, p, job.seed)),
-        "robustness": ("Noise and storage", lambda p: inspect_robustness(codec, p, job.seed)),
+        "smoothness": ("Smoothness", lambda p, d: inspect_smoothness(codec, p, job.seed, d)),
+        "robustness": ("Noise and storage", lambda p, d: inspect_robustness(codec, p, job.seed, d)),
         "activations": ("Range of activations", partial(inspect_activations, codec)),
-        "explore": ("A look around", lambda p: explore(codec, views or p, p, images.channels, stage, job.seed)),
+        "explore": ("A look around", lambda p, d: explore(codec, views or p, p, images.channels, stage, job.seed, d)),
     }
     sections = []
     for name, (title, make) in makers.items():
@@ -190,12 +191,11 @@ def _probed(
             reason = "It cannot be measured: no image that was reconstructed is large enough (4 f pixels a side)."
             sections.append(_unmeasured(name, title, "unknown", reason))
             continue
-        done(title.lower(), 0, len(probes.image))
+        done(title.lower(), 0, len(probes.image))  # at least so many; the part itself tells how many
         try:
-            sections.append(make(probes))
+            sections.append(make(probes, partial(done, title.lower())))
         except NonFiniteError as error:
             sections.append(_unmeasured(name, title, "bad", f"It cannot be measured: {error.what} on the way."))
-        done(title.lower(), len(probes.image), len(probes.image))
     sections[-1] = sections[-1].model_copy(update=_labelled(images, job))
     return sections
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.metrics.image import psnr
 from ldm_vae.noise import rng
 
+Done = Callable[[int, int], None]  # images that are done since the last call, and all that there are to do
+T = TypeVar("T")
 PROBES = 16  # images
 PROBE_SIDE = 128  # px, side of the square that is cut from the middle; larger where f is so large that it needs to be
 PROBE_POSITIONS = 8  # latent positions that a probe has along a side at least, where its image is large enough
@@ -140,6 +143,20 @@ def noise_like(z: Tensor, seed: int, purpose: str) -> Tensor:
     """Standard normal noise in the shape of z. It is drawn on the CPU, so that it is the same on every device."""
     values = rng(seed, purpose).standard_normal(tuple(z.shape), dtype="float32")
     return torch.from_numpy(values).to(z)
+
+
+def silent(count: int, total: int) -> None:
+    """A `Done` for whoever shows no progress."""
+
+
+def each(steps: Collection[T], images: int, done: Done) -> Iterator[T]:
+    """The steps, with progress told after each.
+
+    images: how many images each step takes.
+    """
+    for step in steps:
+        yield step
+        done(images, images * len(steps))
 
 
 def pairs(probes: Probes, most: int) -> Iterator[tuple[Tensor, Tensor]]:

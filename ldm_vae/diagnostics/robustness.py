@@ -6,7 +6,17 @@ import numpy as np
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, gaps, graded_verdict
-from ldm_vae.diagnostics.probes import BLANK, NOISIER, Probes, decode_in_batches, mean_psnr, noise_like
+from ldm_vae.diagnostics.probes import (
+    BLANK,
+    NOISIER,
+    Done,
+    Probes,
+    decode_in_batches,
+    each,
+    mean_psnr,
+    noise_like,
+    silent,
+)
 from ldm_vae.latents.roundtrip import round_to_bits
 from ldm_vae.printable import counted
 
@@ -19,14 +29,16 @@ TESTED = 0.1  # standard deviations; the error of a good diffusion model, a sign
 ROUNDING = 2 * REACH / 255 / 12**0.5  # standard deviations; the error of rounding to 8 bits
 
 
-def inspect_robustness(codec: LatentCodec, probes: Probes, seed: int) -> Section:
+def inspect_robustness(codec: LatentCodec, probes: Probes, seed: int, done: Done = silent) -> Section:
     clean = mean_psnr(probes.reconstruction, probes.image)
     unit_noise = noise_like(probes.z, seed, "robustness")
-    noisy = {
-        level: mean_psnr(decode_in_batches(codec, probes.z + level * probes.std * unit_noise), probes.image)
-        for level in NOISE
+    latents = {level: probes.z + level * probes.std * unit_noise for level in NOISE}
+    latents |= {bits: round_to_bits(probes.z, bits) for bits in BITS}
+    worse = {
+        how: mean_psnr(decode_in_batches(codec, z), probes.image)
+        for how, z in each(latents.items(), len(probes.image), done)
     }
-    stored = {bits: mean_psnr(decode_in_batches(codec, round_to_bits(probes.z, bits)), probes.image) for bits in BITS}
+    noisy, stored = {level: worse[level] for level in NOISE}, {bits: worse[bits] for bits in BITS}
     psnr = f"PSNR of the reconstruction on 8-bit values, mean over {counted(len(probes.image), 'probe')}"
     numbers = [_number("psnr_clean", "PSNR of the probes", clean, f"{psnr}; latents are unchanged.")]
     numbers += [

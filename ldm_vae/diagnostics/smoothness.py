@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, graded_verdict
-from ldm_vae.diagnostics.probes import BLANK, NOISIER, Probes, decode_in_batches, noise_like, pairs
+from ldm_vae.diagnostics.probes import BLANK, NOISIER, Done, Probes, decode_in_batches, each, noise_like, pairs, silent
 from ldm_vae.printable import counted
 
 STEP = 0.1  # standard deviations of the latents
@@ -40,9 +40,10 @@ def line_steps(codec: LatentCodec, a: Tensor, b: Tensor) -> np.ndarray:
     return (steps / whole).cpu().numpy()
 
 
-def inspect_smoothness(codec: LatentCodec, probes: Probes, seed: int) -> Section:
+def inspect_smoothness(codec: LatentCodec, probes: Probes, seed: int, done: Done = silent) -> Section:
     measured = gain(codec, probes, seed)
-    lines = [line_steps(codec, a, b) for a, b in pairs(probes, PAIRS)]
+    ends = list(pairs(probes, PAIRS))
+    lines = [line_steps(codec, a, b) for a, b in each(ends, STEPS_PER_LINE + 1, done)]
     usable = [steps for steps in lines if np.isfinite(steps).all()]
     detour = float(np.mean([steps.sum() for steps in usable])) if usable else None
     numbers = (

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.interop.card_licence import licence_metadata
+from ldm_vae.interop.diffusers import PICTURE
 from ldm_vae.interop.layouts.layout import layout_of, loader_of
 from ldm_vae.interop.load import ModelSource
 from ldm_vae.metrics.latent import LatentStatistics
@@ -15,8 +17,8 @@ from ldm_vae.networks.network import Network
 
 def card_header(model: Network, licence: str | None) -> str:
     """The card's metadata for the Hub, in YAML."""
-    named = "" if licence is None else f"license: {licence}\n"
-    return f"library_name: {loader_of(model)[0]}\n{named}tags:\n- autoencoder\n- vae\n- latent-diffusion\n"
+    tags = "tags:\n- autoencoder\n- vae\n- latent-diffusion\n"
+    return f"library_name: {loader_of(model)[0]}\n{licence_metadata(licence)}{tags}"
 
 
 def card_text(
@@ -29,9 +31,13 @@ def card_text(
     force_upcast: bool,
     licence: str | None,
     command: str,
+    place: str,
+    pictured: int | None,
 ) -> Iterator[str]:
     """The card's text, in pieces.
 
+    place: what loads the export: the model's name on the Hub, or the folder.
+    pictured: the step of the run's samples that lie beside the card; None without a picture.
     results: results of an evaluation of these weights, or empty.
     """
     config, layout = model.config, layout_of(model)
@@ -42,10 +48,15 @@ def card_text(
     yield f"Written by ldm_vae from `{source.name}`{trained}. H x W pixels of {config.in_channels} channels become"
     yield f" a latent of H/{config.factor} x W/{config.factor} positions and {config.latent_channels} channels.\n\n"
     variable = "codec" if layout is None else "vae"
-    loading = f"from {package} import {function.partition('.')[0]}\n{variable} = {function}(FOLDER)"
+    quoted = json.dumps(place, ensure_ascii=False)
+    loading = f"from {package} import {function.partition('.')[0]}\n{variable} = {function}({quoted})"
     yield f"```python\n{loading}\n```\n\n"
+    if pictured is not None:
+        yield f"![Originals on the left, reconstructions on the right]({PICTURE})\n\n"
+        yield f"Images of the validation set on the left, their reconstructions on the right, at step {pictured:,}.\n\n"
     yield "## Numbers\n\n"
     yield from _numbers_table(scale, statistics, force_upcast)
+    yield from _scale_in_words(scale, layout is not None)
     yield from _results_table(results)
     for difference in [] if layout is None else layout.differences(config):
         yield f"\n{difference}\n"
@@ -54,7 +65,7 @@ def card_text(
     if statistics is not None:
         resize, crop = (statistics.protocol.get(name) or "none" for name in ("resize", "crop"))
         yield f"Latents measured on: {statistics.data} (images {statistics.images:,}, resize {resize}, crop {crop}).\n"
-    yield f"\n## Licence\n\n{licence or 'Not stated; `ldm-vae export --licence` names one.'}\n"
+    yield f"\n## Licence\n\n{licence or _no_licence(source)}\n"
     yield f"\n## Command\n\n```\n{command}\n```\n"
     if source.recipe is not None:
         yield f"\n## Recipe\n\n```yaml\n{source.recipe.rstrip()}\n```\n"
@@ -70,6 +81,26 @@ def _numbers_table(scale: LatentScale, statistics: LatentStatistics | None, forc
     if statistics is not None and (activation := statistics.activation) is not None:
         yield f"| largest activation | {activation.largest:.1f} at {activation.layer}, {activation.images} images |\n"
     yield f"| float16 | {'decode in float32 (force_upcast)' if force_upcast else 'fits'} |\n"
+
+
+def _scale_in_words(scale: LatentScale, for_diffusers: bool) -> Iterator[str]:
+    """How a raw latent becomes the one that a diffusion model sees, with its numbers, and back."""
+    yield "\nWith z as the encoder gives it, a diffusion model sees\n"
+    yield f"\n    latent = {scale.formula()}\n"
+    yield f"\nand the decoder takes\n\n    z = {scale.inverse()}\n"
+    if scale.mean is not None:
+        yield "\nLists hold a number for each channel.\n"
+    who = (
+        "Pipelines of diffusers do so; `AutoencoderKL` itself does not." if for_diffusers else "`LatentCodec` does so."
+    )
+    yield f"\n{who}\n"
+
+
+def _no_licence(source: ModelSource) -> str:
+    named = "`ldm-vae export --licence` names one."
+    if source.kind in ("diffusers", "native"):
+        return f"Not stated here: that of `{source.name}` holds. {named}"
+    return f"Not stated; {named}"
 
 
 def _results_table(results: Mapping[str, Any]) -> Iterator[str]:

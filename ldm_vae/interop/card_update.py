@@ -24,6 +24,7 @@ from ruamel.yaml.error import YAMLError
 from ldm_vae.errors import UserError
 
 BEGIN = "<!-- ldm-vae export replaces the text from here to the end mark, and keeps the text above and below -->"
+UNKNOWN_LICENCE = "unknown"  # the Hub's word
 _END, _END_REST = "<!-- end mark of ldm-vae export, sha256 ", " -->"
 _PART = re.compile(rf"{BEGIN}\n(.*?){_END}([0-9a-f]{{64}}){_END_REST}\n?", re.DOTALL)
 _HEADER = re.compile(r"---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
@@ -87,6 +88,12 @@ def _merge_headers(old: str, new: str) -> str:
         merged, values = yaml.load(old), YAML(typ="safe").load(new) or {}
         if merged is None:  # nothing but comments
             return old + new
+        if values.get("license") == UNKNOWN_LICENCE and "license" in merged:
+            del values["license"]  # what is stated there stays
+        elif "license" in values:
+            for key in ("license_name", "license_link"):  # of another licence
+                if merged.get("license") != values["license"] or key in values:
+                    merged.pop(key, None)
         for key, value in values.items():
             if isinstance(value, list) and isinstance(merged.get(key), str):
                 merged[key] = [merged[key]]

@@ -23,7 +23,8 @@ from ldm_vae.precision import floats_as_float32
 CONFIG, CARD = "config.json", "README.md"
 HALF_WEIGHTS = weight_files(HALF)[0]
 STATISTICS = "latent_statistics.json"  # in a run, beside its recipe, or in an export
-EXPORTED = (CONFIG, WEIGHTS, HALF_WEIGHTS, NATIVE_WEIGHTS, CARD, STATISTICS)  # all that an export may hold
+PICTURE = "reconstructions.jpg"  # beside the card
+EXPORTED = (CONFIG, WEIGHTS, HALF_WEIGHTS, NATIVE_WEIGHTS, CARD, STATISTICS, PICTURE)  # all that an export may hold
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def write_folder(
     folder: Path,
     config: Mapping[str, Any],
     state: Mapping[str, Tensor],
-    documents: Mapping[str, str],
+    documents: Mapping[str, str | bytes],
     *,
     weights: str = WEIGHTS,
     codecs: Sequence[str] = (),
@@ -52,7 +53,7 @@ def write_folder(
     config: content of config.json.
     state: the weights. Floating point is stored as float32, integers and booleans as they are; as float16 where
     `weights` is the file of that variant.
-    documents: further files, name -> text.
+    documents: further files, name -> content.
     weights: name of the file of weights.
     codecs: sha256 of all weights of codecs with the same encoder; in the metadata of the weights.
     """
@@ -64,8 +65,8 @@ def write_folder(
         (stage / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         kept = {CODECS: " ".join(codecs)} if codecs else {}
         (stage / weights).write_bytes(save(stored, metadata={"format": "pt"} | kept))
-        for name, text in documents.items():
-            (stage / name).write_text(text, encoding="utf-8")
+        for name, content in documents.items():
+            (stage / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _rounded(name: str, value: Tensor) -> Tensor:

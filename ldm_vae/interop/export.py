@@ -11,10 +11,22 @@ import torch
 from ldm_vae.atomic import atomic_file, refuse_foreign
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.choices import ScaleKind, Target
+from ldm_vae.documents import DamagedFile, read_text
 from ldm_vae.errors import UserError
 from ldm_vae.interop.card import card_header, card_text
+from ldm_vae.interop.card_licence import licence_in
+from ldm_vae.interop.card_picture import card_picture
 from ldm_vae.interop.card_update import Card, update_card
-from ldm_vae.interop.diffusers import CARD, CONFIG, EXPORTED, HALF_WEIGHTS, STATISTICS, read_config, write_folder
+from ldm_vae.interop.diffusers import (
+    CARD,
+    CONFIG,
+    EXPORTED,
+    HALF_WEIGHTS,
+    PICTURE,
+    STATISTICS,
+    read_config,
+    write_folder,
+)
 from ldm_vae.interop.layouts.layout import describe_parts, exchanged_state, layout_of
 from ldm_vae.interop.load import LoadedModel, ModelSource, weights_hash
 from ldm_vae.interop.native import NATIVE_WEIGHTS, is_native, native_config
@@ -42,6 +54,7 @@ def export_model(
     licence: str | None = None,
     variant: Literal["fp16"] | None = None,
     command: str,
+    hub_id: str | None = None,
 ) -> list[str]:
     """Writes a folder that `from_pretrained` of diffusers loads, with a model card.
 
@@ -53,9 +66,11 @@ def export_model(
     kind: the kind of scale to compute from the statistics. None keeps the scale that the model has; a run for a target
     gets the kind that the target applies.
     target: the pipeline that will use the model.
-    licence: licence of the weights, an SPDX id.
+    licence: licence of the weights, an SPDX id; None takes what the card of an earlier export, or that of the model,
+    states.
     variant: rounds the weights to float16, under the name that diffusers gives that file; None keeps float32.
     command: the command that the user typed, for the card.
+    hub_id: the model on the Hub that the folder will be; None where it stays a folder.
     Returns what the user should know about card and target, one line each.
     Raises UserError where a run has no statistics, or statistics of other weights, where its results.json is damaged,
     for a scale that the target does not apply, and where the folder holds more than an earlier export wrote. What a
@@ -83,16 +98,22 @@ def export_model(
     results = {} if measured is None else values_without_secrets(measured.model_dump(exclude_unset=True))
     if measurements and measured is None:
         notes.append(f"results.json of {source.name} is about other weights and not in the card: evaluate again")
+    licence = licence or licence_in(earlier) or licence_in(_card_of(source))
+    picture = card_picture(source)
+    place = hub_id or (folder.name if folder.is_absolute() else str(folder))
     text = card_text(
-        model, scale, source, results, statistics, force_upcast=force_upcast, licence=licence, command=command
-    )
+        model, scale, source, results, statistics, force_upcast=force_upcast, licence=licence, command=command,
+        place=place, pictured=None if picture is None else picture[1],
+    )  # fmt: skip
     shown = "".join(map(without_secrets, text)).encode("utf-8", "backslashreplace").decode()
     card = Card(card_header(model, licence), "", shown, "").text()
     if earlier is not None:
         card, kept = update_card(earlier, card)
         if kept:
             notes.append(f"{folder / CARD} keeps its earlier text at the end: remove what is no longer true")
-    documents = {CARD: card}
+    documents: dict[str, str | bytes] = {CARD: card}
+    if picture is not None:
+        documents[PICTURE] = picture[0]
     if statistics is not None and variant is None:  # they name the weights that they were measured with
         documents[STATISTICS] = statistics.to_text()
     make_config = native_config if layout is None else layout.to_config
@@ -165,3 +186,12 @@ def _earlier_card(folder: Path) -> str | None:
     if (folder / CONFIG).is_file() and not (is_native(read_config(folder)) or (card and WRITTEN_BY in card)):
         raise UserError(f"{folder} holds a model that no export wrote", "give the name of a new folder")
     return card
+
+
+def _card_of(source: ModelSource) -> str | None:
+    """The card of the folder that the model was loaded from; None without one that can be read."""
+    path = None if source.folder is None else source.folder / CARD
+    try:
+        return read_text(path, "put it back") if path is not None and path.is_file() else None
+    except DamagedFile:  # somebody else's, and not needed
+        return None

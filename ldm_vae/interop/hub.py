@@ -10,20 +10,23 @@ from ldm_vae.interop.diffusers import CARD, CONFIG
 from ldm_vae.interop.weights import files_with, weight_files
 
 
-def fetch(hub_id: str, variant: str | None = None) -> Path:
+def fetch(
+    hub_id: str, variant: str | None = None, *, revision: str | None = None, subfolder: str | None = None
+) -> Path:
     """Downloads a model into the Hub's cache, and returns its folder there.
 
     hub_id: a model, or a pipeline that holds one under vae/.
     variant: as in `weights.weight_files`.
+    revision, subfolder: as in `load.load_model`.
     Raises UserError where there is no such model, and where neither Hub nor cache can be reached for it.
     """
     from huggingface_hub import snapshot_download
 
-    for prefix in ("", "vae/"):
+    for prefix in ("", "vae/") if subfolder is None else (f"{subfolder.strip('/')}/",):
         for weights in weight_files(variant):  # one of them, not all that are there
             wanted = [f"{prefix}{name}" for name in (CONFIG, *files_with(weights))]
             try:
-                folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
+                folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
             except Exception as error:  # errors of HTTP, cache or id; their classes change between versions
                 what = f"model {hub_id} is no folder here, and the Hub does not give it ({_first_line(error)})"
                 remedy = "give a run, a checkpoint or an exported folder that is there, or the id of a model on the Hub"

@@ -68,6 +68,15 @@ class ModelSource:
     codecs: tuple[str, ...] = ()
     keeps_scale: bool = False
 
+    def in_words(self) -> str:
+        """Where the model came from, in a few words."""
+        if self.kind == "live":
+            return self.name
+        trained = "" if self.step is None else f", step {self.step:,}"
+        weights = {"ema": ", EMA weights", "model": ", weights without EMA", None: ""}[self.weights]
+        where = "the Hub" if self.folder is None and self.kind != "run" else self.kind
+        return f"{self.name} ({where}{trained}{weights})"
+
     @cached_property
     def recipe(self) -> str | None:
         """recipe.yaml of the run; None where there is none."""
@@ -112,7 +121,13 @@ class LoadedModel:
     source: ModelSource
 
 
-def load_model(ref: str | Path | AutoencoderKL, *, variant: str | None = None) -> LoadedModel:
+def load_model(
+    ref: str | Path | AutoencoderKL,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+) -> LoadedModel:
     """Loads a model. Raises UserError for what cannot be loaded.
 
     Files are read to the CPU, and tensors keep the type that they have in the file; a live model's tensors are shared.
@@ -122,6 +137,8 @@ def load_model(ref: str | Path | AutoencoderKL, *, variant: str | None = None) -
     AutoencoderKL.
     variant: of a folder of diffusers, the file of rounded weights to read, such as fp16; None prefers those that were
     not rounded.
+    revision: of a model on the Hub, the branch, tag or commit; None takes its newest state.
+    subfolder: the folder inside `ref` that holds the codec. None looks at the top, then under vae/.
     """
     if not isinstance(ref, str | Path):
         return _load_live(ref)
@@ -129,7 +146,11 @@ def load_model(ref: str | Path | AutoencoderKL, *, variant: str | None = None) -
         weight_files(variant)  # refuses what is no word
     path = Path(ref)
     if not path.exists() and isinstance(ref, str) and _HUB_ID.fullmatch(ref) and not ref.startswith("."):
-        return _load_folder(hub.fetch(ref, variant), ref, None, variant)
+        return _load_folder(hub.fetch(ref, variant, revision=revision, subfolder=subfolder), ref, None, variant)
+    if revision is not None:
+        raise UserError(f"revision {revision!r} of {ref}", "only a model on the Hub has one: leave it out")
+    if subfolder is not None:
+        path, ref = path / subfolder, f"{ref}/{subfolder}"
     if path.is_file():
         raise _single_file(path)
     if not path.is_dir():

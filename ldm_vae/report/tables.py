@@ -152,9 +152,9 @@ def _advantage(metric: str, names: tuple[str, str], one: Interval) -> Advantage 
 
 def earlier_table(found: Evaluations) -> MetricTable | None:
     """The measurements of a run at its steps, on the same images by the same protocol; None without earlier ones."""
-    first, *rest = [*([] if found.current is None else [found.current]), *found.earlier] or [None]
-    if first is None or not found.earlier:
+    if not found.earlier:
         return None
+    first, *rest = [*([] if found.current is None else [found.current]), *found.earlier]
     steps = {one.step: one for one in reversed([first, *(one for one in rest if comparable(one, first))])}
     ordered = sorted(steps.items(), key=lambda pair: -1 if pair[0] is None else pair[0], reverse=True)
     if found.current is not None and len(ordered) < 2:

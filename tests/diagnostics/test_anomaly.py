@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchmetrics.functional.classification  # noqa: F401  # seconds, for which no example of hypothesis has time
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal

@@ -68,8 +68,9 @@ def test_everything_is_found_written_and_read_again(shards: Path, tmp_path: Path
     assert parts[:4] == ["fitting PCA", "reconstructing", "second set", "SSIM and LPIPS"] and len(parts) == 9
     for part in parts:  # each is announced before its first image, and ends with its last
         steps = [(count, total) for name, count, total in done if name == part]
-        assert steps[0][0] == 0 and sum(count for count, _ in steps) == steps[0][1] > 0
+        assert steps[0][0] == 0 and sum(count for count, _ in steps) == steps[-1][1] > 0
     assert ("reconstructing", 0, 12) in done and ("second set", 0, 5) in done
+    assert done.count(("equivariance", 12, 60)) == 5 and done.count(("noise and storage", 12, 96)) == 8
     assert inspection.protocol["model"] == "m"
     assert inspection.protocol["images"] == 12
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".png", ".csv"}

@@ -82,7 +82,7 @@ def test_round_trip(codec: LatentCodec, tmp_path: Path) -> None:
     for name, value in codec.model.state_dict().items():
         assert again.model.state_dict()[name].dtype == value.dtype, name
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "from ldm_vae import LatentCodec\ncodec = LatentCodec.load(FOLDER)" in card
+    assert 'from ldm_vae import LatentCodec\ncodec = LatentCodec.load("out")' in card
     assert card.startswith("---\nlibrary_name: ldm_vae\n") and "diffusers" not in card
 
 

@@ -12,7 +12,6 @@ import torch
 from diffusers import AutoencoderKL
 
 from ldm_vae import LatentCodec
-from ldm_vae import codec as codec_module
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.choices import Target
 from ldm_vae.errors import UserError
@@ -120,7 +119,7 @@ def test_drop_in_makes_the_same_picture_in_pieces(
     expected = pipe(**arguments, generator=torch.Generator().manual_seed(0)).images
     factor = getattr(pipe, "vae_scale_factor", None)
 
-    monkeypatch.setattr("ldm_vae.codec.PIECES_FROM", 1)
+    monkeypatch.setattr("ldm_vae.piecewise.passes.PIECES_FROM", 1)
     monkeypatch.setattr("ldm_vae.piecewise.plan.STRIP_BYTES", 2**10)
     pipe.vae = LatentCodec.load(tmp_path / "out", device="cpu").as_diffusers()
     passes: list[tuple[torch.Tensor, Any]] = []  # latents, and the plan by which they were decoded
@@ -130,7 +129,7 @@ def test_drop_in_makes_the_same_picture_in_pieces(
         passes.append((z, plan))
         return result, plan
 
-    monkeypatch.setattr(codec_module, "decode_pieces", watched)
+    monkeypatch.setattr(passes, "decode_pieces", watched)
     images = pipe(**arguments, generator=torch.Generator().manual_seed(0)).images
     ((z, plan),) = passes
     assert plan.strips > 1

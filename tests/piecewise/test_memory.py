@@ -26,6 +26,7 @@ from ldm_vae.piecewise.room import Room
 asked = json.loads(sys.argv[1])
 torch.set_num_threads(asked.get("threads", 1))
 shape = dict(block_out_channels=(32, 64, 64), norm_groups=8, layers_per_block=1) | asked.get("network", {})
+shape["block_out_channels"] = tuple(shape["block_out_channels"])
 model = Autoencoder(AutoencoderConfig(**shape)).eval().requires_grad_(False)
 if asked.get("channels_last"):
     model = model.to(memory_format=torch.channels_last)
@@ -82,7 +83,7 @@ def grid() -> list[Any]:
     attending = {"block_out_channels": (32, 64, 128, 128), "norm_groups": 32, "layers_per_block": 2}
     cells: list[dict[str, Any]] = [
         {"direction": direction, "size": size, "MiB": bound}
-        for size, bounds in {(704, 576): (0, 60, 110), (1024, 1536): (180, 400, 450), (1536, 1536): (0, 600)}.items()
+        for size, bounds in {(704, 576): (0, 60, 110), (1024, 1536): (180, 400, 450), (1536, 1536): (600,)}.items()
         for bound in bounds
         for direction in ("decode", "encode")
     ]

@@ -122,7 +122,7 @@ def test_pictures_that_nothing_compresses_stay_within_their_bytes() -> None:
     latent = np.random.default_rng(0).standard_normal((20, 8, 8)).astype(np.float32)
     (choice,) = choose([row], "PSNR")
     one = [GalleryImage(choice, noise, noise[::-1].copy(), noise.shape[1:], latent, None)] * GALLERY_IMAGES
-    album = make_album(Gallery(one, "", {}))
+    album = make_album(Gallery(one, {}))
     assert len(album.images) == GALLERY_IMAGES
     total = sum(len(uri) for item in album.images for uri in (item.original, item.reconstruction, item.difference))
     assert ALBUM_BYTES / 4 < total <= ALBUM_BYTES

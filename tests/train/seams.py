@@ -53,7 +53,7 @@ def holds(test: str, recipe: Path, folder: Path, *settings: str) -> dict[str, to
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "2 process(es)" in done.stderr
+    assert "2 processes" in done.stderr
     one, two, resumed = (tensors(folder / name) for name in ("one", "two", "resumed"))
     assert one.keys() == two.keys() == resumed.keys()
     for name, value in one.items():

@@ -27,6 +27,14 @@ def test_rows_and_warnings_after_the_checkpoint_are_taken_back(tmp_path: Path) -
     assert read(log.warnings) == [{"step": 20, "warning": "at 20"}, {"step": 20, "warning": "again"}]
 
 
+def test_the_validations_of_a_log_are_its_rows_that_have_images(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, Accelerator())
+    assert log.validations() == []
+    log.write(10, {"pixel": 0.5})
+    log.write(10, {"validation/psnr": math.nan, "validation/images": 3.0})
+    assert log.validations() == [(10, {"step": 10, "validation/psnr": None, "validation/images": 3.0})]
+
+
 def test_a_run_that_goes_well_has_no_file_of_warnings(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, Accelerator())
     log.cut(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import runpy
@@ -100,9 +101,51 @@ def test_a_second_ctrl_c_quits_at_once_but_an_echo_does_not(monkeypatch: pytest.
 def test_a_worker_ends_with_the_documented_code(tmp_path: Path) -> None:
     with started([sys.executable, SCRIPT, "."], tmp_path) as process:
         os.kill(pid_of(process, tmp_path, 0), signal.SIGTERM)
-        process.wait()
+        _, errors = process.communicate()
     assert process.returncode == PREEMPTED == 85
     assert heard(tmp_path, 0)["reason"] == "SIGTERM"
+    assert errors == "train: stopping after this step, then saving (SIGTERM)\n"
+
+
+@pytest.mark.usefixtures("pythons_own_handler")
+def test_where_the_run_stops_is_said_once_and_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with Preemption() as preemption:
+        preemption.hold()
+        with preemption.during("within this validation"):
+            signal.raise_signal(signal.SIGINT)
+            said = capfd.readouterr().err  # before anybody has looked for a signal
+            signal.raise_signal(signal.SIGTERM)
+        assert is_told(preemption)
+    assert said == "train: stopping within this validation, then saving (Ctrl-C again: without)\n"
+    assert capfd.readouterr().err == ""
+
+
+def test_a_signal_within_a_write_to_stderr_is_answered(capfd: pytest.CaptureFixture[str]) -> None:
+    """Python refuses to enter the buffer of a stream again that it is just writing; a handler must not do so."""
+
+    class Interrupting(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            signal.raise_signal(signal.SIGTERM)
+            return len(data)
+
+    with pytest.MonkeyPatch.context() as patch, Preemption() as preemption:
+        preemption.hold()
+        patch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Interrupting()), write_through=True))
+        print("a line", file=sys.stderr, flush=True)
+    assert capfd.readouterr().err == "train: stopping after this step, then saving (SIGTERM)\n"
+
+
+def test_other_ranks_say_nothing(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with Preemption() as preemption:
+        preemption.hold()
+        signal.raise_signal(signal.SIGTERM)
+        assert is_told(preemption)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_signal_to_one_rank_stops_all_at_one_step(tmp_path: Path) -> None:
@@ -114,6 +157,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(tmp_path: Path) -> None:
     assert (first["received"], second["received"]) == (0, signal.SIGUSR1)  # rank 0 heard of it from rank 1 alone
     assert first["reason"] == second["reason"] == "SIGUSR1"
     assert first["taken"] == second["taken"]
+    assert errors.count("train: stopping after this step, then saving (SIGUSR1)") == 1  # by rank 0, which got none
     assert process.returncode == 1, "launchers turn every code into 1, as the documentation says"
     assert "exitcode  : 85" in errors
 

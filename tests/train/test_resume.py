@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 import train.loop
 import train.status
@@ -150,18 +149,20 @@ def test_a_signal_saves_and_the_run_goes_on(recipe: Path, tmp_path: Path, undist
     assert_same_end(folder, undisturbed)
 
 
-def test_a_resumed_run_goes_on_under_its_name_in_trackers(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_resumed_run_compares_with_the_validations_before(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    started: list[dict[str, Any]] = []
-    monkeypatch.setattr(Accelerator, "init_trackers", lambda self, project, init_kwargs: started.append(init_kwargs))
-    for folder, steps in (("run", 1), ("run", 2), ("other/run", 1)):
-        run_in_process(recipe, f"output={tmp_path / folder}", f"steps={steps}")
-    first, second, other = started
-    assert first == second
-    assert first["wandb"]["id"] == first["trackio"]["name"] != other["trackio"]["name"]
-    assert {settings["resume"] for settings in first.values()} == {"allow"}
-    assert first["wandb"]["dir"] == str(tmp_path / "run") and other["wandb"]["dir"] == str(tmp_path / "other" / "run")
+    steps = ("validation.every=2", "checkpoint.every=2", "optimizer.decay=constant")
+    run_in_process(recipe, *steps, "steps=4")
+    first = capsys.readouterr().err
+    run_in_process(recipe, *steps, "steps=6")
+    second = capsys.readouterr().err
+    psnr = {row["step"]: row["validation/psnr"] for row in rows(tmp_path / "run") if "validation/psnr" in row}
+    assert f"validation 2: PSNR {psnr[2]:.2f}  samples/step_00000002.png\n" in first
+    changed = f"validation 6: PSNR {psnr[6]:.2f} ({psnr[6] - psnr[4]:+.2f})  samples/step_00000006.png\n"
+    assert changed in second
+    best = max(psnr, key=lambda step: psnr[step])
+    assert second.splitlines()[-1] == f"best: PSNR {psnr[best]:.2f} at step {best}"
 
 
 def test_a_finished_run_does_nothing(recipe: Path, undisturbed: Path) -> None:

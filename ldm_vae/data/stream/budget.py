@@ -36,18 +36,19 @@ class Budget:
     def check(self, broken: Collection[Fault]) -> None:
         """Raises UserError if there are more."""
         if len(broken) > self.count:
-            what = f"{len(broken)} broken samples, {self.count} are allowed: {_listed(broken)}"
+            what = f"{len(broken)} broken samples, {self.count} are allowed: {listed(broken)}"
             raise UserError(what, "mend or remove them, or raise data.broken_budget")
         for source, found in Counter(self._source[fault.url] for fault in broken).items():
             part = self.index.parts[source]
             samples = int(self.index.counts[part.first : part.stop].sum())
             if found > max(1, int(self.share * samples)):
                 those = [fault for fault in broken if self._source[fault.url] == source]
-                what = f"{found} of {samples} images are broken, a share of {self.share:g} is allowed: {_listed(those)}"
+                what = f"{found} of {samples} images are broken, a share of {self.share:g} is allowed: {listed(those)}"
                 raise UserError(what, "mend or remove them, or raise data.broken_share")
 
 
-def _listed(broken: Collection[Fault]) -> str:
+def listed(broken: Collection[Fault]) -> str:
+    """The broken samples with their reasons, at most LISTED of them."""
     listed = [f"{fault.url} {fault.key} ({fault.reason})" for fault in broken]
     more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
     return f"{', '.join(listed[:LISTED])}{more}"

@@ -1,0 +1,116 @@
+"""Pillow, numpy and bytes <-> the tensors that a codec takes. Ranges are named, and never guessed.
+
+    from ldm_vae import from_pil, to_pil          also from_numpy, to_numpy, from_uint8, to_uint8
+
+Images are (B, C, H, W) in [-1, 1] inside: 8 bits x become x / 127.5 - 1. Back again they are clamped and rounded. Both
+ways give the very numbers of torchvision's `to_tensor` and of diffusers' `VaeImageProcessor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm_vae.data.images.pixels import RANGE_TOLERANCE, from_pillow
+from ldm_vae.data.images.pixels import to_uint8 as to_uint8
+from ldm_vae.errors import UserError
+
+Array = npt.NDArray[Any]
+ONE_BY_ONE = "give those of one size at a time: [codec.encode({}(image)) for image in images]"
+
+
+def from_pil(images: Image.Image | Sequence[Image.Image], channels: int = 3) -> Tensor:
+    """Pictures of Pillow of one size -> (B, channels, H, W), float32 in [-1, 1].
+
+    Any mode: palettes, grey, CMYK and embedded profiles become sRGB, and transparent pixels white, as in training.
+    Raises UserError for pictures of several sizes.
+
+    channels: of the codec: 1 grey, 3 RGB, 4 RGBA.
+
+    >>> from PIL import Image
+    >>> from_pil(Image.new("RGB", (32, 16), "white")).shape
+    torch.Size([1, 3, 16, 32])
+    """
+    pictures = [images] if isinstance(images, Image.Image) else list(images)
+    _require_one_size("pictures", {picture.size for picture in pictures}, len(pictures), "from_pil")
+    return from_numpy(np.stack([from_pillow(picture, channels) for picture in pictures]))
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """(B, 1, 3 or 4, H, W), clamped to [-1, 1] -> B pictures of Pillow, of 8 bits.
+
+    >>> to_pil(torch.zeros(2, 3, 16, 32))[0].size
+    (32, 16)
+    """
+    return [Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array) for array in to_numpy(images)]
+
+
+def from_numpy(array: Array | Sequence[Array], values: tuple[float, float] | None = None) -> Tensor:
+    """(B, H, W, C) or (H, W, C), or a list of the latter -> (B, C, H, W), float32 in [-1, 1].
+
+    Raises UserError for other shapes, for floats without `values`, and for numbers outside of them.
+
+    values: what becomes -1 and 1. None takes uint8 alone, whose 0 and 255 do.
+
+    >>> from_numpy(np.zeros((16, 32, 3), np.uint8)).min()
+    tensor(-1.)
+    >>> from_numpy(np.ones((16, 32, 3), np.float32), values=(0, 1)).max()
+    tensor(1.)
+    """
+    if isinstance(array, list | tuple):
+        _require_one_size("arrays", {one.shape for one in array}, len(array), "from_numpy")
+        array = np.stack(array)
+    assert isinstance(array, np.ndarray)
+    what = f"an array of {array.dtype}, shape {list(array.shape)}"
+    if array.ndim not in (3, 4):
+        raise UserError(what, "give (B, H, W, C) or (H, W, C), such as array[..., None] of grey (H, W)")
+    if values is None and array.dtype != np.uint8:
+        raise UserError(what, "give uint8, or say which numbers are black and white: from_numpy(array, values=(0, 1))")
+    batch = array if array.ndim == 4 else array[None]
+    tensor = torch.from_numpy(np.array(batch, order="C")).permute(0, 3, 1, 2)  # a copy, without negative strides
+    return from_uint8(tensor) if values is None else _scaled(tensor.double(), *values)
+
+
+def to_numpy(images: Tensor) -> npt.NDArray[np.uint8]:
+    """(B, C, H, W), clamped to [-1, 1] -> (B, H, W, C) uint8, rounded.
+
+    >>> to_numpy(torch.ones(1, 3, 1, 1)).tolist()
+    [[[[255, 255, 255]]]]
+    """
+    array: npt.NDArray[np.uint8] = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
+    return array
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """A tensor (B, C, H, W) or (C, H, W) of uint8, as torchvision reads files -> (B, C, H, W), float32 in [-1, 1].
+
+    >>> from_uint8(torch.full((3, 16, 32), 255, dtype=torch.uint8)).shape
+    torch.Size([1, 3, 16, 32])
+    """
+    if images.dtype != torch.uint8 or images.ndim not in (3, 4):
+        what = f"a tensor of shape {list(images.shape)}, {str(images.dtype).removeprefix('torch.')}"
+        raise UserError(what, "give uint8 (B, C, H, W) or (C, H, W)")
+    return (images if images.ndim == 4 else images[None]).float() / 127.5 - 1.0
+
+
+def _scaled(x: Tensor, low: float, high: float) -> Tensor:
+    """Numbers from low to high, in float64 -> [-1, 1] in float32."""
+    if not low < high:
+        raise UserError(f"values=({low:g}, {high:g})", "give the number of black, then that of white, such as (0, 1)")
+    scaled = (x - low) / (high - low) * 2 - 1
+    if x.numel() and not scaled.abs().max() <= 1 + RANGE_TOLERANCE:  # NaN is refused, too
+        given = f"an array from {x.min():g} to {x.max():g} with values=({low:g}, {high:g})"
+        raise UserError(given, "give what it really holds, or clip it")
+    return scaled.float()
+
+
+def _require_one_size(what: str, sizes: set[Any], count: int, helper: str) -> None:
+    if len(sizes) != 1:
+        remedy = ONE_BY_ONE.format(helper) if count else "give at least one"
+        raise UserError(f"{count} {what} of {len(sizes)} sizes", remedy)
