@@ -101,6 +101,7 @@ def roundtrip(run: Path, latents: Path, images: Path, *options: object) -> int:
 def test_a_folder_of_images_as_encode_takes_it(
     run: Path, tmp_path: Path, names: list[str], options: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert scan.scan_folder.__kwdefaults__ is not None
     monkeypatch.setitem(scan.scan_folder.__kwdefaults__, "group", 2)  # several latent shards of one folder
     images = folder_of_images(tmp_path / "images", names)
     (images / "torn.png").write_bytes(b"no picture")  # encode leaves it out
