@@ -36,11 +36,6 @@ from train.recipe import Recipe, resolve_precision
 from train.resume import check_same_data, check_same_experiment, check_steps, refuse_other_files
 from train.validate import validation_data
 
-PRECISIONS = {
-    "float32": "float32",
-    "bfloat16": "bfloat16 where that is safe, weights in float32",
-    "float64": "float64",
-}
 LONG = 30 * 86400  # seconds; a run that takes longer is said to
 CORE = 256e9  # operations a second that no core of a CPU exceeds in float32: 64 in a cycle (AVX-512), 4 GHz
 
@@ -81,7 +76,7 @@ def describe_recipe(recipe: Recipe, changed: Mapping[str, Any] | None = None, *,
     kept = f"of it {gibibytes(cost.state)} for weights, averages and moments"
     say(f"a step: {cost.in_words()}, {kept} (counted in {'float64' if recipe.precision == 'float64' else 'float32'})")
     say(f"weights: {_first_weights(recipe, checkpoint)}")
-    say(f"device: {_device()}, {PRECISIONS[recipe.precision]}")
+    say(f"device: {_device()}, {recipe.precision}")
     passes = recipe.steps * recipe.data.batch / index.samples
     epochs = f"{passes:,.0f} epochs" if passes >= 10 else f"{passes:.2g} epochs"
     say(f"training: {_size(index)}, {epochs} in {counted(recipe.steps, 'step')} of {recipe.data.batch}")

@@ -101,9 +101,7 @@ def roundtrip(run: Path, latents: Path, images: Path, *options: object) -> int:
 def test_a_folder_of_images_as_encode_takes_it(
     run: Path, tmp_path: Path, names: list[str], options: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    defaults = scan.scan_folder.__kwdefaults__
-    assert defaults is not None
-    monkeypatch.setitem(defaults, "group", 2)  # several latent shards of one folder
+    monkeypatch.setattr(scan, "FOLDER_SHARD", 2)  # several latent shards of one folder
     images = folder_of_images(tmp_path / "images", names)
     (images / "torn.png").write_bytes(b"no picture")  # encode leaves it out
     out = encode(run, images, tmp_path / "out", *options)

@@ -129,7 +129,7 @@ def test_drop_in_makes_the_same_picture_in_pieces(
         passes.append((z, plan))
         return result, plan
 
-    monkeypatch.setattr(passes, "decode_pieces", watched)
+    monkeypatch.setattr("ldm_vae.piecewise.passes.decode_pieces", watched)
     images = pipe(**arguments, generator=torch.Generator().manual_seed(0)).images
     ((z, plan),) = passes
     assert plan.strips > 1

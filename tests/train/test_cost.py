@@ -137,7 +137,7 @@ def test_the_memory_of_attention_grows_with_the_image_and_not_with_its_square(bu
 
 
 def test_float64_takes_twice_the_memory(build: Build) -> None:
-    single, double = (cost_of(build(f"precision={precision}")[1]) for precision in ("no", "float64"))
+    single, double = (cost_of(build(f"precision={precision}")[1]) for precision in ("float32", "float64"))
     assert double.flops == single.flops
     assert double.peak == pytest.approx(2 * single.peak, rel=0.01)  # flags and indices stay as small
 
