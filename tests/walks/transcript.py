@@ -20,7 +20,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +38,6 @@ MASKS = (
     (re.compile(r"# ?(ms|s|min|h|days?|hours?|minutes?|seconds?)\b"), "# time"),
     (re.compile(r"# ?([kMGT]i?B|bytes|B)\b"), "# bytes"),
     (re.compile(r"[-─━═]{3,}"), "---"),  # rules are as wide as the numbers under them
-    (re.compile(r"[ \t]+"), " "),
 )
 
 
@@ -106,9 +105,9 @@ def environment_of_a_user() -> dict[str, str]:
     return {**os.environ, **settled}
 
 
-def masked(lines: list[str]) -> Iterator[str]:
-    """The lines without what differs from machine to machine: numbers, times, and the spaces that align them."""
-    for line in lines:
-        for pattern, replacement in MASKS:
-            line = pattern.sub(replacement, line)
-        yield line.strip()
+def masked(lines: list[str]) -> list[str]:
+    """The words, without what differs from machine to machine: numbers, times, and where their width breaks lines."""
+    text = "\n".join(lines)
+    for pattern, replacement in MASKS:
+        text = pattern.sub(replacement, text)
+    return text.split()

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ldm_vae import LatentCodec, UserError
-from ldm_vae.codec import from_pil, to_pil
+from ldm_vae import LatentCodec, UserError, from_pil, to_pil
 
 codec = LatentCodec.from_pretrained("vae")
 print(codec)
