@@ -270,7 +270,7 @@ class LatentCodec:
         moments = self.moments(images, max_memory=max_memory)
         return self._scaled(self.draw(moments, sample=sample, generator=generator))
 
-    def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None, max_memory: int | None = None) -> Tensor:
+    def decode(self, latents: Tensor, *, size: tuple[int, ...] | None = None, max_memory: int | None = None) -> Tensor:
         """(B, c, h, w), scaled -> (B, C, h*f, w*f), or cropped to `size` = (H, W). Raises NonFiniteError.
 
         size: of the images that were encoded, whose padding is then cut off.
@@ -309,7 +309,7 @@ class LatentCodec:
 
     roundtrip = reconstruct
 
-    def decode_raw(self, z: Tensor, *, size: tuple[int, int] | None = None, max_memory: int | None = None) -> Tensor:
+    def decode_raw(self, z: Tensor, *, size: tuple[int, ...] | None = None, max_memory: int | None = None) -> Tensor:
         """Decodes raw latents, such as the mean in `moments`; otherwise like `decode`."""
         check_latents(z, self.latent_channels)
         height, width = z.shape[2] * self.factor, z.shape[3] * self.factor

@@ -2,7 +2,7 @@
 
     from ldm_vae import from_pil, to_pil          also from_numpy, to_numpy, from_uint8, to_uint8
 
-Images are (B, C, H, W) in [-1, 1] inside: 8 bits x become x / 127.5 - 1, in the very numbers of torchvision's `to_tensor`
+Images are (B, C, H, W) in [-1, 1] inside: 8 bits x become x / 127.5 - 1, the very numbers of torchvision's `to_tensor`
 and of diffusers' `VaeImageProcessor`. Back again they are clamped and rounded; a value halfway between two levels may
 become the other one than there.
 """

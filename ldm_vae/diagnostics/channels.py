@@ -21,6 +21,7 @@ from ldm_vae.diagnostics.findings import (
     gaps,
     graded_verdict,
 )
+from ldm_vae.printable import counted
 
 # At a correlation of 0.9 two channels share 81 % of their variance: together they carry little more than one alone.
 REDUNDANT = 0.9
@@ -212,7 +213,7 @@ def _collapse(active: npt.NDArray[np.bool_], variance: FloatArray) -> Verdict:
     return Verdict(
         name="collapsed_channels",
         level="bad" if len(collapsed) == len(active) else "warning",
-        statement=f"{len(collapsed)} of {len(active)} channels have collapsed (variance of the mean at most "
+        statement=f"Of {counted(len(active), 'channel')}, {len(collapsed)} collapsed (variance of the mean at most "
         f"{ACTIVE_VARIANCE:g}): {', '.join(collapsed)}.",
         advice="Lower loss.rate.weight, raise loss.rate.warmup so that the decoder first learns to use all channels, "
         "or take fewer model.latent_channels. A collapsed channel is noise that a diffusion model must learn all the "

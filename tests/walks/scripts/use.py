@@ -8,9 +8,9 @@ from ldm_vae import LatentCodec, UserError, from_pil, to_pil
 
 codec = LatentCodec.from_pretrained("vae")
 print(codec)
-picture = Image.open(next(Path("photographs/validation").glob("*.png")))
+picture: Image.Image = Image.open(next(Path("photographs/validation").glob("*.png")))
 try:
-    codec.encode(picture)
+    codec.encode(picture)  # type: ignore[arg-type]  # as people try
 except UserError as error:
     print(error)
 images = from_pil(picture)
