@@ -23,6 +23,8 @@ from tests.cli.conftest import run, shards  # noqa: F401
 from tests.conftest import ROOT, npy, write_tar
 from tests.without_extras import EXTRAS
 
+pytestmark = pytest.mark.slow  # `make test-minimal` runs them, too
+
 NEEDING = {  # command -> what it says
     "evaluate": 'evaluate: torchmetrics is not installed: pip install "ldm-vae[metrics]"',
     "inspect": 'inspect: torchmetrics is not installed: pip install "ldm-vae[metrics]"',

@@ -37,6 +37,7 @@ _CHANGING = (
     re.compile(rb'"time/[^"]+": [^,}]+'),
     re.compile(rb"^run-[0-9a-f]{8}$"),  # the run's name for trackers
     re.compile(rb"[0-9.]+ images/s  [0-9.]+ min left"),
+    re.compile(rb"in [0-9.,]+ (?:s|min) \([0-9.,]+ images/s\)"),
     re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?(?:[+.][0-9:+]+)?"),
 )
 

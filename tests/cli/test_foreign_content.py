@@ -106,7 +106,7 @@ def test_a_link_to_an_export_stays_one(run: Path, shards: Path, tmp_path: Path) 
     for codec in ("first", "second"):
         assert command("export", run, link, "--shards", shards, "--licence", codec) == 0
         assert link.is_symlink() and not real.is_symlink()
-        assert f"license: {codec}" in (real / "README.md").read_text()
+        assert f"license_name: {codec}" in (real / "README.md").read_text()
     assert {path.name for path in tmp_path.iterdir()} == {"run", "shards", "real", "link"}
 
 

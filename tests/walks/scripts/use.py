@@ -17,6 +17,6 @@ images = from_pil(picture)
 latents = codec.encode(images)
 print(tuple(images.shape), "->", tuple(latents.shape))
 decoded = codec.decode(latents, size=images.shape[2:])
-assert decoded.equal(codec.roundtrip(images))
+assert decoded.allclose(codec.roundtrip(images), atol=1e-5)  # scaled and back: some roundings
 to_pil(decoded)[0].save("reconstruction.png")
 print(Image.open("reconstruction.png").size, picture.size)
