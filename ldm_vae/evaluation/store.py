@@ -109,6 +109,10 @@ def _completed(new: Measurement, same: Measurement) -> Measurement:
     ):
         return new
     kept = {name: value for name, value in same.metrics.items() if name not in new.metrics}
+    now = {other.name for other in new.others}
+    baselines = [other for other in same.others if other.kind == "baseline" and other.name not in now]
+    if not kept and not baselines:  # the same command again leaves the same file
+        return new
     parts: dict[str, Any] = {"metrics": kept | new.metrics}
     for part in ("missing", "notes"):
         old, now = getattr(same, part), getattr(new, part)
@@ -125,8 +129,6 @@ def _completed(new: Measurement, same: Measurement) -> Measurement:
         )
         for row in new.per_image
     ]
-    now = {other.name for other in new.others}
-    baselines = [other for other in same.others if other.kind == "baseline" and other.name not in now]
     parts["others"] = [*new.others, *baselines]
     kept_names = {other.name for other in baselines}
     parts["comparisons"] = [*new.comparisons, *(one for one in same.comparisons if one.name in kept_names)]
