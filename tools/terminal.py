@@ -47,7 +47,7 @@ def terminal(
     while lines and not lines[-1].plain.strip():
         lines.pop()
     console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True)
-    console.print(Text.assemble(("$ ", "green"), command), soft_wrap=True)
+    console.print(Text.assemble(("$ ", "green"), command, overflow="fold"))
     for text in lines:
         console.print(text, soft_wrap=True)
     with atomic_file(picture) as stage:
