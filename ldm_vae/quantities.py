@@ -17,13 +17,18 @@ def size(count: float) -> str:
     return f"{_three_digits(count)} {unit}"
 
 
+def binary_size(count: float) -> str:
+    """A number of bytes in the units of memory, such as "2.3 GiB" or "35 MiB", to two digits."""
+    return f"{two_digits(count / 2**30)} GiB" if count >= 0.995 * 2**30 else f"{two_digits(count / 2**20)} MiB"
+
+
 def duration(seconds: float) -> str:
     """A time, such as "0.8 s", "75 s", "2.3 min", "4.1 h", "12 days"."""
     for unit, length in (("s", 1), ("min", MINUTE), ("h", HOUR)):
         following = {"s": 2 * MINUTE, "min": 2 * HOUR, "h": 2 * DAY}[unit]
         if seconds < following:
-            return f"{_two_digits(seconds / length)} {unit}"
-    return f"{_two_digits(seconds / DAY)} days"
+            return f"{two_digits(seconds / length)} {unit}"
+    return f"{two_digits(seconds / DAY)} days"
 
 
 def rate(count: float, seconds: float) -> str:
@@ -31,7 +36,8 @@ def rate(count: float, seconds: float) -> str:
     return _three_digits(count / max(seconds, 1e-9))
 
 
-def _two_digits(value: float) -> str:
+def two_digits(value: float) -> str:
+    """Two digits, and all before the point."""
     return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
 
 

@@ -71,8 +71,9 @@ def told_of(pins: Mapping[str, Version], here: Mapping[str, Version]) -> str:
     others = [f"{name} ({here[name]})" for name, version in pins.items() if here.get(name, version) != version]
     absent = [name for name in pins if name not in here]
     header = comment(
-        f"The tests passed with these versions, on Python {platform.python_version()}: `pip install -c constraints.txt "
-        '"ldm-vae[train]"` takes them instead of the newest that are allowed. `make constraints` writes this file.'
+        f"The tests passed with these versions, on Python {platform.python_version()}: in a checkout, "
+        '`pip install -c constraints.txt ".[train]"` takes them instead of the newest that are allowed. '
+        "`make constraints` writes this file."
     )
     if others:
         header += comment(f"Tested with other versions, which some extra excludes: {', '.join(others)}.")

@@ -4,7 +4,7 @@ The real step runs on the `meta` device, where a tensor has a shape and no value
 second. Operations are those of convolutions and matrix products (`torch.utils.flop_counter`; a multiplication and an
 addition are two). Memory is that of all tensors that exist at once: weights, gradients, moments, averages, and what
 autograd saves. Beside them a process needs what libraries take (a CUDA context, workspaces, a cache's gaps).
-Everything is counted in float32, or in float64 where the recipe asks for it; bf16 takes less memory.
+Everything is counted in float32, or in float64 where the recipe asks for it; bfloat16 takes less memory.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from ldm_vae.data.stream.batch import Batch
 from ldm_vae.losses.perceptual import LPIPS, perceptual_channels
 from ldm_vae.networks.network import Network
 from ldm_vae.printable import counted
+from ldm_vae.quantities import binary_size, two_digits
 from train.build import build_run
 from train.optimizer import OptimizerConfig, Update
 from train.recipe import Recipe
 from train.state import Run
-from train.step import TRAIN_STEPS
+from train.step import step_of
 
 META = torch.device("meta")
 
@@ -60,18 +61,8 @@ class Cost:
     def in_words(self) -> str:
         """Such as "2.9 TFLOP and 2.3 GiB an image; 151 GiB for 64 images at once"."""
         flops, unit = (self.flops / 1e12, "TFLOP") if self.flops >= 0.995e12 else (self.flops / 1e9, "GFLOP")
-        together = f"{gibibytes(self.peak)} for {counted(self.images, 'image')} at once"
-        return f"{rounded(flops)} {unit} and {gibibytes(self.per_image)} an image; {together}"
-
-
-def gibibytes(count: float) -> str:
-    """Bytes in the unit of a GPU's memory, such as "2.3 GiB" or "35 MiB"."""
-    return f"{rounded(count / 2**30)} GiB" if count >= 0.995 * 2**30 else f"{rounded(count / 2**20)} MiB"
-
-
-def rounded(value: float) -> str:
-    """Two digits, and all before the point."""
-    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+        together = f"{binary_size(self.peak)} for {counted(self.images, 'image')} at once"
+        return f"{two_digits(flops)} {unit} and {binary_size(self.per_image)} an image; {together}"
 
 
 def count_step(recipe: Recipe, autoencoder: Network, size: tuple[int, int], images: int) -> Cost:
@@ -86,8 +77,7 @@ def count_step(recipe: Recipe, autoencoder: Network, size: tuple[int, int], imag
         counter.note([*autoencoder.parameters(), *autoencoder.buffers()])
         run = _run_on_meta(recipe, autoencoder)
         state = counter.now
-        order = "shared" if recipe.discriminator is None else recipe.discriminator.order
-        TRAIN_STEPS[order](run, [_batch(run, size, images)], recipe.steps - 1)
+        step_of(recipe)(run, [_batch(run, size, images)], recipe.steps - 1)
     return Cost(images, counter.flops // images, state, counter.peak)
 
 

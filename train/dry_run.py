@@ -1,6 +1,7 @@
 """A description of what a recipe would train: what it changes, what a step costs, and a look at the data.
 
-It computes nothing and builds no weights, unless it is to measure.
+It trains nothing. Networks have shapes alone, unless it is to measure; a model that `init_from` names is read, from the
+Hub where need be.
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ from torch import nn
 from ldm_vae.data.shards.index import Index, load_index
 from ldm_vae.data.stream.reader import train_batches, validation_batches
 from ldm_vae.errors import UserError
-from ldm_vae.extras import install_command, is_installed
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.losses.perceptual import perceptual_channels
 from ldm_vae.printable import counted, printable, say
-from ldm_vae.quantities import duration
+from ldm_vae.quantities import binary_size, duration
 from ldm_vae.ranks import local_device
 from ldm_vae.recipe import as_yaml
 from ldm_vae.waiting import usable_cores
 from train.build import build_adversaries, build_autoencoder, check_installed
-from train.cost import Cost, count_step, gibibytes
+from train.cost import Cost, count_step
 from train.launch import check_launch
 from train.look import LOOKED_AT, SAMPLED, Look, look_at_images
 from train.measure import seconds_per_image
@@ -73,7 +73,7 @@ def describe_recipe(recipe: Recipe, changed: Mapping[str, Any] | None = None, *,
             say(f"{adversary.name}: {_parameters(adversary.build(recipe.model))}")
     ratio = look.first[0].numel() / math.prod(latent)
     say(f"image {tuple(look.first.shape[1:])} -> latent {latent}, {ratio:.3g} times fewer numbers")
-    kept = f"of it {gibibytes(cost.state)} for weights, averages and moments"
+    kept = f"of it {binary_size(cost.state)} for weights, averages and moments"
     say(f"a step: {cost.in_words()}, {kept} (counted in {'float64' if recipe.precision == 'float64' else 'float32'})")
     say(f"weights: {_first_weights(recipe, checkpoint)}")
     say(f"device: {_device()}, {recipe.precision}")
@@ -82,10 +82,9 @@ def describe_recipe(recipe: Recipe, changed: Mapping[str, Any] | None = None, *,
     say(f"training: {_size(index)}, {epochs} in {counted(recipe.steps, 'step')} of {recipe.data.batch}")
     say(look.in_words() + (f"; {look.usable:.1%} can be used" if measure else ""))
     _say_validation(recipe)
-    _say_missing_trackers(recipe)
-    check_installed(recipe)
     taken = 0 if checkpoint is None else checkpoint.step
     _say_time(recipe, recipe.steps - taken, look, cost, measure)
+    check_installed(recipe)
 
 
 def _check_batch(recipe: Recipe, index: Index) -> None:
@@ -140,13 +139,6 @@ def _say_validation(recipe: Recipe) -> None:
     if first is None:
         raise UserError(f"no image of {recipe.data.validation} can be used", "check the shards and validation.crop")
     say(f"validation: {_size(held_out)}, the first of {tuple(first.image.shape[2:])} pixels")
-
-
-def _say_missing_trackers(recipe: Recipe) -> None:
-    for tracker in recipe.log.trackers:
-        if not is_installed(tracker):
-            command = install_command("train" if tracker == "tensorboard" else tracker)
-            say(f"log.trackers: {tracker} is not installed; {command}, or log.trackers=[]")
 
 
 def _say_time(recipe: Recipe, steps: int, look: Look, cost: Cost, measure: bool) -> None:

@@ -32,7 +32,7 @@ from train.progress import Progress
 from train.recipe import Recipe
 from train.snapshot import meta_of, tensors_of
 from train.state import Run
-from train.step import TRAIN_STEPS
+from train.step import step_of
 from train.trackers import Trackers
 from train.validate import Validation
 
@@ -71,7 +71,7 @@ class Loop:
         self.folder = Path(recipe.output)
         self.accelerator = run.accelerator
         self.log = MetricsLog(self.folder, run.accelerator)
-        self.train_step = TRAIN_STEPS[recipe.discriminator.order if recipe.discriminator is not None else "shared"]
+        self.train_step = step_of(recipe)
         self.taken = start  # optimizer steps
         self.saved = start  # of the newest checkpoint; before the first step there is nothing to save
         self.last_row = (time.perf_counter(), start)  # time and step from which the speed is measured

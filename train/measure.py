@@ -12,7 +12,7 @@ from train.build import build_accelerator, build_autoencoder, build_frozen, buil
 from train.cost import Cost
 from train.recipe import Recipe
 from train.state import Run
-from train.step import TRAIN_STEPS
+from train.step import step_of
 
 WORTH = 20.0  # seconds that a step may take to be timed with all its images at once
 
@@ -41,11 +41,10 @@ def seconds_per_image(recipe: Recipe, image: Tensor, cost: Cost) -> tuple[float,
 
 def _timed(run: Run, recipe: Recipe, image: Tensor, images: int) -> float:
     """Seconds of a step on copies of an image."""
-    order = "shared" if recipe.discriminator is None else recipe.discriminator.order
     batch = Batch(image.repeat(images, 1, 1, 1), None, [""] * images, torch.arange(images))
     device = run.accelerator.device
     start = time.perf_counter()
-    values = TRAIN_STEPS[order](run, [batch.to(device, run.dtype)], recipe.steps - 1)
+    values = step_of(recipe)(run, [batch.to(device, run.dtype)], recipe.steps - 1)
     float(values["total"])  # waits for the device
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.losses.adversary import Adversary, Pair
+from train.recipe import Recipe
 from train.state import Run
 
 Sums = Mapping[str, Tensor]  # what a bottleneck learns from besides gradients
@@ -101,3 +102,8 @@ def mean_of(values: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 TRAIN_STEPS = {"shared": train_step, "compvis": train_step_compvis}
+
+
+def step_of(recipe: Recipe) -> Callable[[Run, list[Batch], int], dict[str, Tensor]]:
+    """The step that a recipe asks for, in the order of its adversary."""
+    return TRAIN_STEPS["shared" if recipe.discriminator is None else recipe.discriminator.order]

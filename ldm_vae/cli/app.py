@@ -78,8 +78,8 @@ def _help_page(
         ),
     ] = False,
 ) -> None:
-    """Measure, export and use latent codecs. MODEL is a run, a checkpoint or an exported folder; SHARDS is a
-    folder, a glob, a brace pattern or a URL of shards, or a folder of images."""
+    """Measure, export and use latent codecs. MODEL is a run, a checkpoint, an exported folder or a Hub
+    id; SHARDS is a folder, a glob, a brace pattern or a URL of shards, or a folder of images."""
 
 
 def _word_of_today(word: str) -> str:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ldm_vae.atomic import atomic_file, require_writable
 from ldm_vae.cli.options import Json
+from ldm_vae.cli.summary import REASONS_SHOWN
 from ldm_vae.data.shards.disk import is_file
 from ldm_vae.data.shards.left_out import group_reasons
 from ldm_vae.errors import UserError
@@ -22,8 +23,6 @@ from ldm_vae.quantities import size
 
 if TYPE_CHECKING:
     from ldm_vae.data.shards.check import Problem, Report
-
-REASONS_SHOWN = 5  # for each shard; --json has all
 
 
 def check(

@@ -15,7 +15,7 @@ from ldm_vae.evaluation.compare import CONFIDENCE, PairedDifference
 from ldm_vae.evaluation.results import Results
 from ldm_vae.evaluation.wording import advantage
 from ldm_vae.metrics.descriptions import describe_metric
-from ldm_vae.printable import printable
+from ldm_vae.printable import counted, printable
 
 MARK = "*"  # beside a value that has a note
 
@@ -64,13 +64,13 @@ def print_protocol(results: Mapping[str, Results], files: list[Path]) -> None:
         return [words.format(text) + _whose(names, models) for (_, text), names in shared.items() if text != "None"]
 
     first = next(iter(results.values()))
-    counted = "1 image" if len(first.per_image) == 1 else f"{len(first.per_image):,} images"
     left_out = first.protocol.get("left_out")
     broken = f" ({left_out} left out as broken)" if left_out else ""
     prepared = [*said("resize", "resize {}"), *said("crop", "crop {}"), *said("latent"), *said("precision")]
     measured = [*said("protocol", "protocol {}"), *said("step", "step {}")]
     where = f"all of it: {', '.join(map(str, files))}" if files else "--json FILE writes all of it"
-    lines = [f"{counted}{broken} of {first.protocol.get('shards')}, {', '.join(prepared)}"]
+    images = counted(len(first.per_image), "image")
+    lines = [f"{images}{broken} of {first.protocol.get('shards')}, {', '.join(prepared)}"]
     lines.append(f"{', '.join(measured)}; {where}")
     console = Console(markup=False)
     console.print()

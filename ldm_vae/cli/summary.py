@@ -11,7 +11,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.printable import counted, say
 from ldm_vae.quantities import duration, rate, size
 
-REASONS_SHOWN = 5  # of those for which images are left out
+REASONS_SHOWN = 5  # in one place of the output: why images are left out, what is wrong with a shard
 LONGEST_REASON = 160  # characters of one: two lines of a terminal
 DRY_RUN = "dry run: nothing is written"
 

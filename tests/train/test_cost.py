@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from ldm_vae.data.stream.batch import Batch
+from ldm_vae.quantities import binary_size
 from tests.train.conftest import Build
 from train.build import build_autoencoder
-from train.cost import Cost, count_step, gibibytes
+from train.cost import Cost, count_step
 from train.recipe import Recipe
 from train.state import Run
-from train.step import TRAIN_STEPS
+from train.step import step_of
 
 SIDE, IMAGES = 64, 6
 VARIANTS: tuple[list[str], ...] = (
@@ -36,10 +37,9 @@ def cost_of(recipe: Recipe) -> Cost:
 
 
 def take_last_step(run: Run, recipe: Recipe) -> None:
-    order = "shared" if recipe.discriminator is None else recipe.discriminator.order
     images = torch.rand(IMAGES, 3, SIDE, SIDE) * 2 - 1
     batch = Batch(images, None, [str(number) for number in range(IMAGES)], torch.arange(IMAGES))
-    TRAIN_STEPS[order](run, [batch], recipe.steps - 1)
+    step_of(recipe)(run, [batch], recipe.steps - 1)
 
 
 @contextmanager
@@ -145,6 +145,6 @@ def test_float64_takes_twice_the_memory(build: Build) -> None:
 def test_words() -> None:
     cost = Cost(images=64, flops=2_858_200_000_000, state=int(1.332 * 2**30), peak=int(151.412 * 2**30))
     assert cost.in_words() == "2.9 TFLOP and 2.3 GiB an image; 151 GiB for 64 images at once"
-    assert [gibibytes(x * 2**20) for x in (0.2, 9.96, 35.4, 1018, 1020, 20480)] == [
+    assert [binary_size(x * 2**20) for x in (0.2, 9.96, 35.4, 1018, 1020, 20480)] == [
         *("0.2 MiB", "10 MiB", "35 MiB", "1018 MiB", "1.0 GiB", "20 GiB"),
     ]

@@ -113,7 +113,6 @@ def test_names_missing_trackers_after_all_else(
     with pytest.raises(UserError, match="wandb is not installed"):
         said_about(recipe, capsys, "log.trackers=[wandb]")
     said = capsys.readouterr().out
-    assert 'log.trackers: wandb is not installed; pip install "ldm-vae[wandb]"' in said
     assert "images looked at" in said
 
 
