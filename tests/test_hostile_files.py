@@ -245,6 +245,7 @@ def test_statistics_of_another_number_of_channels_are_not_exported(whole: Path, 
         export_model(load_model(whole / "export"), tmp_path / "out", wide, kind="channel", command="")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["results.json", "status.json", "latent_statistics.json", "inspection/inspection.json"]
 )

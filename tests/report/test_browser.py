@@ -56,6 +56,9 @@ def show(browser: Any, page: Path, *, width: int = 1200, height: int = 900, dark
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme, still]})
     browser.get_log("browser"), browser.get_log("performance")  # what other tests left
     browser.get(page.as_uri())
+    # On a machine that is busy, the first question may still meet the page that was left.
+    WebDriverWait(browser, 30).until(lambda it: it.execute_script("return document.readyState") == "complete")
+    WebDriverWait(browser, 30).until(lambda it: it.current_url == page.as_uri())
 
 
 def test_no_error_in_the_console(opened: Any) -> None:

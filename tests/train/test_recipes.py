@@ -39,6 +39,7 @@ def codec(tmp_path: Path) -> Path:
 
 def overrides(path: Path, shards: Path, codec: Path) -> list[str]:
     given = [f"data.train={shards / 'train'}", f"data.validation={shards / 'validation'}", "data.workers=0"]
+    given += [f"output={codec.parent / 'run'}"]  # not one that stands in the checkout
     given += ["data.image.resize=256", "validation.resize=null", "validation.crop=null"]  # the pictures are small
     return [*given, f"model.init_from={codec}"] if path.stem in FINETUNES else given
 
