@@ -146,5 +146,5 @@ def test_words() -> None:
     cost = Cost(images=64, flops=2_858_200_000_000, state=int(1.332 * 2**30), peak=int(151.412 * 2**30))
     assert cost.in_words() == "2.9 TFLOP and 2.3 GiB an image; 151 GiB for 64 images at once"
     assert [binary_size(x * 2**20) for x in (0.2, 9.96, 35.4, 1018, 1020, 20480)] == [
-        *("0.2 MiB", "10 MiB", "35 MiB", "1018 MiB", "1.0 GiB", "20 GiB"),
+        *("0.2 MiB", "10 MiB", "35 MiB", "1,018 MiB", "1.0 GiB", "20 GiB"),
     ]
