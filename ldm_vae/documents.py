@@ -23,6 +23,7 @@ from ldm_vae.system import reading
 
 SMALL = 2**24  # bytes of a file about one model or run, which has a few kB
 LARGE = 2**31  # bytes of a file with an entry for each sample: about 100 bytes each, so some 20 million samples
+PART = 2**20  # bytes of one read
 YAML_BYTES = 2**20  # a recipe has a few kB, and pure Python reads about 100 kB a second
 YAML_VALUES = 2**16  # values of a YAML file after its aliases are written out
 MAX_DEPTH = 64  # of values in values; what this project writes has at most 10
@@ -53,7 +54,11 @@ def read_file(path: Path, remedy: str, *, largest: int = SMALL) -> bytes:
             if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block
                 raise DamagedFile(f"{path} is a folder or a device, and a file is to have that name", remedy)
             with path.open("rb") as file:
-                data = file.read(largest + 1)
+                parts, left = [], largest + 1
+                while left and (part := file.read(min(left, PART))):  # it reserves as much memory as it may give
+                    parts.append(part)
+                    left -= len(part)
+                data = b"".join(parts)
     except NotADirectoryError as error:
         raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
     if len(data) > largest:

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torchmetrics.functional.image  # noqa: F401
 
 # What the commands import when they run: before the fork, so that a limit costs a second.
 import ldm_vae.codec
@@ -22,6 +23,7 @@ import ldm_vae.data.images.depth
 import ldm_vae.data.images.tiff
 import ldm_vae.data.shards.check
 import ldm_vae.evaluation.baselines
+import ldm_vae.evaluation.store
 import ldm_vae.interop.export
 import ldm_vae.latents.check
 import ldm_vae.latents.encode
