@@ -92,7 +92,8 @@ def test_every_command_explains_itself() -> None:
 
 def test_what_needs_an_extra_says_so_before_it_does_anything(tmp_path: Path) -> None:
     """Not even the arguments are looked at: no file of these names exists."""
-    answers = ask(*(["ldm-vae", name, *["absent"] * (3 if name == "roundtrip" else 2)] for name in NEEDING))
+    absent = tmp_path / "absent"
+    answers = ask(*(["ldm-vae", name, *[absent] * (3 if name == "roundtrip" else 2)] for name in NEEDING))
     for (name, said), answer in zip(NEEDING.items(), answers, strict=True):
         assert (name, answer) == (name, Answer(2, "", f"ldm-vae: {said}\n"))
     assert list(tmp_path.iterdir()) == []

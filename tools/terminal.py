@@ -29,7 +29,7 @@ from ldm_vae.atomic import atomic_file
 from ldm_vae.errors import UserError
 from tools.command import run_command
 
-LONGEST = 600.0  # seconds that the command may take
+LONGEST = 600.0  # seconds that the command may be silent
 NAMES = {"brown": "yellow"}  # pyte's names of colours -> rich's
 FONT_FROM_THE_NET = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
@@ -67,6 +67,8 @@ def watch(command: list[str], columns: int, rows: int, until: str | None) -> pyt
     except pexpect.EOF:
         if until is not None:
             raise UserError(f"{until!r} never stood on the screen", "see what the command prints") from None
+    except pexpect.TIMEOUT:
+        raise UserError(f"{command[0]} printed nothing for {LONGEST:.0f} s", "see what it waits for") from None
     finally:
         process.sendintr()
         process.close(force=True)

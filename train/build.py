@@ -171,13 +171,18 @@ def build_frozen(recipe: Recipe) -> tuple[dict[str, nn.Module], Recipe]:
     Frozen networks belong to losses and are never trained. Their weights are downloaded where they are not cached.
     Raises UserError where they are not the weights that the recipe names.
     """
+    frozen = frozen_networks(recipe)
+    pins = {name: pin(getattr(recipe.loss, name), network, f"loss.{name}") for name, network in frozen.items()}
+    return frozen, recipe.model_copy(update={"loss": recipe.loss.model_copy(update=pins)})
+
+
+def frozen_networks(recipe: Recipe) -> dict[str, nn.Module]:
+    """The frozen networks by the name of their section. On the `meta` device they need no weights."""
     config = recipe.loss.perceptual
     channels = perceptual_channels(config, recipe.model.out_channels) if config.weight > 0 else None
-    if channels is None:
-        return {}, recipe
-    lpips = LPIPS(config.network, channels=channels, backbone=config.backbone)
-    loss = recipe.loss.model_copy(update={"perceptual": pin(config, lpips, "loss.perceptual")})
-    return {"perceptual": lpips}, recipe.model_copy(update={"loss": loss})
+    return (
+        {} if channels is None else {"perceptual": LPIPS(config.network, channels=channels, backbone=config.backbone)}
+    )
 
 
 def _check_names(adversaries: Sequence[Adversary]) -> None:

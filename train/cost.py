@@ -25,11 +25,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ldm_vae.data.stream.batch import Batch
-from ldm_vae.losses.perceptual import LPIPS, perceptual_channels
 from ldm_vae.networks.network import Network
 from ldm_vae.printable import counted
 from ldm_vae.quantities import binary_size, two_digits
-from train.build import build_run
+from train.build import build_run, frozen_networks
 from train.optimizer import OptimizerConfig, Update
 from train.recipe import Recipe
 from train.state import Run
@@ -178,14 +177,7 @@ def _update(module: nn.Module, config: OptimizerConfig, lr: float, steps: int) -
 def _run_on_meta(recipe: Recipe, autoencoder: Network) -> Run:
     """A run whose networks have shapes alone, with the moments that Adam has after the first step."""
     with META:
-        return build_run(recipe, cast(Accelerator, _Alone()), autoencoder, _frozen(recipe), _update)
-
-
-def _frozen(recipe: Recipe) -> dict[str, nn.Module]:
-    """The frozen networks without their weights, which need not be there yet."""
-    config = recipe.loss.perceptual
-    channels = perceptual_channels(config, recipe.model.out_channels) if config.weight > 0 else None
-    return {} if channels is None else {"perceptual": LPIPS(config.network, channels=channels)}
+        return build_run(recipe, cast(Accelerator, _Alone()), autoencoder, frozen_networks(recipe), _update)
 
 
 def _batch(run: Run, size: tuple[int, int], images: int) -> Batch:

@@ -21,9 +21,8 @@ from ldm_vae.data.shards.index import Index, load_index
 from ldm_vae.data.stream.reader import train_batches, validation_batches
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
-from ldm_vae.losses.perceptual import perceptual_channels
 from ldm_vae.printable import counted, printable, say
-from ldm_vae.quantities import binary_size, duration
+from ldm_vae.quantities import DAY, binary_size, duration
 from ldm_vae.ranks import local_device
 from ldm_vae.recipe import as_yaml
 from ldm_vae.waiting import usable_cores
@@ -36,7 +35,7 @@ from train.recipe import Recipe, resolve_precision
 from train.resume import check_same_data, check_same_experiment, check_steps, refuse_other_files
 from train.validate import validation_data
 
-LONG = 30 * 86400  # seconds; a run that takes longer is said to
+LONG = 30 * DAY  # seconds; a run that takes longer is said to
 CORE = 256e9  # operations a second that no core of a CPU exceeds in float32: 64 in a cycle (AVX-512), 4 GHz
 
 
@@ -50,10 +49,8 @@ def describe_recipe(recipe: Recipe, changed: Mapping[str, Any] | None = None, *,
     check_launch(recipe)
     recipe = resolve_precision(recipe)
     folder = Path(recipe.output)
-    checkpoint = next(reversed(Checkpoint.all(folder)), None)
+    checkpoint = Checkpoint.latest(folder)
     autoencoder, recipe = build_autoencoder(recipe, checkpoint, device="meta")
-    if recipe.loss.perceptual.weight > 0:
-        perceptual_channels(recipe.loss.perceptual, recipe.model.out_channels)
     refuse_other_files(folder)
     check_same_experiment(folder, recipe)
     check_steps(folder, recipe, checkpoint)
@@ -82,8 +79,7 @@ def describe_recipe(recipe: Recipe, changed: Mapping[str, Any] | None = None, *,
     say(f"training: {_size(index)}, {epochs} in {counted(recipe.steps, 'step')} of {recipe.data.batch}")
     say(look.in_words() + (f"; {look.usable:.1%} can be used" if measure else ""))
     _say_validation(recipe)
-    taken = 0 if checkpoint is None else checkpoint.step
-    _say_time(recipe, recipe.steps - taken, look, cost, measure)
+    _say_time(recipe, checkpoint, look, cost, measure)
     check_installed(recipe)
 
 
@@ -141,11 +137,12 @@ def _say_validation(recipe: Recipe) -> None:
     say(f"validation: {_size(held_out)}, the first of {tuple(first.image.shape[2:])} pixels")
 
 
-def _say_time(recipe: Recipe, steps: int, look: Look, cost: Cost, measure: bool) -> None:
-    """How long `steps` steps take: as measured, else, where no CPU could take them in a month, at least how long."""
+def _say_time(recipe: Recipe, checkpoint: Checkpoint | None, look: Look, cost: Cost, measure: bool) -> None:
+    """How long the steps that are left take: as measured, else, where no CPU could take them in a month, at least."""
+    steps = recipe.steps - (0 if checkpoint is None else checkpoint.step)
     images, device = steps * recipe.data.batch, _device()
     if measure:
-        each, together = seconds_per_image(recipe, look.first, cost)
+        each, together = seconds_per_image(recipe, checkpoint, look.first, cost)
         say(f"measured: {duration(each)} an image, of {counted(together, 'image')} at once")
         seconds = each * images
         say(f"about {duration(seconds)} on this device, {device}: {counted(images, 'image')}, without validation")

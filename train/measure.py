@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.data.stream.batch import Batch
+from ldm_vae.interop.checkpoint import Checkpoint
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
 from train.cost import Cost
 from train.recipe import Recipe
@@ -17,17 +18,18 @@ from train.step import step_of
 WORTH = 20.0  # seconds that a step may take to be timed with all its images at once
 
 
-def seconds_per_image(recipe: Recipe, image: Tensor, cost: Cost) -> tuple[float, int]:
+def seconds_per_image(recipe: Recipe, checkpoint: Checkpoint | None, image: Tensor, cost: Cost) -> tuple[float, int]:
     """Seconds that the last step of the run, with every loss on, takes for each image; and the images it was timed on.
 
     It is timed on one image, after a step to warm up; and again on all images of a forward pass, where these take
     little time and fit into the memory of the GPU, since more images at once are faster.
 
+    checkpoint: which the run continues, if any.
     image: (1, C, H, W), one image of the data.
     cost: what a step costs.
     """
     accelerator = build_accelerator(recipe)
-    autoencoder, recipe = build_autoencoder(recipe)
+    autoencoder, recipe = build_autoencoder(recipe, checkpoint)
     frozen, recipe = build_frozen(recipe)
     run = build_run(recipe, accelerator, autoencoder, frozen)
     _timed(run, recipe, image, 1)

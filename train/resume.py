@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +13,7 @@ from ldm_vae.data.shards.index import Index
 from ldm_vae.documents import read_yaml
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
-from ldm_vae.recipe import dump, validate
+from ldm_vae.recipe import dump, leaves, validate
 from train.recipe import Recipe
 
 # Fields that may change when a run continues; any other change would make it another experiment under the same name.
@@ -88,14 +86,6 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
     """Writes the resolved recipe into the run folder."""
     with atomic_file(folder / "recipe.yaml") as path:
         path.write_text(dump(recipe))
-
-
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", list(value) if isinstance(value, list | tuple) else value
 
 
 def _may_change(name: str) -> bool:

@@ -136,12 +136,12 @@ def train_under_lock(
         if run.origin is not None and run.origin.scale is not None and recipe.model.train == "all":
             message = "%s: its latents become others than those of %s, whose scale (%s) is not theirs: `ldm-vae stats`"
             logger.warning(message, folder, recipe.model.init_from, run.origin.scale.in_words())
-    trackers = start_trackers(recipe, start, accelerator)
     # A validation that a signal has ended is done again: the checkpoint of its step has nothing measured.
     unmeasured = checkpoint is not None and not checkpoint.meta.get("metrics")
     validate_first = unmeasured and recipe.data.validation is not None and due(start, recipe)
     if start == recipe.steps and not validate_first:
         return
+    trackers = start_trackers(recipe, start, accelerator)
     batches = train_batches(
         recipe.data,
         index,

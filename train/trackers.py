@@ -25,9 +25,8 @@ from PIL import Image
 from ldm_vae.atomic import atomic_file
 from ldm_vae.documents import read_text
 from ldm_vae.errors import UserError
-from ldm_vae.recipe import dump
+from ldm_vae.recipe import dump, leaves
 from train.recipe import Recipe
-from train.resume import leaves
 
 PROJECT = "ldm_vae"  # the runs of all recipes stand beside each other there
 FORMER_FOLDER = "ldm_vae"  # where runs of 0.1.0 have the files of TensorBoard

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from ldm_vae.interop.results import CONTENT, OF_THE_CODEC, Comparison, Interval, Measurement, comparable, conditions
 from ldm_vae.metrics.descriptions import describe_metric
+from ldm_vae.recipe import leaves
 from ldm_vae.report.diagnosis import count_verdicts, verdicts
 from ldm_vae.report.numbers import short
-from ldm_vae.report.run import RunFolder, leaves, section
+from ldm_vae.report.run import RunFolder, section
 from ldm_vae.report.tables import (
     DifferenceTable,
     MetricTable,

@@ -19,13 +19,14 @@ from ldm_vae.errors import UserError
 from ldm_vae.extras import extra
 from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.passwords import NEVER_STORED, keep_aside, without_secrets
+from ldm_vae.recipe import leaves
 from ldm_vae.report import comparison, curves, diagnosis, environment, tables
 from ldm_vae.report.album import Album, make_album
 from ldm_vae.report.charts import Drawing, draw
 from ldm_vae.report.gallery import Gallery, choose, make_gallery, worst_first
 from ldm_vae.report.numbers import printable, prose, short
 from ldm_vae.report.pictures import DIVERGING, PICTURE_FORMAT, SEQUENTIAL, gradient
-from ldm_vae.report.run import Gap, RunFolder, leaves, read_run
+from ldm_vae.report.run import Gap, RunFolder, read_run
 
 with extra("report"):
     from jinja2 import Environment, PackageLoader, StrictUndefined

@@ -141,15 +141,6 @@ def section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a tree of settings, as pairs of "a.b" and value."""
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def _read_recipe(path: Path, gaps: list[Gap]) -> tuple[dict[str, Any], str]:
     file = path / "recipe.yaml"
     try:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
+from weakref import WeakSet
 
 ItemT = TypeVar("ItemT")
+GRACE = 5.0  # seconds that the end of the process waits for threads at work
+_threads: WeakSet[threading.Thread] = WeakSet()
 
 
 class Awaited(Generic[ItemT]):
@@ -24,6 +29,7 @@ class Awaited(Generic[ItemT]):
         if self._thread is None:
             # A daemon: the process may end while it waits for a server that never answers.
             self._thread = threading.Thread(target=self._run, daemon=True)
+            _threads.add(self._thread)
             self._thread.start()
         self._thread.join(seconds)
         return not self._thread.is_alive()
@@ -43,3 +49,13 @@ class Awaited(Generic[ItemT]):
             self._item.append(self._make())
         except BaseException as error:  # whoever takes the item gets it
             self._error.append(error)
+
+
+@atexit.register
+def _let_threads_finish() -> None:
+    """Before Python ends: it stops a thread where that next asks for Python's lock. Inside of PyTorch's C++, as when a
+    tensor is freed, that aborts the process. A thread that waits for a server is in no such place.
+    """
+    end = time.monotonic() + GRACE
+    for thread in list(_threads):
+        thread.join(max(0.0, end - time.monotonic()))
