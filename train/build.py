@@ -180,9 +180,9 @@ def frozen_networks(recipe: Recipe) -> dict[str, nn.Module]:
     """The frozen networks by the name of their section. On the `meta` device they need no weights."""
     config = recipe.loss.perceptual
     channels = perceptual_channels(config, recipe.model.out_channels) if config.weight > 0 else None
-    return (
-        {} if channels is None else {"perceptual": LPIPS(config.network, channels=channels, backbone=config.backbone)}
-    )
+    if channels is None:
+        return {}
+    return {"perceptual": LPIPS(config.network, channels=channels, backbone=config.backbone)}
 
 
 def _check_names(adversaries: Sequence[Adversary]) -> None:
