@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -72,7 +72,8 @@ def count_step(recipe: Recipe, autoencoder: Network, size: tuple[int, int], imag
     size: (H, W) of the images.
     images: images in a forward pass of one process.
     """
-    with Counter() as counter, _FusedAttention():
+    # No mode of torch: that would not reach what checkpoints compute again in the backward pass.
+    with Counter() as counter, patch.object(functional, "scaled_dot_product_attention", _fused_attention):
         counter.note([*autoencoder.parameters(), *autoencoder.buffers()])
         run = _run_on_meta(recipe, autoencoder)
         state = counter.now
@@ -126,14 +127,10 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of torch's
         self.peak = max(self.peak, self.now)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention as GPUs compute it in float32. `meta` would make, and save, a matrix of all pairs of positions."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not functional.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        query, key, value = args
-        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[0]
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """As GPUs compute it in float32. `meta` would make, and save, a matrix of all pairs of positions."""
+    attended, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)
+    return cast(Tensor, attended)
 
 
 class _Alone:
