@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm_vae.transfer import to_device
+
 
 def rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
     """The generator of one random choice. Equal arguments give equal draws on any machine, others independent ones.
@@ -82,7 +84,7 @@ class SlotNoise:
             for slot in self.slot
             for k in range(samples)
         ]
-        return torch.from_numpy(np.stack(rows)).to(like)
+        return to_device(torch.from_numpy(np.stack(rows)), like.device, like.dtype)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class GivenNoise:
     value: Tensor
 
     def normal(self, purpose: str, like: Tensor) -> Tensor:
-        return self.value.to(like)
+        return to_device(self.value, like.device, like.dtype)
 
     def uniform(self, purpose: str, like: Tensor) -> Tensor:
         raise ValueError("only normal noise is given")

@@ -31,6 +31,7 @@ ACCURACY = 0.99  # share of patches that the discriminator judges rightly: above
 LOGITS = 20.0  # highest absolute mean logit
 ACTIVE_CHANNELS_SHARE = 0.5  # lowest share of the latent channels that carry information
 BROKEN_SHARE = 0.01  # highest share of the images that cannot be used
+DATA_WAIT = 0.1  # highest share of the time in which the device waits for images
 SAME_RECONSTRUCTION = 1e-3  # lowest standard deviation of reconstructions over images, range [-1, 1]
 
 
@@ -42,6 +43,7 @@ class Health:
         self.means: dict[str, tuple[float, int]] = {}  # name -> running mean, rows seen
         self.told: dict[str, float] = {}  # images that are broken -> their share when it was told last
         self.told_of_others = False  # that other processes slow the run
+        self.waits = 0  # rows, the latest ones, in which the device waited for images; -1 once that was told
 
     def judge(self, step: int, row: Mapping[str, float], example: str = "") -> list[str]:
         """The warnings about a row of the log, also sent to the log of the main process.
@@ -49,7 +51,7 @@ class Health:
         example: an image that the row could not count, and why.
         """
         warnings = [*self._jumps(row), *self._discriminator(row), *self._latents(row), *self._broken(row, example)]
-        warnings += self._machine(row)
+        warnings += [*self._machine(row), *self._data(row)]
         for warning in warnings if self.accelerator.is_main_process else []:
             logger.warning("step %d: %s", step, warning)
         return warnings
@@ -141,3 +143,14 @@ class Health:
         what = f"other processes have kept the cores busy for minutes (a load of {others:.1f} beside this run's own)"
         remedy = "stop the run (Ctrl-C saves) and start it again with OMP_WAIT_POLICY=PASSIVE"
         return [f"{what}, and PyTorch's threads spin while they wait for each other; {remedy}"]
+
+    def _data(self, row: Mapping[str, float]) -> list[str]:
+        """A warning, once, that images come too late; a few late ones, as at the start, are nothing to tell."""
+        share = row.get("time/data")
+        if share is None or self.waits < 0:
+            return []
+        self.waits = self.waits + 1 if share > DATA_WAIT else 0
+        if self.waits < PATIENCE:
+            return []
+        self.waits = -1
+        return [f"the device waits for images {share:.0%} of the time; raise data.workers if cores are free"]

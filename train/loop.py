@@ -20,9 +20,11 @@ from ldm_vae.data.stream.worker import Fault
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.printable import counted
+from ldm_vae.transfer import Courier
 from ldm_vae.waiting import load
 from train.agreement import check_ranks_agree
 from train.checkpoint import folder_of, prune
+from train.data_wait import DataWait
 from train.health import Health
 from train.history import History
 from train.log import Meter, MetricsLog
@@ -72,6 +74,7 @@ class Loop:
         self.accelerator = run.accelerator
         self.log = MetricsLog(self.folder, run.accelerator)
         self.train_step = step_of(recipe)
+        self.courier, self.data_wait = Courier(run.accelerator.device), DataWait(run.accelerator.device)
         self.taken = start  # optimizer steps
         self.saved = start  # of the newest checkpoint; before the first step there is nothing to save
         self.last_row = (time.perf_counter(), start)  # time and step from which the speed is measured
@@ -106,9 +109,11 @@ class Loop:
             self.validate()
             self.save()  # again, with what was measured
         for step in range(self.start, recipe.steps):
-            self.preemption.wait_for(self.batches.arrived)
-            micro_batches = [batch.to(self.accelerator.device, self.run.dtype) for batch in next(self.batches)]
+            with self.data_wait.measured():
+                self.preemption.wait_for(self.data_wait.watched(self.batches.arrived))
+                micro_batches = [batch.by(self.courier, self.run.dtype) for batch in next(self.batches)]
             self.meter.add(self.train_step(self.run, micro_batches, step))
+            self.data_wait.started()
             self.taken = step + 1
             self.progress.advance()
             last = self.taken == recipe.steps
@@ -138,6 +143,7 @@ class Loop:
         row["time/broken_share"] = len(self.broken) / self.index.samples
         now, (then, before) = time.perf_counter(), self.last_row
         row["time/images_per_second"] = (taken - before) * self.recipe.data.batch / (now - then)
+        row["time/data"] = self.data_wait.take() / (now - then)
         if self.accelerator.device.type == "cpu":
             ours = self.accelerator.num_processes * (torch.get_num_threads() + self.recipe.data.workers)
             row["time/load_of_others"] = max(0.0, load(minutes=5) - ours)

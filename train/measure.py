@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.transfer import Courier
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
 from train.cost import Cost
 from train.recipe import Recipe
@@ -46,7 +47,7 @@ def _timed(run: Run, recipe: Recipe, image: Tensor, images: int) -> float:
     batch = Batch(image.repeat(images, 1, 1, 1), None, [""] * images, torch.arange(images))
     device = run.accelerator.device
     start = time.perf_counter()
-    values = step_of(recipe)(run, [batch.to(device, run.dtype)], recipe.steps - 1)
+    values = step_of(recipe)(run, [batch.by(Courier(device), run.dtype)], recipe.steps - 1)
     float(values["total"])  # waits for the device
     if device.type == "cuda":
         torch.cuda.synchronize(device)

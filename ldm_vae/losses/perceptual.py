@@ -132,7 +132,7 @@ class LPIPS(nn.Module):
     def _features(self, image: Tensor) -> list[Tensor]:
         """Features after each layer that is compared; at every position a vector of length 1."""
         if self.channels is not None:
-            image = image[:, self.channels]
+            image = _pick(image, self.channels)
         elif image.shape[1] != 3:
             raise UserError(f"LPIPS on images of {image.shape[1]} channels", "say which it should see, or leave it out")
         hidden = (at_least_float32(image) - self.get_buffer("shift")) / self.get_buffer("scale")
@@ -141,6 +141,14 @@ class LPIPS(nn.Module):
             hidden = self.features[start:stop](hidden)
             features.append(_unit_length(at_least_float32(hidden)))
         return features
+
+
+def _pick(image: Tensor, channels: Channels) -> Tensor:
+    """(B, C, H, W) -> (B, 3, H, W). No list indexes the tensor: a GPU's host would have to wait for its copy."""
+    first = channels[0]
+    if channels == (first, first + 1, first + 2):
+        return image[:, first : first + 3]
+    return torch.cat([image[:, channel : channel + 1] for channel in channels], dim=1)
 
 
 def _unit_length(features: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import train_batches
 from ldm_vae.recipe import load_recipe
+from ldm_vae.transfer import Courier
 from tests.train import seams
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
 from train.recipe import Recipe
@@ -57,7 +58,7 @@ def batches_of(run: Run, recipe: Recipe, steps: int) -> list[list[Batch]]:
         world=1,
         accumulation=recipe.optimizer.accumulation,
     )
-    return [[batch.to("cpu", run.dtype) for batch in next(stream)] for _ in range(steps)]
+    return [[batch.by(Courier(torch.device("cpu")), run.dtype) for batch in next(stream)] for _ in range(steps)]
 
 
 def state_of(run: Run) -> dict[str, torch.Tensor]:

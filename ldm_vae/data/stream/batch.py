@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ldm_vae.transfer import Courier
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -23,7 +25,7 @@ class Batch:
     key: list[str]
     slot: Tensor
 
-    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Batch:
-        """The same batch with image (as `dtype`) and label on `device`."""
-        label = None if self.label is None else self.label.to(device, non_blocking=True)
-        return replace(self, image=self.image.to(device, dtype, non_blocking=True), label=label)
+    def by(self, courier: Courier, dtype: torch.dtype = torch.float32) -> Batch:
+        """The same batch with image (as `dtype`) and label on the device of a courier."""
+        label = None if self.label is None else courier.bring(self.label)
+        return replace(self, image=courier.bring(self.image, dtype), label=label)

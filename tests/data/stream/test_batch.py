@@ -3,6 +3,7 @@ import torch
 
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.noise import rng
+from ldm_vae.transfer import Courier
 
 
 def test_rng_depends_on_every_argument_and_on_nothing_else() -> None:
@@ -28,9 +29,9 @@ def test_rng_stays_what_it_is() -> None:
     assert rng(3, "shards", 5).permutation(8).tolist() == [0, 7, 2, 3, 4, 5, 6, 1]
 
 
-def test_to_moves_what_the_networks_take() -> None:
+def test_a_courier_brings_what_the_networks_take() -> None:
     batch = Batch(torch.zeros(2, 3, 4, 4), torch.tensor([1, 2]), ["a", "b"], torch.tensor([0, 1]))
-    moved = batch.to("meta", torch.float64)
+    moved = batch.by(Courier(torch.device("meta")), torch.float64)
     assert moved.label is not None
     assert moved.image.device.type == moved.label.device.type == "meta" and moved.image.dtype == torch.float64
     assert moved.slot.device.type == "cpu" and moved.key == ["a", "b"]
