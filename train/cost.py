@@ -4,7 +4,7 @@ The real step runs on the `meta` device, where a tensor has a shape and no value
 second. Operations are those of convolutions and matrix products (`torch.utils.flop_counter`; a multiplication and an
 addition are two). Memory is that of all tensors that exist at once: weights, gradients, moments, averages, and what
 autograd saves. Beside them a process needs what libraries take (a CUDA context, workspaces, a cache's gaps).
-Everything is counted in float32, or in float64 where the recipe asks for it; bfloat16 takes less memory.
+All is counted in the recipe's precision; in bfloat16 a GPU keeps what CUDA's autocast keeps.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,6 +30,7 @@ from ldm_vae.networks.network import Network
 from ldm_vae.printable import counted
 from ldm_vae.quantities import binary_size, two_digits
 from train.build import build_run, frozen_networks
+from train.half_on_meta import half_on_meta
 from train.optimizer import OptimizerConfig, Update
 from train.recipe import Recipe
 from train.state import Run
@@ -73,7 +75,8 @@ def count_step(recipe: Recipe, autoencoder: Network, size: tuple[int, int], imag
     images: images in a forward pass of one process.
     """
     # No mode of torch: that would not reach what checkpoints compute again in the backward pass.
-    with Counter() as counter, patch.object(functional, "scaled_dot_product_attention", _fused_attention):
+    half = half_on_meta() if recipe.precision == "bfloat16" else nullcontext()
+    with Counter() as counter, patch.object(functional, "scaled_dot_product_attention", _fused_attention), half:
         counter.note([*autoencoder.parameters(), *autoencoder.buffers()])
         run = _run_on_meta(recipe, autoencoder)
         state = counter.now
@@ -134,11 +137,19 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class _Alone:
-    """What a run asks of accelerate, for one process on `meta`: nothing to prepare, nothing to agree on."""
+    """What a run asks of accelerate, for one process on `meta`: nothing to agree on.
+
+    half: whether networks compute in bfloat16. Then accelerate hands on their results in float32.
+    """
 
     device = META
 
+    def __init__(self, half: bool) -> None:
+        self.half = half
+
     def prepare_model(self, model: nn.Module) -> nn.Module:
+        if self.half:
+            model.forward = convert_outputs_to_fp32(model.forward)
         return model
 
     def unwrap_model(self, model: nn.Module) -> nn.Module:
@@ -174,7 +185,7 @@ def _update(module: nn.Module, config: OptimizerConfig, lr: float, steps: int) -
 def _run_on_meta(recipe: Recipe, autoencoder: Network) -> Run:
     """A run whose networks have shapes alone, with the moments that Adam has after the first step."""
     with META:
-        return build_run(recipe, cast(Accelerator, _Alone()), autoencoder, frozen_networks(recipe), _update)
+        return build_run(recipe, cast(Accelerator, _Alone(recipe.precision == "bfloat16")), autoencoder, frozen_networks(recipe), _update)
 
 
 def _batch(run: Run, size: tuple[int, int], images: int) -> Batch:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from tools.stand_in import autocast, host
+from tools.stand_in import autocast, fused, host
 from tools.stand_in.record import RECORD, Record
 from tools.stand_in.tensor import NAME, Mode, Settings
 
@@ -28,6 +28,7 @@ def stand_in(*, values: bool = True, float64: bool = True) -> Iterator[Record]:
     os.environ["ACCELERATE_TORCH_DEVICE"] = NAME
     host.install()
     autocast.register()
+    fused.register()
     torch._C._set_only_lift_cpu_tensors(True)
     try:
         with Mode():  # type: ignore[no-untyped-call]

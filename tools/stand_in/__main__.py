@@ -1,0 +1,68 @@
+"""python -m tools.stand_in step RECIPE [a.b=value ...]: counts a training step on a device that pretends to be a GPU.
+
+python -m tools.stand_in run MODULE [ARGUMENT ...]: runs `python -m MODULE ARGUMENT ...` on that device.
+
+Counts are printed, or written to a file as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ldm_vae.ending import told_in_a_line
+from ldm_vae.recipe import load_recipe
+from tools.stand_in.device import stand_in
+from tools.stand_in.scenes import Counts, counts, training_step
+from train.recipe import Recipe
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+Json = Annotated[Path | None, typer.Option("--json", help="where the counts are written; by default they are printed")]
+
+
+@app.command()
+def step(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="changes to it: a.b=value ...")] = None,
+    images: Annotated[int, typer.Option(help="images of one forward pass")] = 8,
+    side: Annotated[int, typer.Option(help="their height and width, pixels")] = 256,
+    json_file: Json = None,
+) -> None:
+    """Count the last step of a recipe, which has every loss on."""
+    named = ["data.train=none", "data.validation=null", "output=none", "log.trackers=[]", *(overrides or [])]
+    _tell(training_step(load_recipe(Recipe, recipe, named), images, side), json_file)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def run(
+    module: Annotated[str, typer.Argument(help="such as train")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="of the module")] = None,
+    refuse: Annotated[int | None, typer.Option(help="number of the allocation that finds no memory")] = None,
+    json_file: Json = None,
+) -> None:
+    """Run a module as `python -m` does, on the device."""
+    sys.argv = [module, *(arguments or [])]
+    with stand_in() as record:
+        record.refuse = refuse
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        finally:
+            _tell(counts(record, record.now), json_file)
+
+
+def _tell(found: Counts, file: Path | None) -> None:
+    text = json.dumps(found.to_json(), indent=1)
+    if file is None:
+        print(text)
+    else:
+        file.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    with told_in_a_line("stand_in"):
+        app()
