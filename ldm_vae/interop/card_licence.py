@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import re
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
+from ldm_vae.documents import DamagedFile, parse_yaml
 from ldm_vae.errors import UserError
 from ldm_vae.interop.card_update import UNKNOWN_LICENCE, Card
 
@@ -98,8 +96,8 @@ def licence_metadata(licence: str | None) -> str:
 def licence_in(card: str | None) -> str | None:
     """The licence that a card states; None where it states none, or its metadata cannot be read."""
     try:
-        values = YAML(typ="safe").load(Card.parse(card or "").header)
-    except YAMLError:
+        values = parse_yaml(Card.parse(card or "").header, "the card")
+    except DamagedFile:
         return None
     if not isinstance(values, dict):
         return None
