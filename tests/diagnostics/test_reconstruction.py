@@ -197,7 +197,7 @@ def test_it_fits_80_columns(codec: LatentCodec) -> None:
     console = Console(width=80, record=True, markup=False)
     print_section(console, section_of(codec, images, noisy(images, 0.1)))
     text = console.export_text()
-    assert "LDM kl-f4 [1]" in text and "OpenImages, 256" in text and "averages of 4 x 4 pixels" in text
+    assert "LDM kl-f4 [1]" in text and "ImageNet, 256" in text and "averages of 4 x 4 pixels" in text
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
 
 
