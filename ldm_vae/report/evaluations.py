@@ -53,16 +53,17 @@ def present_weights(run: Path) -> PresentWeights | None:
 def choose_evaluations(stored: StoredResults, weights: PresentWeights | None) -> Evaluations:
     """The measurements of a results.json, seen from the present weights.
 
-    A file of an earlier version may be about any codec. So of it only what is of the present weights is shown.
+    A file of an earlier version may be about any codec, also where it is an entry by now. So of it only what is of the
+    present weights is shown.
     """
     measurements = stored.measurements
+    own = [one for one in measurements if one.measured]  # what `ldm-vae evaluate` has kept here
     current = None if weights is None else newest_of(measurements, weights.sha256)
     if current is not None and weights is not None:
         rest = [one for one in measurements if one.weights == weights.sha256 and not comparable(one, current)]
-        earlier = [one for one in measurements if one.weights != weights.sha256] if stored.ours else []
-        return Evaluations(current, rest, earlier)
+        return Evaluations(current, rest, [one for one in own if one.weights != weights.sha256])
     if stored.ours:
-        return Evaluations(earlier=measurements, sentence=_trained_on(measurements, weights))
+        return Evaluations(earlier=own, sentence=_trained_on(own, weights))
     about = f"{_at(stored.step)} of {stored.protocol.get('model', 'an unknown codec')}"
     now = "no whole checkpoint" if weights is None else f"other weights, {_at(weights.step)}"
     return Evaluations(sentence=f"results.json is about other weights ({about}) and not shown: this run holds {now}.")

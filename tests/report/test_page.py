@@ -15,6 +15,7 @@ import pytest
 from ldm_vae.diagnostics.findings import Inspection, Verdict
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.compare import PairedDifference, differences_to_json
+from ldm_vae.evaluation.store import keep
 from ldm_vae.report import page as module
 from ldm_vae.report.page import REPORT_BYTES, write_report
 from tests.report.conftest import ATTACK, make_run
@@ -154,6 +155,11 @@ def test_numbers_of_another_codec_are_never_shown(run: Path, tmp_path: Path) -> 
     (other / "results.json").write_text(json.dumps(ours))
     text = report(other).text
     assert "77.25" not in text and "11.75" in text and "about other weights" not in text
+    ours["protocol"]["step"] = 100  # of the other run; that file is an entry once this run is measured again
+    (other / "results.json").write_text(json.dumps(ours))
+    keep(other / "results.json", theirs)
+    text = report(other).text
+    assert "77.25" not in text and "11.75" in text and "At other steps of this run" not in text
 
 
 def test_numbers_of_an_earlier_step_are_told_as_such(run: Path) -> None:
@@ -164,6 +170,7 @@ def test_numbers_of_an_earlier_step_are_told_as_such(run: Path) -> None:
         content["protocol"]["step"] = step
         content["metrics"]["psnr"] = psnr
         content["others"] = content["comparisons"] = []
+        content["measured"] = "2026-01-02T03:04:05+00:00"
     then["protocol"]["weights_sha256"] = "0" * 64
     ours = {"format": "ldm_vae.results", "version": 1, "entries": []}
     (run / "results.json").write_text(json.dumps(then | ours))
