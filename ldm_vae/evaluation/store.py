@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_vae.atomic import NO_ACCESS, atomic_file, require_writable
+from ldm_vae.documents import DamagedFile
 from ldm_vae.errors import UserError
 from ldm_vae.interop.load import ModelSource
 from ldm_vae.interop.results import (
@@ -62,11 +63,13 @@ def reason_not_to_write(path: Path) -> str | None:
 def refuse_results_of_others(path: Path, kept: list[Path]) -> None:
     """Raises UserError where `path` is the results.json of a run that is not measured now: it would lose what it holds.
 
+    Also where a newer version of ldm_vae wrote it.
+
     kept: the files of the runs that are measured.
     """
     try:
         stored = path.resolve() not in {file.resolve() for file in kept} and StoredResults.read(path).ours
-    except (UserError, OSError):  # no file, or another one
+    except (DamagedFile, OSError):  # no file, or another one
         return
     if stored:
         raise UserError(f"{path} keeps the measurements of another run", "give another name to --json")

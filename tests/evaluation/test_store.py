@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ldm_vae.errors import UserError
-from ldm_vae.evaluation.store import keep
+from ldm_vae.evaluation.store import keep, refuse_results_of_others
 from ldm_vae.interop.results import StoredResults
 
 WRITERS, EACH = 4, 5
@@ -75,3 +75,18 @@ def test_a_damaged_file_stays(tmp_path: Path) -> None:
         keep(path, measured("w"))
     assert path.read_text() == '{"metrics"'
     assert sorted(one.name for one in tmp_path.iterdir()) == [".results.lock", "results.json"]
+
+
+def test_a_file_of_a_newer_version_is_no_place_for_json(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text('{"format": "ldm_vae.results", "version": 2}')
+    with pytest.raises(UserError, match=r"has version 2, and this ldm_vae reads up to 1: update ldm_vae"):
+        refuse_results_of_others(path, [])
+    path.write_text('{"format": "ldm_vae.results", "version": 1}')
+    with pytest.raises(UserError, match="keeps the measurements of another run: give another name to --json"):
+        refuse_results_of_others(path, [])
+    refuse_results_of_others(path, [path])
+    for content in ("{", '{"format": "a.b"}', "{}"):  # anything else that a person names may be written anew
+        path.write_text(content)
+        refuse_results_of_others(path, [])
+    refuse_results_of_others(tmp_path / "new.json", [])
