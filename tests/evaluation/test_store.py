@@ -90,3 +90,45 @@ def test_a_file_of_a_newer_version_is_no_place_for_json(tmp_path: Path) -> None:
         path.write_text(content)
         refuse_results_of_others(path, [])
     refuse_results_of_others(tmp_path / "new.json", [])
+
+
+def test_what_could_not_be_measured_now_keeps_its_value(tmp_path: Path) -> None:
+    """As rFID, where Inception's weights cannot be fetched; a metric that never had a value has its newest reason."""
+    path = tmp_path / "results.json"
+    first = measured("w")
+    first["metrics"] |= {"rfid": 1.5, "kid": None, "ssim": 0.5}
+    first["missing"] = {"kid": "few images"}
+    first["notes"] = {"rfid": "few images"}
+    first["per_image"][0]["values"]["ssim"] = 0.5
+    keep(path, first)
+    second = measured("w", 21.0)
+    second["metrics"] |= {"rfid": None, "kid": None, "ssim": None}
+    second["missing"] = {"rfid": "no weights", "kid": "no weights", "ssim": "too small"}
+    second["per_image"][0]["missing"]["ssim"] = "too small"
+    keep(path, second)
+    (stored,) = StoredResults.read(path).measurements
+    assert stored.metrics == {"psnr": 21.0, "rfid": 1.5, "kid": None, "ssim": 0.5}
+    assert stored.missing == {"kid": "no weights"} and stored.notes == {"rfid": "few images"}
+    (row,) = stored.per_image
+    assert row.values == {"psnr": 21.0, "ssim": 0.5} and row.missing == {}
+
+
+def test_a_baseline_is_replaced_whole_or_stays(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    for named in ({"jpeg": "psnr", "webp": "psnr"}, {"jpeg": "ssim"}):
+        keep(path, measured("w") | compared_with(named))
+    stored = StoredResults.read(path)
+    assert {other.name: set(other.metrics) for other in stored.others} == {"jpeg": {"ssim"}, "webp": {"psnr"}}
+    assert {one.name: set(one.metrics) for one in stored.comparisons} == {"jpeg": {"ssim"}, "webp": {"psnr"}}
+
+
+def compared_with(baselines: dict[str, str]) -> dict[str, Any]:
+    """baselines: name -> the only metric that was measured."""
+    others = [
+        {"name": name, "kind": "baseline", "metrics": {metric: 1.0}, "per_image": [{"key": "a", "values": {}}]}
+        for name, metric in baselines.items()
+    ]
+    return {
+        "others": others,
+        "comparisons": [{"name": name, "metrics": {metric: {}}} for name, metric in baselines.items()],
+    }
