@@ -30,6 +30,7 @@ from ldm_vae.interop.results import (
 from ldm_vae.locks import exclusive
 
 LOCK = ".results.lock"  # beside the file; it stays, and is empty
+UNREAD = {"others": {"__all__": {"per_image"}}}  # of another run its own file holds them, and comparisons of all
 
 
 def results_file(source: ModelSource) -> Path | None:
@@ -91,7 +92,7 @@ def keep(path: Path, content: Mapping[str, Any]) -> None:
         same = next((one for one in earlier if _same(one, new)), None)
         entries = [one for one in earlier if not _same(one, new)]
         document = {"format": RESULTS_FORMAT, "version": RESULTS_VERSION}
-        document |= _plain(new if same is None else _completed(new, same))
+        document |= _plain(new if same is None else _completed(new, same), exclude=UNREAD)
         document["entries"] = [_plain(one) for one in entries]
         with atomic_file(path) as stage:
             stage.write_text(json.dumps(document, indent=1) + "\n")
@@ -101,8 +102,8 @@ def _same(one: Measurement, other: Measurement) -> bool:
     return one.weights is not None and one.weights == other.weights and comparable(one, other)
 
 
-def _plain(measurement: Measurement) -> dict[str, Any]:
-    return measurement.model_dump(mode="json", exclude_unset=True)
+def _plain(measurement: Measurement, exclude: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return measurement.model_dump(mode="json", exclude_unset=True, exclude=exclude)
 
 
 def _completed(new: Measurement, same: Measurement) -> Measurement:

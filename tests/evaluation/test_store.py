@@ -122,6 +122,17 @@ def test_a_baseline_is_replaced_whole_or_stays(tmp_path: Path) -> None:
     assert {one.name: set(one.metrics) for one in stored.comparisons} == {"jpeg": {"ssim"}, "webp": {"psnr"}}
 
 
+def test_single_images_of_others_are_not_kept(tmp_path: Path) -> None:
+    """Their own runs hold them, and nothing reads them here; what an earlier version wrote stays as it is."""
+    path = tmp_path / "results.json"
+    old = measured("old") | compared_with({"pca": "psnr"})
+    path.write_text(json.dumps(old))
+    keep(path, measured("w") | compared_with({"jpeg": "psnr"}))
+    written = json.loads(path.read_text())
+    assert written["per_image"] and "per_image" not in written["others"][0] and written["others"][0]["metrics"]
+    assert written["entries"] == [old]
+
+
 def compared_with(baselines: dict[str, str]) -> dict[str, Any]:
     """baselines: name -> the only metric that was measured."""
     others = [
