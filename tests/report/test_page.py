@@ -239,7 +239,16 @@ def test_runs_are_compared(run: Path, tmp_path: Path) -> None:
     changed = results["protocol"] | {"resize": "short side 256"}
     (other / "results.json").write_text(json.dumps(results | {"protocol": changed}))
     text = report(run, other).text
-    assert "different images or under different protocols" in text and "77.25" not in text
+    assert f"different protocols than the others, so that the metrics cannot be compared: {run}, {other}." in text
+    assert "77.25" not in text and "Without a measurement" not in text
+    third = Path(shutil.copytree(run, tmp_path / "third"))
+    text = report(run, third, other).text  # two may be compared, and the other one is named
+    assert f"so that the metrics cannot be compared: {other}." in text and "short side 256" in text
+    (other / "results.json").unlink()
+    for runs in ((run, other), (run, third, other)):
+        text = report(*runs).text
+        assert f"Without a measurement of the present weights: {other}." in text
+        assert "different images or under different protocols" not in text
 
 
 def test_runs_that_one_command_has_measured_say_which_is_better(run: Path, tmp_path: Path) -> None:
