@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from ldm_vae.errors import UserError
-from ldm_vae.interop.checkpoint import Checkpoint, suppress_if_gone
-from ldm_vae.interop.load import network_in, weights_hash
 from ldm_vae.interop.results import Measurement, StoredResults, comparable, newest_of
 from ldm_vae.report.numbers import short
-
-
-@dataclass(frozen=True)
-class PresentWeights:
-    """The weights of a run's newest whole checkpoint.
-
-    step: optimizer steps taken.
-    """
-
-    sha256: str
-    step: int
+from ldm_vae.report.weights import PresentWeights
 
 
 @dataclass(frozen=True)
@@ -37,17 +23,6 @@ class Evaluations:
     more: list[Measurement] = field(default_factory=list)
     earlier: list[Measurement] = field(default_factory=list)
     sentence: str = ""
-
-
-def present_weights(run: Path) -> PresentWeights | None:
-    """None where the run has no checkpoint that can be loaded."""
-    try:
-        while (checkpoint := Checkpoint.latest(run)) is not None:
-            with suppress_if_gone(checkpoint.folder):  # a running trainer keeps the last few, and then there is a newer
-                return PresentWeights(weights_hash(network_in(checkpoint)[0]), checkpoint.step)
-    except UserError:
-        pass
-    return None
 
 
 def choose_evaluations(stored: StoredResults, weights: PresentWeights | None) -> Evaluations:

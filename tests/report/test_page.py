@@ -9,15 +9,20 @@ from collections import Counter
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Inspection, Verdict
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.compare import PairedDifference, differences_to_json
 from ldm_vae.evaluation.store import keep
+from ldm_vae.interop import load
+from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.report import page as module
-from ldm_vae.report.page import REPORT_BYTES, write_report
+from ldm_vae.report import weights
+from ldm_vae.report.page import REPORT_BYTES, collect_contents, write_report
 from tests.report.conftest import ATTACK, make_run
 
 VOID = {"meta", "link", "img", "input", "br"}
@@ -133,6 +138,40 @@ def test_a_run_without_checkpoint_keeps_its_curves(run: Path) -> None:
     found = report(run)
     assert "Held-out images cannot be shown" in found.text
     assert "Total loss" in found.text
+
+
+def test_a_checkpoint_is_read_once_and_only_where_it_is_needed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take long. Of other runs than the first it is compared with what they hold, and nothing is shown."""
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    read: list[Path] = []
+
+    def network_in(checkpoint: Checkpoint) -> Any:
+        read.append(checkpoint.folder.parent.parent)
+        return load.network_in(checkpoint)
+
+    monkeypatch.setattr(weights, "network_in", network_in)
+    contents = collect_contents([str(run), str(other)], None, "ldm-vae report")
+    assert sorted(read) == sorted([run, other])
+    assert contents.album is not None and contents.album.images
+    assert [one.weights for one in contents.runs] == [contents.run.weights] * 2 != [None, None]
+    assert [one.codec is None for one in contents.runs] == [False, True]
+    for folder in (run, other):
+        for name in ("results.json", "latent_statistics.json", "inspection/inspection.json"):
+            (folder / name).unlink()
+    read.clear()
+    contents = collect_contents([str(run), str(other)], None, "ldm-vae report")
+    assert read == [run] and contents.album is not None and contents.album.images
+    assert contents.facts["weights sha256"] == LatentCodec.load(run, device="cpu").weights_hash
+
+
+def test_pictures_do_without_the_scale(run: Path) -> None:
+    """They are of raw latents, and damaged statistics are told where the scale would stand."""
+    (run / "latent_statistics.json").write_text("{")
+    contents = collect_contents([str(run)], None, "ldm-vae report")
+    assert contents.album is not None and contents.album.images
+    assert [gap.section for gap in contents.gaps] == ["latents"]
 
 
 def test_shards_that_cannot_be_read_are_told(run: Path) -> None:
