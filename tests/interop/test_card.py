@@ -36,6 +36,7 @@ def card_of(loaded: LoadedModel, folder: Path, licence: str | None = None, hub_i
 @pytest.mark.parametrize(
     ("licence", "stated"),
     [(None, {"license": "unknown"}), ("MIT", {"license": "mit"}), ("cc-by-4.0", {"license": "cc-by-4.0"}),
+     ("etalab-2.0", {"license": "etalab-2.0"}),
      ("My-Licence-1", {"license": "other", "license_name": "my-licence-1"})],
 )  # fmt: skip
 def test_metadata_is_what_the_hub_reads(
