@@ -9,6 +9,7 @@ from typing import Any
 
 from ldm_vae.interop.results import CONTENT, Comparison, Interval, Measurement, comparable, conditions
 from ldm_vae.metrics.descriptions import describe_metric
+from ldm_vae.printable import counted
 from ldm_vae.recipe import leaves
 from ldm_vae.report.diagnosis import count_verdicts, verdicts
 from ldm_vae.report.numbers import short
@@ -17,7 +18,6 @@ from ldm_vae.report.tables import (
     DifferenceTable,
     MetricTable,
     difference_table,
-    images_of,
     metric_table,
     protocol_line,
     setting,
@@ -177,7 +177,11 @@ def _validation(run: RunFolder) -> dict[str, str]:
     config, images = section(run.recipe, "validation"), run.last("validation/images")
     sides = {name: config.get(name) for name in ("resize", "crop")}
     words = {name: f"{name} {side}" if side else f"no {name}" for name, side in sides.items()}
-    return {"data": f"on {run.validation_shards}", "images": "" if images is None else images_of(images), **words}
+    return {
+        "data": f"on {run.validation_shards}",
+        "images": "" if images is None else counted(int(images), "image"),
+        **words,
+    }
 
 
 def _verdicts(run: RunFolder) -> str:
