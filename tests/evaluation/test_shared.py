@@ -6,7 +6,11 @@ from ldm_vae.evaluation.shared import shared_entries, shared_reasons
 
 
 def test_an_entry_that_differs_names_the_codecs_of_each_text() -> None:
-    tables = {"a": {"step": 1, "crop": "none"}, "b": {"crop": "none", "step": 2}, "c": {"crop": "none"}}
+    tables: dict[str, dict[str, object]] = {
+        "a": {"step": 1, "crop": "none"},
+        "b": {"crop": "none", "step": 2},
+        "c": {"crop": "none"},
+    }
     assert shared_entries(tables) == {("step", "1"): ["a"], ("step", "2"): ["b"], ("crop", "none"): ["a", "b", "c"]}
 
 
