@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ldm_vae.atomic import atomic_file
+from ldm_vae.atomic import atomic_file, require_writable
 from ldm_vae.choices import LatentKind
 from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Precision, Resize, Shards, image_config
 from ldm_vae.cli.summary import per_image, say_reasons, speed
@@ -63,9 +63,14 @@ def encode(
     from ldm_vae.data.shards.index import load_index
     from ldm_vae.latents.encode import encode_shards
     from ldm_vae.latents.folder import read_latents_file, read_records
+    from ldm_vae.latents.format import LATENTS_FILE
     from ldm_vae.latents.job import latent_job
 
-    refuse_one_for_several(rank_and_world()[1], local_device())
+    rank, world = rank_and_world()
+    refuse_one_for_several(world, local_device())
+    if dry_run and world > 1:
+        raise UserError("--dry-run in several processes", "run it in one: they share the time that it tells")
+    require_writable(out / LATENTS_FILE)
     codec = LatentCodec.load(model, device=local_device(), dtype=precision)
     image = image_config(codec.model.config.in_channels, resize, crop)
     job = latent_job(
@@ -81,13 +86,10 @@ def encode(
         keep_image=keep_image,
         seed=seed,
     )
-    rank, world = rank_and_world()
     index = load_index(shards)
     if dry_run:
         from ldm_vae.cli.encode_dry_run import say_dry_run
 
-        if world > 1:
-            raise UserError("--dry-run in several processes", "run it in one: they share the time that it tells")
         say_dry_run(codec, index, out, job, workers=workers, prune=prune)
         return
     started = time.monotonic()

@@ -113,7 +113,7 @@ def encode_shards(
     if gone and not prune:
         raise gone_error(folder, job, gone)
     _refuse_other_source(folder, begun, job, records, named, mine)
-    _refuse_other_files(folder, begun, [name for name, _ in mine])
+    refuse_other_files(folder, begun, [name for name, _ in mine])
     moved = begun.job.source not in (None, job.source)
     if moved:
         begun = begun.model_copy(update={"job": begun.job.model_copy(update={"source": job.source})})
@@ -208,7 +208,7 @@ def _refuse_other_source(
         raise UserError(what, "give another folder, or the shards that it was begun with")
 
 
-def _refuse_other_files(folder: Path, begun: LatentsFile, names: Iterable[str]) -> None:
+def refuse_other_files(folder: Path, begun: LatentsFile, names: Iterable[str]) -> None:
     """Raises UserError if a finished folder holds files of these names that it was not finished with."""
     for name in names if begun.complete else ():
         for path in (folder / name, record_path(folder, name)):

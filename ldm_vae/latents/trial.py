@@ -27,7 +27,7 @@ from ldm_vae.data.shards.scan import add_picture_sizes
 from ldm_vae.data.shards.shard import ShardIndex
 from ldm_vae.data.shards.tar import TAR_BLOCK, tar_size
 from ldm_vae.data.shards.urls import is_remote
-from ldm_vae.latents.encode import gone_error, names_of
+from ldm_vae.latents.encode import gone_error, names_of, refuse_other_files
 from ldm_vae.latents.folder import begun_job, npy_file, read_records
 from ldm_vae.latents.format import LatentJob, stored_arrays
 from ldm_vae.latents.prefetch import in_thread
@@ -74,7 +74,7 @@ def missing_shards(index: Index, folder: Path, job: LatentJob, *, prune: bool) -
     """The shards of which a folder has no finished tar, and how many it has.
 
     Whether these were made from what the shards hold now is not looked at, because all would have to be read.
-    Raises UserError if the folder holds other latents, or some of shards that are gone.
+    Raises UserError if the folder holds other latents, files that are none of ours, or latents of shards that are gone.
     """
     named = dict(zip(names_of(index), index.shards, strict=True))
     begun = begun_job(folder, job)
@@ -82,7 +82,10 @@ def missing_shards(index: Index, folder: Path, job: LatentJob, *, prune: bool) -
     gone = [name for name in records if name not in named]
     if gone and not prune:
         raise gone_error(folder, job, gone)
-    return [shard for name, shard in named.items() if name not in records], len(records.keys() & named.keys())
+    missing = {name: shard for name, shard in named.items() if name not in records}
+    if begun is not None:
+        refuse_other_files(folder, begun, missing)
+    return list(missing.values()), len(named) - len(missing)
 
 
 def latent_bytes(shards: Sequence[ShardIndex], job: LatentJob) -> int | None:
