@@ -182,14 +182,15 @@ def _inspect_folder(folder: Path, decode: bool, channels: int | None) -> Report 
     shards = scan_folder(folder, group=sys.maxsize)
     if not shards:
         return None
-    usable = np.zeros(0, dtype=bool)
+    usable: list[NDArray[np.bool_]] = []
     problems: list[Problem] = []
     with closing(RangeReader()) as reader:
         for start in range(0, shards[0].samples, FOLDER_SHARD):
             chosen = range(start, min(start + FOLDER_SHARD, shards[0].samples))
             mine, found = _inspect_samples(reader, shards[0], chosen, decode, channels)
-            usable, problems = np.concatenate([usable, mine]), problems + found
-    return Report(str(folder), shards[0].subset(usable), problems)
+            usable.append(mine)
+            problems += found
+    return Report(str(folder), shards[0].subset(np.concatenate(usable)), problems)
 
 
 def _inspect_samples(
@@ -239,9 +240,8 @@ def _content_problems(reader: RangeReader, shard: ShardIndex, ordinal: int, chan
     """What is wrong with the contents of a sample."""
     found = []
     for field in shard.fields(ordinal):
-        if channels is not None or field not in ("tif", "tiff"):
-            reason = _content_problem(reader, field, *shard.place(ordinal, field), channels)
-            found += [Problem(f"{shard.key(ordinal)}.{field}", reason)] if reason else []
+        reason = _content_problem(reader, field, *shard.place(ordinal, field), channels)
+        found += [Problem(f"{shard.key(ordinal)}.{field}", reason)] if reason else []
     return found
 
 
