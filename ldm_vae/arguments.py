@@ -14,6 +14,7 @@ from torch import Tensor
 from ldm_vae.data.images.pixels import RANGE_TOLERANCE
 from ldm_vae.errors import UserError
 from ldm_vae.finite import NonFiniteError, not_finite
+from ldm_vae.precision import name_of_type
 
 BYTES_FROM = 16.0  # images with larger values are of 8 bits; normalised ones do not go so far
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # types that a codec runs in
@@ -105,11 +106,6 @@ def refuse_unknown(options: Mapping[str, object], function: Callable[..., object
     for name in options:
         if name not in known:
             raise UserError(f"from_pretrained(..., {name}=...)", INSTEAD.get(name, f"give any of {', '.join(known)}"))
-
-
-def name_of_type(dtype: torch.dtype) -> str:
-    """Its name without the module, such as bfloat16."""
-    return str(dtype).removeprefix("torch.")
 
 
 def device_and_type(

@@ -18,7 +18,6 @@ from ldm_vae.arguments import (
     device_and_type,
     device_named,
     floating_type,
-    name_of_type,
     refuse_unknown,
 )
 from ldm_vae.bottlenecks.scale import LatentScale
@@ -36,7 +35,7 @@ from ldm_vae.interop.load import LoadedModel, ModelSource, encoder_hash, load_mo
 from ldm_vae.networks.network import Network
 from ldm_vae.noise import GivenNoise
 from ldm_vae.piecewise import passes
-from ldm_vae.precision import at_least_float32
+from ldm_vae.precision import at_least_float32, name_of_type
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

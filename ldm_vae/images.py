@@ -21,6 +21,7 @@ from torch import Tensor
 from ldm_vae.data.images.pixels import RANGE_TOLERANCE, from_pillow
 from ldm_vae.data.images.pixels import to_uint8 as to_uint8
 from ldm_vae.errors import UserError
+from ldm_vae.precision import name_of_type
 
 Array = npt.NDArray[Any]
 ONE_BY_ONE = "give those of one size at a time: [codec.encode({}(image)) for image in images]"
@@ -95,7 +96,7 @@ def from_uint8(images: Tensor) -> Tensor:
     torch.Size([1, 3, 16, 32])
     """
     if images.dtype != torch.uint8 or images.ndim not in (3, 4):
-        what = f"a tensor of shape {list(images.shape)}, {str(images.dtype).removeprefix('torch.')}"
+        what = f"a tensor of shape {list(images.shape)}, {name_of_type(images.dtype)}"
         raise UserError(what, "give uint8 (B, C, H, W) or (C, H, W)")
     return (images if images.ndim == 4 else images[None]).float() / 127.5 - 1.0
 
