@@ -91,7 +91,7 @@ def floating_type(dtype: object) -> torch.dtype | None:
 INSTEAD = {
     "cache_dir": "set HF_HOME, the Hub's cache for all libraries",
     "device_map": "give device=, such as device='cuda'",
-    "force_download": "empty the Hub's cache (`hf cache delete`)",
+    "force_download": "remove the model's folder, models--OWNER--NAME, from the Hub's cache",
     "local_files_only": "set HF_HUB_OFFLINE=1",
     "low_cpu_mem_usage": "leave it out: weights are never held twice",
     "proxies": "set HTTPS_PROXY",

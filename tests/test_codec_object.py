@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from huggingface_hub.file_download import repo_folder_name
 
 from ldm_vae import LatentCodec, UserError
 from ldm_vae.bottlenecks.scale import LatentScale
@@ -94,6 +95,7 @@ def test_from_pretrained_takes_what_diffusers_takes_or_says_what_to_do(folder: P
     for options, said in {
         "cache_dir": "HF_HOME", "device_map": "device=", "token": "HF_TOKEN", "use_safetensors": "leave it out",
         "local_files_only": "HF_HUB_OFFLINE", "colour": "give any of device, dtype, variant",
+        "force_download": repo_folder_name(repo_id="OWNER/NAME", repo_type="model"),
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=said):
             LatentCodec.from_pretrained(folder, **{options: "x"})
