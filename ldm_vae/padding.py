@@ -37,7 +37,7 @@ def check_size(size: Sequence[int], height: int, width: int) -> None:
     try:
         rows, columns = map(index, size)
     except (TypeError, ValueError):  # no sequence of integers, or not of two
-        given = f"size {tuple(size)}" if isinstance(size, tuple | list) else f"a size that is a {kind_of(size)}"
+        given = f"size {tuple(size)}" if isinstance(size, tuple | list) else f"a size of type {kind_of(size)}"
         raise UserError(given, "give (height, width) in pixels, such as images.shape[2:]") from None
     if not (0 < rows <= height and 0 < columns <= width):
         raise UserError(f"size {rows} x {columns}", f"these latents decode to {height} x {width} at most")

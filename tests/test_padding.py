@@ -30,8 +30,8 @@ def test_padding_reflects_and_repeats_where_it_cannot() -> None:
         (IMAGES.shape, r"size \(2, 3, 8, 8\): give \(height, width\)"),
         ((8,), r"size \(8,\): give"),
         ([7.5, 8], r"size \(7.5, 8\): give"),
-        (8, "a size that is a int: give"),
-        (IMAGES, "a size that is a Tensor: give"),
+        (8, "a size of type int: give"),
+        (IMAGES, "a size of type Tensor: give"),
     ],
     ids=["shape", "one", "fraction", "number", "images"],
 )
