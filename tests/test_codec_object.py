@@ -49,12 +49,17 @@ def test_repr_says_shape_type_scale_and_source_in_two_lines(
     assert second == f"  {said}"
 
 
-def test_formula_is_what_the_scale_does() -> None:
+def test_formula_and_inverse_are_what_the_scale_does() -> None:
     z = torch.tensor(1.5, dtype=torch.float64)
     for scale in (LatentScale(0.25), LatentScale(0.5, 0.125), LatentScale(0.5, -0.125)):
         assert eval(scale.formula(), {"z": z}) == scale.apply(z[None, None, None]).item()
+        assert eval(scale.inverse(), {"latent": z}) == scale.remove(z[None, None, None]).item()
     scale = LatentScale(0.5, None, (1.0,), (4.0,))
     assert eval(scale.formula().replace("[", "(").replace("]", ")"), {"z": z}) == scale.apply(z[None, None]).item()
+    assert (
+        eval(scale.inverse().replace("[", "(").replace("]", ")"), {"latent": z}) == scale.remove(z[None, None]).item()
+    )
+    assert scale.inverse() == "latent * [4] / 0.5 + [1]"
 
 
 @pytest.mark.parametrize(
