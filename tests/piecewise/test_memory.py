@@ -84,7 +84,6 @@ def grid() -> list[Any]:
         for bound in bounds
         for direction in ("decode", "encode")
     ]
-    narrow = {"block_out_channels": (8, 16, 16)}
     cells += [
         {"direction": "decode", "size": (1536, 1024), "MiB": 450, "network": attending, "threads": 2},
         {"direction": "encode", "size": (1001, 1203), "MiB": 200, "warm": False},
@@ -92,7 +91,6 @@ def grid() -> list[Any]:
         {"direction": "decode", "size": (1024, 1024), "MiB": 200, "batch": 3},
         {"direction": "encode", "size": (1024, 1024), "MiB": 200, "batch": 3},
         {"direction": "decode", "size": (1024, 1024), "MiB": 200, "dtype": "bfloat16"},
-        {"direction": "decode", "size": (1024, 1024), "MiB": 260, "batch": 16, "dtype": "bfloat16", "network": narrow},
         {"direction": "encode", "size": (1023, 1023), "MiB": 200, "dtype": "bfloat16"},
         {"direction": "decode", "size": (1024, 1024), "MiB": 250, "channels_last": True},
         {"direction": "decode", "size": (512, 2048), "MiB": 300, "dtype": "float64"},
