@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ldm_vae.codec import LatentCodec, pad_to_multiple
+from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import fit_image
 from ldm_vae.data.images.in_order import IN_FLIGHT, Work, in_order
@@ -32,6 +32,7 @@ from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.latents.format import LatentJob
 from ldm_vae.latents.prefetch import in_thread
 from ldm_vae.noise import GivenNoise, rng
+from ldm_vae.padding import pad_to_multiple
 
 WINDOW_BATCHES = 8  # batches of images among which those of one size are grouped
 WINDOW_PIXELS = 2**25  # pixels that such a window holds at most: 400 MB of three float32 channels
