@@ -34,7 +34,8 @@ def remedy(recipe: Recipe, size: tuple[int, int], world: int, memory: int | None
         words.append(f"optimizer.accumulation={accumulation} (the batch stays {recipe.data.batch})")
     if not recipe.model.gradient_checkpointing:
         words.append("model.gradient_checkpointing=true")
-    return f"set {', '.join([*words, 'or a smaller data.image.crop'])}"
+    last = "a smaller data.image.crop"
+    return f"set {', '.join([*words, f'or {last}'])}" if words else f"set {last}"
 
 
 def fitting(recipe: Recipe, one: Cost, world: int, memory: int | None) -> int | None:

@@ -113,6 +113,7 @@ class Counts:
     pageable: copies that could not go on beside the host.
     kernels: operations that computed something.
     up, down: bytes copied to the device and from it.
+    allocations: storages made on the device.
     state: bytes on the device before and after.
     peak: most bytes at once.
     """
@@ -122,6 +123,7 @@ class Counts:
     kernels: int
     up: int
     down: int
+    allocations: int
     state: int
     peak: int
 
@@ -140,6 +142,7 @@ def counts(record: Record, state: int) -> Counts:
         kernels=record.kernels.total(),
         up=record.up,
         down=record.down,
+        allocations=record.allocations,
         state=state,
         peak=record.peak,
     )

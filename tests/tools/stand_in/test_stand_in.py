@@ -1,4 +1,4 @@
-"""The stand-in device does what a GPU would: refuses, waits, holds memory, casts; and computes what the CPU computes."""
+"""The stand-in device does what a GPU would: refuses, waits, holds memory, casts; and its values are the CPU's."""
 
 from __future__ import annotations
 
@@ -45,8 +45,12 @@ def test_it_notes_what_the_host_waits_for() -> None:
 
 def test_memory_is_that_of_the_tensors_that_are_left() -> None:
     assert play("memory") == {
-        **{"two": 8000, "a view is left": 4000, "none": 0},
-        **{"capacity": 0, "enough": 1, "second": 0},
+        "two": 8000,
+        "a view is left": 4000,
+        "none": 0,
+        "capacity": 0,
+        "enough": 1,
+        "second": 0,
     }
 
 
