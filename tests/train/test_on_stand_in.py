@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ldm_vae.recipe import load_recipe
+from tests.tools.stand_in.play import play
 from tests.tools.stand_in.scenes import NAMED
-from tests.tools.stand_in.test_stand_in import play
 from train.build import build_autoencoder
 from train.cost import count_step
 from train.recipe import Recipe
