@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from ldm_vae.choices import FORMER_PRECISIONS
 from ldm_vae.data.stream.reader import DataConfig
+from ldm_vae.devices import has_bfloat16, local_device
 from ldm_vae.losses.adversarial import DiscriminatorConfig
 from ldm_vae.losses.adversary import AdversaryConfig
 from ldm_vae.losses.objective import LossConfig
@@ -175,6 +175,5 @@ def resolve_precision(recipe: Recipe) -> Recipe:
     """The recipe with `precision: auto` replaced by the precision for this machine."""
     if recipe.precision != "auto":
         return recipe
-    gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    half = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    half = has_bfloat16(torch.device(local_device()))
     return recipe.model_copy(update={"precision": "bfloat16" if half else "float32"})

@@ -17,6 +17,7 @@ from ldm_vae.atomic import remove_abandoned
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.reader import train_batches
 from ldm_vae.data.stream.shared_memory import require_shared_memory, shared_bytes
+from ldm_vae.devices import choose_device
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.networks.network import Network
@@ -51,6 +52,8 @@ def run_training(recipe: Recipe) -> None:
     """
     accelerator = build_accelerator(recipe)
     recipe = resolve_precision(recipe)
+    if accelerator.is_main_process:
+        logger.info("device: %s", choose_device().in_words())
     folder, main = Path(recipe.output), accelerator.is_main_process
     checkpoint = latest_checkpoint(folder, accelerator)
     autoencoder, recipe = build_autoencoder(recipe, checkpoint)
