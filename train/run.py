@@ -52,8 +52,6 @@ def run_training(recipe: Recipe) -> None:
     """
     accelerator = build_accelerator(recipe)
     recipe = resolve_precision(recipe)
-    if accelerator.is_main_process:
-        logger.info("device: %s", choose_device().in_words())
     folder, main = Path(recipe.output), accelerator.is_main_process
     checkpoint = latest_checkpoint(folder, accelerator)
     autoencoder, recipe = build_autoencoder(recipe, checkpoint)
@@ -136,6 +134,7 @@ def train_under_lock(
             *(folder, start, recipe.steps, counted(accelerator.num_processes, "process"), accelerator.device.type),
             *(recipe.precision, counted(index.samples, "image"), counted(len(index.shards), "shard")),
         )
+        logger.info("device: %s", choose_device().in_words())
         if run.origin is not None and run.origin.scale is not None and recipe.model.train == "all":
             message = "%s: its latents become others than those of %s, whose scale (%s) is not theirs: `ldm-vae stats`"
             logger.warning(message, folder, recipe.model.init_from, run.origin.scale.in_words())
