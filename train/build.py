@@ -20,6 +20,7 @@ from ldm_vae.losses.objective import build_heads, build_objective
 from ldm_vae.losses.perceptual import LPIPS, perceptual_channels
 from ldm_vae.metrics.image import OF_TORCHMETRICS
 from ldm_vae.networks.network import Network, NetworkConfig
+from ldm_vae.nn.norm import keep_types
 from ldm_vae.parts import ADVERSARIES, NETWORKS
 from ldm_vae.pretrained.frozen import pin
 from train.ema import Ema
@@ -142,6 +143,9 @@ def build_run(
         for module in (autoencoder, *networks.values(), *frozen.values()):
             module.double()
 
+    if recipe.norms == "bfloat16":
+        for network in (autoencoder, *networks.values()):
+            keep_types(network)
     ema = Ema(autoencoder, recipe.ema)
     optimizer, lr = recipe.optimizer, recipe.optimizer.lr
     updates = {"model": update(autoencoder, optimizer, lr, recipe.steps)}

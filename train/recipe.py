@@ -65,6 +65,10 @@ class Recipe(Config):
     """Arithmetic of the networks; weights stay float32. auto: bfloat16 on a GPU that has it, else float32. float64:
     everything, weights too. The former words no (float32) and bf16 are read as well."""
 
+    norms: Literal["autocast", "bfloat16"] = "autocast"
+    """With `precision: bfloat16`, the type that group norms read and write; statistics are float32 in both. autocast:
+    what PyTorch chooses, on CUDA float32. bfloat16: takes a third less memory there (configs/RESULTS.md)."""
+
     model: Annotated[SerializeAsAny[ModelConfig], MODELS] = Field(default_factory=_default_model)
     """The autoencoder."""
 
@@ -105,6 +109,8 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _check_fields_together(self) -> Recipe:
         model, image = self.model, self.data.image
+        if self.norms == "bfloat16" and self.precision in ("float32", "float64"):
+            raise ValueError(f"norms: bfloat16 is for precision: bfloat16 or auto, not {self.precision}")
         if model.train not in ("all", *model.train_parts):
             known = ", ".join(("all", *model.train_parts))
             raise ValueError(f"model.train {model.train!r}: a network of kind {model.kind} knows {known}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldm_vae.errors import UserError
 
-PROVEN = ("cpu", "cuda")  # types of devices on which our tests train
+PROVEN = ("cpu", "cuda", "gpu")  # types of devices on which our tests train; gpu is the stand-in (tools/stand_in)
 REMEDY = "train on another device (ACCELERATE_USE_CPU=true), or with a newer PyTorch"
 
 
