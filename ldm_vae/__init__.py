@@ -22,6 +22,7 @@ Names are imported when first asked for, so that the command line answers withou
                    rule
     progress.py    The progress of long work on stderr: a bar on a terminal, a line now and then in a log
     launch.py      The `accelerate launch` that started this process, and what a person told it
+    devices.py     The device that a command computes on: which one, why no other, and what it lacks
     waiting.py     How PyTorch's threads wait for each other on a CPU, chosen by the load of the machine
     writers.py     Which process wrote a hidden file, and whether it lives, as far as its number and the time tell
     marks.py       What stands in for locks where the file system has none

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm_vae.data.images.pixels import RANGE_TOLERANCE
+from ldm_vae.devices import has_float64
 from ldm_vae.errors import UserError
 from ldm_vae.finite import NonFiniteError, not_finite
 from ldm_vae.precision import name_of_type
@@ -98,6 +99,12 @@ INSTEAD = {
     "token": "set HF_TOKEN, or log in with `hf auth login`",
     "use_safetensors": "leave it out: safetensors are preferred, and no code of a pickle ever runs",
 }
+
+
+def refuse_absent_type(dtype: torch.dtype | None, device: torch.device | None) -> None:
+    """Raises UserError for float64 on a device that has none."""
+    if dtype == torch.float64 and device is not None and not has_float64(device):
+        raise UserError(f"float64 on {device}, which has none", "take float32, or device='cpu'")
 
 
 def refuse_unknown(options: Mapping[str, object], function: Callable[..., object]) -> None:

@@ -17,6 +17,7 @@ from ldm_vae.arguments import (
     device_and_type,
     device_named,
     floating_type,
+    refuse_absent_type,
     refuse_unknown,
 )
 from ldm_vae.bottlenecks.scale import LatentScale
@@ -122,12 +123,14 @@ class LatentCodec:
         loaded = load_model(ref, variant=variant, revision=revision, subfolder=subfolder)
         live = loaded.source.kind == "live"
         if device is None and not live:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         if dtype is None and not live:
             dtype = torch.float32
         rounded = dtype not in (None, torch.float32)
         hashes = (weights_hash(loaded.model), encoder_hash(loaded.model)) if rounded else (None, None)
-        model = loaded.model.to(device_named(device))
+        where = device_named(device)
+        refuse_absent_type(dtype, where)
+        model = loaded.model.to(where)
         if dtype is not None:
             model.cast(dtype)
         if channels_last:
@@ -167,6 +170,7 @@ class LatentCodec:
         torch.bfloat16
         """
         where, kind = device_and_type(given, device, dtype)
+        refuse_absent_type(kind or self.dtype, where or self.device)
         if kind is not None and kind != self.dtype:
             _ = self.hashes  # computed before the weights are rounded
             self.model.cast(kind)

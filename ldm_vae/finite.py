@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ldm_vae.devices import has_float64
 from ldm_vae.errors import UserError
 from ldm_vae.networks.network import Network
 from ldm_vae.precision import at_least_float32, name_of_type, without_autocast
@@ -37,7 +38,7 @@ def run_finite(
 
     what: what is computed, for the warning.
     """
-    x = x.to(device)
+    x = (x if has_float64(device) or x.dtype != torch.float64 else x.float()).to(device)
     with without_autocast(device):
         result = at_least_float32(network(model, x.to(model.dtype)))
         broken = not_finite(result)

@@ -47,6 +47,11 @@ def find_launch(process: int) -> Launch | None:
     return None
 
 
+def is_set(variable: str) -> bool:
+    """Whether a variable of accelerate says yes, in any of the words that accelerate knows."""
+    return os.environ.get(variable, "").lower() in ("1", "true", "t", "yes", "y", "on")
+
+
 def refuse_one_for_several(processes: int, device: str) -> None:
     """Raises UserError where the launcher was told to start several processes and has started one.
 

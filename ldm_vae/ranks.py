@@ -16,13 +16,6 @@ def rank_and_world() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def local_device() -> str:
-    """The GPU of this process, or the CPU."""
-    import torch  # how a command ends is told through this module, also where it never needed torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-
-
 def all_gather(value: ValueT) -> list[ValueT]:
     """Gives every process the values of all processes, in the order of ranks. All processes must call it."""
     rank, world = rank_and_world()

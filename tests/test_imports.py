@@ -31,6 +31,7 @@ ROOMS = (
     "progress",
     "waiting",
     "launch",
+    "devices",
     "schedules",
     "writers",
     "marks",

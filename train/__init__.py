@@ -12,6 +12,7 @@ look.py         A look at some training images: their size, and how many can be 
 measure.py      The time of a training step on this device
 launch.py       What a launcher was told beside the recipe: what contradicts the recipe is refused, since
                 accelerate would ignore it
+trial.py        Whether a device can train, tried on a few numbers before any work
 build.py        A recipe -> the parts of a run, prepared by accelerate
 initialise.py   First weights of an autoencoder that make it a working codec: it averages f x f pixels
 state.py        The parts of a run that a training step works on: networks, objective, updates and noise
@@ -22,6 +23,7 @@ ema.py          Exponential moving average of the autoencoder's weights: the wei
                 exported
 guard.py        The non-finite guard: a step whose gradient holds NaN or infinity changes nothing, is counted,
                 and may stop the run
+sums.py         Sums as exact as float64, on devices that have no float64, too
 agreement.py    A check at every save that all ranks hold the same bits
 loop.py         The loop of a run: step, log, validate, save; until the last step, a signal, or an error
 data_wait.py    How long the device stands still because the next images have not come

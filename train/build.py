@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ldm_vae.devices import has_float64
 from ldm_vae.errors import UserError
 from ldm_vae.extras import require
 from ldm_vae.interop.checkpoint import Checkpoint
@@ -19,6 +20,7 @@ from ldm_vae.losses.objective import build_heads, build_objective
 from ldm_vae.losses.perceptual import LPIPS, perceptual_channels
 from ldm_vae.metrics.image import OF_TORCHMETRICS
 from ldm_vae.networks.network import Network, NetworkConfig
+from ldm_vae.nn.norm import keep_types
 from ldm_vae.parts import ADVERSARIES, NETWORKS
 from ldm_vae.pretrained.frozen import pin
 from train.ema import Ema
@@ -29,6 +31,7 @@ from train.optimizer import OptimizerConfig, Update, build_update
 from train.recipe import MODELS, ModelConfig, Recipe, resolve_precision
 from train.snapshot import RUN_GROUPS
 from train.state import Run
+from train.trial import PROVEN, check_trains
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
@@ -41,6 +44,10 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     half = resolve_precision(recipe).precision == "bfloat16"
     accelerator = Accelerator(mixed_precision="bf16" if half else "no")
     check_processes(accelerator)
+    if accelerator.device.type not in PROVEN:
+        check_trains(accelerator.device)
+    if recipe.precision == "float64" and not has_float64(accelerator.device):
+        raise UserError(f"precision: float64 on {accelerator.device}, which has none", "set precision=float32")
     if accelerator.num_processes > 1 and recipe.discriminator is not None and recipe.discriminator.sees_batches:
         raise UserError(
             "discriminator.norm: batch sees one process's images, not the batch", "use group on several processes"
@@ -136,6 +143,9 @@ def build_run(
         for module in (autoencoder, *networks.values(), *frozen.values()):
             module.double()
 
+    if recipe.norms == "bfloat16":
+        for network in (autoencoder, *networks.values()):
+            keep_types(network)
     ema = Ema(autoencoder, recipe.ema)
     optimizer, lr = recipe.optimizer, recipe.optimizer.lr
     updates = {"model": update(autoencoder, optimizer, lr, recipe.steps)}

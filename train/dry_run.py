@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 from rich.syntax import Syntax
 from torch import nn
 
 from ldm_vae.data.shards.index import Index, load_index
 from ldm_vae.data.stream.reader import train_batches, validation_batches
+from ldm_vae.devices import choose_device, local_device
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.printable import counted, printable, say
 from ldm_vae.quantities import DAY, binary_size, duration
-from ldm_vae.ranks import local_device
 from ldm_vae.recipe import as_yaml
 from ldm_vae.waiting import usable_cores
 from train.build import build_adversaries, build_autoencoder, check_installed
@@ -74,8 +73,9 @@ def describe_recipe(recipe: Recipe, changed: Mapping[str, Any] | None = None, *,
     kept = f"of it {binary_size(cost.state)} for weights, averages and moments"
     say(f"a step: {cost.in_words()}, {kept} (counted in {recipe.precision})")
     say(f"weights: {_first_weights(recipe, checkpoint)}")
-    say(f"device: {_device()}, {recipe.precision}")
-    memory = device_memory(torch.device(_device_name()))
+    device = choose_device()
+    say(f"device: {device.in_words()}, {recipe.precision}")
+    memory = device_memory(torch.device(device.device))
     if memory is not None and not fits(cost, memory):
         size = (look.first.shape[2], look.first.shape[3])
         say(f"TOO LARGE for the {binary_size(memory)} of this device: {remedy(recipe, size, 1, memory)}")
@@ -145,7 +145,7 @@ def _say_validation(recipe: Recipe) -> None:
 def _say_time(recipe: Recipe, checkpoint: Checkpoint | None, look: Look, cost: Cost, measure: bool) -> None:
     """How long the steps that are left take: as measured, else, where no CPU could take them in a month, at least."""
     steps = recipe.steps - (0 if checkpoint is None else checkpoint.step)
-    images, device = steps * recipe.data.batch, _device()
+    images, device = steps * recipe.data.batch, local_device()
     if measure:
         each, together = seconds_per_image(recipe, checkpoint, look.first, cost)
         say(f"measured: {duration(each)} an image, of {counted(together, 'image')} at once")
@@ -156,17 +156,6 @@ def _say_time(recipe: Recipe, checkpoint: Checkpoint | None, look: Look, cost: C
     if seconds > LONG:
         least = "" if measure else f": at least {duration(seconds)}, were its cores as fast as any"
         say(f"TOO LONG for this device{least}. Take a GPU, or a smaller recipe such as configs/try_f8.yaml")
-
-
-def _device_name() -> str:
-    """The device that accelerate takes."""
-    return "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else local_device()
-
-
-def _device() -> str:
-    """The same with the name of its maker."""
-    device = _device_name()
-    return device if device == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
 
 
 def _parameters(module: nn.Module) -> str:

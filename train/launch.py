@@ -17,7 +17,7 @@ from accelerate.commands.config.config_args import default_config_file
 
 from ldm_vae.choices import FORMER_PRECISIONS
 from ldm_vae.errors import UserError
-from ldm_vae.launch import Launch, find_launch, how_to_launch, refuse_one_for_several
+from ldm_vae.launch import Launch, find_launch, how_to_launch, is_set, refuse_one_for_several
 from ldm_vae.printable import counted
 from train.recipe import Recipe, resolve_precision
 
@@ -34,6 +34,12 @@ VARIABLES = {  # option of `accelerate launch` -> the environment variable of th
     "dynamo_backend": "ACCELERATE_DYNAMO_BACKEND",
 }
 LAUNCHED = ("ACCELERATE_DYNAMO_MODE", "FORK_LAUNCHED")  # every launcher of accelerate sets one of them, and no person
+DATA_PARALLEL = (
+    DistributedType.NO,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_XPU,
+    DistributedType.MULTI_CPU,
+)
 DEFAULT = "no"  # what the launchers set where nobody chose
 
 
@@ -52,7 +58,7 @@ class Said:
 def check_launch(recipe: Recipe) -> None:
     """Raises UserError for a launch that would train wrongly, or otherwise than the recipe says."""
     for variable, name in REFUSED_LAUNCHES.items():
-        if os.environ.get(variable, "false").lower() in ("1", "true", "t", "yes", "y", "on"):
+        if is_set(variable):
             raise UserError(
                 f"{name} is not supported",
                 "it shards one model and this trains two: launch with plain data parallelism (DDP)",
@@ -92,7 +98,7 @@ def check_processes(accelerator: Accelerator) -> None:
             f"WORLD_SIZE is {world} and accelerate sees {counted(accelerator.num_processes, 'process')}",
             how_to_launch("cpu", "N"),
         )
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+    if accelerator.distributed_type not in DATA_PARALLEL:
         raise UserError(f"{accelerator.distributed_type} is not supported", "launch with data parallelism (DDP)")
     refuse_one_for_several(accelerator.num_processes, accelerator.device.type)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm_vae.atomic import append, atomic_file
 from ldm_vae.documents import LARGE, parse_lines, read_file
 from ldm_vae.recipe import Config
+from train.sums import RunningSum, gather_float64
 
 
 class LogConfig(Config):
@@ -32,20 +33,25 @@ class Meter:
     """Means of scalars since the last row, kept on the device. Values that are not finite are left out."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}  # name -> (sum, count), float64
+        self.sums: dict[str, RunningSum] = {}  # name -> (sum, count)
 
     @torch.no_grad()
     def add(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
             finite = value.isfinite()
-            pair = torch.stack([torch.where(finite, value, 0.0), finite.to(value)]).double()
-            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+            pair = torch.stack([torch.where(finite, value, 0.0), finite.to(value)])
+            if name in self.sums:
+                self.sums[name].add(pair)
+            else:
+                self.sums[name] = RunningSum(pair)
 
     def gather(self, accelerator: Accelerator) -> Tensor:
-        """(ranks, names, 2): sum and count of every rank, in the order of `names`."""
-        local = torch.stack([self.sums[name] for name in self.names])
-        gathered: Tensor = accelerator.gather(local[None])
-        return gathered
+        """(ranks, names, 2), float64: sum and count of every rank, in the order of `names`."""
+        return gather_float64(accelerator, torch.stack([self.sums[name].total() for name in self.names]))
+
+    def restore(self, names: Sequence[str], sums: Tensor, device: torch.device) -> None:
+        """Goes on from what `gather` gave for one rank: (names, 2), on the CPU."""
+        self.sums = {name: RunningSum.of(pair, device) for name, pair in zip(names, sums, strict=True)}
 
     @property
     def names(self) -> list[str]:

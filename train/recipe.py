@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from ldm_vae.choices import FORMER_PRECISIONS
 from ldm_vae.data.stream.reader import DataConfig
+from ldm_vae.devices import has_bfloat16, local_device
 from ldm_vae.losses.adversarial import DiscriminatorConfig
 from ldm_vae.losses.adversary import AdversaryConfig
 from ldm_vae.losses.objective import LossConfig
@@ -65,6 +65,10 @@ class Recipe(Config):
     """Arithmetic of the networks; weights stay float32. auto: bfloat16 on a GPU that has it, else float32. float64:
     everything, weights too. The former words no (float32) and bf16 are read as well."""
 
+    norms: Literal["autocast", "bfloat16"] = "autocast"
+    """With `precision: bfloat16`, the type that group norms read and write; statistics are float32 in both. autocast:
+    what PyTorch chooses, on CUDA float32. bfloat16: takes a third less memory there (configs/RESULTS.md)."""
+
     model: Annotated[SerializeAsAny[ModelConfig], MODELS] = Field(default_factory=_default_model)
     """The autoencoder."""
 
@@ -105,6 +109,8 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _check_fields_together(self) -> Recipe:
         model, image = self.model, self.data.image
+        if self.norms == "bfloat16" and self.precision in ("float32", "float64"):
+            raise ValueError(f"norms: bfloat16 is for precision: bfloat16 or auto, not {self.precision}")
         if model.train not in ("all", *model.train_parts):
             known = ", ".join(("all", *model.train_parts))
             raise ValueError(f"model.train {model.train!r}: a network of kind {model.kind} knows {known}")
@@ -175,6 +181,5 @@ def resolve_precision(recipe: Recipe) -> Recipe:
     """The recipe with `precision: auto` replaced by the precision for this machine."""
     if recipe.precision != "auto":
         return recipe
-    gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    half = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    half = has_bfloat16(torch.device(local_device()))
     return recipe.model_copy(update={"precision": "bfloat16" if half else "float32"})

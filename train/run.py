@@ -17,6 +17,7 @@ from ldm_vae.atomic import remove_abandoned
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.reader import train_batches
 from ldm_vae.data.stream.shared_memory import require_shared_memory, shared_bytes
+from ldm_vae.devices import choose_device
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.networks.network import Network
@@ -133,6 +134,7 @@ def train_under_lock(
             *(folder, start, recipe.steps, counted(accelerator.num_processes, "process"), accelerator.device.type),
             *(recipe.precision, counted(index.samples, "image"), counted(len(index.shards), "shard")),
         )
+        logger.info("device: %s", choose_device().in_words())
         if run.origin is not None and run.origin.scale is not None and recipe.model.train == "all":
             message = "%s: its latents become others than those of %s, whose scale (%s) is not theirs: `ldm-vae stats`"
             logger.warning(message, folder, recipe.model.init_from, run.origin.scale.in_words())

@@ -74,7 +74,7 @@ def restore(run: Run, meter: Meter, health: Health, checkpoint: Checkpoint) -> N
     run.guard.longest.copy_(state["in_a_row"])
     if "meter" in state:
         sums = _sums_of_rank(state["meter"], run.accelerator.process_index, run.accelerator.num_processes)
-        meter.sums = dict(zip(checkpoint.meta["meter"], sums.to(run.accelerator.device).unbind(), strict=True))
+        meter.restore(checkpoint.meta["meter"], sums, run.accelerator.device)
 
 
 def _frozen(module: nn.Module) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import Index, load_index
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import DataConfig, ValidationBatches, validation_batches
+from ldm_vae.devices import home_of_float64, in_float64
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import measure_batches
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
@@ -32,6 +33,7 @@ from ldm_vae.progress import ProgressMeter
 from ldm_vae.recipe import Config
 from train.pictures import Shown, draw_sheet, reconstruct
 from train.preempt import Preemption
+from train.sums import sum_over_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ class ObservedCodec:
 
     def __init__(self, codec: LatentCodec) -> None:
         self.codec, self.device = codec, codec.device
-        self.bottleneck = copy.deepcopy(codec.model.bottleneck).double()
+        home = home_of_float64(codec.device)
+        self.bottleneck = copy.deepcopy(codec.model.bottleneck).to(home).double()
         channels, colours = codec.latent_channels, codec.model.config.out_channels
         zeros = {
             "rate": codec.model.bottleneck.groups(channels),
@@ -75,12 +78,12 @@ class ObservedCodec:
             "colour": colours,
             "colour_square": colours,
         }
-        self.sums = {name: torch.zeros(size, dtype=torch.float64, device=self.device) for name, size in zeros.items()}
-        self.sums |= {name: torch.zeros(1, dtype=torch.float64, device=self.device) for name in ("images", "positions")}
+        self.sums = {name: torch.zeros(size, dtype=torch.float64, device=home) for name, size in zeros.items()}
+        self.sums |= {name: torch.zeros(1, dtype=torch.float64, device=home) for name in ("images", "positions")}
 
     def encode(self, images: Tensor) -> Tensor:
         moments = self.codec.moments(images)
-        self.latent: Latent = self.bottleneck(moments.double())
+        self.latent: Latent = self.bottleneck(in_float64(moments))
         return self.latent.z.to(moments)
 
     def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
@@ -95,7 +98,7 @@ class ObservedCodec:
         self.sums["mean_square"] += mode.square().sum(dim=(0, 2, 3))
         self.sums["images"] += len(mode)
         self.sums["positions"] += mode[:, 0].numel()
-        colour = images.double().mean(dim=(2, 3))
+        colour = in_float64(images).mean(dim=(2, 3))
         self.sums["colour"] += colour.sum(dim=0)
         self.sums["colour_square"] += colour.square().sum(dim=0)
         return images
@@ -107,7 +110,7 @@ class ObservedCodec:
         active_channels_share: share of the latent channels that carry information.
         reconstruction_spread: standard deviation over images of a reconstruction's mean colour, range [-1, 1].
         """
-        sums: dict[str, Tensor] = {name: accelerator.reduce(value, "sum") for name, value in self.sums.items()}
+        sums = {name: sum_over_ranks(accelerator, value) for name, value in self.sums.items()}
         images, positions = sums["images"], sums["positions"]
         if not images:
             return {"images": 0.0}
@@ -183,8 +186,8 @@ class Validation:
         local = [
             [sum(row.values.get(name, 0.0) for row in rows), sum(name in row.values for row in rows)] for name in names
         ]
-        sums = torch.tensor(local, dtype=torch.float64, device=self.accelerator.device)
-        totals = self.accelerator.reduce(sums, "sum").tolist()
+        sums = torch.tensor(local, dtype=torch.float64, device=home_of_float64(self.accelerator.device))
+        totals = sum_over_ranks(self.accelerator, sums).tolist()
         return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
 
 

@@ -11,10 +11,10 @@ from ldm_vae.atomic import atomic_file
 from ldm_vae.cli.options import Model
 from ldm_vae.data.shards.disk import read_file, status
 from ldm_vae.data.shards.retry import Missing
+from ldm_vae.devices import local_device
 from ldm_vae.errors import UserError
 from ldm_vae.printable import counted, say
 from ldm_vae.progress import ProgressMeter
-from ldm_vae.ranks import local_device
 
 
 def decode(

@@ -13,11 +13,12 @@ from ldm_vae.atomic import atomic_file, require_writable
 from ldm_vae.choices import LatentKind
 from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Precision, Resize, Shards, image_config
 from ldm_vae.cli.summary import per_image, say_reasons, speed
+from ldm_vae.devices import local_device
 from ldm_vae.errors import UserError
 from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.printable import counted, say
 from ldm_vae.progress import ProgressMeter
-from ldm_vae.ranks import is_first_to_report, local_device, rank_and_world
+from ldm_vae.ranks import is_first_to_report, rank_and_world
 
 if TYPE_CHECKING:
     from ldm_vae.latents.encode import Share

@@ -14,13 +14,14 @@ import typer
 from ldm_vae.atomic import atomic_file
 from ldm_vae.choices import IMAGE_METRICS, SET_METRICS, USUAL_IMAGE_METRICS, USUAL_SET_METRICS, PublishedProtocol
 from ldm_vae.cli.options import BatchSize, Crop, Json, Precision, Resize, Shards, image_config
+from ldm_vae.devices import local_device
 from ldm_vae.errors import UserError
 from ldm_vae.extras import require
 from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.passwords import without_secrets
 from ldm_vae.printable import say
 from ldm_vae.progress import ProgressMeter
-from ldm_vae.ranks import local_device, rank_and_world
+from ldm_vae.ranks import rank_and_world
 
 if TYPE_CHECKING:
     from ldm_vae.codec import LatentCodec

@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from ldm_vae.cli.options import BatchSize, Crop, Model, Resize, Shards, image_config
+from ldm_vae.devices import local_device
 from ldm_vae.diagnostics.findings import IMAGES_INSPECTED, INSPECTION_FOLDER
 from ldm_vae.errors import UserError
 from ldm_vae.extras import require
 from ldm_vae.printable import say
 from ldm_vae.progress import ProgressMeter
-from ldm_vae.ranks import local_device, rank_and_world
+from ldm_vae.ranks import rank_and_world
 
 
 def inspect(

@@ -14,11 +14,11 @@ from rich.table import Table
 
 from ldm_vae.atomic import atomic_file
 from ldm_vae.cli.options import Json, Model, Shards
+from ldm_vae.devices import local_device
 from ldm_vae.extras import require
 from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.printable import counted, printable
 from ldm_vae.progress import ProgressMeter
-from ldm_vae.ranks import local_device
 
 if TYPE_CHECKING:
     from ldm_vae.latents.roundtrip import Storage

@@ -9,11 +9,12 @@ import typer
 
 from ldm_vae.atomic import require_writable
 from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Resize, Shards, image_config
+from ldm_vae.devices import local_device
 from ldm_vae.errors import UserError
 from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.printable import counted, say
 from ldm_vae.progress import ProgressMeter
-from ldm_vae.ranks import local_device, rank_and_world
+from ldm_vae.ranks import rank_and_world
 
 if TYPE_CHECKING:
     from ldm_vae.metrics.latent import LatentStatistics

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ldm_vae.bottlenecks.gaussian import ACTIVE_VARIANCE, gaussian_kl
+from ldm_vae.devices import in_float64
 from ldm_vae.diagnostics.findings import (
     Axis,
     Chart,
@@ -45,11 +46,11 @@ class ChannelSums:
         """mean, logvar: (B, C, h, w), finite; logvar is clamped already. None for a posterior without a variance.
         pixels: pixels of one image, without padding.
         """
-        mean = mean.double()
+        mean = in_float64(mean)
         flat = mean.transpose(0, 1).flatten(1).cpu().numpy()  # (C, B*h*w)
         self._add(flat)
         if logvar is not None:
-            logvar = logvar.double()
+            logvar = in_float64(logvar)
             self._variance += logvar.exp().sum(dim=(0, 2, 3)).cpu().numpy()
             self._deviation += (0.5 * logvar).exp().sum(dim=(0, 2, 3)).cpu().numpy()
             self._kl += gaussian_kl(mean, logvar).sum(dim=(0, 2, 3)).cpu().numpy()

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
+from ldm_vae.devices import in_float64
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, gaps, graded_verdict
 from ldm_vae.diagnostics.probes import (
     BLANK,
@@ -72,8 +73,8 @@ def measure_change(codec: LatentCodec, probes: Probes, change: Change) -> Equiva
     picture, expected = change(probes.image).contiguous(), change(probes.z).contiguous()
     z = encode_in_batches(codec, picture)
     decoded = decode_in_batches(codec, expected)
-    spread = expected.double() - expected.double().mean(dim=(0, 2, 3), keepdim=True)
-    error = ((z - expected).double().square().sum() / spread.square().sum()).sqrt()
+    spread = in_float64(expected) - in_float64(expected).mean(dim=(0, 2, 3), keepdim=True)
+    error = (in_float64(z - expected).square().sum() / spread.square().sum()).sqrt()
     return Equivariance(
         encoder=100 * float(error),
         decoder=mean_psnr(decoded, change(probes.reconstruction.clamp(-1, 1))),

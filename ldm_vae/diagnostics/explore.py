@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
+from ldm_vae.devices import in_float64
 from ldm_vae.diagnostics.aggregate import REASON
 from ldm_vae.diagnostics.channels import ChannelSums
 from ldm_vae.diagnostics.findings import FloatArray, PictureFile, Section, Verdict
@@ -181,8 +182,9 @@ def random_phase(centred: Tensor, count: int, seed: int) -> Tensor:
 
     The autocovariance is taken through a Hann window: without it the jump between opposite edges would give stripes.
     """
-    window = torch.outer(*(torch.hann_window(n, dtype=torch.float64) for n in centred.shape[2:])).to(centred.device)
-    spectra = torch.fft.fft2(centred.double() * window / window.square().mean().sqrt())
+    wide = in_float64(centred)
+    window = torch.outer(*(torch.hann_window(n, dtype=torch.float64) for n in wide.shape[2:])).to(wide.device)
+    spectra = torch.fft.fft2(wide * window / window.square().mean().sqrt())
     shape = (count, len(centred), 1, *centred.shape[2:])
     noise = torch.from_numpy(rng(seed, "random phase").standard_normal(shape)).to(spectra.device)
     mixed = (torch.fft.fft2(noise) * spectra).sum(dim=1)

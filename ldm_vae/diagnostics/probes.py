@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.images.pixels import to_uint8
+from ldm_vae.devices import in_float64
 from ldm_vae.metrics.image import psnr
 from ldm_vae.noise import rng
 
@@ -45,13 +46,13 @@ class Probes:
     @cached_property
     def spread(self) -> float:
         """Standard deviation of the images around the mean of each channel, range [-1, 1]."""
-        return float(self.image.double().std(dim=(0, 2, 3), correction=0).square().mean().sqrt())
+        return float(in_float64(self.image).std(dim=(0, 2, 3), correction=0).square().mean().sqrt())
 
     @cached_property
     def blank(self) -> bool:
         """Whether the reconstructions are no closer to the images than each image's mean colour, on 8-bit values."""
         flat = self.image.mean(dim=(2, 3), keepdim=True).expand_as(self.image)
-        image, reconstruction, colour = (to_uint8(x).double() for x in (self.image, self.reconstruction, flat))
+        image, reconstruction, colour = (in_float64(to_uint8(x)) for x in (self.image, self.reconstruction, flat))
         error = (reconstruction - image).square().sum()
         return bool(error > 0 and error >= (colour - image).square().sum())
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ldm_vae.devices import in_float64
 from ldm_vae.diagnostics.findings import FloatArray
 
 RINGS = 32  # rings between frequency 0 and Nyquist, half a cycle per sample
@@ -73,7 +74,7 @@ def high_share(density: FloatArray) -> float:
 
 def _transform(x: Tensor) -> Tensor:
     """(B, C, h, w) -> (B, C, h, w // 2 + 1), complex, such that |.|^2 is the spectral density."""
-    x = x.double()
+    x = in_float64(x)
     window = torch.outer(*(torch.hann_window(n, dtype=x.dtype, device=x.device) for n in x.shape[2:]))
     mean = (x * window).sum(dim=(2, 3), keepdim=True) / window.sum()
     return torch.fft.rfft2((x - mean) * window) / window.square().sum().sqrt()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
+from ldm_vae.devices import in_float64
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, graded_verdict
 from ldm_vae.diagnostics.probes import BLANK, NOISIER, Done, Probes, decode_in_batches, each, noise_like, pairs, silent
 from ldm_vae.printable import counted
@@ -26,7 +27,7 @@ def gain(codec: LatentCodec, probes: Probes, seed: int) -> float:
     """
     noise = STEP * probes.std * noise_like(probes.z, seed, "smoothness")
     moved = decode_in_batches(codec, probes.z + noise)
-    change = (moved - probes.reconstruction).double().square().mean().sqrt()
+    change = in_float64(moved - probes.reconstruction).square().mean().sqrt()
     spread = probes.spread
     return float(change / spread / STEP) if probes.std > 0 and spread > 0 else float("nan")
 
@@ -34,7 +35,7 @@ def gain(codec: LatentCodec, probes: Probes, seed: int) -> float:
 def line_steps(codec: LatentCodec, a: Tensor, b: Tensor) -> np.ndarray:
     """(STEPS_PER_LINE,), root mean square change of the picture at each step, over the change from end to end."""
     weights = torch.linspace(0, 1, STEPS_PER_LINE + 1).to(a)[:, None, None, None]
-    pictures = decode_in_batches(codec, torch.lerp(a[None], b[None], weights)).double()
+    pictures = in_float64(decode_in_batches(codec, torch.lerp(a[None], b[None], weights)))
     steps = (pictures[1:] - pictures[:-1]).square().mean(dim=(1, 2, 3)).sqrt()
     whole = (pictures[-1] - pictures[0]).square().mean().sqrt()
     return (steps / whole).cpu().numpy()

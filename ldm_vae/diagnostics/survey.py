@@ -15,6 +15,7 @@ from torch import Tensor
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.data.stream.batch import Batch
+from ldm_vae.devices import in_float64
 from ldm_vae.diagnostics.anomaly import Score
 from ldm_vae.diagnostics.channels import ChannelSums
 from ldm_vae.diagnostics.comparison import Comparison
@@ -80,11 +81,11 @@ class Survey:
             both = torch.cat([mean, logvar], dim=1)
             self.positions.offer(both.permute(0, 2, 3, 1).flatten(0, 2).cpu().numpy())
         if batch.label is not None and batch.label.ndim == 1 and len(batch.label) == len(batch.key):
-            classes = batch.label[whole].double()[:, None].cpu()
-            self.labelled.offer(torch.cat([classes, mean.double().mean(dim=(2, 3)).cpu()], dim=1).numpy())
+            classes = batch.label[whole].cpu().double()[:, None]
+            self.labelled.offer(torch.cat([classes, in_float64(mean).mean(dim=(2, 3)).cpu()], dim=1).numpy())
         for sample, cut in ((self.probes, cut_probe), (self.views, cut_view)):
             sample.offer(_cuts(image, partial(cut, factor=self.codec.factor)))
-        kl = posterior.nats.double().flatten(1).sum(dim=1) if bottleneck.gaussian else None
+        kl = in_float64(posterior.nats).flatten(1).sum(dim=1) if bottleneck.gaussian else None
         self._reconstruct(image, keys, mean, kl)
 
     def _reconstruct(self, image: Tensor, keys: list[str], mean: Tensor, kl: Tensor | None) -> None:
@@ -94,7 +95,7 @@ class Survey:
             return
         if self.comparison is not None:
             self.comparison.update([keys[place] for place in places], image[places], reconstruction)
-        original, coded = (to_uint8(x).double() / 127.5 - 1.0 for x in (image[places], reconstruction))
+        original, coded = (in_float64(to_uint8(x)) / 127.5 - 1.0 for x in (image[places], reconstruction))
         self.blur.update(original, coded)
         errors = (coded - original).square().mean(dim=(1, 2, 3)).tolist()
         values = original[0].numel()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ldm_vae.devices import in_float64
 from ldm_vae.errors import UserError
 from ldm_vae.padding import crop_to
 
@@ -65,7 +66,7 @@ class PatchSums:
 
     def add(self, images: Tensor) -> None:
         """images: (B, C, H, W), any size."""
-        patches = rearrange(_patches(images.double(), self.factor), "b p h w -> (b h w) p")
+        patches = rearrange(_patches(in_float64(images), self.factor), "b p h w -> (b h w) p")
         self.images += len(images)
         self._patches += len(patches)
         self._total = self._total + patches.sum(dim=0)

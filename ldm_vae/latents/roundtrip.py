@@ -16,6 +16,7 @@ from ldm_vae.data.images.pixels import BrokenImage
 from ldm_vae.data.shards.index import Index
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.storage import RangeReader
+from ldm_vae.devices import in_float64
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import EvaluationProtocol, Results, summarize
 from ldm_vae.extras import require
@@ -108,7 +109,7 @@ def _alike(stored: Tensor, drawn: Tensor, latents: LatentDataset) -> bool:
     statistics = latents.info.statistics
     if stored.shape != drawn.shape or statistics is None:
         return stored.shape == drawn.shape
-    return float((stored - drawn).double().square().mean().sqrt()) <= UNLIKE * float(statistics["std"])
+    return float(in_float64(stored - drawn).square().mean().sqrt()) <= UNLIKE * float(statistics["std"])
 
 
 class _Pictures:

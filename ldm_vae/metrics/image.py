@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_vae.choices import USUAL_IMAGE_METRICS, MetricName
+from ldm_vae.devices import home_of_float64, in_float64
 from ldm_vae.errors import UserError
 from ldm_vae.extras import extra, require
 from ldm_vae.losses.perceptual import LPIPSNetwork
@@ -161,12 +162,14 @@ def squared_error(reconstruction: Tensor, image: Tensor) -> Tensor:
     """The sum of squared differences over each image: (B, C, H, W) from 0 to 255 twice -> (B,), exact for uint8."""
     if reconstruction.dtype == torch.uint8:
         return (reconstruction.int() - image.int()).square().sum(dim=(1, 2, 3), dtype=torch.int64)
-    return (reconstruction - image).square().sum(dim=(1, 2, 3), dtype=torch.float64)
+    squares = (reconstruction - image).square()
+    return squares.to(home_of_float64(squares.device)).sum(dim=(1, 2, 3), dtype=torch.float64)
 
 
 def psnr(error: Tensor | float, elements: int) -> Tensor:
     """PSNR in dB, in float64, from a sum of squared differences of `elements` 8-bit values; infinity for 0."""
-    return 10.0 * torch.log10(255.0**2 * elements / torch.as_tensor(error, dtype=torch.float64))
+    exact = in_float64(error) if isinstance(error, Tensor) else torch.tensor(error, dtype=torch.float64)
+    return 10.0 * torch.log10(255.0**2 * elements / exact)
 
 
 def _build(name: MetricName, device: torch.device) -> Metric:
@@ -205,7 +208,7 @@ def _structural_similarity(ours: Tensor, theirs: Tensor, data_range: float | tup
 
 def _ssim_uniform(reconstruction: Tensor, image: Tensor) -> Tensor:
     """In float64, since a variance is the difference of two means here."""
-    ours, theirs = (x.double() / 255.0 for x in (reconstruction, image))
+    ours, theirs = (in_float64(x) / 255.0 for x in (reconstruction, image))
     luminance, contrast = 0.01**2, 0.03**2  # C1 and C2 of Wang et al.
     unbiased = UNIFORM_WINDOW**2 / (UNIFORM_WINDOW**2 - 1)
 

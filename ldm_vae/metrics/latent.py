@@ -18,6 +18,7 @@ from torch import Tensor
 from ldm_vae.atomic import atomic_file
 from ldm_vae.bottlenecks.scale import SMALLEST, LatentScale
 from ldm_vae.choices import ScaleKind
+from ldm_vae.devices import in_float64
 from ldm_vae.documents import read_json
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import without_secrets
@@ -49,7 +50,7 @@ class LatentMoments:
 
         latents: (B, C, h, w), finite.
         """
-        flat = latents.detach().double().flatten(2)  # (B, C, h*w)
+        flat = in_float64(latents.detach()).flatten(2)  # (B, C, h*w)
         means = flat.mean(dim=2)
         squares = (flat - means[:, :, None]).square().sum(dim=2)
         for mean, square in zip(means.cpu().numpy(), squares.cpu().numpy(), strict=True):

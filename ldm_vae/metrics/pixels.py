@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.data.images.pixels import to_uint8
+from ldm_vae.devices import in_float64
 from ldm_vae.precision import at_least_float32
 
 Rounding = Literal["nearest", "upward", "truncated", "clamped", "decoded"]
@@ -28,7 +29,7 @@ def _truncated(image: Tensor) -> Tensor:
     float32, so an exact level is first given the scripts' float: without that, PSNR was off by 0.04 dB.
     """
     image = at_least_float32(image)
-    theirs = (to_uint8(image).double() / 127.5 - 1.0).to(image.dtype)
+    theirs = (in_float64(to_uint8(image)) / 127.5 - 1.0).to(image)
     image = torch.where((image - theirs).abs() < 2 * torch.finfo(torch.float32).eps, theirs, image)
     return ((image.clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0).to(torch.uint8)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ldm_vae.nn.blocks import NORM_EPS, Middle, UpLevel
 from ldm_vae.nn.checkpointing import run_block
 from ldm_vae.nn.last_layer import LastLayer
+from ldm_vae.nn.norm import GroupNorm
 
 
 class Decoder(nn.Module):
@@ -39,7 +40,7 @@ class Decoder(nn.Module):
             UpLevel(widths[i], widths[i + 1], layers, norm_groups, levels[i], upsample=i != last)
             for i in range(len(channels))
         )
-        self.conv_norm_out = nn.GroupNorm(norm_groups, channels[0], eps=NORM_EPS)
+        self.conv_norm_out = GroupNorm(norm_groups, channels[0], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
         self.gradient_checkpointing = False
 

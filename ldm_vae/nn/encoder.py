@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ldm_vae.nn.blocks import NORM_EPS, DownLevel, Middle
 from ldm_vae.nn.checkpointing import run_block
 from ldm_vae.nn.last_layer import LastLayer
+from ldm_vae.nn.norm import GroupNorm
 
 
 class Encoder(nn.Module):
@@ -38,7 +39,7 @@ class Encoder(nn.Module):
             for i in range(len(channels))
         )
         self.mid_block = Middle(channels[-1], norm_groups, mid_attention)
-        self.conv_norm_out = nn.GroupNorm(norm_groups, channels[-1], eps=NORM_EPS)
+        self.conv_norm_out = GroupNorm(norm_groups, channels[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
         self.gradient_checkpointing = False
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_vae.devices import in_float64
 from ldm_vae.precision import at_least_float32
 
 
@@ -34,7 +35,7 @@ class GatheredNorm:
             strip = strip.contiguous()
         # The fused kernel also writes a normalised strip, which is not used; it is 50 times faster than var_mean.
         _, mean, rstd = torch.native_group_norm(strip, None, None, 1, channels, height * width, groups, 0.0)
-        mean, variance = mean.double().flatten(), rstd.double().flatten().pow(-2)
+        mean, variance = in_float64(mean).flatten(), in_float64(rstd).flatten().pow(-2)
         count = channels // groups * height * width
         total = self.count + count
         step = mean - self.mean.to(mean)
@@ -49,7 +50,7 @@ class GatheredNorm:
             norm, dtype = self.norm, at_least_float32(x).dtype
             repeats = norm.num_channels // norm.num_groups
             mean, variance = (
-                value.repeat_interleave(repeats).to(dtype) for value in (self.mean, self.squares / self.count)
+                value.repeat_interleave(repeats).to(x.device, dtype) for value in (self.mean, self.squares / self.count)
             )
             self._per_channel = mean, variance, norm.weight.to(dtype), norm.bias.to(dtype)
         # Normalisation with given statistics per channel is what batch normalisation does at inference.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 
-import torch
+from ldm_vae.devices import names_of_devices
 
 from ldm_vae.versions import version_of
 
@@ -23,14 +23,13 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, str]:
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "host": platform.node() or "unknown",
         "system": platform.platform(),
         "processor": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
         if hasattr(os, "sched_getaffinity")
         else f"{platform.machine()}, {os.cpu_count()} cores",
-        "accelerators": ", ".join(gpus) or "none",
+        "accelerators": ", ".join(names_of_devices()) or "none",
         "Python": platform.python_version(),
         **{package: version_of(package) or "not installed" for package in PACKAGES},
     }

@@ -255,7 +255,10 @@ def test_a_run_whose_recipe_has_the_former_words_is_the_same_experiment(
 def test_auto_is_bfloat16_on_a_gpu_that_has_it(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool, bf16: bool, forced: str, precision: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    found = torch.device("cuda") if gpu else None
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: found)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setenv("ACCELERATE_USE_CPU", forced or "false")
     assert resolve_precision(load_recipe(Recipe, recipe)).precision == precision

@@ -23,6 +23,7 @@ def test_the_first_line_counts_in_words_that_agree(
         run_in_process(recipe, f"data.train={shards}", "data.validation=null", "steps=1")
     first = caplog.messages[0]
     assert first.startswith(f"{tmp_path / 'run'}: step 0 of 1, 1 process on ") and first.endswith(said)
+    assert caplog.messages[1].startswith("device: cpu (")  # and why
 
 
 def test_replaced_images_are_named_once(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

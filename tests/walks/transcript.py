@@ -30,6 +30,7 @@ PROGRESS = re.compile(r"\d+%\|.*\||\[\d+:\d+<")  # lines that tqdm prints now an
 
 # In this order; what is left are the words.
 MASKS = (
+    (re.compile(r"(device: cpu )\(.*\)"), r"\1(#)"),  # why it is no GPU depends on the build of torch
     (re.compile(r"\b(?=[0-9a-f]*\d)[0-9a-f]{7,64}\b"), "#"),  # hashes
     (re.compile(r"\d{4}-\d{2}-\d{2}([T ][\d:.]+)?(\+[\d:]+|Z)?"), "#"),  # times
     (re.compile(r"\d+(:\d+)+"), "#"),  # durations, mm:ss

@@ -13,6 +13,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ldm_vae.errors import UserError
+from ldm_vae.nn.norm import GroupNorm
 
 NormKind = Literal["group", "none", "batch"]
 KERNEL = 4  # pixels
@@ -68,7 +69,7 @@ def _activation() -> nn.LeakyReLU:
 def _norm(kind: NormKind, width: int) -> list[nn.Module]:
     if kind == "group":
         # 32 groups, fewer in narrow networks: a group keeps 4 channels, so that one position still has a variance.
-        return [nn.GroupNorm(max(math.gcd(width, 128) // 4, 1), width)]
+        return [GroupNorm(max(math.gcd(width, 128) // 4, 1), width)]
     if kind == "batch":
         norm = nn.BatchNorm2d(width)
         nn.init.normal_(norm.weight, 1.0, DEVIATION)

@@ -1,0 +1,1 @@
+"""All that runs on a device, on one that has no float64."""
