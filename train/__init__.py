@@ -20,6 +20,7 @@ ema.py          Exponential moving average of the autoencoder's weights: the wei
                 exported
 guard.py        The non-finite guard: a step whose gradient holds NaN or infinity changes nothing, is counted,
                 and may stop the run
+together.py     What the processes tell each other at one moment, in one collective
 agreement.py    A check at every save that all ranks hold the same bits
 loop.py         The loop of a run: step, log, validate, save; until the last step, a signal, or an error
 validate.py     Validation while training: held-out images through the averaged weights, on all ranks, each

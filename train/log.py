@@ -41,21 +41,21 @@ class Meter:
             pair = torch.stack([torch.where(finite, value, 0.0), finite.to(value)]).double()
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
-    def gather(self, accelerator: Accelerator) -> Tensor:
-        """(ranks, names, 2): sum and count of every rank, in the order of `names`."""
-        local = torch.stack([self.sums[name] for name in self.names])
-        gathered: Tensor = accelerator.gather(local[None])
-        return gathered
+    def local(self) -> Tensor:
+        """(names, 2), float64: sum and count of this rank, in the order of `names`."""
+        sums = [self.sums[name] for name in self.names]
+        return torch.stack(sums) if sums else torch.zeros(0, 2, dtype=torch.float64)
 
     @property
     def names(self) -> list[str]:
         return sorted(self.sums)
 
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over steps and ranks, NaN for what was never finite; then the sums start anew. All ranks must call."""
-        if not self.sums:
-            return {}
-        totals = self.gather(accelerator).sum(dim=0).tolist()
+    def means(self, gathered: Tensor) -> dict[str, float]:
+        """Means over steps and ranks, NaN for what was never finite; then the sums start anew.
+
+        gathered: (ranks, names, 2), what `local` returned on all ranks.
+        """
+        totals = gathered.sum(dim=0).tolist()
         means = {
             name: total / count if count else math.nan for name, (total, count) in zip(self.names, totals, strict=True)
         }

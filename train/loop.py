@@ -21,7 +21,6 @@ from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.printable import counted
 from ldm_vae.waiting import load
-from train.agreement import check_ranks_agree
 from train.checkpoint import folder_of, prune
 from train.health import Health
 from train.history import History
@@ -33,6 +32,7 @@ from train.recipe import Recipe
 from train.snapshot import meta_of, tensors_of
 from train.state import Run
 from train.step import step_of
+from train.together import gather_together
 from train.trackers import Trackers
 from train.validate import Validation
 
@@ -130,11 +130,13 @@ class Loop:
     def write_row(self) -> None:
         """Writes a row of metrics.jsonl. Here the host waits for the device, and reads what is counted on it."""
         taken = self.taken
-        row = self.meter.means(self.accelerator)
+        faults = self.take_faults()
+        told = gather_together({"meter": self.meter.local(), "broken": torch.tensor([len(faults)])}, self.accelerator)
+        row = self.meter.means(told["meter"])
         row |= {f"learning_rate/{name}": update.lr(taken - 1) for name, update in self.run.updates.items()}
         row["epoch"] = taken * self.recipe.data.batch / self.index.samples
         row["skipped_steps"] = int(self.run.guard.skipped)
-        row["time/broken_samples"] = self.count_broken()
+        row["time/broken_samples"] = self.count_broken(faults, int(told["broken"].sum()))
         row["time/broken_share"] = len(self.broken) / self.index.samples
         now, (then, before) = time.perf_counter(), self.last_row
         row["time/images_per_second"] = (taken - before) * self.recipe.data.batch / (now - then)
@@ -155,15 +157,22 @@ class Loop:
         self.trackers.log(self.taken, row)
         self.trackers.warn(self.taken, warnings)
 
-    def count_broken(self) -> int:
+    def take_faults(self) -> list[Fault]:
+        """The samples that this rank has replaced since the last row; they are in broken.jsonl then."""
+        self.write_broken()
+        faults, self.new_faults = self.new_faults, []
+        return faults
+
+    def count_broken(self, faults: list[Fault], together: int) -> int:
         """The number of different samples that all ranks together have replaced since this launch; new ones are told.
 
         After a resume the count starts anew, so it is no function of the step. All ranks must call; all raise UserError
         where there are too many.
+
+        faults: samples that this rank has replaced since the last row.
+        together: their number on all ranks.
         """
-        self.write_broken()
-        faults, self.new_faults = self.new_faults, []
-        if int(self.accelerator.reduce(torch.tensor(len(faults), device=self.accelerator.device), "sum")):
+        if together:
             found = {(fault.url, fault.key): fault for fault in gather_object(faults)}
             new = [fault for place, fault in found.items() if place not in self.broken]
             self.broken |= found
@@ -197,7 +206,6 @@ class Loop:
         taken = self.taken
         self.stop_if_never_finite()
         tensors = tensors_of(self.run, self.meter)
-        check_ranks_agree(tensors, self.accelerator)
         if self.accelerator.is_main_process:
             meta = meta_of(self.run, self.recipe, self.index.fingerprint, self.meter, self.health, taken)
             meta["metrics"] = self.validated.get(taken, {})
