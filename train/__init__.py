@@ -33,6 +33,7 @@ pictures.py     Pictures of a validation: originals, reconstructions, what diffe
 trackers.py     The trackers of a run (TensorBoard, W&B, trackio): its recipe, rows, warnings and pictures
 snapshot.py     The state of a run as tensors and numbers: everything that decides how it continues
 checkpoint.py   When a run saves and which checkpoints it keeps
+writer.py       Checkpoints that are written beside the steps, from a copy on the host
 resume.py       How a run continues where it stopped: from which checkpoint, and whether the recipe is still the
                 same experiment
 preempt.py      Signals to stop: the process notes them at once, all ranks agree, and the run saves

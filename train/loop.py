@@ -18,10 +18,8 @@ from ldm_vae.data.stream.budget import listed
 from ldm_vae.data.stream.reader import TrainBatches
 from ldm_vae.data.stream.worker import Fault
 from ldm_vae.errors import UserError
-from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.printable import counted
 from ldm_vae.waiting import load
-from train.checkpoint import folder_of, prune
 from train.health import Health
 from train.history import History
 from train.log import Meter, MetricsLog
@@ -35,6 +33,7 @@ from train.step import step_of
 from train.together import gather_together
 from train.trackers import Trackers
 from train.validate import Validation
+from train.writer import CheckpointWriter
 
 
 def due(taken: int, recipe: Recipe) -> bool:
@@ -71,6 +70,7 @@ class Loop:
         self.folder = Path(recipe.output)
         self.accelerator = run.accelerator
         self.log = MetricsLog(self.folder, run.accelerator)
+        self.writer = CheckpointWriter(self.folder, recipe.checkpoint)  # used by the main process
         self.train_step = step_of(recipe)
         self.taken = start  # optimizer steps
         self.saved = start  # of the newest checkpoint; before the first step there is nothing to save
@@ -86,9 +86,10 @@ class Loop:
         self.history = History(self.recipe.validation.metrics, self.log.validations())
         self.progress = Progress(self.accelerator, self.recipe.steps, self.start, self.recipe.data.batch)
         try:
-            with self.progress:
+            with self.progress, self.writer:
                 try:
                     self.run_steps()
+                    self.conclude_saving()
                 except Interrupted:
                     self.stop()
         except BaseException:
@@ -106,6 +107,7 @@ class Loop:
             self.validate()
             self.save()  # again, with what was measured
         for step in range(self.start, recipe.steps):
+            self.writer.check()
             self.preemption.wait_for(self.batches.arrived)
             micro_batches = [batch.to(self.accelerator.device, self.run.dtype) for batch in next(self.batches)]
             self.meter.add(self.train_step(self.run, micro_batches, step))
@@ -124,6 +126,7 @@ class Loop:
         self.batches.abandon()
         if self.saved < self.taken:
             self.save()
+        self.conclude_saving()
         self.accelerator.state.destroy_process_group()  # else a thread of gloo may abort the process at its end
         raise Preempted(f"{self.preemption.reason} at step {self.taken}")
 
@@ -192,6 +195,7 @@ class Loop:
     def validate(self) -> None:
         validation, taken = self.validation, self.taken
         assert validation is not None
+        self.writer.wait()  # data workers are forked, and no thread should be at work then
         with self.preemption.during("within this validation"):
             row = validation(self.run.ema.model, taken, self.preemption)
         self.progress.say(self.history.line(taken, row, validation.picture(taken)))
@@ -202,17 +206,20 @@ class Loop:
         self.progress.unpause()
 
     def save(self) -> None:
-        """The main process writes a checkpoint, checks that it is whole, and deletes those no longer needed."""
+        """The main process begins to write a checkpoint, after which it deletes those no longer needed."""
         taken = self.taken
         self.stop_if_never_finite()
         tensors = tensors_of(self.run, self.meter)
         if self.accelerator.is_main_process:
             meta = meta_of(self.run, self.recipe, self.index.fingerprint, self.meter, self.health, taken)
             meta["metrics"] = self.validated.get(taken, {})
-            Checkpoint.write(folder_of(self.folder, taken), tensors, meta)
-            prune(self.folder, self.recipe.checkpoint)
-        self.accelerator.wait_for_everyone()
+            self.writer.save(taken, tensors, meta)
         self.saved = taken
+
+    def conclude_saving(self) -> None:
+        """Waits, on all ranks, until the last checkpoint is written."""
+        self.writer.wait()
+        self.accelerator.wait_for_everyone()
 
     def stop_if_never_finite(self) -> None:
         guard = self.run.guard
