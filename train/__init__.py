@@ -24,6 +24,7 @@ ema.py          Exponential moving average of the autoencoder's weights: the wei
 guard.py        The non-finite guard: a step whose gradient holds NaN or infinity changes nothing, is counted,
                 and may stop the run
 sums.py         Sums as exact as float64, on devices that have no float64, too
+together.py     What the processes tell each other at one moment, in one collective
 agreement.py    A check at every save that all ranks hold the same bits
 loop.py         The loop of a run: step, log, validate, save; until the last step, a signal, or an error
 data_wait.py    How long the device stands still because the next images have not come
@@ -37,6 +38,7 @@ pictures.py     Pictures of a validation: originals, reconstructions, what diffe
 trackers.py     The trackers of a run (TensorBoard, W&B, trackio): its recipe, rows, warnings and pictures
 snapshot.py     The state of a run as tensors and numbers: everything that decides how it continues
 checkpoint.py   When a run saves and which checkpoints it keeps
+writer.py       Checkpoints that are written beside the steps, from a copy on the host
 resume.py       How a run continues where it stopped: from which checkpoint, and whether the recipe is still the
                 same experiment
 preempt.py      Signals to stop: the process notes them at once, all ranks agree, and the run saves

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 # Bytes of a value -> the integer type that its bits are read as. Larger values are read as several words of 4 bytes.
@@ -27,12 +26,17 @@ def bit_sums(tensors: Iterable[Tensor]) -> Tensor:
     return total
 
 
-def check_ranks_agree(groups: dict[str, dict[str, Tensor]], accelerator: Accelerator) -> None:
-    """Raises RanksDiffer, on all ranks, where one of the named groups of tensors differs between ranks."""
-    if accelerator.num_processes == 1:
-        return
-    local = torch.stack([bit_sums(group.values()).to(accelerator.device) for group in groups.values()])
-    gathered = accelerator.gather(local[None])  # (ranks, groups, 2)
+def sums_of_groups(groups: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> Tensor:
+    """(groups, 2) int64 on the device: `bit_sums` of each group."""
+    return torch.stack([bit_sums(group.values()).to(device) for group in groups.values()])
+
+
+def check_ranks_agree(groups: Iterable[str], gathered: Tensor) -> None:
+    """Raises RanksDiffer, on all ranks, where one of the groups of tensors differs between ranks.
+
+    groups: their names.
+    gathered: (ranks, groups, 2), what `sums_of_groups` returned on all ranks.
+    """
     differing = (gathered != gathered[0]).any(dim=0).any(dim=1).tolist()
     for name, differs in zip(groups, differing, strict=True):
         if differs:

@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from ldm_vae.devices import has_float64
@@ -33,6 +34,17 @@ from train.snapshot import RUN_GROUPS
 from train.state import Run
 from train.trial import PROVEN, check_trains
 
+# Of DistributedDataParallel:
+# - Gradients are views of its buckets: no second copy of them, and no copying after the all-reduce.
+# - Buffers are not sent before each forward pass. All ranks have the same: they start from one seed or checkpoint, a
+#   bottleneck learns from sums over all ranks, and a network that sees its own batch only is refused.
+# - No search for parameters without a gradient: every trained one has one, or DistributedDataParallel says so.
+# - Not `static_graph`: it saves that search and nothing else, it fails under accumulation (pytorch#187732), and since
+#   the forward pass returns an `Output`, in which it finds no tensors, it would never average gradients, in silence.
+PARALLEL = DistributedDataParallelKwargs(
+    gradient_as_bucket_view=True, broadcast_buffers=False, find_unused_parameters=False, static_graph=False
+)
+
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
     """An accelerator for one process or data parallelism, in the recipe's precision.
@@ -42,7 +54,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     check_launch(recipe)
     check_installed(recipe)
     half = resolve_precision(recipe).precision == "bfloat16"
-    accelerator = Accelerator(mixed_precision="bf16" if half else "no")
+    accelerator = Accelerator(mixed_precision="bf16" if half else "no", kwargs_handlers=[PARALLEL])
     check_processes(accelerator)
     if accelerator.device.type not in PROVEN:
         check_trains(accelerator.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm_vae.atomic import append, atomic_file
 from ldm_vae.documents import LARGE, parse_lines, read_file
 from ldm_vae.recipe import Config
-from train.sums import RunningSum, gather_float64
+from train.sums import RunningSum
 
 
 class LogConfig(Config):
@@ -45,23 +45,25 @@ class Meter:
             else:
                 self.sums[name] = RunningSum(pair)
 
-    def gather(self, accelerator: Accelerator) -> Tensor:
-        """(ranks, names, 2), float64: sum and count of every rank, in the order of `names`."""
-        return gather_float64(accelerator, torch.stack([self.sums[name].total() for name in self.names]))
+    def local(self) -> Tensor:
+        """(names, 2), float64: sum and count of this rank, in the order of `names`."""
+        sums = [self.sums[name].total() for name in self.names]
+        return torch.stack(sums) if sums else torch.zeros(0, 2, dtype=torch.float64)
 
     def restore(self, names: Sequence[str], sums: Tensor, device: torch.device) -> None:
-        """Goes on from what `gather` gave for one rank: (names, 2), on the CPU."""
+        """Goes on from what `local` gave: (names, 2), on the CPU."""
         self.sums = {name: RunningSum.of(pair, device) for name, pair in zip(names, sums, strict=True)}
 
     @property
     def names(self) -> list[str]:
         return sorted(self.sums)
 
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over steps and ranks, NaN for what was never finite; then the sums start anew. All ranks must call."""
-        if not self.sums:
-            return {}
-        totals = self.gather(accelerator).sum(dim=0).tolist()
+    def means(self, gathered: Tensor) -> dict[str, float]:
+        """Means over steps and ranks, NaN for what was never finite; then the sums start anew.
+
+        gathered: (ranks, names, 2), what `local` returned on all ranks.
+        """
+        totals = gathered.sum(dim=0).tolist()
         means = {
             name: total / count if count else math.nan for name, (total, count) in zip(self.names, totals, strict=True)
         }

@@ -20,13 +20,10 @@ from ldm_vae.data.stream.budget import listed
 from ldm_vae.data.stream.reader import TrainBatches
 from ldm_vae.data.stream.worker import Fault
 from ldm_vae.errors import UserError
-from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.machine import out_of_memory
 from ldm_vae.printable import counted
 from ldm_vae.transfer import Courier
 from ldm_vae.waiting import load
-from train.agreement import check_ranks_agree
-from train.checkpoint import folder_of, prune
 from train.data_wait import DataWait
 from train.health import Health
 from train.history import History
@@ -39,8 +36,10 @@ from train.recipe import Recipe
 from train.snapshot import meta_of, tensors_of
 from train.state import Run
 from train.step import step_of
+from train.together import gather_together
 from train.trackers import Trackers
 from train.validate import Validation
+from train.writer import CheckpointWriter
 
 
 def due(taken: int, recipe: Recipe) -> bool:
@@ -77,6 +76,7 @@ class Loop:
         self.folder = Path(recipe.output)
         self.accelerator = run.accelerator
         self.log = MetricsLog(self.folder, run.accelerator)
+        self.writer = CheckpointWriter(self.folder, recipe.checkpoint)  # used by the main process
         self.train_step = step_of(recipe)
         self.courier, self.data_wait = Courier(run.accelerator.device), DataWait(run.accelerator.device)
         self.taken = start  # optimizer steps
@@ -93,9 +93,10 @@ class Loop:
         self.history = History(self.recipe.validation.metrics, self.log.validations())
         self.progress = Progress(self.accelerator, self.recipe.steps, self.start, self.recipe.data.batch)
         try:
-            with self.progress:
+            with self.progress, self.writer:
                 try:
                     self.run_steps()
+                    self.conclude_saving()
                 except Interrupted:
                     self.stop()
         except BaseException:
@@ -113,6 +114,7 @@ class Loop:
             self.validate()
             self.save()  # again, with what was measured
         for step in range(self.start, recipe.steps):
+            self.writer.check()
             with self.data_wait.measured():
                 self.preemption.wait_for(self.data_wait.watched(self.batches.arrived))
                 micro_batches = [batch.by(self.courier, self.run.dtype) for batch in next(self.batches)]
@@ -154,17 +156,20 @@ class Loop:
         self.batches.abandon()
         if self.saved < self.taken:
             self.save()
+        self.conclude_saving()
         self.accelerator.state.destroy_process_group()  # else a thread of gloo may abort the process at its end
         raise Preempted(f"{self.preemption.reason} at step {self.taken}")
 
     def write_row(self) -> None:
         """Writes a row of metrics.jsonl. Here the host waits for the device, and reads what is counted on it."""
         taken = self.taken
-        row = self.meter.means(self.accelerator)
+        faults = self.take_faults()
+        told = gather_together({"meter": self.meter.local(), "broken": torch.tensor([len(faults)])}, self.accelerator)
+        row = self.meter.means(told["meter"])
         row |= {f"learning_rate/{name}": update.lr(taken - 1) for name, update in self.run.updates.items()}
         row["epoch"] = taken * self.recipe.data.batch / self.index.samples
         row["skipped_steps"] = int(self.run.guard.skipped)
-        row["time/broken_samples"] = self.count_broken()
+        row["time/broken_samples"] = self.count_broken(faults, int(told["broken"].sum()))
         row["time/broken_share"] = len(self.broken) / self.index.samples
         now, (then, before) = time.perf_counter(), self.last_row
         row["time/images_per_second"] = (taken - before) * self.recipe.data.batch / (now - then)
@@ -186,15 +191,22 @@ class Loop:
         self.trackers.log(self.taken, row)
         self.trackers.warn(self.taken, warnings)
 
-    def count_broken(self) -> int:
+    def take_faults(self) -> list[Fault]:
+        """The samples that this rank has replaced since the last row; they are in broken.jsonl then."""
+        self.write_broken()
+        faults, self.new_faults = self.new_faults, []
+        return faults
+
+    def count_broken(self, faults: list[Fault], together: int) -> int:
         """The number of different samples that all ranks together have replaced since this launch; new ones are told.
 
         After a resume the count starts anew, so it is no function of the step. All ranks must call; all raise UserError
         where there are too many.
+
+        faults: samples that this rank has replaced since the last row.
+        together: their number on all ranks.
         """
-        self.write_broken()
-        faults, self.new_faults = self.new_faults, []
-        if int(self.accelerator.reduce(torch.tensor(len(faults), device=self.accelerator.device), "sum")):
+        if together:
             found = {(fault.url, fault.key): fault for fault in gather_object(faults)}
             new = [fault for place, fault in found.items() if place not in self.broken]
             self.broken |= found
@@ -214,6 +226,7 @@ class Loop:
     def validate(self) -> None:
         validation, taken = self.validation, self.taken
         assert validation is not None
+        self.writer.wait()  # data workers are forked, and no thread should be at work then
         with self.preemption.during("within this validation"):
             row = validation(self.run.ema.model, taken, self.preemption)
         self.progress.say(self.history.line(taken, row, validation.picture(taken)))
@@ -224,18 +237,20 @@ class Loop:
         self.progress.unpause()
 
     def save(self) -> None:
-        """The main process writes a checkpoint, checks that it is whole, and deletes those no longer needed."""
+        """The main process begins to write a checkpoint, after which it deletes those no longer needed."""
         taken = self.taken
         self.stop_if_never_finite()
         tensors = tensors_of(self.run, self.meter)
-        check_ranks_agree(tensors, self.accelerator)
         if self.accelerator.is_main_process:
             meta = meta_of(self.run, self.recipe, self.index.fingerprint, self.meter, self.health, taken)
             meta["metrics"] = self.validated.get(taken, {})
-            Checkpoint.write(folder_of(self.folder, taken), tensors, meta)
-            prune(self.folder, self.recipe.checkpoint)
-        self.accelerator.wait_for_everyone()
+            self.writer.save(taken, tensors, meta)
         self.saved = taken
+
+    def conclude_saving(self) -> None:
+        """Waits, on all ranks, until the last checkpoint is written."""
+        self.writer.wait()
+        self.accelerator.wait_for_everyone()
 
     def stop_if_never_finite(self) -> None:
         guard = self.run.guard

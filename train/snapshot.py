@@ -14,19 +14,22 @@ from torch import Tensor, nn
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.pretrained.backbones import weights_sha256
+from train.agreement import check_ranks_agree, sums_of_groups
 from train.health import Health
 from train.log import Meter
 from train.recipe import Recipe
 from train.state import Run
+from train.together import gather_together
 
 RUN_GROUPS = ("model", "ema", "state")  # groups of tensors in a checkpoint, beside those of adversaries and optimizers
 
 
 def tensors_of(run: Run, meter: Meter) -> dict[str, dict[str, Tensor]]:
-    """The groups of tensors of a checkpoint, the same on all ranks. All must call, since the meter gathers its sums."""
+    """The groups of tensors of a checkpoint, the same on all ranks. All must call: they compare their bits.
+
+    Raises RanksDiffer, on all ranks, where a group differs between them.
+    """
     state = {"skipped": run.guard.skipped, "in_a_row": run.guard.in_a_row}
-    if meter.sums:
-        state["meter"] = meter.gather(run.accelerator)
     groups = {
         "model": run.autoencoder.state_dict(),
         "ema": run.ema.model.state_dict(),
@@ -36,6 +39,13 @@ def tensors_of(run: Run, meter: Meter) -> dict[str, dict[str, Tensor]]:
     for name, critic in run.critics.items():
         groups[name] = _without_frozen(run.accelerator.unwrap_model(critic))
         groups[f"optimizer_{name}"] = run.updates[name].state()
+    several = run.accelerator.num_processes > 1
+    bits = {"bits": sums_of_groups(groups, run.accelerator.device)} if several else {}
+    gathered = gather_together({"meter": meter.local(), **bits}, run.accelerator)
+    if several:
+        check_ranks_agree(groups, gathered["bits"])
+    if meter.sums:
+        state["meter"] = gathered["meter"]
     return groups
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import sys
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +15,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 import pytest
 import torch
+from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm_vae.ranks import is_first_to_report
 from ldm_vae.recipe import load_recipe
 from tests.kl import autoencoder_in
-from train.agreement import RanksDiffer, check_ranks_agree
+from train.agreement import RanksDiffer, check_ranks_agree, sums_of_groups
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
 from train.recipe import Recipe
 from train.run import run_training
 from train.step import TRAIN_STEPS
+from train.together import gather_together
 
 TRAIN_STEP = TRAIN_STEPS["shared"]
 
@@ -50,14 +56,48 @@ def drift(recipe: Recipe) -> None:
     autoencoder, recipe = build_autoencoder(recipe)
     frozen, recipe = build_frozen(recipe)
     run = build_run(recipe, accelerator, autoencoder, frozen)
-    check_ranks_agree({"model": run.autoencoder.state_dict()}, accelerator)
+    compare({"model": run.autoencoder.state_dict()}, accelerator)
     if accelerator.process_index == 1:
         weight = autoencoder_in(run.autoencoder).decoder.conv_out.weight
         with torch.no_grad():
             weight[0, 0, 0, 0] = torch.nextafter(weight[0, 0, 0, 0], torch.tensor(9.0))
     with pytest.raises(RanksDiffer, match="different values of model"):
-        check_ranks_agree({"ema": run.ema.model.state_dict(), "model": run.autoencoder.state_dict()}, accelerator)
+        compare({"ema": run.ema.model.state_dict(), "model": run.autoencoder.state_dict()}, accelerator)
     accelerator.end_training()  # as training does: else a thread of gloo may outlive the interpreter, which aborts then
+
+
+def compare(groups: dict[str, dict[str, torch.Tensor]], accelerator: Accelerator) -> None:
+    gathered = gather_together({"bits": sums_of_groups(groups, accelerator.device)}, accelerator)
+    check_ranks_agree(groups, gathered["bits"])
+
+
+class Collectives(TorchDispatchMode):
+    """Counts what is sent to other processes, by its name in torch; DistributedDataParallel's, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def collectives(recipe: Recipe) -> None:
+    """Writes, for each step up to the last but one, what was sent from its beginning to that of the next one."""
+    begun: list[Counter[str]] = []
+    with Collectives() as sent:
+
+        def step_that_counts(run: Any, micro_batches: Any, step: int) -> Any:
+            begun.append(Counter(sent.counts))
+            return TRAIN_STEP(run, micro_batches, step)
+
+        TRAIN_STEPS["shared"] = step_that_counts
+        run_training(recipe)
+    if os.environ["RANK"] == "0":
+        steps = [dict(after - before) for before, after in pairwise(begun)]
+        (Path(recipe.output) / "collectives.json").write_text(json.dumps(steps))
 
 
 def say(recipe: Recipe) -> None:

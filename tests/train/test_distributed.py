@@ -119,6 +119,17 @@ def test_ranks_that_drift_apart_are_noticed(recipe: Path, tmp_path: Path) -> Non
     launch(2, str(SCENES), "drift", str(recipe), f"output={tmp_path / 'run'}")
 
 
+def test_ranks_meet_once_for_each_gradient_and_once_for_a_row(recipe: Path, tmp_path: Path) -> None:
+    settings = ("steps=8", "log.every=2", "checkpoint.every=5", "data.validation=null")
+    launch(2, str(SCENES), "collectives", str(recipe), *settings, f"output={tmp_path / 'run'}")
+    steps = json.loads((tmp_path / "run" / "collectives.json").read_text())
+    # Two gradients, the adaptive weight, and the look for a signal before the next step.
+    plain = {"allreduce_": 4}
+    # Before, the adversary starts, and the buckets of the gradients are arranged. 4 and 6 are logged, 5 is saved.
+    row = save = {"allgather_": 1}
+    assert steps[3:] == [plain | row, plain | save, plain | row, plain]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_one_rank_saves_on_all(

@@ -1,0 +1,113 @@
+"""Checkpoints that are written beside the steps: a thread writes a copy on the host, and the run goes on meanwhile."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Thread
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm_vae.errors import UserError
+from ldm_vae.interop.checkpoint import Checkpoint
+from train.checkpoint import CheckpointConfig, folder_of, prune
+
+logger = logging.getLogger("train")
+
+Groups = Mapping[str, Mapping[str, Tensor]]
+
+
+class CheckpointWriter:
+    """`with CheckpointWriter(run, config) as writer:` around the steps. At most one checkpoint is written at a time.
+
+    The block ends once nothing is being written any more, whatever ends it. What could not be written raises from the
+    next call of any method, or where the block ends; where another error ends the block, it is logged.
+
+    While a checkpoint is written, its tensors are on the host a second time. For a GPU the copies are in pinned memory,
+    so that nobody waits for them: PyTorch keeps that memory for the next checkpoint, and rounds each tensor up to a
+    power of two.
+    """
+
+    def __init__(self, run: Path, config: CheckpointConfig) -> None:
+        """
+        run: the run folder.
+        config: which checkpoints are kept.
+        """
+        self.run, self.config = run, config
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except (UserError, OSError, MemoryError) as second:
+            if error is None:
+                raise
+            logger.warning("%s", second)  # the user is to read what ended the run
+
+    def save(self, step: int, tensors: Groups, meta: Mapping[str, Any]) -> None:
+        """Copies the tensors to the host, starts to write them, and then to delete checkpoints no longer needed.
+
+        First waits for the checkpoint before. Tensors and `meta` may be changed afterwards.
+        """
+        self.wait()
+        copies, copied = host_copies(tensors)
+        arguments = (step, copies, copied, copy.deepcopy(meta))
+        self._thread = Thread(target=self._write, args=arguments, name="checkpoint")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises what has gone wrong since. Does not wait."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until nothing is being written any more, and raises what has gone wrong."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _write(self, step: int, tensors: Groups, copied: torch.cuda.Event | None, meta: Mapping[str, Any]) -> None:
+        try:
+            if copied is not None:
+                copied.synchronize()
+            Checkpoint.write(folder_of(self.run, step), tensors, meta)
+            prune(self.run, self.config)
+        except BaseException as error:  # it belongs to the main thread, which ends the run
+            self._error = error
+
+
+def host_copies(groups: Groups) -> tuple[dict[str, dict[str, Tensor]], torch.cuda.Event | None]:
+    """Copies of tensors on the host, each with memory of its own; and what to wait for before they are read, if any.
+
+    Copies from a GPU are made in its order of work: after what was asked of it before, and before what comes later. So
+    later steps may change the tensors at once, and the host need not wait.
+    """
+    on_gpu = any(tensor.is_cuda for named in groups.values() for tensor in named.values())
+    copies = {
+        group: {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).copy_(
+                tensor.detach(), non_blocking=tensor.is_cuda
+            )
+            for name, tensor in named.items()
+        }
+        for group, named in groups.items()
+    }
+    if not on_gpu:
+        return copies, None
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+    return copies, copied
