@@ -17,7 +17,7 @@ Names are imported when first asked for, so that the command line answers withou
     recipe.py      Recipes: a YAML base plus overrides -> a typed, validated, frozen configuration
     schedules.py   Numbers that change over a run: pure functions of the optimizer step, the same on any number of
                    processes
-    precision.py   What "in float32" means here: half types are upcast, float64 stays
+    precision.py   What "in float32" means here: half types are upcast, float64 stays; names of types, and no autocast
     ranks.py       Which of several processes this is, and how they put their results together; one process is the
                    rule
     progress.py    The progress of long work on stderr: a bar on a terminal, a line now and then in a log
@@ -33,6 +33,7 @@ Names are imported when first asked for, so that the command line answers withou
     finite.py      What a network computes, finite: half types that overflow are computed again in float32
     images.py      Pillow, numpy and bytes <-> the tensors that a codec takes
     arguments.py   What is given to a codec: checked, and named with what converts it where it is no such thing
+    padding.py     Images of any size beside networks that want multiples of f: padded, and cropped back
     codec.py       LatentCodec: image <-> scaled latent, the one object that everything outside training uses
     __main__.py    `python -m ldm_vae` is the same as `ldm-vae`
     bottlenecks/   What stands between encoder and decoder: how a latent is drawn, and what it costs

@@ -14,6 +14,7 @@ from torch import Tensor
 from ldm_vae.data.images.pixels import RANGE_TOLERANCE
 from ldm_vae.errors import UserError
 from ldm_vae.finite import NonFiniteError, not_finite
+from ldm_vae.precision import name_of_type
 
 BYTES_FROM = 16.0  # images with larger values are of 8 bits; normalised ones do not go so far
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # types that a codec runs in
@@ -90,7 +91,7 @@ def floating_type(dtype: object) -> torch.dtype | None:
 INSTEAD = {
     "cache_dir": "set HF_HOME, the Hub's cache for all libraries",
     "device_map": "give device=, such as device='cuda'",
-    "force_download": "empty the Hub's cache (`hf cache delete`)",
+    "force_download": "remove the model's folder, models--OWNER--NAME, from the Hub's cache",
     "local_files_only": "set HF_HUB_OFFLINE=1",
     "low_cpu_mem_usage": "leave it out: weights are never held twice",
     "proxies": "set HTTPS_PROXY",
@@ -105,11 +106,6 @@ def refuse_unknown(options: Mapping[str, object], function: Callable[..., object
     for name in options:
         if name not in known:
             raise UserError(f"from_pretrained(..., {name}=...)", INSTEAD.get(name, f"give any of {', '.join(known)}"))
-
-
-def name_of_type(dtype: torch.dtype) -> str:
-    """Its name without the module, such as bfloat16."""
-    return str(dtype).removeprefix("torch.")
 
 
 def device_and_type(

@@ -20,6 +20,7 @@ LatentKind = Literal["moments", "mode", "sample"]  # latents/format.py
 
 MetricName = Literal["psnr", "ssim", "ssim_signed", "ssim_uniform", "ms_ssim", "lpips_vgg", "lpips_alex"]
 IMAGE_METRICS: tuple[MetricName, ...] = get_args(MetricName)  # metrics/image.py
+# Validation takes these alone, and all else measures them by default: variants of SSIM are for published protocols.
 UsualMetricName = Literal["psnr", "ssim", "ms_ssim", "lpips_vgg", "lpips_alex"]
 USUAL_IMAGE_METRICS: tuple[UsualMetricName, ...] = get_args(UsualMetricName)
 SetMetricName = Literal["rfid", "rfid_pytorch", "kid", "frechet_vgg16"]

@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_vae.arguments import (
@@ -18,7 +17,6 @@ from ldm_vae.arguments import (
     device_and_type,
     device_named,
     floating_type,
-    name_of_type,
     refuse_unknown,
 )
 from ldm_vae.bottlenecks.scale import LatentScale
@@ -35,8 +33,9 @@ from ldm_vae.interop.layouts.layout import describe_parts, exchanged_state, layo
 from ldm_vae.interop.load import LoadedModel, ModelSource, encoder_hash, load_model, statistics_of, weights_hash
 from ldm_vae.networks.network import Network
 from ldm_vae.noise import GivenNoise
+from ldm_vae.padding import check_size, crop_to, pad_to_multiple
 from ldm_vae.piecewise import passes
-from ldm_vae.precision import at_least_float32
+from ldm_vae.precision import at_least_float32, name_of_type
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -273,7 +272,8 @@ class LatentCodec:
     def decode(self, latents: Tensor, *, size: tuple[int, ...] | None = None, max_memory: int | None = None) -> Tensor:
         """(B, c, h, w), scaled -> (B, C, h*f, w*f), or cropped to `size` = (H, W). Raises NonFiniteError.
 
-        size: of the images that were encoded, whose padding is then cut off.
+        size: of the images that were encoded, whose padding is then cut off. Raises UserError for another than two
+        numbers, and for a larger one than the latents decode to.
         max_memory: bytes that the process may grow by, the result included; up to 32 MiB come on top of it. The network
         is then evaluated in pieces, as it is for pictures of a megapixel or more anyway. Raises UserError for a bound
         that cannot be kept, and names the lowest that can.
@@ -312,15 +312,14 @@ class LatentCodec:
     def decode_raw(self, z: Tensor, *, size: tuple[int, ...] | None = None, max_memory: int | None = None) -> Tensor:
         """Decodes raw latents, such as the mean in `moments`; otherwise like `decode`."""
         check_latents(z, self.latent_channels)
-        height, width = z.shape[2] * self.factor, z.shape[3] * self.factor
-        if size is not None and not (0 < size[0] <= height and 0 < size[1] <= width):
-            raise UserError(f"size {size[0]} x {size[1]}", f"these latents decode to {height} x {width} at most")
+        if size is not None:  # before the decoder runs
+            check_size(size, z.shape[2] * self.factor, z.shape[3] * self.factor)
         held = 2 * z.nbytes + self._copy_in_own_type(z)  # latents whose scale was removed, on the way and after it
         network = partial(passes.decode, max_memory=max_memory, held=held)
         images, broken = run_finite(network, self.model, z, self.device, "images")
         if broken:
             raise NonFiniteError("the image", broken)
-        return images if size is None else images[:, :, : size[0], : size[1]]
+        return images if size is None else crop_to(images, size)
 
     def as_diffusers(self, *, max_memory: int | None = None) -> AutoencoderKL:
         """An AutoencoderKL of diffusers that encodes and decodes as this codec does: `pipe.vae = codec.as_diffusers()`.
@@ -414,17 +413,3 @@ class LatentCodec:
         if kind not in self._warned:
             self._warned.add(kind)
             logger.warning("%s", message)
-
-
-def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
-    """Pads images (B, C, H, W) on the right and below, so that both sides become multiples of `multiple`.
-
-    Pads by reflection; a side that is too short for that repeats its last row or column.
-    """
-    height, width = images.shape[2:]
-    below, right = -height % multiple, -width % multiple
-    if below:
-        images = F.pad(images, (0, 0, 0, below), mode="reflect" if below < height else "replicate")
-    if right:
-        images = F.pad(images, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
-    return images

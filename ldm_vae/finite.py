@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm_vae.errors import UserError
 from ldm_vae.networks.network import Network
-from ldm_vae.precision import at_least_float32
+from ldm_vae.precision import at_least_float32, name_of_type, without_autocast
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +38,12 @@ def run_finite(
     what: what is computed, for the warning.
     """
     x = x.to(device)
-    with torch.autocast(device.type, enabled=False):
+    with without_autocast(device):
         result = at_least_float32(network(model, x.to(model.dtype)))
         broken = not_finite(result)
         if broken and model.dtype in (torch.bfloat16, torch.float16):
-            precision = str(model.dtype).removeprefix("torch.")
-            logger.warning(
-                "%d of %d %s are not finite in %s: computed again in float32", len(broken), len(x), what, precision
-            )
+            given = len(broken), len(x), what, name_of_type(model.dtype)
+            logger.warning("%d of %d %s are not finite in %s: computed again in float32", *given)
             # A copy that was kept would not know of weights that somebody has changed since.
             again = network(copy.deepcopy(model).float(), x[broken].float())
             result[broken] = again
@@ -54,8 +52,9 @@ def run_finite(
 
 
 def not_finite(x: Tensor) -> list[int]:
-    """Places in the batch that hold NaN or infinity. Takes one transfer from the device, and memory for one sample."""
-    if len(x) == 0:
+    """Places in the batch that hold NaN or infinity. Takes one transfer from the device, and no memory."""
+    if x.numel() == 0:
         return []
-    bad: list[int] = torch.stack([~sample.isfinite().all() for sample in x]).nonzero().flatten().tolist()
+    ends = torch.stack([torch.stack(sample.aminmax()) for sample in x])  # NaN is an end of what holds one
+    bad: list[int] = (~ends.isfinite().all(dim=1)).nonzero().flatten().tolist()
     return bad

@@ -9,7 +9,8 @@ become the other one than there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm_vae.data.images.pixels import RANGE_TOLERANCE, from_pillow
+from ldm_vae.data.images.pixels import RANGE_TOLERANCE, BrokenImage, from_pillow
 from ldm_vae.data.images.pixels import to_uint8 as to_uint8
 from ldm_vae.errors import UserError
+from ldm_vae.precision import name_of_type
 
 Array = npt.NDArray[Any]
+ONE = (Image.Image, np.ndarray, Tensor, str)  # what can be iterated over, and is no list of pictures
 ONE_BY_ONE = "give those of one size at a time: [codec.encode({}(image)) for image in images]"
 
 
-def from_pil(images: Image.Image | Sequence[Image.Image], channels: int = 3) -> Tensor:
+def from_pil(images: Image.Image | Iterable[Image.Image], channels: int = 3) -> Tensor:
     """Pictures of Pillow of one size -> (B, channels, H, W), float32 in [-1, 1].
 
-    Any mode: palettes, grey, CMYK and embedded profiles become sRGB, and transparent pixels white, as in training.
-    Raises UserError for pictures of several sizes.
+    Modes of 8 bits: palettes, grey, CMYK and embedded profiles become sRGB, transparent pixels white, as in training.
+    Raises UserError for other modes, such as those of 16 bits, for damaged pictures, and for pictures of several sizes.
 
     channels: of the codec: 1 grey, 3 RGB, 4 RGBA.
 
@@ -38,9 +41,12 @@ def from_pil(images: Image.Image | Sequence[Image.Image], channels: int = 3) -> 
     >>> from_pil(Image.new("RGB", (32, 16), "white")).shape
     torch.Size([1, 3, 16, 32])
     """
-    pictures = [images] if isinstance(images, Image.Image) else list(images)
+    pictures: list[Any] = [images] if isinstance(images, ONE) or not isinstance(images, Iterable) else list(images)
+    for one in pictures:
+        if not isinstance(one, Image.Image):
+            raise _wrong_kind(one, "a picture of Pillow", "from_pil", "give Image.open(FILE)")
     _require_one_size("pictures", {picture.size for picture in pictures}, len(pictures), "from_pil")
-    return from_numpy(np.stack([from_pillow(picture, channels) for picture in pictures]))
+    return from_numpy(np.stack([_pixels(picture, channels) for picture in pictures]))
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
@@ -64,11 +70,17 @@ def from_numpy(array: Array | Sequence[Array], values: tuple[float, float] | Non
     >>> from_numpy(np.ones((16, 32, 3), np.float32), values=(0, 1)).max()
     tensor(1.)
     """
-    if isinstance(array, list | tuple):
-        _require_one_size("arrays", {one.shape for one in array}, len(array), "from_numpy")
-        array = np.stack(array)
+    several = isinstance(array, list | tuple)
+    arrays: list[Any] = list(array) if several else [array]
+    for one in arrays:
+        if not isinstance(one, np.ndarray):
+            raise _wrong_kind(one, "an array", "from_numpy", "give (B, H, W, C) or (H, W, C)")
+    _require_one_size("arrays", {one.shape for one in arrays}, len(arrays), "from_numpy")
+    array = np.stack(arrays) if several else arrays[0]
     assert isinstance(array, np.ndarray)
     what = f"an array of {array.dtype}, shape {list(array.shape)}"
+    if array.dtype.kind not in "buif":
+        raise UserError(what, "give integers, or floats with values=(0, 1)")
     if array.ndim not in (3, 4):
         raise UserError(what, "give (B, H, W, C) or (H, W, C), such as array[..., None] of grey (H, W)")
     if values is None and array.dtype != np.uint8:
@@ -94,10 +106,36 @@ def from_uint8(images: Tensor) -> Tensor:
     >>> from_uint8(torch.full((3, 16, 32), 255, dtype=torch.uint8)).shape
     torch.Size([1, 3, 16, 32])
     """
+    if not isinstance(images, Tensor):
+        raise _wrong_kind(images, "a tensor", "from_uint8", "give uint8 (B, C, H, W) or (C, H, W)")
     if images.dtype != torch.uint8 or images.ndim not in (3, 4):
-        what = f"a tensor of shape {list(images.shape)}, {str(images.dtype).removeprefix('torch.')}"
+        what = f"a tensor of shape {list(images.shape)}, {name_of_type(images.dtype)}"
         raise UserError(what, "give uint8 (B, C, H, W) or (C, H, W)")
     return (images if images.ndim == 4 else images[None]).float() / 127.5 - 1.0
+
+
+def _pixels(picture: Image.Image, channels: int) -> Array:
+    """(H, W, channels) uint8. What no decoder of training would take is a mistake of the caller here."""
+    try:
+        return from_pillow(picture, channels)
+    except BrokenImage as error:
+        remedy = "give one of more than 8 bits to from_numpy with values=(black, white), and leave a damaged one out"
+        raise UserError(f"a picture of {picture.width} x {picture.height}: {error.reason}", remedy) from error
+
+
+def _wrong_kind(value: object, wanted: str, helper: str, remedy: str) -> UserError:
+    """The error for a value that `helper` does not take.
+
+    wanted: what it takes.   remedy: what to do where no other helper takes the value.
+    """
+    takers = {Image.Image: "from_pil", np.ndarray: "from_numpy", Tensor: "from_uint8"}
+    taker = next((name for kind, name in takers.items() if isinstance(value, kind)), helper)
+    if isinstance(value, Tensor) and value.is_floating_point():
+        remedy = "tensors of floats need no helper: give the codec (B, C, H, W) in [-1, 1]"
+    elif taker != helper:
+        remedy = f"{taker} takes it"
+    given = repr(value)[:100] if isinstance(value, str | Path) else type(value).__name__
+    return UserError(f"{given} in place of {wanted}", remedy)
 
 
 def _scaled(x: Tensor, low: float, high: float) -> Tensor:

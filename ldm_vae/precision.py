@@ -1,4 +1,7 @@
-"""What "in float32" means: results keep float64, stored weights do not, and integers stay integers in both."""
+"""Types of numbers by name, without autocast, and "in float32": results keep float64, stored weights do not.
+
+Integers stay integers in both.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,11 @@ def at_least_float32(value: Tensor) -> Tensor:
 def floats_as_float32(value: Tensor) -> Tensor:
     """Floating point of any precision becomes float32; integers and booleans are returned as they are."""
     return value.float() if value.is_floating_point() else value
+
+
+def name_of_type(dtype: torch.dtype) -> str:
+    """Its name without the module, such as bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

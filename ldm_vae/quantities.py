@@ -24,9 +24,8 @@ def binary_size(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """A time, such as "0.8 s", "75 s", "2.3 min", "4.1 h", "12 days"."""
-    for unit, length in (("s", 1), ("min", MINUTE), ("h", HOUR)):
-        following = {"s": 2 * MINUTE, "min": 2 * HOUR, "h": 2 * DAY}[unit]
-        if seconds < following:
+    for unit, length, end in (("s", 1, 2 * MINUTE), ("min", MINUTE, 2 * HOUR), ("h", HOUR, 2 * DAY)):
+        if seconds < end:
             return f"{two_digits(seconds / length)} {unit}"
     return f"{two_digits(seconds / DAY)} days"
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from huggingface_hub.file_download import repo_folder_name
 
 from ldm_vae import LatentCodec, UserError
 from ldm_vae.bottlenecks.scale import LatentScale
@@ -48,12 +49,17 @@ def test_repr_says_shape_type_scale_and_source_in_two_lines(
     assert second == f"  {said}"
 
 
-def test_formula_is_what_the_scale_does() -> None:
+def test_formula_and_inverse_are_what_the_scale_does() -> None:
     z = torch.tensor(1.5, dtype=torch.float64)
     for scale in (LatentScale(0.25), LatentScale(0.5, 0.125), LatentScale(0.5, -0.125)):
         assert eval(scale.formula(), {"z": z}) == scale.apply(z[None, None, None]).item()
+        assert eval(scale.inverse(), {"latent": z}) == scale.remove(z[None, None, None]).item()
     scale = LatentScale(0.5, None, (1.0,), (4.0,))
     assert eval(scale.formula().replace("[", "(").replace("]", ")"), {"z": z}) == scale.apply(z[None, None]).item()
+    assert (
+        eval(scale.inverse().replace("[", "(").replace("]", ")"), {"latent": z}) == scale.remove(z[None, None]).item()
+    )
+    assert scale.inverse() == "latent * [4] / 0.5 + [1]"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +100,7 @@ def test_from_pretrained_takes_what_diffusers_takes_or_says_what_to_do(folder: P
     for options, said in {
         "cache_dir": "HF_HOME", "device_map": "device=", "token": "HF_TOKEN", "use_safetensors": "leave it out",
         "local_files_only": "HF_HUB_OFFLINE", "colour": "give any of device, dtype, variant",
+        "force_download": repo_folder_name(repo_id="OWNER/NAME", repo_type="model"),
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=said):
             LatentCodec.from_pretrained(folder, **{options: "x"})

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -67,6 +68,62 @@ def test_output_that_cannot_be_written_is_no_success() -> None:
         )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+
+
+def without_reader(words: list[str], *, stderr: bool = False) -> subprocess.CompletedProcess[str]:
+    """Runs Python with a stdout, and maybe a stderr, that no one reads."""
+    reading_end, writing_end = os.pipe()
+    os.close(reading_end)
+    try:
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=ROOT,
+            stdout=writing_end,
+            stderr=writing_end if stderr else subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+    finally:
+        os.close(writing_end)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", "ldm_vae", "--version"],  # typer sees it
+        ["-m", "ldm_vae", "check", "--help"],  # rich does
+        ["-m", "train", "--version"],
+        ["-m", "train", "--fields"],
+        ["-c", "from ldm_vae.ending import *\nwith told_in_a_line('x'): print('x')"],  # Python does, at the end
+    ],
+)
+def test_output_that_no_one_reads_ends_a_command_without_a_word(words: list[str]) -> None:
+    done = without_reader(words)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_an_error_that_no_one_reads_keeps_its_exit_code() -> None:
+    assert without_reader(["-m", "ldm_vae", "check", "no such shards"], stderr=True).returncode == 2
+
+
+def test_a_command_needs_no_stdout() -> None:
+    """As Python does not, where the shell closes it."""
+    command = [sys.executable, "-m", "ldm_vae", "--version"]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("by_typer", [False, True])
+def test_a_broken_pipe_of_anything_else_is_told(by_typer: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    reading_end, writing_end = os.pipe()
+    os.close(reading_end)
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(lambda: os.write(writing_end, b"x"))
+    with pytest.raises(SystemExit) as stop, told_in_a_line("program"):
+        app([]) if by_typer else os.write(writing_end, b"x")
+    os.close(writing_end)
+    assert stop.value.code == 2
+    assert "Broken pipe" in (said := capfd.readouterr().err) and said.count("\n") == 1
 
 
 def test_an_error_names_the_file_that_was_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def test_lists_of_one_size_are_a_batch_and_others_are_told_what_to_do() -> None:
     assert torch.equal(from_numpy([LEVELS, LEVELS]), from_numpy(np.stack([LEVELS, LEVELS])))
     with pytest.raises(UserError, match=r"\[codec.encode\(from_numpy\(image\)\) for image in images\]"):
         from_numpy([LEVELS, LEVELS[:8]])
+    assert torch.equal(from_pil(picture(i) for i in (0, 1)), from_pil([picture(0), picture(1)]))
     with pytest.raises(UserError, match=r"2 pictures of 2 sizes: .*codec.encode\(from_pil\(image\)\)"):
         from_pil([picture(0), picture(0).resize((5, 9))])
     for nothing in (from_pil, from_numpy):
@@ -82,6 +84,39 @@ def test_lists_of_one_size_are_a_batch_and_others_are_told_what_to_do() -> None:
             nothing([])
     with pytest.raises(UserError, match=r"array\[\.\.\., None\]"):
         from_numpy(LEVELS[:, :, 0])
+
+
+@pytest.mark.parametrize(
+    ("helper", "given", "said"),
+    [
+        (from_pil, "a.jpg", r"'a\.jpg' in place of a picture of Pillow: give Image\.open\(FILE\)"),
+        (from_pil, [Path("a.jpg")], r"a\.jpg.* in place of a picture of Pillow: give Image\.open"),
+        (from_pil, LEVELS, "ndarray in place of a picture of Pillow: from_numpy takes it"),
+        (from_pil, torch.zeros(1, 3, 4, 4), r"Tensor in place of .*: tensors of floats need no helper"),
+        (from_pil, None, "NoneType in place of a picture of Pillow"),
+        (from_pil, Image.fromarray(LEVELS[:, :, 0].astype(np.uint16)), r"16 x 16: .* I;16: .*values=\(black, white\)"),
+        (from_numpy, torch.zeros(4, 4, 3, dtype=torch.uint8), "Tensor in place of an array: from_uint8 takes it"),
+        (from_numpy, [torch.zeros(4, 4, 3)], "Tensor in place of an array: tensors of floats need no helper"),
+        (from_numpy, picture(0), "Image in place of an array: from_pil takes it"),
+        (from_numpy, [1, 2], "int in place of an array"),
+        (from_uint8, LEVELS, "ndarray in place of a tensor: from_numpy takes it"),
+        (from_uint8, "a.jpg", "in place of a tensor: give uint8"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)  # fmt: skip
+def test_what_a_helper_does_not_take_is_refused_in_a_line(helper: Any, given: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said) as refused:
+        helper(given)
+    assert "\n" not in str(refused.value)
+
+
+def test_arrays_of_no_numbers_and_damaged_pictures_are_refused_in_a_line() -> None:
+    with pytest.raises(UserError, match=r"an array of complex128, shape \[4, 4, 3\]: give integers"):
+        from_numpy(np.zeros((4, 4, 3), complex), values=(0, 1))
+    file = io.BytesIO()
+    picture(0).save(file, "PNG")
+    with pytest.raises(UserError, match=r"a picture of 48 x 40: .*leave a damaged one out"):
+        from_pil(Image.open(io.BytesIO(file.getvalue()[:-200])))
 
 
 def test_helpers_are_imported_when_asked_for() -> None:

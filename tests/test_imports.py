@@ -50,6 +50,7 @@ ROOMS = (
     "networks",
     "finite",
     "arguments",
+    "padding",
     "pretrained",
     "losses",
     "metrics",

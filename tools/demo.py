@@ -27,7 +27,7 @@ from rich.table import Table
 
 from ldm_vae.atomic import refuse_foreign, remove_folder
 from ldm_vae.cli.app import main as ldm_vae
-from ldm_vae.codec import LatentCodec, pad_to_multiple
+from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.index import SourceConfig, load_index
 from ldm_vae.data.stream.reader import DataConfig, validation_batches
 from ldm_vae.diagnostics.anomaly import SCORES_FILE
@@ -37,6 +37,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.interop.diffusers import EXPORTED
 from ldm_vae.latents.format import ENCODED
+from ldm_vae.padding import pad_to_multiple
 from ldm_vae.recipe import resolve
 from tools.photographs import SPLITS, write_photographs
 

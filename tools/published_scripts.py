@@ -22,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -100,9 +101,8 @@ def vavae(checkout: Path, model: str, pictures: str, weights: dict[str, Tensor],
         os.environ.setdefault(key, value)
     import models.lpips  # type: ignore[import-not-found]
 
-    import tools.calculate_fid  # type: ignore[import-not-found]
-
-    tools.calculate_fid.load_state_dict_from_url = lambda *_, **__: weights
+    calculate_fid: Any = import_module("tools.calculate_fid")  # in the checkout, where `tools` is another folder
+    calculate_fid.load_state_dict_from_url = lambda *_, **__: weights
     models.lpips.vgg16 = lambda **_: lpips_with_weights().net
     models.lpips.LPIPS.load_from_pretrained = lambda self: self.load_state_dict(
         {k: v for k, v in lpips_with_weights().state_dict().items() if k.startswith("lin")}, strict=False

@@ -89,19 +89,21 @@ class LatentScale:
 
     def formula(self) -> str:
         """What becomes of a raw latent z, such as (z - 0.1159) * 0.3611; channel by channel with `mean` and `std`."""
-        if self.mean is not None and self.std is not None:
-            mean, std = (f"[{', '.join(f'{number:.6g}' for number in numbers)}]" for numbers in (self.mean, self.std))
-            return f"(z - {mean}) * {self.factor:.6g} / {std}"
-        moved = "z" if not self.shift else f"(z {'-' if self.shift > 0 else '+'} {abs(self.shift):.6g})"
-        return f"{moved} * {self.factor:.6g}"
+        offset = self._offset(-1)
+        moved = f"(z{offset})" if offset else "z"
+        return f"{moved} * {self.factor:.6g}" + ("" if self.std is None else f" / {_written(self.std)}")
 
     def inverse(self) -> str:
         """What becomes of a scaled latent, such as latent / 0.3611 + 0.1159."""
-        if self.mean is not None and self.std is not None:
-            mean, std = (f"[{', '.join(f'{number:.6g}' for number in numbers)}]" for numbers in (self.mean, self.std))
-            return f"latent * {std} / {self.factor:.6g} + {mean}"
-        moved = "" if not self.shift else f" {'+' if self.shift > 0 else '-'} {abs(self.shift):.6g}"
-        return f"latent / {self.factor:.6g}{moved}"
+        spread = "latent" if self.std is None else f"latent * {_written(self.std)}"
+        return f"{spread} / {self.factor:.6g}{self._offset(1)}"
+
+    def _offset(self, sign: int) -> str:
+        """The mean or the shift as it is added (sign 1) or subtracted (-1); nothing where there is none."""
+        if self.mean is not None:
+            return f" {'+' if sign > 0 else '-'} {_written(self.mean)}"
+        shift = sign * (self.shift or 0.0)
+        return f" {'+' if shift > 0 else '-'} {abs(shift):.6g}" if shift else ""
 
     def to_config(self) -> dict[str, Any]:
         """The four keys of a diffusers config."""
@@ -127,6 +129,10 @@ class LatentScale:
             if self.shift:
                 return "shift_factor and latents_mean exclude each other"
         return None
+
+
+def _written(numbers: tuple[float, ...]) -> str:
+    return f"[{', '.join(f'{number:.6g}' for number in numbers)}]"
 
 
 def _float(value: Any) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ldm_vae.atomic import atomic_file
+from ldm_vae.atomic import atomic_file, require_writable
 from ldm_vae.choices import LatentKind
 from ldm_vae.cli.options import BatchSize, Crop, Json, Model, Precision, Resize, Shards, image_config
 from ldm_vae.cli.summary import per_image, say_reasons, speed
@@ -22,6 +22,8 @@ from ldm_vae.ranks import is_first_to_report, local_device, rank_and_world
 if TYPE_CHECKING:
     from ldm_vae.latents.encode import Share
     from ldm_vae.latents.format import LatentsFile
+
+Quarantined = dict[str, dict[str, str]]  # name of a tar -> key of an image that it lacks -> why
 
 
 def encode(
@@ -62,10 +64,14 @@ def encode(
     from ldm_vae.codec import LatentCodec
     from ldm_vae.data.shards.index import load_index
     from ldm_vae.latents.encode import encode_shards
-    from ldm_vae.latents.folder import read_latents_file, read_records
+    from ldm_vae.latents.format import LATENTS_FILE
     from ldm_vae.latents.job import latent_job
 
-    refuse_one_for_several(rank_and_world()[1], local_device())
+    rank, world = rank_and_world()
+    refuse_one_for_several(world, local_device())
+    if dry_run and world > 1:
+        raise UserError("--dry-run in several processes", "run it in one: they share the time that it tells")
+    require_writable(out / LATENTS_FILE)
     codec = LatentCodec.load(model, device=local_device(), dtype=precision)
     image = image_config(codec.model.config.in_channels, resize, crop)
     job = latent_job(
@@ -81,13 +87,10 @@ def encode(
         keep_image=keep_image,
         seed=seed,
     )
-    rank, world = rank_and_world()
     index = load_index(shards)
     if dry_run:
         from ldm_vae.cli.encode_dry_run import say_dry_run
 
-        if world > 1:
-            raise UserError("--dry-run in several processes", "run it in one: they share the time that it tells")
         say_dry_run(codec, index, out, job, workers=workers, prune=prune)
         return
     started = time.monotonic()
@@ -96,35 +99,59 @@ def encode(
             codec, index, out, job, workers=workers, rank=rank, world=world, verify=verify, prune=prune,
             done=progress.advance,
         )  # fmt: skip
-    seconds = time.monotonic() - started
+    _tell(out, share, time.monotonic() - started, json, measure=f"ldm-vae stats {model} {shards} --write")
+
+
+def _tell(out: Path, share: Share, seconds: float, json: Path | None, *, measure: str) -> None:
+    """Says what this process did, and what the folder holds where it is finished and no other process says so.
+
+    json: the file for the numbers of a finished folder.
+    measure: the command that gives the codec a scale.
+    """
+    from ldm_vae.latents.folder import read_latents_file
+
     content = read_latents_file(out)
+    left_out = _left_out(out, content) if content.complete else {}
     if content.complete and json is not None:
-        records = read_records(out)
-        summary = content.model_dump(mode="json", include={"samples", "scale", "statistics"})
-        summary["shards"] = {name: shard.samples for name, shard in content.shards.items()}
-        summary["quarantined"] = {n: dict(record.quarantined) for n, record in records.items() if record.quarantined}
-        with atomic_file(json) as stage:
-            stage.write_text(json_format.dumps(summary, indent=1) + "\n")
+        _write_json(json, content, left_out)
     totals = content.complete and is_first_to_report(f"encoded {out}")  # two may find the last tar finished
     if totals:
-        _say_totals(out, content)
+        _say_totals(out, content, left_out)
+    rank, world = rank_and_world()
     _say_share(share, seconds, f"process {rank} of {world}: " if world > 1 else "")
     if totals and content.scale is None:
-        say(f"not scaled, since nobody has measured the codec: `ldm-vae stats {model} {shards} --write`")
+        say(f"not scaled, since nobody has measured the codec: `{measure}`")
 
 
-def _say_totals(out: Path, content: LatentsFile) -> None:
-    """What a finished folder holds, whoever made it, and what it lacks."""
+def _left_out(out: Path, content: LatentsFile) -> Quarantined:
+    """What the tars of a finished folder lack. Where they lack nothing, no record is read."""
     from ldm_vae.latents.folder import read_records
+
+    if not any(shard.left_out for shard in content.shards.values()):
+        return {}
+    return {name: dict(record.quarantined) for name, record in read_records(out).items() if record.quarantined}
+
+
+def _write_json(file: Path, content: LatentsFile, left_out: Quarantined) -> None:
+    """Writes the numbers of a finished folder."""
+    summary = content.model_dump(mode="json", include={"samples", "scale", "statistics"})
+    summary["shards"] = {name: shard.samples for name, shard in content.shards.items()}
+    summary["quarantined"] = left_out
+    with atomic_file(file) as stage:
+        stage.write_text(json_format.dumps(summary, indent=1) + "\n")
+
+
+def _say_totals(out: Path, content: LatentsFile, left_out: Quarantined) -> None:
+    """What a finished folder holds, whoever made it, and what it lacks."""
     from ldm_vae.latents.format import RECORDS_FOLDER
 
     sizes = sum((out / name).stat().st_size for name in content.shards)
     tars = counted(len(content.shards), "tar")
     say(f"{out}: {counted(content.samples, 'latent')} in {tars}, {per_image(sizes, content.samples)}")
-    if left_out := sum(shard.left_out for shard in content.shards.values()):
-        images = counted(content.samples + left_out, "image")
-        say(f'left out {left_out:,} of {images}, all named in {out / RECORDS_FOLDER} ("quarantined"):')
-        say_reasons(lost for record in read_records(out).values() for lost in record.quarantined)
+    if lost := sum(shard.left_out for shard in content.shards.values()):
+        images = counted(content.samples + lost, "image")
+        say(f'left out {lost:,} of {images}, all named in {out / RECORDS_FOLDER} ("quarantined"):')
+        say_reasons(reason for of_tar in left_out.values() for reason in of_tar.items())
 
 
 def _say_share(share: Share, seconds: float, who: str) -> None:

@@ -17,7 +17,11 @@ SHAPES_SHOWN = 3  # of latents
 
 
 def say_dry_run(codec: LatentCodec, index: Index, out: Path, job: LatentJob, *, workers: int, prune: bool) -> None:
-    """Prints it. Raises UserError for what encoding would refuse, and where the disk has too little room."""
+    """Prints it.
+
+    Raises UserError if the folder holds other latents, files of others, or latents of shards that are gone; and if the
+    disk has too little room. Latents of other images are found only by encoding, which reads the images.
+    """
     shards, there = missing_shards(index, out, job, prune=prune)
     say(DRY_RUN)
     size = sum(shard.size for shard in index.shards)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json as json_format
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,10 +24,13 @@ from ldm_vae.ranks import local_device, rank_and_world
 
 if TYPE_CHECKING:
     from ldm_vae.codec import LatentCodec
-    from ldm_vae.evaluation.entries import Entries
+    from ldm_vae.evaluation.baselines import Baseline
+    from ldm_vae.evaluation.entries import Entries, Entry
     from ldm_vae.evaluation.evaluate import ImageCodec, Metrics
     from ldm_vae.evaluation.results import EvaluationProtocol, Results
     from ldm_vae.interop.load import ModelSource
+
+    Measure = Callable[[str, ImageCodec, EvaluationProtocol], Results]  # of the name that is shown meanwhile
 
 
 def evaluate(
@@ -76,11 +81,10 @@ def evaluate(
     first of several codecs is compared with each other one, image by image. What is measured on a run is kept in its
     results.json. Under `accelerate launch` or torchrun the processes share the images.
     """
-    from ldm_vae.bottlenecks.scale import LatentScale
     from ldm_vae.codec import LatentCodec
     from ldm_vae.evaluation.baselines import choose_baseline
-    from ldm_vae.evaluation.entries import Entries, Entry
-    from ldm_vae.evaluation.evaluate import Metrics, check_latent, describe_codec
+    from ldm_vae.evaluation.entries import Entries
+    from ldm_vae.evaluation.evaluate import Metrics, check_latent
     from ldm_vae.evaluation.protocols import published_protocol
     from ldm_vae.evaluation.results import EvaluationProtocol
 
@@ -104,19 +108,8 @@ def evaluate(
     baselines = {name: choose_baseline(name, codecs[0], chosen.image) for name in baseline or ()}
     measures = Metrics(chosen, codecs[0].device, inception_file=inception)
 
-    entries = []
-    for codec, one, file in zip(codecs, protocols, files, strict=True):
-        codec.scale = codec.scale or LatentScale()  # reconstruction needs no scale
-        results = _measure(codec.source.name, codec, shards, one, batch, measures)
-        results = replace(results, protocol=describe_codec(codec) | results.protocol)
-        entries.append(Entry(codec.source.name, "model", results, file))
-    plain = chosen.model_copy(update={"latent": "mode"})  # a baseline has no posterior
-    for wanted, other in baselines.items():
-        name = wanted.partition("=")[0]
-        results = _measure(name, other, shards, plain, batch, measures)
-        results = replace(results, protocol={"model": without_secrets(wanted)} | results.protocol | other.describe())
-        entries.append(Entry(name, "baseline", results))
-
+    measure = partial(_measure, shards=shards, batch=batch, metrics=measures)
+    entries = _measure_models(codecs, protocols, files, measure) + _measure_baselines(baselines, chosen, measure)
     if rank_and_world()[0] == 0:
         _show(Entries(entries), json)
 
@@ -136,8 +129,41 @@ def _files(sources: list[ModelSource], json: Path | None) -> list[Path | None]:
     return files
 
 
+def _measure_models(
+    codecs: list[LatentCodec], protocols: list[EvaluationProtocol], files: list[Path | None], measure: Measure
+) -> list[Entry]:
+    """An entry for each codec, to be kept in its file if it has one."""
+    from ldm_vae.bottlenecks.scale import LatentScale
+    from ldm_vae.evaluation.entries import Entry
+    from ldm_vae.evaluation.evaluate import describe_codec
+
+    entries = []
+    for codec, protocol, file in zip(codecs, protocols, files, strict=True):
+        codec.scale = codec.scale or LatentScale()  # reconstruction needs no scale
+        results = measure(codec.source.name, codec, protocol)
+        results = replace(results, protocol=describe_codec(codec) | results.protocol)
+        entries.append(Entry(codec.source.name, "model", results, file))
+    return entries
+
+
+def _measure_baselines(
+    baselines: Mapping[str, Baseline], protocol: EvaluationProtocol, measure: Measure
+) -> list[Entry]:
+    """An entry for each baseline, by what --baseline calls it."""
+    from ldm_vae.evaluation.entries import Entry
+
+    protocol = protocol.model_copy(update={"latent": "mode"})  # a baseline has no posterior
+    entries = []
+    for wanted, codec in baselines.items():
+        name = wanted.partition("=")[0]
+        results = measure(name, codec, protocol)
+        results = replace(results, protocol={"model": without_secrets(wanted)} | results.protocol | codec.describe())
+        entries.append(Entry(name, "baseline", results))
+    return entries
+
+
 def _measure(
-    name: str, codec: ImageCodec, shards: str, protocol: EvaluationProtocol, batch: int, metrics: Metrics
+    name: str, codec: ImageCodec, protocol: EvaluationProtocol, *, shards: str, batch: int, metrics: Metrics
 ) -> Results:
     from ldm_vae.evaluation.evaluate import evaluate_shards
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +12,7 @@ from rich.text import Text
 from ldm_vae.choices import IMAGE_METRICS
 from ldm_vae.evaluation.compare import CONFIDENCE, PairedDifference
 from ldm_vae.evaluation.results import Results
+from ldm_vae.evaluation.shared import shared_entries, shared_reasons
 from ldm_vae.evaluation.wording import advantage
 from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.printable import counted, printable
@@ -41,13 +41,9 @@ def print_metrics(results: Mapping[str, Results]) -> None:
         table.add_row(_title(metric), *cells)
     console.print(table)
     for word, field in (("missing", "missing"), (MARK, "notes")):
-        alike: dict[tuple[str, str], list[str]] = {}  # (codecs, reason) -> metrics
-        reasons = _shared({name: getattr(one, field) for name, one in results.items()})
-        for (metric, reason), names in reasons.items():
-            alike.setdefault((_whose(names, results), reason), []).append(metric)
-        for (whose, reason), metrics in alike.items():
+        for reason, metrics, names in shared_reasons({name: getattr(one, field) for name, one in results.items()}):
             titles = "; ".join(describe_metric(metric).title for metric in metrics)
-            line = f"{word} {titles}{whose}: {reason}"
+            line = f"{word} {titles}{_whose(names, results)}: {reason}"
             console.print(printable(line), soft_wrap=True, highlight=False)
 
 
@@ -60,7 +56,7 @@ def print_protocol(results: Mapping[str, Results], files: list[Path]) -> None:
     models = {name: one for name, one in results.items() if "weights_sha256" in one.protocol} or results
 
     def said(name: str, words: str = "{}") -> list[str]:
-        shared = _shared({codec: {name: one.protocol.get(name)} for codec, one in models.items()})
+        shared = shared_entries({codec: {name: one.protocol.get(name)} for codec, one in models.items()})
         return [words.format(text) + _whose(names, models) for (_, text), names in shared.items() if text != "None"]
 
     first = next(iter(results.values()))
@@ -120,16 +116,5 @@ def _sentence(metric: str, pair: tuple[str, str], paired: PairedDifference, imag
     return Text(f"{found}{some}", style="bold" if found.sure else "")
 
 
-def _whose(names: list[str], results: Mapping[str, Results]) -> str:
+def _whose(names: Sequence[str], results: Mapping[str, Results]) -> str:
     return "" if len(names) == len(results) else f" ({', '.join(names)})"
-
-
-def _shared(tables: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    """(entry, its text) -> names of the codecs that have it, in the order in which the entries first appear."""
-    order = list(dict.fromkeys(entry for table in tables.values() for entry in table))
-    shared: dict[tuple[str, str], list[str]] = {}
-    for entry in order:
-        for name, table in tables.items():
-            if entry in table:
-                shared.setdefault((entry, str(table[entry])), []).append(name)
-    return shared

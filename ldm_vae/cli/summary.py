@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ldm_vae.data.shards.left_out import group_reasons
 from ldm_vae.errors import UserError
-from ldm_vae.printable import counted, say
+from ldm_vae.printable import counted, printable, say
 from ldm_vae.quantities import duration, rate, size
 
 REASONS_SHOWN = 5  # in one place of the output: why images are left out, what is wrong with a shard
@@ -33,8 +33,7 @@ def say_reasons(found: Iterable[tuple[str, str]]) -> None:
     """
     reasons = sorted(group_reasons(found), key=lambda reason: -reason.count)
     for reason in reasons[:REASONS_SHOWN]:
-        text = reason.text if len(reason.text) <= LONGEST_REASON else f"{reason.text[:LONGEST_REASON]}…"
-        say(f"  {reason.count:,} x {text} ({reason.example})")
+        say(f"  {reason.count:,} x {printable(reason.text, LONGEST_REASON)} ({reason.example})")
     if rest := reasons[REASONS_SHOWN:]:
         say(f"  {sum(reason.count for reason in rest):,} for {counted(len(rest), 'more reason')}")
 

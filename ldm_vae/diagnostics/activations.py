@@ -66,7 +66,7 @@ def inspect_activations(codec: LatentCodec, probes: Probes, done: Done = silent)
     blocks = largest_by_block(codec.model, largest) or largest
     layer, value = max(largest.items(), key=lambda pair: pair[1])
     finite = math.isfinite(value)
-    dtype = str(codec.dtype).removeprefix("torch.")
+    dtype = codec.precision
     over = f"over {counted(len(probes.image), 'probe')}, encoder and decoder, in {dtype}"
     numbers = (
         Quantity(

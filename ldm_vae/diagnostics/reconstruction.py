@@ -132,7 +132,8 @@ def _verdict(codec: LatentCodec, comparison: Comparison, published: Sequence[Pub
     averaging = f"averaging {f} x {f} pixels ({_shown(rows[AVERAGING])})"
     psnr = f"PSNR is {ours:.1f} dB"
     over_averaging = compare(rows[CODEC], rows[AVERAGING]).get("psnr")
-    if fair and not _beats(over_averaging):
+    alone = over_averaging is not None and over_averaging.images == 1
+    if fair and not alone and not _beats(over_averaging):
         worse = "worse than" if _beats(over_averaging, -1) else "no better than"
         return Verdict(
             name=NAME, level="bad",
@@ -140,9 +141,10 @@ def _verdict(codec: LatentCodec, comparison: Comparison, published: Sequence[Pub
             f"where the codec has {codec.latent_channels}: {psnr}.",
             advice=f"The decoder has learned too little. {LONGER} If it does not, lower optimizer.lr.",
         )  # fmt: skip
-    if not rows[PCA]:
+    if alone or not rows[PCA]:
         statement = f"{psnr}, averages of {f} x {f} pixels have {_shown(rows[AVERAGING])}."
-        return Verdict(name=NAME, level="unknown", statement=f"{statement} There is no PCA beside it: {ONE_IMAGE}.")
+        why = "One image does not tell which is better." if alone else f"There is no PCA beside it: {ONE_IMAGE}."
+        return Verdict(name=NAME, level="unknown", statement=f"{statement} {why}")
     pca = f"PCA of equal rate ({_shown(rows[PCA])}), the best linear codec"
     over_pca = compare(rows[CODEC], rows[PCA])
     if _beats(over_pca.get("psnr")):
@@ -165,11 +167,13 @@ def _shown(rows: Sequence[MeasuredImage]) -> str:
 
 
 def _beats(difference: PairedDifference | None, sign: int = 1) -> bool:
-    """Whether the codec's values are above the other's (sign 1) or below them (-1), beyond the noise of the images."""
-    if difference is None:
+    """Whether the codec's values are above the other's (sign 1) or below them (-1), beyond the noise of the images.
+
+    False for one image, whose noise nobody knows.
+    """
+    if difference is None or difference.low is None or difference.high is None:
         return False
-    ends = [sign * end for end in (difference.low, difference.high) if end is not None]
-    return sign * difference.difference > 0 and all(end > 0 for end in ends)
+    return sign * difference.low > 0 and sign * difference.high > 0
 
 
 def _among(ours: float, published: Sequence[PublishedResult]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_vae.codec import LatentCodec, pad_to_multiple
+from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.diagnostics.anomaly import Score
@@ -22,6 +22,7 @@ from ldm_vae.diagnostics.probes import PROBES, VIEWS, cut_probe, cut_view, decod
 from ldm_vae.diagnostics.rings import RingPower
 from ldm_vae.diagnostics.sample import BoundedSample, Rows
 from ldm_vae.diagnostics.spectrum import LatentSpectrum
+from ldm_vae.padding import pad_to_multiple
 
 POSITIONS_SAMPLED = 2**14  # latent positions in the sample of the aggregate posterior
 LABELLED_IMAGES = 1000  # images in the chart of classes

@@ -4,6 +4,7 @@ evaluate.py    Measures a codec on images or shards, on any number of processes
 results.py     The results of an evaluation: means, set distances, what is missing and why, the protocol
 protocols.py   Protocols of published tables, for numbers to stand beside theirs
 compare.py     Compares two codecs image by image, with an interval that separates a gain from noise
+shared.py      Gives entries and reasons once where several codecs share them
 wording.py     Says in words which of two codecs is better, by how much, and whether that is more than chance
 entries.py     Codecs that were measured on the same images, and their comparisons, as JSON
 store.py       Keeps what was measured on a run's codec in the run's results.json

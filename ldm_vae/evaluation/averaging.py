@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm_vae.padding import crop_to
+
 
 class PatchAveraging:
     """An `ImageCodec` (see evaluate.py) that keeps the mean colour of each patch: as many numbers as channels."""
@@ -27,4 +29,4 @@ class PatchAveraging:
         size: (H, W) of the images.
         """
         flat: Tensor = F.interpolate(latents, scale_factor=self.factor, mode="nearest")
-        return flat[..., : size[0], : size[1]]
+        return crop_to(flat, size)

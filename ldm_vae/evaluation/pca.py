@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ldm_vae.errors import UserError
+from ldm_vae.padding import crop_to
 
 
 class PatchPCA:
@@ -51,7 +52,7 @@ class PatchPCA:
         """(B, c, h, w) -> (B, C, H, W), unclamped. Without a size the images have h*f x w*f pixels."""
         patches = torch.einsum("bchw,cp->bphw", latents, self.components) + self.mean[:, None, None]
         images = rearrange(patches, "b (c p q) h w -> b c (h p) (w q)", p=self.factor, q=self.factor)
-        return images if size is None else images[..., : size[0], : size[1]]
+        return images if size is None else crop_to(images, size)
 
 
 class PatchSums:

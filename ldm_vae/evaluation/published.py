@@ -3,6 +3,7 @@
 Numbers of one codec differ by 2 dB between these pages, because resize, crop, rounding and sampling differ. So they say
 where a codec of some rate may get, and compare nothing to a tenth of a dB. `ldm-vae evaluate --protocol` measures as
 some of these projects do. A number stands here only if the page of a project gives it; second-hand ones are left out.
+LDM's page does not name the images; table 8 of its paper (2112.10752) has the same numbers, of ImageNet's validation.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class PublishedResult:
 
 LDM = Page(
     "github.com/CompVis/latent-diffusion (README, model zoo)",
-    "no script is published; ours for it is `ldm-vae evaluate --protocol ldm`",
+    "trained on OpenImages (table 8 of 2112.10752); no script is published; ours for it is "
+    "`ldm-vae evaluate --protocol ldm`",
 )
 SD = Page(
     "huggingface.co/stabilityai/sd-vae-ft-mse (model card)", "5,000 images; SSIM's window and the crop are not given"
@@ -75,13 +77,13 @@ DCAE = Page(
     "no posterior; 8-bit values; LPIPS by AlexNet, as torchmetrics has it",
 )
 VAVAE = Page("github.com/hustvl/LightningDiT (README)", "evaluate_tokenizer.py: `ldm-vae evaluate --protocol vavae`")
-OPENIMAGES, COCO, IMAGENET = "OpenImages", "COCO 2017", "ImageNet"
+COCO, IMAGENET = "COCO 2017", "ImageNet"
 
 PUBLISHED: tuple[PublishedResult, ...] = (
-    PublishedResult("LDM kl-f4", 4, 3, OPENIMAGES, 256, LDM, psnr=27.53, rfid=0.27),
-    PublishedResult("LDM kl-f8", 8, 4, OPENIMAGES, 256, LDM, psnr=24.19, rfid=0.90),
-    PublishedResult("LDM kl-f16", 16, 16, OPENIMAGES, 256, LDM, psnr=24.08, rfid=0.87),
-    PublishedResult("LDM kl-f32", 32, 64, OPENIMAGES, 256, LDM, psnr=22.27, rfid=2.04),
+    PublishedResult("LDM kl-f4", 4, 3, IMAGENET, 256, LDM, psnr=27.53, rfid=0.27),
+    PublishedResult("LDM kl-f8", 8, 4, IMAGENET, 256, LDM, psnr=24.19, rfid=0.90),
+    PublishedResult("LDM kl-f16", 16, 16, IMAGENET, 256, LDM, psnr=24.08, rfid=0.87),
+    PublishedResult("LDM kl-f32", 32, 64, IMAGENET, 256, LDM, psnr=22.27, rfid=2.04),
     PublishedResult("SD 1 (kl-f8)", 8, 4, COCO, 256, SD, psnr=23.4, ssim=0.69, rfid=4.99),
     PublishedResult("SD ft-EMA", 8, 4, COCO, 256, SD, psnr=23.8, ssim=0.69, rfid=4.42),
     PublishedResult("SD ft-MSE", 8, 4, COCO, 256, SD, psnr=24.5, ssim=0.71, rfid=4.70),

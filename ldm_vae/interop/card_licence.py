@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import re
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
+from ldm_vae.documents import DamagedFile, parse_yaml
 from ldm_vae.errors import UserError
 from ldm_vae.interop.card_update import UNKNOWN_LICENCE, Card
 
-# https://huggingface.co/docs/hub/repositories-licenses, without those of single models. The Hub refuses any other id.
+# https://huggingface.co/docs/hub/repositories-licenses of August 2026, without those of single models or their families
+# (such as gemma and llama3). What is not on the Hub's list it refuses, so that it goes as `other` with a name.
 HUB_LICENCES = frozenset(
     [
         "afl-3.0",
         "agpl-3.0",
         "apache-2.0",
+        "apple-amlr",
         "apple-ascl",
         "artistic-2.0",
         "bigcode-openrail-m",
@@ -53,8 +53,10 @@ HUB_LICENCES = frozenset(
         "ecl-2.0",
         "epl-1.0",
         "epl-2.0",
+        "etalab-2.0",
         "eupl-1.1",
         "eupl-1.2",
+        "fair-noncommercial-research-license",
         "gfdl",
         "gpl",
         "gpl-2.0",
@@ -65,6 +67,7 @@ HUB_LICENCES = frozenset(
         "lgpl",
         "lgpl-2.1",
         "lgpl-3.0",
+        "lgpl-lr",
         "lppl-1.3c",
         "mit",
         "mpl-2.0",
@@ -73,6 +76,8 @@ HUB_LICENCES = frozenset(
         "odbl",
         "odc-by",
         "ofl-1.1",
+        "openmdw-1.0",
+        "openmdw-1.1",
         "openrail",
         "openrail++",
         "osl-3.0",
@@ -98,8 +103,8 @@ def licence_metadata(licence: str | None) -> str:
 def licence_in(card: str | None) -> str | None:
     """The licence that a card states; None where it states none, or its metadata cannot be read."""
     try:
-        values = YAML(typ="safe").load(Card.parse(card or "").header)
-    except YAMLError:
+        values = parse_yaml(Card.parse(card or "").header, "the card")
+    except DamagedFile:
         return None
     if not isinstance(values, dict):
         return None

@@ -16,11 +16,13 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from ldm_vae.documents import DamagedFile, parse_yaml
 from ldm_vae.errors import UserError
 
 BEGIN = "<!-- ldm-vae export replaces the text from here to the end mark, and keeps the text above and below -->"
@@ -84,31 +86,43 @@ def _merge_headers(old: str, new: str) -> str:
     """The old metadata, with the values of the new; lists are joined."""
     yaml = YAML()  # keeps comments and order
     yaml.preserve_quotes, yaml.width = True, 4096
-    try:
-        merged, values = yaml.load(old), YAML(typ="safe").load(new) or {}
-        if merged is None:  # nothing but comments
-            return old + new
-        if values.get("license") == UNKNOWN_LICENCE and "license" in merged:
-            del values["license"]  # what is stated there stays
-        elif "license" in values:
-            for key in ("license_name", "license_link"):  # of another licence
-                if merged.get("license") != values["license"] or key in values:
-                    merged.pop(key, None)
-        for key, value in values.items():
-            if isinstance(value, list) and isinstance(merged.get(key), str):
-                merged[key] = [merged[key]]
-            if isinstance(value, list) and isinstance(there := merged.get(key), list):
-                there.extend(item for item in value if item not in there)
-            else:
-                merged[key] = value
-    except (YAMLError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"the lines between --- and --- of the model card are no YAML mapping ({reason})", "mend them"
-        ) from None
+    before, values = _mapping(old), _mapping(new)
+    if not before:  # nothing but comments
+        return old + new
+    merged = yaml.load(old)
+    if values.get("license") == UNKNOWN_LICENCE and "license" in merged:
+        del values["license"]  # what is stated there stays
+    elif "license" in values and _licence(before) != _licence(values):
+        for key in ("license_name", "license_link"):  # of another licence
+            merged.pop(key, None)
+    for key, value in values.items():
+        if isinstance(value, list) and isinstance(merged.get(key), str):
+            merged[key] = [merged[key]]
+        if isinstance(value, list) and isinstance(there := merged.get(key), list):
+            there.extend(item for item in value if item not in there)
+        else:
+            merged[key] = value
     stream = io.StringIO()
     yaml.dump(merged, stream)
     return stream.getvalue()
+
+
+def _mapping(header: str) -> dict[Any, Any]:
+    """The metadata; empty where there is none. Raises UserError for what is no YAML mapping."""
+    reason = "they hold no keys"
+    try:
+        content = parse_yaml(header, "the model card")
+    except DamagedFile as error:
+        content, reason = "", error.remedy
+    if content is None or isinstance(content, dict):
+        return content or {}
+    raise UserError(f"the lines between --- and --- of the model card are no YAML mapping ({reason})", "mend them")
+
+
+def _licence(header: Mapping[Any, Any]) -> tuple[str, str]:
+    """What tells one licence from another: its id, and the name of one that has no id. The case of letters does not."""
+    licence = str(header.get("license")).lower()
+    return licence, str(header.get("license_name")).lower() if licence == "other" else ""
 
 
 def _digest(text: str) -> str:

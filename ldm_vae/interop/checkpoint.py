@@ -16,11 +16,11 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
@@ -38,6 +38,7 @@ CHECKPOINT_VERSION = 2
 SAVED = ("*.safetensors", "meta.json", "manifest.json")  # all that a checkpoint may hold
 RENAMED_SINCE_VERSION_1 = {"log_variance": "heads.log_variance.value"}  # names of tensors: then -> now
 _STEP_FOLDER = re.compile(r"step_(\d+)")
+ReadT = TypeVar("ReadT")
 logger = logging.getLogger(__name__)
 
 
@@ -154,7 +155,7 @@ class Checkpoint:
                 if problems := find_damage(folder):
                     logger.warning("skipped checkpoint %s: %s", folder, "; ".join(problems))
                     continue
-                with suppress_if_gone(folder):
+                with _suppress_if_gone(folder):
                     return Checkpoint.open(folder)
         return None
 
@@ -180,8 +181,20 @@ class Checkpoint:
         return found if self.meta["version"] > 1 else {_renamed(key): value for key, value in found.items()}
 
 
+def read_latest(run: Path, read: Callable[[Checkpoint], ReadT]) -> ReadT:
+    """What `read` returns for the newest whole checkpoint of `run`.
+
+    A running trainer keeps the last few: where it deletes one while it is read, the next one is read.
+    Raises UserError where there is none, and what `read` raises.
+    """
+    while (checkpoint := Checkpoint.latest(run)) is not None:
+        with _suppress_if_gone(checkpoint.folder):
+            return read(checkpoint)
+    raise UserError(f"run {run} has no whole checkpoint", "train it until its first one is saved")
+
+
 @contextmanager
-def suppress_if_gone(folder: Path) -> Iterator[None]:
+def _suppress_if_gone(folder: Path) -> Iterator[None]:
     """Ends quietly where a reader fails because a running trainer has deleted the checkpoint; errors else pass."""
     try:
         yield

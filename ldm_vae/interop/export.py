@@ -193,5 +193,5 @@ def _card_of(source: ModelSource) -> str | None:
     path = None if source.folder is None else source.folder / CARD
     try:
         return read_text(path, "put it back") if path is not None and path.is_file() else None
-    except DamagedFile:  # somebody else's, and not needed
+    except (DamagedFile, OSError):  # somebody else's, and not needed
         return None

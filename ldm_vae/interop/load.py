@@ -18,7 +18,7 @@ from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.documents import read_text, read_yaml
 from ldm_vae.errors import UserError
 from ldm_vae.interop import hub
-from ldm_vae.interop.checkpoint import Checkpoint, suppress_if_gone
+from ldm_vae.interop.checkpoint import Checkpoint, read_latest
 from ldm_vae.interop.diffusers import CONFIG, STATISTICS, read_config
 from ldm_vae.interop.layouts.layout import exchanged_state, layout_named
 from ldm_vae.interop.native import architecture_in, is_native
@@ -159,10 +159,7 @@ def load_model(
     if (path / "meta.json").is_file():
         return _load_checkpoint(Checkpoint.open(path), str(ref))
     if (path / "checkpoints").is_dir():
-        while (checkpoint := Checkpoint.latest(path)) is not None:
-            with suppress_if_gone(checkpoint.folder):  # a running trainer keeps the last few, and then there is a newer
-                return _load_checkpoint(checkpoint, str(ref))
-        raise UserError(f"run {ref} has no whole checkpoint", "train it until its first one is saved")
+        return read_latest(path, lambda checkpoint: _load_checkpoint(checkpoint, str(ref)))
     for folder in (path, path / "vae"):
         if (folder / CONFIG).is_file():
             return _load_folder(folder, str(ref), folder, variant)

@@ -9,13 +9,12 @@ process that finishes last writes the totals.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -39,9 +38,8 @@ from ldm_vae.latents.folder import (
     write_record,
 )
 from ldm_vae.latents.format import Arithmetic, LatentJob, LatentsFile, ShardRecord
-from ldm_vae.latents.prefetch import in_thread
 from ldm_vae.latents.source import DigestingReader, source_digest
-from ldm_vae.latents.stream import QUEUED, EncodedSample, ImageSample, decoded, each_batch, encoded
+from ldm_vae.latents.stream import EncodedSample, decoded, each_batch, encoded, made_ahead
 from ldm_vae.locks import exclusive
 from ldm_vae.marks import Held
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics
@@ -75,7 +73,6 @@ class Share:
         self.left_out += record.quarantined
 
 
-SampleT = TypeVar("SampleT", ImageSample, EncodedSample)
 NAMES_LISTED = 10  # names of shards that a message lists
 
 
@@ -113,7 +110,7 @@ def encode_shards(
     if gone and not prune:
         raise gone_error(folder, job, gone)
     _refuse_other_source(folder, begun, job, records, named, mine)
-    _refuse_other_files(folder, begun, [name for name, _ in mine])
+    refuse_other_files(folder, begun, [name for name, _ in mine])
     moved = begun.job.source not in (None, job.source)
     if moved:
         begun = begun.model_copy(update={"job": begun.job.model_copy(update={"source": job.source})})
@@ -128,8 +125,8 @@ def encode_shards(
     with (
         ThreadPoolExecutor(workers) as pool,
         each_batch(codec.device) as each,
-        closing(_ahead(decoded([s for _, s in mine], job, pool, 2 * workers, reader.read), depth=2)) as pictures,
-        closing(_ahead(encoded(codec, job, pictures, each), depth=2 * job.batch)) as latents,
+        closing(made_ahead(decoded([s for _, s in mine], job, pool, 2 * workers, reader.read), depth=2)) as pictures,
+        closing(made_ahead(encoded(codec, job, pictures, each), depth=2 * job.batch)) as latents,
     ):
         for number, samples in groupby(latents, key=lambda pair: pair[0]):
             name, shard = mine[number]
@@ -160,10 +157,6 @@ def gone_error(folder: Path, job: LatentJob, gone: Sequence[str]) -> UserError:
     """Says that a folder holds tars whose shards of images are gone."""
     what = f"{folder} holds latents of {counted(len(gone), 'shard')} that {job.source} lacks, such as {gone[0]}"
     return UserError(what, "give the shards that they were made from, --prune to remove them, or another folder")
-
-
-def _ahead(samples: Iterable[tuple[int, SampleT]], *, depth: int) -> Generator[tuple[int, SampleT], None, None]:
-    return in_thread(samples, depth=depth, size=lambda pair: pair[1].bytes, limit=QUEUED)
 
 
 def _forget(folder: Path, *, stale: Sequence[str], gone: Sequence[str]) -> None:
@@ -208,7 +201,7 @@ def _refuse_other_source(
         raise UserError(what, "give another folder, or the shards that it was begun with")
 
 
-def _refuse_other_files(folder: Path, begun: LatentsFile, names: Iterable[str]) -> None:
+def refuse_other_files(folder: Path, begun: LatentsFile, names: Iterable[str]) -> None:
     """Raises UserError if a finished folder holds files of these names that it was not finished with."""
     for name in names if begun.complete else ():
         for path in (folder / name, record_path(folder, name)):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.choices import USUAL_IMAGE_METRICS, MetricName
-from ldm_vae.codec import LatentCodec, pad_to_multiple
+from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import fit_image
 from ldm_vae.data.images.pixels import BrokenImage
@@ -24,6 +24,7 @@ from ldm_vae.latents.encode import names_of
 from ldm_vae.latents.stream import draw_latents
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pixels import ImagePairs
+from ldm_vae.padding import pad_to_multiple
 
 UNLIKE = 0.1  # standard deviations of all latents; latents that differ by more are not of one image
 

@@ -8,20 +8,21 @@ their last bits, does not depend on how many threads a launcher gives to a proce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ldm_vae.codec import LatentCodec, pad_to_multiple
+from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import fit_image
 from ldm_vae.data.images.in_order import IN_FLIGHT, Work, in_order
@@ -29,7 +30,9 @@ from ldm_vae.data.images.peak import picture_peak
 from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage, PixelArray
 from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.latents.format import LatentJob
+from ldm_vae.latents.prefetch import in_thread
 from ldm_vae.noise import GivenNoise, rng
+from ldm_vae.padding import pad_to_multiple
 
 WINDOW_BATCHES = 8  # batches of images among which those of one size are grouped
 WINDOW_PIXELS = 2**25  # pixels that such a window holds at most: 400 MB of three float32 channels
@@ -86,6 +89,9 @@ class EncodedSample:
         return bytes_of(self.fields) + sum(array.nbytes for array in (self.arrays or {}).values())
 
 
+SampleT = TypeVar("SampleT", ImageSample, EncodedSample)
+
+
 def bytes_of(fields: Fields) -> int:
     return sum(len(data) for data in fields.values())
 
@@ -102,7 +108,12 @@ def decoded(
         for number, shard in enumerate(shards)
         for key, fields in read(number, shard)
     )
-    yield from in_order(work, pool, ahead=ahead, limit=IN_FLIGHT, size=lambda pair: pair[1].bytes)
+    yield from in_order(work, pool, ahead=ahead, size=lambda pair: pair[1].bytes)
+
+
+def made_ahead(samples: Iterable[tuple[int, SampleT]], *, depth: int) -> Generator[tuple[int, SampleT], None, None]:
+    """Gives the same samples, made in a thread of their own, up to `depth` samples or `QUEUED` bytes ahead."""
+    return in_thread(samples, depth=depth, size=lambda pair: pair[1].bytes, limit=QUEUED)
 
 
 def _numbered(number: int, key: str, fields: Fields | str, job: LatentJob) -> tuple[int, ImageSample]:

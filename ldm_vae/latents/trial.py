@@ -25,13 +25,12 @@ from ldm_vae.data.shards.index import Index
 from ldm_vae.data.shards.samples import read_samples
 from ldm_vae.data.shards.scan import add_picture_sizes
 from ldm_vae.data.shards.shard import ShardIndex
-from ldm_vae.data.shards.tar import TAR_BLOCK, tar_size
+from ldm_vae.data.shards.tar import member_size, tar_size
 from ldm_vae.data.shards.urls import is_remote
-from ldm_vae.latents.encode import gone_error, names_of
+from ldm_vae.latents.encode import gone_error, names_of, refuse_other_files
 from ldm_vae.latents.folder import begun_job, npy_file, read_records
 from ldm_vae.latents.format import LatentJob, stored_arrays
-from ldm_vae.latents.prefetch import in_thread
-from ldm_vae.latents.stream import QUEUED, WINDOW_BATCHES, EncodedSample, decoded, each_batch, encoded
+from ldm_vae.latents.stream import WINDOW_BATCHES, EncodedSample, decoded, each_batch, encoded, made_ahead
 from ldm_vae.noise import rng
 
 TRIED_FOR = 5.0  # seconds
@@ -67,14 +66,14 @@ class Trial:
         self.shapes[next(iter(sample.arrays.values())).shape] += 1
         members = [len(npy_file(array)) for array in sample.arrays.values()]
         members += [len(data) for data in sample.fields.values()]
-        self.stored += sum(_in_tar(size) for size in members)
+        self.stored += sum(map(member_size, members))
 
 
 def missing_shards(index: Index, folder: Path, job: LatentJob, *, prune: bool) -> tuple[list[ShardIndex], int]:
     """The shards of which a folder has no finished tar, and how many it has.
 
     Whether these were made from what the shards hold now is not looked at, because all would have to be read.
-    Raises UserError if the folder holds other latents, or some of shards that are gone.
+    Raises UserError if the folder holds other latents, files that are none of ours, or latents of shards that are gone.
     """
     named = dict(zip(names_of(index), index.shards, strict=True))
     begun = begun_job(folder, job)
@@ -82,7 +81,10 @@ def missing_shards(index: Index, folder: Path, job: LatentJob, *, prune: bool) -
     gone = [name for name in records if name not in named]
     if gone and not prune:
         raise gone_error(folder, job, gone)
-    return [shard for name, shard in named.items() if name not in records], len(records.keys() & named.keys())
+    missing = {name: shard for name, shard in named.items() if name not in records}
+    if begun is not None:
+        refuse_other_files(folder, begun, missing)
+    return list(missing.values()), len(named) - len(missing)
 
 
 def latent_bytes(shards: Sequence[ShardIndex], job: LatentJob) -> int | None:
@@ -111,12 +113,7 @@ def try_encoding(codec: LatentCodec, shards: Sequence[ShardIndex], job: LatentJo
         ThreadPoolExecutor(workers) as pool,
         each_batch(codec.device) as each,
         closing(
-            in_thread(
-                decoded(parts, job, pool, 2 * workers, lambda _, shard: read_samples(shard)),
-                depth=2,
-                size=lambda pair: pair[1].bytes,
-                limit=QUEUED,
-            )
+            made_ahead(decoded(parts, job, pool, 2 * workers, lambda _, shard: read_samples(shard)), depth=2)
         ) as pictures,
     ):
         started = time.monotonic()
@@ -162,13 +159,13 @@ def _carried(shard: ShardIndex, job: LatentJob) -> Mapping[str, NDArray[np.int64
     if job.keep_image:
         return shard.members
     carried = dict(shard.members)
-    encoded = np.zeros(shard.samples, dtype=bool)
+    pictured = np.zeros(shard.samples, dtype=bool)
     for name in EXTENSIONS:
         if name in carried:
             table = carried[name].copy()
-            mine = (table[:, 0] >= 0) & ~encoded
+            mine = (table[:, 0] >= 0) & ~pictured
             table[mine, 0] = -1
-            encoded |= mine
+            pictured |= mine
             carried[name] = table
     return carried
 
@@ -186,8 +183,3 @@ def _fitted(shard: ShardIndex, job: LatentJob) -> NDArray[np.int64] | None:
         return shard.pictures
     short, kind = job.resize, job.resize_filter
     return np.array([resized(height, width, short, kind) for width, height in shard.pictures.tolist()], dtype=np.int64)
-
-
-def _in_tar(size: int) -> int:
-    """Bytes of a member with its header and padding."""
-    return TAR_BLOCK * (1 - -size // TAR_BLOCK)

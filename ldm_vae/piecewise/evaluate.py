@@ -15,6 +15,7 @@ from ldm_vae.piecewise.room import Room
 from ldm_vae.piecewise.spill import HostMemory, SpilledStrips
 from ldm_vae.piecewise.steps import AttentionStep, ChainStep, ResidualStep
 from ldm_vae.piecewise.strips import Strips, Whole, cuts
+from ldm_vae.precision import at_least_float32
 
 
 @torch.no_grad()
@@ -25,17 +26,17 @@ def decode_pieces(model: Network, z: Tensor, *, max_memory: int | None = None, h
     max_memory: bound in bytes on what is taken beside weights and input; the result counts.
     None: nothing is computed twice, and pictures too small to be cut (plan.strips is 1) run as one batch.
     held: bytes of the bound that the caller needs for itself.
-    Returns (B, C, h*f, w*f), and the plan that was followed for each picture.
+    Returns (B, C, h*f, w*f) in at least float32, and the plan that was followed for each picture.
     Raises UserError for a bound that is too low, and names the lowest that is possible.
     """
     batch, _, height, width = z.shape
     factor = model.config.factor
     shape = (batch, model.config.out_channels, height * factor, width * factor)
-    beside = held + math.prod(shape) * z.element_size()
-    plan = plan_decode(model, height, width, max_memory=max_memory, beside=beside)
+    plan = plan_decode(model, height, width, max_memory=max_memory, beside=held + _bytes_of_result(shape, z))
     if plan.strips == 1 and max_memory is None:
-        return model.decode(z), plan
-    output, memory = z.new_empty(shape), _Memory(max_memory, held)
+        return at_least_float32(model.decode(z)), plan
+    output = z.new_empty(shape, dtype=_type_of_result(z))
+    memory = _Memory(max_memory, held, z.device)
     for i in range(batch):
         steps = chains_of(model).decoder_steps(model, height, width)
         run_plan(plan, steps, z[i : i + 1], output[i : i + 1], model.likelihood.mean, memory)
@@ -49,31 +50,41 @@ def encode_pieces(
     """Evaluates `model.encode` in pieces; otherwise like `decode_pieces`.
 
     images: (B, C, H, W) in [-1, 1].
-    Returns (B, width * c, H/f, W/f), rounded down, the bottleneck's input; and the plan.
+    Returns (B, width * c, H/f, W/f), rounded down, in at least float32: the bottleneck's input; and the plan.
     """
     batch, _, height, width = images.shape
     factor = model.config.factor
     shape = (batch, model.bottleneck.width * model.config.latent_channels, height // factor, width // factor)
-    beside = held + math.prod(shape) * images.element_size()
-    plan = plan_encode(model, height, width, max_memory=max_memory, beside=beside)
+    plan = plan_encode(model, height, width, max_memory=max_memory, beside=held + _bytes_of_result(shape, images))
     if plan.strips == 1 and max_memory is None:
-        return model.encode(images), plan
-    output, memory = images.new_empty(shape), _Memory(max_memory, held)
+        return at_least_float32(model.encode(images)), plan
+    output = images.new_empty(shape, dtype=_type_of_result(images))
+    memory = _Memory(max_memory, held, images.device)
     for i in range(batch):
         steps = chains_of(model).encoder_steps(model, height, width)
         run_plan(plan, steps, images[i : i + 1], output[i : i + 1], memory=memory)
     return output, plan
 
 
+def _type_of_result(x: Tensor) -> torch.dtype:
+    """At least float32: a half type's strips are converted where they are written, so that no second copy is needed."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _bytes_of_result(shape: Sequence[int], x: Tensor) -> int:
+    return math.prod(shape) * _type_of_result(x).itemsize
+
+
 class _Memory:
     """What the pictures of a call share of the host's memory.
 
-    room: where freed memory is to be handed back to the system in time.
+    room: where freed memory is to be handed back to the system in time. On another device than the CPU, the bound is on
+    the memory there, of which this process has none.
     spilled: what holds the boundaries that a GPU has no room for.
     """
 
-    def __init__(self, max_memory: int | None = None, held: int = 0) -> None:
-        self.room = Room(None if max_memory is None else max_memory - held)
+    def __init__(self, max_memory: int | None, held: int, device: torch.device) -> None:
+        self.room = Room(None if max_memory is None or device.type != "cpu" else max_memory - held)
         self.spilled = HostMemory()
 
 
@@ -91,7 +102,7 @@ def run_plan(
     of its pixels; None writes it as it is.
     memory: what this picture shares with others; None shares nothing, and knows no bound.
     """
-    memory = memory or _Memory()
+    memory = memory or _Memory(None, 0, picture.device)
     source: Strips | Whole = Whole(plan.axis, picture)
     for segment in plan.segments:
         end = segment.end == len(steps)

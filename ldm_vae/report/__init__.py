@@ -1,6 +1,7 @@
 """A run as one HTML file; `templates/` holds the page, its style and its script.
 
 run.py           Reads a run folder (recipe, status, log, results, diagnostics), and lists what it lacks
+weights.py       The codec of a run's newest whole checkpoint, and its weights by hash and step
 evaluations.py   Chooses from results.json what is about the weights that a run has now
 numbers.py       Writes numbers, sentences and names for the page
 curves.py        Makes charts from the logs of one run or several

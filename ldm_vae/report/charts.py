@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,9 +168,14 @@ def _small_multiples(chart: Chart, panels: dict[str, list[Line]], notes: list[st
     return figure
 
 
-def _numbers(line: Line) -> tuple[Numbers, Numbers]:
-    y = np.array([math.nan if value is None else value for value in line.y], dtype=float)
-    return np.array(line.x, dtype=float), y
+def _numbers(line: Line, places: Mapping[str, int] | None = None) -> tuple[Numbers, Numbers]:
+    """x and y of a line; NaN where there is no value.
+
+    places: of the categories along x; None or empty where x are numbers.
+    """
+    x = [places[str(x)] for x in line.x] if places else line.x
+    y = [math.nan if value is None else value for value in line.y]
+    return np.array(x, dtype=float), np.array(y, dtype=float)
 
 
 def _draw_line(axes: Axes, x: Numbers, y: Numbers, number: int) -> None:
@@ -184,8 +189,7 @@ def _plot(axes: Axes, chart: Chart, lines: Sequence[Line], categories: list[str]
     places = {category: i for i, category in enumerate(categories)}
     width = 0.8 / len(lines)
     for i, line in enumerate(lines):
-        x = np.array([places[str(x)] if categories else x for x in line.x], dtype=float)
-        y = np.array([math.nan if value is None else value for value in line.y], dtype=float)
+        x, y = _numbers(line, places)
         colour = COLOURS[i % len(COLOURS)]
         if chart.kind == "bar":
             gap = 1.0 if categories or len(x) < 2 else float(np.min(np.diff(np.unique(x)), initial=np.inf))

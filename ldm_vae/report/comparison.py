@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ldm_vae.interop.results import CONTENT, OF_THE_CODEC, Comparison, Interval, Measurement, comparable, conditions
+from ldm_vae.interop.results import CONTENT, Comparison, Interval, Measurement, comparable, conditions
 from ldm_vae.metrics.descriptions import describe_metric
+from ldm_vae.printable import counted
 from ldm_vae.recipe import leaves
 from ldm_vae.report.diagnosis import count_verdicts, verdicts
 from ldm_vae.report.numbers import short
@@ -16,7 +18,6 @@ from ldm_vae.report.tables import (
     DifferenceTable,
     MetricTable,
     difference_table,
-    images_of,
     metric_table,
     protocol_line,
     setting,
@@ -48,7 +49,19 @@ class SideBySide:
 
 
 def side_by_side(runs: Sequence[RunFolder]) -> list[SideBySide]:
-    """The measurements of present weights that may be compared; only groups of two runs or more."""
+    """The measurements of present weights that may be compared."""
+    return [_side_by_side(runs, group) for group in _groups(runs)]
+
+
+def alone(runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """Runs that were measured, but not as any other one was; empty where fewer than two were measured."""
+    compared = {place for group in _groups(runs) for place in group}
+    measured = [place for place, run in enumerate(runs) if run.results is not None]
+    return [runs[place] for place in measured if place not in compared] if len(measured) > 1 else []
+
+
+def _groups(runs: Sequence[RunFolder]) -> list[dict[int, Measurement]]:
+    """Two runs or more that may be compared, in each group."""
     groups: list[dict[int, Measurement]] = []  # place of the run -> its measurement
     for place, run in enumerate(runs):
         measurements = [run.evaluations.current, *run.evaluations.more]
@@ -58,7 +71,7 @@ def side_by_side(runs: Sequence[RunFolder]) -> list[SideBySide]:
                 groups.append({place: measured})
             else:
                 group.setdefault(place, measured)
-    return [_side_by_side(runs, group) for group in groups if len(group) > 1]
+    return [group for group in groups if len(group) > 1]
 
 
 def _side_by_side(runs: Sequence[RunFolder], group: dict[int, Measurement]) -> SideBySide:
@@ -102,23 +115,29 @@ def compare_command(runs: Sequence[RunFolder]) -> str:
 
 def recipe_differences(runs: Sequence[RunFolder]) -> list[ComparisonRow]:
     """The settings in which the runs differ, except where they write."""
-    settings = [dict(leaves(run.recipe)) for run in runs]
+    rows = _differences([dict(leaves(run.recipe)) for run in runs])
+    return [row for row in rows if row.name not in ALWAYS_DIFFERENT]
+
+
+def protocol_differences(runs: Sequence[RunFolder]) -> list[ComparisonRow]:
+    """The entries of the protocol in which the newest measurements differ, so that they cannot be compared.
+
+    The place of the shards counts as in `comparable`: not where what is in them is the same.
+    """
+    protocols = [dict(leaves(conditions(run.results.protocol))) for run in runs if run.results is not None]
+    contents = {one.get(CONTENT) for one in protocols}
+    ignored = CONTENT if None in contents else "shards" if len(contents) == 1 else ""
+    return [row for row in _differences(protocols) if row.name != ignored]
+
+
+def _differences(settings: Sequence[Mapping[str, Any]]) -> list[ComparisonRow]:
+    """The names whose values are not the same everywhere."""
     names = dict.fromkeys(name for one in settings for name in one)
     return [
         ComparisonRow(name, [setting(one.get(name, "–")) for one in settings])
         for name in names
-        if name not in ALWAYS_DIFFERENT and len({repr(one.get(name, "–")) for one in settings}) > 1
+        if len({repr(one.get(name, "–")) for one in settings}) > 1
     ]
-
-
-def protocol_differences(runs: Sequence[RunFolder]) -> list[ComparisonRow]:
-    """The entries of the protocol in which the newest measurements differ, so that they cannot be compared."""
-    protocols = [dict(leaves(conditions(run.results.protocol))) for run in runs if run.results is not None]
-    if len(protocols) < 2:
-        return []
-    names = dict.fromkeys(name for one in protocols for name in one if name not in (*OF_THE_CODEC, CONTENT))
-    rows = [ComparisonRow(name, [setting(one.get(name, "–")) for one in protocols]) for name in names]
-    return [row for row in rows if len(set(row.values)) > 1]
 
 
 def training_table(runs: Sequence[RunFolder]) -> list[ComparisonRow]:
@@ -158,7 +177,11 @@ def _validation(run: RunFolder) -> dict[str, str]:
     config, images = section(run.recipe, "validation"), run.last("validation/images")
     sides = {name: config.get(name) for name in ("resize", "crop")}
     words = {name: f"{name} {side}" if side else f"no {name}" for name, side in sides.items()}
-    return {"data": f"on {run.validation_shards}", "images": "" if images is None else images_of(images), **words}
+    return {
+        "data": f"on {run.validation_shards}",
+        "images": "" if images is None else counted(int(images), "image"),
+        **words,
+    }
 
 
 def _verdicts(run: RunFolder) -> str:

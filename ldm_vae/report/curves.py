@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ldm_vae.diagnostics.findings import Axis, Chart, Line
+from ldm_vae.report.charts import SEPARATOR
 from ldm_vae.report.comparison import validation_marks
 from ldm_vae.report.run import RunFolder
 
@@ -215,6 +216,6 @@ def _lines(runs: Sequence[RunFolder], name: str, *, alone: bool) -> list[Line]:
         if any(y is not None for _, y in points):
             whose = f"{run.name} ({mark})" if mark else run.name
             what = "" if alone else name.removeprefix("validation/").rpartition("/")[2].replace("_", " ")
-            label = " · ".join(part for part in (what, whose if len(runs) > 1 else "") if part)
+            label = SEPARATOR.join(part for part in (what, whose if len(runs) > 1 else "") if part)
             lines.append(Line(label=label, x=tuple(float(x or 0) for x, _ in points), y=tuple(y for _, y in points)))
     return lines

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
+
+from ldm_vae.versions import version_of
 
 PACKAGES = (
     "ldm-vae",
@@ -31,12 +32,5 @@ def describe_environment() -> dict[str, str]:
         else f"{platform.machine()}, {os.cpu_count()} cores",
         "accelerators": ", ".join(gpus) or "none",
         "Python": platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
+        **{package: version_of(package) or "not installed" for package in PACKAGES},
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from ldm_vae.errors import UserError
-from ldm_vae.interop.checkpoint import Checkpoint, suppress_if_gone
-from ldm_vae.interop.load import network_in, weights_hash
 from ldm_vae.interop.results import Measurement, StoredResults, comparable, newest_of
 from ldm_vae.report.numbers import short
-
-
-@dataclass(frozen=True)
-class PresentWeights:
-    """The weights of a run's newest whole checkpoint.
-
-    step: optimizer steps taken.
-    """
-
-    sha256: str
-    step: int
+from ldm_vae.report.weights import PresentWeights
 
 
 @dataclass(frozen=True)
@@ -39,30 +25,20 @@ class Evaluations:
     sentence: str = ""
 
 
-def present_weights(run: Path) -> PresentWeights | None:
-    """None where the run has no checkpoint that can be loaded."""
-    try:
-        while (checkpoint := Checkpoint.latest(run)) is not None:
-            with suppress_if_gone(checkpoint.folder):  # a running trainer keeps the last few, and then there is a newer
-                return PresentWeights(weights_hash(network_in(checkpoint)[0]), checkpoint.step)
-    except UserError:
-        pass
-    return None
-
-
 def choose_evaluations(stored: StoredResults, weights: PresentWeights | None) -> Evaluations:
     """The measurements of a results.json, seen from the present weights.
 
-    A file of an earlier version may be about any codec. So of it only what is of the present weights is shown.
+    A file of an earlier version may be about any codec, also where it is an entry by now. So of it only what is of the
+    present weights is shown.
     """
     measurements = stored.measurements
+    own = [one for one in measurements if one.measured]  # what `ldm-vae evaluate` has kept here
     current = None if weights is None else newest_of(measurements, weights.sha256)
     if current is not None and weights is not None:
         rest = [one for one in measurements if one.weights == weights.sha256 and not comparable(one, current)]
-        earlier = [one for one in measurements if one.weights != weights.sha256] if stored.ours else []
-        return Evaluations(current, rest, earlier)
+        return Evaluations(current, rest, [one for one in own if one.weights != weights.sha256])
     if stored.ours:
-        return Evaluations(earlier=measurements, sentence=_trained_on(measurements, weights))
+        return Evaluations(earlier=own, sentence=_trained_on(own, weights))
     about = f"{_at(stored.step)} of {stored.protocol.get('model', 'an unknown codec')}"
     now = "no whole checkpoint" if weights is None else f"other weights, {_at(weights.step)}"
     return Evaluations(sentence=f"results.json is about other weights ({about}) and not shown: this run holds {now}.")

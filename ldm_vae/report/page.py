@@ -7,18 +7,18 @@ import hashlib
 import logging
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ldm_vae.atomic import atomic_file
-from ldm_vae.codec import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.extras import extra
 from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.passwords import NEVER_STORED, keep_aside, without_secrets
+from ldm_vae.ranks import local_device
 from ldm_vae.recipe import leaves
 from ldm_vae.report import comparison, curves, diagnosis, environment, tables
 from ldm_vae.report.album import Album, make_album
@@ -27,6 +27,7 @@ from ldm_vae.report.gallery import Gallery, choose, make_gallery, worst_first
 from ldm_vae.report.numbers import printable, prose, short
 from ldm_vae.report.pictures import DIVERGING, PICTURE_FORMAT, SEQUENTIAL, gradient
 from ldm_vae.report.run import Gap, RunFolder, read_run
+from ldm_vae.report.weights import newest_codec
 
 with extra("report"):
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -111,8 +112,9 @@ def write_report(names: Sequence[str], output: Path | None, shards: str | None, 
 
 
 def collect_contents(names: Sequence[str], shards: str | None, command: str) -> Contents:
-    runs = [read_run(name, shards) for name in names]
-    first = runs[0]
+    first = read_run(names[0], shards)
+    others = [replace(read_run(name, shards), codec=None) for name in names[1:]]  # pictures are of the first alone
+    runs = [first, *others]
     gaps = list(first.gaps)
     gallery = _gallery(first, shards, gaps)
     drawn = {
@@ -180,7 +182,7 @@ def _gallery(run: RunFolder, shards: str | None, gaps: list[Gap]) -> Gallery | N
         gaps.append(Gap("images", sentence, f"ldm-vae report {shlex.quote(run.name)} --shards SHARDS"))
         return None
     try:
-        codec = LatentCodec.load(run.path)
+        codec = (run.codec or newest_codec(run.path)).to(local_device())
     except UserError as error:
         sentence = f"Held-out images cannot be shown, because there is no codec: {error}."
         gaps.append(Gap("images", sentence, f"python -m train {shlex.quote(run.name)}/recipe.yaml"))

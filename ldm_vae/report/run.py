@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ldm_vae.choices import FORMER_PRECISIONS
+from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import INSPECTION_FILE, INSPECTION_FOLDER, Inspection
 from ldm_vae.documents import LARGE, parse_lines, read_file, read_json, read_text, read_yaml
 from ldm_vae.errors import UserError
 from ldm_vae.interop.diffusers import STATISTICS
 from ldm_vae.interop.results import RESULTS, Measurement, StoredResults
 from ldm_vae.metrics.latent import LatentStatistics
-from ldm_vae.report.evaluations import Evaluations, PresentWeights, choose_evaluations, present_weights
+from ldm_vae.report.evaluations import Evaluations, choose_evaluations
+from ldm_vae.report.weights import PresentWeights, newest_codec
 
 TRACES = ("recipe.yaml", "metrics.jsonl", "status.json", "checkpoints")  # a folder with none of them is no run
+ABOUT_WEIGHTS = (RESULTS, STATISTICS, f"{INSPECTION_FOLDER}/{INSPECTION_FILE}")  # these name the weights they are of
 LogRow = dict[str, float | None]  # metric -> value; None where the value was not finite
 
 
@@ -43,7 +46,8 @@ class RunFolder:
     name: the folder as the person gave it.
     recipe, status: empty where there is no such file.
     rows: rows of metrics.jsonl, in order.
-    weights: those of the newest whole checkpoint; None where there is none.
+    codec: that of the newest whole checkpoint; None where there is none, or no file names weights to compare with.
+    weights: its weights.
     evaluations: what was measured on the run.
     inspection_folder: the folder that holds the pictures of the inspection.
     statistics: statistics of the latents.
@@ -58,6 +62,7 @@ class RunFolder:
     recipe_text: str
     status: dict[str, Any]
     rows: list[LogRow]
+    codec: LatentCodec | None
     weights: PresentWeights | None
     evaluations: Evaluations
     inspection: Inspection | None
@@ -109,7 +114,8 @@ def read_run(name: str, shards: str | None = None) -> RunFolder:
     quoted = shlex.quote(given) if isinstance(given, str) else "SHARDS"
     run = shlex.quote(name)
     rows = _read_rows(path / "metrics.jsonl", gaps)
-    weights = present_weights(path)
+    codec = _read_codec(path)
+    weights = None if codec is None else PresentWeights.of(codec)
     evaluations = _read_evaluations(path / RESULTS, weights, gaps, f"ldm-vae evaluate {run} {quoted}")
     inspection = _read_inspection(path / INSPECTION_FOLDER, gaps, f"ldm-vae inspect {run} {quoted}")
     train = section(recipe, "data").get("train")
@@ -124,6 +130,7 @@ def read_run(name: str, shards: str | None = None) -> RunFolder:
         recipe_text=text,
         status=status,
         rows=rows,
+        codec=codec,
         weights=weights,
         evaluations=evaluations,
         inspection=inspection,
@@ -226,6 +233,15 @@ def _count_broken(path: Path, gaps: list[Gap]) -> int:
         return 0
     rows = _read_json_lines(path, gaps)
     return len({(str(row["url"]), str(row["key"])) for row in rows if "url" in row and "key" in row})
+
+
+def _read_codec(path: Path) -> LatentCodec | None:
+    if not any((path / name).exists() for name in ABOUT_WEIGHTS):  # a checkpoint may take long to read
+        return None
+    try:
+        return newest_codec(path)
+    except UserError:  # the gallery says why
+        return None
 
 
 def _read_evaluations(path: Path, weights: PresentWeights | None, gaps: list[Gap], command: str) -> Evaluations:

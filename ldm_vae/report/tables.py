@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ldm_vae.evaluation.shared import shared_reasons
 from ldm_vae.evaluation.wording import Advantage, advantage
 from ldm_vae.interop.results import Comparison, ImageRow, Interval, Measured, Measurement, comparable
 from ldm_vae.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription, describe_metric
+from ldm_vae.printable import counted
 from ldm_vae.report.evaluations import Evaluations
 from ldm_vae.report.gallery import worst_first
 from ldm_vae.report.numbers import short
@@ -103,16 +105,13 @@ def metric_table(columns: Sequence[tuple[str, Measured]]) -> MetricTable:
 
 def _notes(columns: Sequence[tuple[str, Measured]]) -> list[str]:
     """Why values are missing, and what one should know about others. A reason that several share is given once."""
-    about: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}  # -> metrics, columns
-    for column, measured in columns:
-        kinds = [(" missing", measured.missing), ("", measured.notes)]
-        for kind, name, text in ((kind, name, text) for kind, texts in kinds for name, text in texts.items()):
-            metrics, names = about.setdefault((kind, text), ({}, {}))
-            metrics[describe_metric(name).title], names[column] = None, None
+    found = dict(columns)
     sentences = []
-    for (kind, text), (metrics, names) in about.items():
-        whose = f" for {', '.join(names)}" if len(names) < len(columns) else ""
-        sentences.append(f"{', '.join(metrics)}{kind}{whose}: {text}.")
+    for kind, field in ((" missing", "missing"), ("", "notes")):
+        for reason, metrics, names in shared_reasons({name: getattr(one, field) for name, one in found.items()}):
+            titles = ", ".join(dict.fromkeys(describe_metric(metric).title for metric in metrics))
+            whose = f" for {', '.join(names)}" if len(names) < len(found) else ""
+            sentences.append(f"{titles}{kind}{whose}: {reason}.")
     return sentences
 
 
@@ -177,7 +176,7 @@ def image_table(rows: Sequence[ImageRow]) -> ImageTable:
     title = describe_metric(metric).title if metric else ""
     reasons = Counter((name, reason) for row in rows for name, reason in row.missing.items())
     notes = [
-        f"{describe_metric(name).title} is missing for {images_of(count)}: {reason}."
+        f"{describe_metric(name).title} is missing for {counted(count, 'image')}: {reason}."
         for (name, reason), count in reasons.items()
     ]
     return ImageTable(
@@ -189,15 +188,16 @@ def image_table(rows: Sequence[ImageRow]) -> ImageTable:
     )
 
 
-def images_of(count: float) -> str:
-    return "1 image" if count == 1 else f"{short(count)} images"
+def images_in(protocol: Mapping[str, Any]) -> str:
+    """How many images were measured, in words."""
+    images = protocol.get("images")
+    return counted(images, "image") if isinstance(images, int) else "images"
 
 
 def protocol_line(protocol: Mapping[str, Any]) -> str:
     """What was measured on which images, in a line."""
-    images, shards = protocol.get("images"), protocol.get("shards")
-    counted = images_of(images) if isinstance(images, int) else "images"
-    parts = [f"{counted} of {setting(shards)}" if shards else counted]
+    images, shards = images_in(protocol), protocol.get("shards")
+    parts = [f"{images} of {setting(shards)}" if shards else images]
     parts += [f"{name} {setting(protocol[name])}" for name in ("resize", "crop", "protocol") if name in protocol]
     parts += [setting(protocol[name]) for name in ("latent", "precision") if name in protocol]
     return ", ".join(parts)

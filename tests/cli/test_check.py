@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import typer
 import webdataset
 from PIL import Image
@@ -278,6 +279,26 @@ def test_equal_faults_are_one_row_and_the_same_in_every_run(tmp_path: Path) -> N
     lines = [line for line in result.output.splitlines() if "UnidentifiedImage" in line or "floats from" in line]
     assert len(lines) == 2 and all(" 40 " in line for line in lines)
     assert "floats from 2 to 2" in lines[1]
+
+
+def tiff(pixels: np.ndarray, **options: Any) -> bytes:
+    tifffile.imwrite(file := io.BytesIO(), pixels, **options)
+    return file.getvalue()
+
+
+def test_some_tiffs_are_decoded_too_whatever_their_channels(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    whole = {
+        "grey": tiff(np.zeros((8, 9), np.uint16)),
+        "rgb": tiff(np.zeros((8, 9, 3), np.uint8), photometric="rgb"),
+        "bands": tiff(np.zeros((12, 8, 9), np.float32), photometric="minisblack", planarconfig="separate"),
+        "pages": tiff(np.zeros((5, 8, 9), np.uint8), photometric="minisblack"),
+    }
+    entries: list[Entry] = [(f"{name}.tif", data) for name, data in whole.items()]
+    shard(folder / "0.tar", entries)
+    assert run(folder)[0].exit_code == 0
+    shard(folder / "0.tar", [*entries, ("cut.tiff", whole["rgb"][:100])])
+    assert [member for member, _ in problems(folder)] == ["cut.tiff"]
 
 
 def test_channels_of_decode(tmp_path: Path) -> None:

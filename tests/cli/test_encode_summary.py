@@ -134,10 +134,33 @@ def test_a_dry_run_refuses_what_the_run_would(
         patch.setattr("ldm_vae.cli.summary.shutil.disk_usage", lambda _: usage)
         assert command("encode", run, shards, tmp_path / "new", "--dry-run") == 2
         assert "its disk has 5.00 kB free: make room there" in capfd.readouterr().err
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert command("encode", run, shards, tmp_path / "new", "--dry-run") == 2
-    assert "run it in one" in capfd.readouterr().err
+    for there in (tmp_path / "file", tmp_path / "file" / "new"):  # a file is in the way
+        (tmp_path / "file").touch()
+        for options in ((), ("--dry-run",)):
+            assert command("encode", run, shards, there, *options) == 2
+            assert "cannot make a file in" in capfd.readouterr().err
+    (tmp_path / "file").unlink()
     assert digests(tmp_path) == before
+
+
+def test_a_dry_run_refuses_a_file_that_encode_did_not_write(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert command("encode", run, shards, out) == 0
+    write_shard(shards / "000002.tar", ["l"])
+    (out / "000002.tar").write_bytes(b"of someone")
+    for options in (("--dry-run",), ()):
+        assert command("encode", run, shards, out, *options) == 2
+        assert f"{out / '000002.tar'} is none that encode wrote" in capsys.readouterr().err
+
+
+def test_a_dry_run_in_several_processes_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command("encode", tmp_path / "no run", tmp_path / "none", tmp_path / "new", "--dry-run") == 2
+    assert "run it in one" in capsys.readouterr().err
 
 
 def test_a_dry_run_of_a_folder_of_one_image(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

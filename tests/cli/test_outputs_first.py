@@ -75,7 +75,7 @@ def test_a_url_is_no_output(here: Path, capsys: pytest.CaptureFixture[str], name
     assert {path.name for path in here.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["export", "inspect", "shards"])
+@pytest.mark.parametrize("name", ["export", "inspect", "shards", "encode"])
 def test_a_folder_that_cannot_be_made_is_told_first(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -83,6 +83,7 @@ def test_a_folder_that_cannot_be_made_is_told_first(
         "export": ("ldm_vae.latents.measure.measure_statistics", lambda *_, **__: pytest.fail("the work has begun")),
         "inspect": ("ldm_vae.diagnostics.inspect._survey_shards", lambda *_, **__: pytest.fail("the work has begun")),
         "shards": ("ldm_vae.data.shards.pack.find_samples", lambda *_, **__: pytest.fail("the work has begun")),
+        "encode": ("ldm_vae.codec.LatentCodec.load", lambda *_, **__: pytest.fail("the work has begun")),
     }
     monkeypatch.setattr(*work[name])
     capsys.readouterr()

@@ -169,6 +169,16 @@ def test_one_image_has_no_pca(codec: LatentCodec) -> None:
     assert section.verdicts[0].level == "unknown"
 
 
+@pytest.mark.parametrize(("images", "deviation"), [(1, 0.6), (1, 0.002), (2, 0.002)])
+def test_one_image_is_no_verdict(codec: LatentCodec, images: int, deviation: float) -> None:
+    """Of two, the first is reconstructed exactly here and has no PSNR, so that one is left to compare."""
+    originals = pictures(images)
+    reconstructions = noisy(originals, deviation)
+    reconstructions[: images - 1] = originals[: images - 1]
+    verdict = section_of(codec, originals, reconstructions).verdicts[0]
+    assert verdict.level == "unknown" and "One image does not tell" in verdict.statement
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_colours(channels: int) -> None:
     codec = averaging(channels)
@@ -197,7 +207,7 @@ def test_it_fits_80_columns(codec: LatentCodec) -> None:
     console = Console(width=80, record=True, markup=False)
     print_section(console, section_of(codec, images, noisy(images, 0.1)))
     text = console.export_text()
-    assert "LDM kl-f4 [1]" in text and "OpenImages, 256" in text and "averages of 4 x 4 pixels" in text
+    assert "LDM kl-f4 [1]" in text and "ImageNet, 256" in text and "averages of 4 x 4 pixels" in text
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
 
 

@@ -41,3 +41,11 @@ def test_those_of_the_same_f_come_first() -> None:
     factors = [one.factor for one in published_near(8, 4)]
     assert {8, 16, 32} == set(factors)
     assert factors == sorted(factors, key=lambda factor: factor != 8)
+
+
+def test_codecs_of_ldm_were_measured_on_imagenet() -> None:
+    """Table 8 of arXiv:2112.10752, of which the caption says: trained on OpenImages, evaluated on ImageNet-Val."""
+    table = {4: (0.27, 27.53), 8: (0.90, 24.19), 16: (0.87, 24.08), 32: (2.04, 22.27)}  # f -> R-FID, PSNR
+    found = {one.factor: (one.rfid, one.psnr) for one in PUBLISHED if one.codec.startswith("LDM kl-")}
+    assert found == table
+    assert {one.images for one in PUBLISHED if one.codec.startswith("LDM kl-")} == {"ImageNet"}

@@ -36,6 +36,7 @@ def card_of(loaded: LoadedModel, folder: Path, licence: str | None = None, hub_i
 @pytest.mark.parametrize(
     ("licence", "stated"),
     [(None, {"license": "unknown"}), ("MIT", {"license": "mit"}), ("cc-by-4.0", {"license": "cc-by-4.0"}),
+     ("etalab-2.0", {"license": "etalab-2.0"}),
      ("My-Licence-1", {"license": "other", "license_name": "my-licence-1"})],
 )  # fmt: skip
 def test_metadata_is_what_the_hub_reads(
@@ -72,6 +73,27 @@ def test_licence_that_a_card_states_stays(loaded: LoadedModel, tmp_path: Path) -
     path = tmp_path / "out" / "README.md"
     path.write_text(path.read_text().replace("license: mit", "license: cc0-1.0"))
     assert card_of(loaded, tmp_path / "out").data.to_dict()["license"] == "cc0-1.0"
+
+
+@pytest.mark.parametrize(
+    "header", ["date: 2024-13-45", "n: !!int x", "a: &a [*a]", "a: " + "[" * 5000, "- mit", "license: mit", "a: ["]
+)
+def test_a_header_that_cannot_be_read_states_no_licence(loaded: LoadedModel, tmp_path: Path, header: str) -> None:
+    """Anybody may have written the card of the model; the export does without."""
+    source = tmp_path / "source"
+    card_of(loaded, source)
+    (source / "README.md").write_text(f"---\nlicense: mit\n{header}\n---\n")
+    assert card_of(load_model(source), tmp_path / "out").data.to_dict()["license"] == "unknown"
+
+
+def test_a_card_that_cannot_be_read_states_no_licence(loaded: LoadedModel, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    card_of(loaded, source)
+    (source / "README.md").unlink()
+    (source / "README.md").symlink_to("/proc/self/mem")  # a file whose start no process can read, not even root's
+    with pytest.raises(OSError, match="Input/output error"):
+        (source / "README.md").read_text()
+    assert card_of(load_model(source), tmp_path / "out").data.to_dict()["license"] == "unknown"
 
 
 @pytest.mark.parametrize("scale", [LatentScale(0.25), LatentScale(0.5, 0.125), LatentScale(0.5, -0.125)])

@@ -62,10 +62,39 @@ def test_metadata_of_another_form_stays(theirs: str, kept: str) -> None:
     assert Card.parse(text).header.startswith(kept) and "library_name: ldm_vae" in text
 
 
-@pytest.mark.parametrize("header", ["a: [\n", "- a\n", "text\n", "a: 1\na: 2\n"])
+@pytest.mark.parametrize(
+    "header", ["a: [\n", "- a\n", "text\n", "a: 1\na: 2\n", "date: 2024-13-45\n", "n: !!int x\n", f"a: {'[' * 5000}\n"]
+)
 def test_metadata_that_cannot_be_read_is_refused(header: str) -> None:
     with pytest.raises(UserError, match="of the model card are no YAML mapping"):
         update_card(f"---\n{header}---\n\n# Ours\n", NEW)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "kept"),
+    [
+        ("license: other\nlicense_name: a\nlicense_link: LICENSE\n", "license: mit\n", "license: mit\n"),
+        (
+            "license: other\nlicense_name: a\nlicense_link: LICENSE\n",
+            "license: other\nlicense_name: b\n",
+            "license: other\nlicense_name: b\n",
+        ),
+        (
+            "license: other\nlicense_name: A\nlicense_link: LICENSE\n",
+            "license: other\nlicense_name: a\n",
+            "license: other\nlicense_name: a\nlicense_link: LICENSE\n",
+        ),
+        (
+            "license: mit\nlicense_link: LICENSE\n",
+            "license: mit\n",
+            "license: mit\nlicense_link: LICENSE\n",
+        ),
+        ("license: mit\n", "license: unknown\n", "license: mit\n"),
+    ],
+)
+def test_name_and_link_of_a_licence_go_with_it(theirs: str, ours: str, kept: str) -> None:
+    text, _ = update_card(Card(theirs, "", "ours\n", "").text(), Card(ours, "", "ours\n", "").text())
+    assert Card.parse(text).header == kept
 
 
 def test_both_by_a_person_is_refused() -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from ldm_vae.atomic import REPLACED
 from ldm_vae.errors import UserError
 from ldm_vae.interop import checkpoint as native
-from ldm_vae.interop.checkpoint import Checkpoint, find_damage
+from ldm_vae.interop.checkpoint import Checkpoint, find_damage, read_latest
 
 SCRIPT = Path(__file__).with_name("killed_saves.py")
 killed_saves = runpy.run_path(str(SCRIPT))
@@ -244,6 +244,31 @@ def test_tensors_are_checked_as_they_are_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.safetensors has changed \(sha256\)"):
         checkpoint.tensors("model")
     assert_equal_tensors(checkpoint, {"state": content(1, 0)["state"]})  # the damage is elsewhere
+
+
+def test_the_next_one_is_read_where_the_newest_is_deleted_meanwhile(tmp_path: Path) -> None:
+    """A running trainer deletes; an error while the checkpoint is there is none of that, and is told."""
+    for step in (1, 2):
+        save(tmp_path, step, 0)
+    seen: list[int] = []
+
+    def read(checkpoint: Checkpoint) -> int:
+        seen.append(checkpoint.step)
+        if checkpoint.step == 2:
+            shutil.rmtree(checkpoint.folder)
+        assert_equal_tensors(checkpoint, content(checkpoint.step, 0))
+        return checkpoint.step
+
+    assert read_latest(tmp_path, read) == 1 and seen == [2, 1]
+
+    def fails(checkpoint: Checkpoint) -> None:
+        raise UserError("its architecture", "train it anew")
+
+    with pytest.raises(UserError, match="its architecture"):
+        read_latest(tmp_path, fails)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="has no whole checkpoint: train it until"):
+        read_latest(tmp_path, read)
 
 
 def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:

@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 
 from ldm_vae import LatentCodec
-from ldm_vae.data.images.in_order import IN_FLIGHT
+from ldm_vae.data.images import in_order
 from ldm_vae.data.shards.index import load_index
-from ldm_vae.latents import encode as encode_shards
 from ldm_vae.latents import stream
 from ldm_vae.latents.prefetch import in_thread
 from ldm_vae.latents.source import DigestingReader
@@ -77,7 +76,7 @@ def test_bytes_of_waiting_pictures_are_bounded(
 ) -> None:
     """One picture always passes; else as many wait as the bound has room for, or as there may be."""
     length = len(encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))))
-    monkeypatch.setattr(stream, "IN_FLIGHT", int(pictures * (PEAK + length * 1.1)))
+    monkeypatch.setattr(in_order, "IN_FLIGHT", int(pictures * (PEAK + length * 1.1)))
     pool, waited, given = LatePool(), [], 0
     index = load_index(str(shards))
     for _, sample in stream.decoded(index.shards, job(codec, batch=2), pool, 8, DigestingReader().read):
@@ -96,8 +95,8 @@ def test_the_bound_and_the_threads_change_no_byte(
 ) -> None:
     work = job(codec, batch=4)
     run(codec, shards, tmp_path / "plain", work)
-    monkeypatch.setattr(stream, "IN_FLIGHT", bound)
-    monkeypatch.setattr(encode_shards, "QUEUED", bound // 4)
+    monkeypatch.setattr(in_order, "IN_FLIGHT", bound)
+    monkeypatch.setattr(stream, "QUEUED", bound // 4)
     run(codec, shards, tmp_path / "bounded", work, workers=workers)
     for name in ("0.tar", "latents.json"):
         assert (tmp_path / "bounded" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
@@ -112,7 +111,7 @@ def test_a_decoder_that_fails_ends_the_job_and_its_threads(
 
     before = threading.active_count()
     with monkeypatch.context() as patched:
-        patched.setattr(stream, "IN_FLIGHT", bound)
+        patched.setattr(in_order, "IN_FLIGHT", bound)
         patched.setattr(stream, "decode_image", failing)
         with pytest.raises(MemoryError, match="of the decoder"):
             run(codec, shards, tmp_path / "out", job(codec, batch=4))
@@ -176,4 +175,4 @@ def test_photographs_of_24_megapixels_take_little_more_than_small_ones(tmp_path:
         command = [sys.executable, "-c", ENCODE, str(place / "shards"), str(place / "out")]
         found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
         peaks.append(int(found.stdout.split()[-1]))
-    assert peaks[1] - peaks[0] < 1.25 * IN_FLIGHT  # what the allocator keeps is in it
+    assert peaks[1] - peaks[0] < 1.25 * in_order.IN_FLIGHT  # what the allocator keeps is in it

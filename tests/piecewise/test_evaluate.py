@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ldm_vae import LatentCodec
 from ldm_vae.errors import UserError
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.piecewise import Plan, decode_pieces, encode_pieces, plan_decode
@@ -162,7 +164,7 @@ def test_bfloat16_is_as_good_as_the_full_pass(network: Network) -> None:
         full = model.decode(z.bfloat16()), model.encode(image.bfloat16())
     for run, x, expected, whole in zip((decode_pieces, encode_pieces), (z, image), exact, full, strict=True):
         result, plan = squeezed(run, model, x.bfloat16(), 0.5)
-        assert result.dtype == torch.bfloat16 and plan.strips > 1
+        assert result.dtype == torch.float32 and plan.strips > 1
         ours, theirs = (result - expected).square().mean().sqrt(), (whole - expected).square().mean().sqrt()
         assert ours < 1.2 * theirs  # both round every activation to 8 bits, in other places
 
@@ -214,6 +216,37 @@ def test_memory_stays_within_the_plan(
     assert beyond <= plan.working_bytes <= bound - result.nbytes
     # The bound is not idle: it also counts what the convolution library may copy, which this measure does not see.
     assert beyond > 0.25 * plan.working_bytes
+
+
+@pytest.mark.parametrize(("direction", "channels"), [("decode_raw", 4), ("moments", 32)])
+def test_a_batch_of_a_half_type_keeps_the_bound(
+    network: Network, live_bytes: Callable[[], Any], direction: str, channels: int
+) -> None:
+    """The results of 16 pictures in float32, of which a second copy would be larger than what one picture takes."""
+    model = network(block_out_channels=(8, 8), latent_channels=channels, mid_attention=False).bfloat16().eval()
+    codec = LatentCodec(model)
+    x = inputs(model, 16, 16, batch=16)[0 if direction == "decode_raw" else 1]
+    with pytest.raises(UserError) as refused:
+        getattr(codec, direction)(x, max_memory=1)
+    bound = int(refused.value.remedy.split()[-1].replace(",", ""))
+    with live_bytes() as live:
+        result = getattr(codec, direction)(x, max_memory=bound)
+    assert result.dtype == torch.float32 and live.peak <= bound
+
+
+@pytest.mark.parametrize("run", [decode_pieces, encode_pieces])
+def test_a_bound_for_another_device_is_not_compared_with_the_memory_of_this_process(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """Where the system tells the memory of this process, there is nothing to be read here: who looks, fails."""
+    (tmp_path / "statm").touch()
+    monkeypatch.setattr("ldm_vae.piecewise.room.STATM", tmp_path / "statm")
+    model = network()
+    x = inputs(model, 4, 6)[0 if run is decode_pieces else 1]
+    with pytest.raises(IndexError):
+        run(model, x, max_memory=2**30)
+    result, _ = run(model.to("meta"), x.to("meta"), max_memory=2**30)
+    assert result.device.type == "meta"
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,20 @@ from collections import Counter
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Inspection, Verdict
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.compare import PairedDifference, differences_to_json
+from ldm_vae.evaluation.store import keep
+from ldm_vae.interop import load
+from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.report import page as module
-from ldm_vae.report.page import REPORT_BYTES, write_report
+from ldm_vae.report import weights
+from ldm_vae.report.page import REPORT_BYTES, collect_contents, write_report
 from tests.report.conftest import ATTACK, make_run
 
 VOID = {"meta", "link", "img", "input", "br"}
@@ -134,6 +140,40 @@ def test_a_run_without_checkpoint_keeps_its_curves(run: Path) -> None:
     assert "Total loss" in found.text
 
 
+def test_a_checkpoint_is_read_once_and_only_where_it_is_needed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take long. Of other runs than the first it is compared with what they hold, and nothing is shown."""
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    read: list[Path] = []
+
+    def network_in(checkpoint: Checkpoint) -> Any:
+        read.append(checkpoint.folder.parent.parent)
+        return load.network_in(checkpoint)
+
+    monkeypatch.setattr(weights, "network_in", network_in)
+    contents = collect_contents([str(run), str(other)], None, "ldm-vae report")
+    assert sorted(read) == sorted([run, other])
+    assert contents.album is not None and contents.album.images
+    assert [one.weights for one in contents.runs] == [contents.run.weights] * 2 != [None, None]
+    assert [one.codec is None for one in contents.runs] == [False, True]
+    for folder in (run, other):
+        for name in ("results.json", "latent_statistics.json", "inspection/inspection.json"):
+            (folder / name).unlink()
+    read.clear()
+    contents = collect_contents([str(run), str(other)], None, "ldm-vae report")
+    assert read == [run] and contents.album is not None and contents.album.images
+    assert contents.facts["weights sha256"] == LatentCodec.load(run, device="cpu").weights_hash
+
+
+def test_pictures_do_without_the_scale(run: Path) -> None:
+    """They are of raw latents, and damaged statistics are told where the scale would stand."""
+    (run / "latent_statistics.json").write_text("{")
+    contents = collect_contents([str(run)], None, "ldm-vae report")
+    assert contents.album is not None and contents.album.images
+    assert [gap.section for gap in contents.gaps] == ["latents"]
+
+
 def test_shards_that_cannot_be_read_are_told(run: Path) -> None:
     found = report(run, shards=str(run / "nowhere"))
     assert "Held-out images cannot be shown" in found.text and "nowhere" in found.text
@@ -154,6 +194,11 @@ def test_numbers_of_another_codec_are_never_shown(run: Path, tmp_path: Path) -> 
     (other / "results.json").write_text(json.dumps(ours))
     text = report(other).text
     assert "77.25" not in text and "11.75" in text and "about other weights" not in text
+    ours["protocol"]["step"] = 100  # of the other run; that file is an entry once this run is measured again
+    (other / "results.json").write_text(json.dumps(ours))
+    keep(other / "results.json", theirs)
+    text = report(other).text
+    assert "77.25" not in text and "11.75" in text and "At other steps of this run" not in text
 
 
 def test_numbers_of_an_earlier_step_are_told_as_such(run: Path) -> None:
@@ -164,6 +209,7 @@ def test_numbers_of_an_earlier_step_are_told_as_such(run: Path) -> None:
         content["protocol"]["step"] = step
         content["metrics"]["psnr"] = psnr
         content["others"] = content["comparisons"] = []
+        content["measured"] = "2026-01-02T03:04:05+00:00"
     then["protocol"]["weights_sha256"] = "0" * 64
     ours = {"format": "ldm_vae.results", "version": 1, "entries": []}
     (run / "results.json").write_text(json.dumps(then | ours))
@@ -232,7 +278,16 @@ def test_runs_are_compared(run: Path, tmp_path: Path) -> None:
     changed = results["protocol"] | {"resize": "short side 256"}
     (other / "results.json").write_text(json.dumps(results | {"protocol": changed}))
     text = report(run, other).text
-    assert "different images or under different protocols" in text and "77.25" not in text
+    assert f"different protocols than the others, so that the metrics cannot be compared: {run}, {other}." in text
+    assert "77.25" not in text and "Without a measurement" not in text
+    third = Path(shutil.copytree(run, tmp_path / "third"))
+    text = report(run, third, other).text  # two may be compared, and the other one is named
+    assert f"so that the metrics cannot be compared: {other}." in text and "short side 256" in text
+    (other / "results.json").unlink()
+    for runs in ((run, other), (run, third, other)):
+        text = report(*runs).text
+        assert f"Without a measurement of the present weights: {other}." in text
+        assert "different images or under different protocols" not in text
 
 
 def test_runs_that_one_command_has_measured_say_which_is_better(run: Path, tmp_path: Path) -> None:

@@ -33,6 +33,15 @@ def test_a_reason_that_several_share_is_said_once() -> None:
     ]
 
 
+def test_a_reason_names_only_those_whose_it_is() -> None:
+    """Two metrics of two codecs that are missing for one reason are not missing for both."""
+    ours, theirs = Measured(missing={"rfid": "no weights"}), Measured(missing={"kid": "no weights"})
+    assert metric_table([("ours", ours), ("theirs", theirs)]).notes == [
+        "rFID missing for ours: no weights.",
+        "KID missing for theirs: no weights.",
+    ]
+
+
 @pytest.mark.parametrize(
     ("metric", "low", "high", "images", "words"),
     [

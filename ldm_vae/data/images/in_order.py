@@ -31,12 +31,11 @@ def in_order(
     pool: ThreadPoolExecutor,
     *,
     ahead: int,
-    limit: int = IN_FLIGHT,
     size: Callable[[ItemT], int],
 ) -> Iterator[ItemT]:
     """Gives the items in the order of `work`, while up to `ahead` of them are being made.
 
-    limit: bytes that they take at most, or are one.
+    They take `IN_FLIGHT` bytes at most, or are one.
     size: bytes that an item takes once it is made. Before, its peak counts.
     What a thread raises is raised in place of its item.
     """
@@ -49,7 +48,7 @@ def in_order(
 
     waiting: deque[tuple[Future[ItemT], int]] = deque()
     for each in work:
-        while waiting and sum(map(taken, waiting)) + each.peak > limit:
+        while waiting and sum(map(taken, waiting)) + each.peak > IN_FLIGHT:
             yield waiting[0][0].result()
             waiting.popleft()  # only now, because what was given may have waited for room in a queue
         waiting.append((pool.submit(each.run), each.peak))

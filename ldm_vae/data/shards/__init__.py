@@ -12,7 +12,8 @@ left_out.py  Counts what is left out of a data set, and says it once
 beside.py    Finds what lies beside the shards of a folder and looks like data, but is read by nobody
 folder.py    Finds the samples in a folder of images
 scan.py      Finds out what is in a shard, or in a folder of images, that has no index
-index.py     The index of a data set: what is in all its shards
+describe.py  Finds what is in the shards that are named: from index.json, from a cache of scans, or by a scan
+index.py     The index of a data set: what is in all shards of its sources, and how these are mixed
 classes.py   The classes of a folder of images: which folders are classes, and their numbers
 verify.py    Reads the samples of a folder of images, and finds those that are broken
 pack.py      Packs a folder of images into tar shards

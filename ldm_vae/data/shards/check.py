@@ -32,7 +32,7 @@ from ldm_vae.data.shards.shard import (
     parse_index,
 )
 from ldm_vae.data.shards.storage import RangeReader, expand_shards, read_whole
-from ldm_vae.data.shards.tar import TAR_BLOCK
+from ldm_vae.data.shards.tar import TAR_BLOCK, whole_blocks
 from ldm_vae.data.shards.urls import folder_of, is_remote, is_signed, is_tar, name_of, within
 from ldm_vae.documents import DamagedFile, parse_json
 from ldm_vae.errors import UserError, in_one_line
@@ -182,14 +182,15 @@ def _inspect_folder(folder: Path, decode: bool, channels: int | None) -> Report 
     shards = scan_folder(folder, group=sys.maxsize)
     if not shards:
         return None
-    usable = np.zeros(0, dtype=bool)
+    usable: list[NDArray[np.bool_]] = []
     problems: list[Problem] = []
     with closing(RangeReader()) as reader:
         for start in range(0, shards[0].samples, FOLDER_SHARD):
             chosen = range(start, min(start + FOLDER_SHARD, shards[0].samples))
             mine, found = _inspect_samples(reader, shards[0], chosen, decode, channels)
-            usable, problems = np.concatenate([usable, mine]), problems + found
-    return Report(str(folder), shards[0].subset(usable), problems)
+            usable.append(mine)
+            problems += found
+    return Report(str(folder), shards[0].subset(np.concatenate(usable)), problems)
 
 
 def _inspect_samples(
@@ -239,9 +240,8 @@ def _content_problems(reader: RangeReader, shard: ShardIndex, ordinal: int, chan
     """What is wrong with the contents of a sample."""
     found = []
     for field in shard.fields(ordinal):
-        if channels is not None or field not in ("tif", "tiff"):
-            reason = _content_problem(reader, field, *shard.place(ordinal, field), channels)
-            found += [Problem(f"{shard.key(ordinal)}.{field}", reason)] if reason else []
+        reason = _content_problem(reader, field, *shard.place(ordinal, field), channels)
+        found += [Problem(f"{shard.key(ordinal)}.{field}", reason)] if reason else []
     return found
 
 
@@ -262,10 +262,10 @@ def _content_problem(
 def _behind_the_end(reader: RangeReader, shard: ShardIndex) -> list[Problem]:
     """Looks for data after the end mark, the first empty block. After `cat a.tar b.tar`, readers see nothing of b."""
     last = max(int(table.sum(1).max()) for table in shard.members.values()) if shard.members else 0
-    position, ended = -(-last // TAR_BLOCK) * TAR_BLOCK, False
+    position, ended = whole_blocks(last), False
     while position < shard.size:
         data = reader.read(shard.url, position, min(TAIL_BYTES, shard.size - position))
-        padded = np.frombuffer(data.ljust(-(-len(data) // TAR_BLOCK) * TAR_BLOCK, b"\0"), np.uint8)
+        padded = np.frombuffer(data.ljust(whole_blocks(len(data)), b"\0"), np.uint8)
         filled = [bool(block.any()) for block in padded.reshape(-1, TAR_BLOCK)]
         start = 0
         if not ended:  # headers of folders may come before the end mark

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ldm_vae.data.shards.folder import LISTED, FolderSample
@@ -28,6 +29,11 @@ class Classes:
     absent: list[str]
     numbered: str | None = None
 
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The number of each class, by its name."""
+        return {name: number for number, name in enumerate(self.names)}
+
 
 def find_classes(samples: Sequence[FolderSample], asked: bool | None, like: Path | None) -> Classes:
     """The classes of these samples.
@@ -40,25 +46,22 @@ def find_classes(samples: Sequence[FolderSample], asked: bool | None, like: Path
     """
     if like is not None:
         known = read_classes(like)
-        present = _class_names(samples, True)
-        if unknown := sorted(set(present) - set(known)):
+        present = set(_class_names(samples, True, "--classes-from"))
+        if unknown := sorted(present - set(known)):
             listed = ", ".join(unknown[:LISTED]) + (f" and {len(unknown) - LISTED} more" * (len(unknown) > LISTED))
             kind = "no class" if len(unknown) == 1 else "no classes"
             remedy = "rename or move them, or pack the shards of training with them, too"
             raise UserError(f"{listed}: {kind} of {like / CLASSES_FILE}", remedy)
-        return Classes(known, [name for name in known if name not in set(present)])
-    names = _class_names(samples, asked)
+        return Classes(known, [name for name in known if name not in present])
+    names = _class_names(samples, asked, "--classes")
     if asked is None and names and _count_images(samples):
         return Classes([], [], names[0])
     return Classes(names, [])
 
 
-def label_of(sample: FolderSample, numbers: Mapping[str, int]) -> bytes:
-    """The content of a sample's field cls.
-
-    numbers: of the classes, by their names.
-    """
-    return str(numbers[sample.key.split("/")[0]]).encode()
+def label_of(sample: FolderSample, classes: Classes) -> bytes:
+    """The content of a sample's field cls."""
+    return str(classes.numbers[sample.key.split("/")[0]]).encode()
 
 
 def read_classes(folder: Path) -> list[str]:
@@ -74,8 +77,11 @@ def read_classes(folder: Path) -> list[str]:
     return names
 
 
-def _class_names(samples: Sequence[FolderSample], classes: bool | None) -> list[str]:
-    """Sorted names of the folders that the samples lie in; empty if they are not labels."""
+def _class_names(samples: Sequence[FolderSample], classes: bool | None, option: str) -> list[str]:
+    """Sorted names of the folders that the samples lie in; empty if they are not labels.
+
+    option: what a person gave who asked for classes, for the message.
+    """
     if classes is False:
         return []
     outside = next((sample for sample in samples if "/" not in sample.key), None)
@@ -84,7 +90,7 @@ def _class_names(samples: Sequence[FolderSample], classes: bool | None) -> list[
         for sample, reason in ((outside, "lies in no folder of a class"), (labelled, "has a cls file already")):
             if sample is not None:
                 path = next(iter(sample.files.values()))
-                raise UserError(f"{path} {reason}", "move it, or leave --classes out")
+                raise UserError(f"{path} {reason}", f"move it, or leave {option} out")
     names = sorted({sample.key.split("/")[0] for sample in samples})
     obvious = outside is None and labelled is None and len(names) > 1
     return names if classes or obvious else []

@@ -51,14 +51,13 @@ class Packed:
     plan: what was to be packed.
     samples: how many were packed.
     shards: how many were written.
-    read, written: bytes of the files of all samples, and of the tars.
+    written: bytes of the tars.
     broken: why samples were left out, a file of each.
     """
 
     plan: Plan
     samples: int = 0
     shards: int = 0
-    read: int = 0
     written: int = 0
     broken: list[BrokenFile] = field(default_factory=list)
 
@@ -110,7 +109,6 @@ def pack_folder(
 
     def whole(samples: Iterable[ReadSample]) -> Iterator[ReadSample]:
         for sample in samples:
-            packed.read += sample.bytes
             if sample.broken is None:
                 yield sample
             else:
@@ -144,14 +142,13 @@ def pack_folder(
 def write_shard(path: Path, samples: Iterable[ReadSample], classes: Classes) -> int:
     """Writes a tar, and returns the number of samples in it."""
     written = 0
-    numbers = {name: number for number, name in enumerate(classes.names)}
     # PAX: names of any length and alphabet. mtime 0 and no user: equal input gives equal bytes.
     with (
         path.open("wb") as file,
         TarWriter(file, encoder=False, mtime=0, user="", group="", format="PAX_FORMAT") as tar,
     ):
         for read in samples:
-            label = {LABEL: label_of(read.sample, numbers)} if numbers else {}
+            label = {LABEL: label_of(read.sample, classes)} if classes.names else {}
             tar.write({"__key__": read.sample.key, **read.fields, **label})
             written += 1
     return written

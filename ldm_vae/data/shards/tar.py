@@ -67,13 +67,26 @@ class Member:
     problem: str | None = None
 
 
+def whole_blocks(size: int) -> int:
+    """Bytes rounded up to blocks, as the padding behind a content does."""
+    return -(-size // TAR_BLOCK) * TAR_BLOCK
+
+
+def member_size(size: int) -> int:
+    """Bytes of a member with its header and padding.
+
+    size: bytes of its content.
+    """
+    return TAR_BLOCK + whole_blocks(size)
+
+
 def tar_size(members: Iterable[int]) -> int:
     """Bytes of a tar whose members have so many bytes each, and names that need no record of their own.
 
     Names of up to 100 ASCII characters need none.
     """
-    blocks = sum(1 + -(-size // TAR_BLOCK) for size in members) + 2  # a header each, and the end mark
-    return -(-blocks * TAR_BLOCK // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+    filled = sum(map(member_size, members)) + 2 * TAR_BLOCK  # with the end mark
+    return -(-filled // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 def members(url: str, reader: RangeReader) -> Iterator[Member]:
@@ -99,7 +112,7 @@ def members(url: str, reader: RangeReader) -> Iterator[Member]:
         size = info.size if pax_size is None else pax_size
         if size < 0:
             raise BrokenTar(f"member {info.name!r} of {size} bytes")
-        content, following = position + TAR_BLOCK, position + TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK
+        content, following = position + TAR_BLOCK, position + member_size(size)
         if info.type in _NAME_RECORDS or info.type in _PAX_RECORDS:
             if info.size > MAX_RECORD:
                 raise BrokenTar(f"a header record of {info.size} bytes at byte {position}")
@@ -191,7 +204,7 @@ def _record_before(data: bytes, end: int) -> tuple[bytes, bytes, int] | None:
         except tarfile.HeaderError:
             continue
         content = start + TAR_BLOCK
-        if content + -(-size // TAR_BLOCK) * TAR_BLOCK == end:
+        if start + member_size(size) == end:
             return kind, data[content : content + size], start
     return None
 

@@ -63,14 +63,13 @@ def try_packing(plan: Plan, *, verify: bool, channels: int | None) -> Trial:
 
 def packed_size(plan: Plan, samples_per_shard: int) -> tuple[int, int]:
     """(bytes of the files, bytes of the tars) if nothing is broken, and no name needs a record of its own in a tar."""
-    numbers = {name: number for number, name in enumerate(plan.classes.names)}
-    samples = plan.found.samples
+    samples, classes = plan.found.samples, plan.classes
     files = packed = 0
     for start in range(0, len(samples), samples_per_shard):
         sizes = []
         for sample in samples[start : start + samples_per_shard]:
             mine = [file_size(path) for path in sample.files.values()]
             files += sum(mine)
-            sizes += mine + ([len(label_of(sample, numbers))] if numbers else [])
+            sizes += mine + ([len(label_of(sample, classes))] if classes.names else [])
         packed += tar_size(sizes)
     return files, packed

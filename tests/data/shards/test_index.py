@@ -121,7 +121,7 @@ def test_dots_in_names_do_not_eat_the_key(write_tar: WriteTar, tmp_path: Path) -
 def test_cache_scans_only_what_changed(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ldm_vae.data.shards.index as index_module
+    import ldm_vae.data.shards.describe as describing
 
     scanned: list[str] = []
 
@@ -129,7 +129,7 @@ def test_cache_scans_only_what_changed(
         scanned.append(Path(url).name)
         return scan_shard(url)
 
-    monkeypatch.setattr(index_module, "scan_shard", watched_scan)
+    monkeypatch.setattr(describing, "scan_shard", watched_scan)
     folder, cache = make_shards(tmp_path / "shards", [3, 3]), tmp_path / "run" / "index"
     first = load_index(str(folder), cache=cache)
     assert scanned == ["000000.tar", "000001.tar"]
@@ -150,7 +150,7 @@ def test_cache_scans_only_what_changed(
 def test_the_first_of_several_ranks_scans_for_all(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ldm_vae.data.shards.index as index_module
+    import ldm_vae.data.shards.describe as describing
 
     scanned: list[str] = []
     start = threading.Barrier(4)
@@ -164,7 +164,7 @@ def test_the_first_of_several_ranks_scans_for_all(
         start.wait()
         return load_index(str(folder), cache=tmp_path / "run" / "index").counts.tolist()
 
-    monkeypatch.setattr(index_module, "scan_shard", slow_scan)
+    monkeypatch.setattr(describing, "scan_shard", slow_scan)
     folder = make_shards(tmp_path / "shards", [3, 4])
     with ThreadPoolExecutor(4) as ranks:
         assert list(ranks.map(load, range(4))) == 4 * [[3, 4]]
