@@ -325,7 +325,7 @@ def test_options_of_speed_leave_pieces_exact(
     AutoencoderKL(block_out_channels=[32], norm_num_groups=4, scaling_factor=0.5).save_pretrained(tmp_path)
     plain = LatentCodec.load(tmp_path, device="cpu")
     expected, exact = (codec.reconstruct(pictures(40, 56)) for codec in (plain, exactly(plain)))
-    monkeypatch.setattr("ldm_vae.piecewise.passes.PIECES_FROM", 1)
+    monkeypatch.setattr("ldm_vae.piecewise.passes.WHOLE_ON_CPU", 0)
     monkeypatch.setattr("ldm_vae.piecewise.plan.STRIP_BYTES", 2**12)
     channels_last, compiled = "channels_last" in options, "compile" in options
     fast = LatentCodec.load(tmp_path, device="cpu", channels_last=channels_last, compile=compiled)
@@ -339,7 +339,7 @@ def test_options_of_speed_leave_pieces_exact(
 def test_large_pictures_pass_in_pieces_by_themselves(codec: LatentCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     image = pictures(96, 80)
     moments, exact, passes = codec.moments(image), exactly(codec).moments(image), []
-    monkeypatch.setattr("ldm_vae.piecewise.passes.PIECES_FROM", 96 * 80)
+    monkeypatch.setattr("ldm_vae.piecewise.passes.WHOLE_ON_CPU", 0)
     monkeypatch.setattr("ldm_vae.piecewise.plan.STRIP_BYTES", 2**14)  # cut what would be small enough
     autoencoder_in(codec.model).encoder.register_forward_hook(lambda *_: passes.append(1))
     assert_as_exact(codec.moments(image), moments, exact)

@@ -23,8 +23,8 @@ ema.py          Exponential moving average of the autoencoder's weights: the wei
                 exported
 guard.py        The non-finite guard: a step whose gradient holds NaN or infinity changes nothing, is counted,
                 and may stop the run
-sums.py         Sums as exact as float64, on devices that have no float64, too
 together.py     What the processes tell each other at one moment, in one collective
+sums.py         Sums as exact as float64, on devices that have no float64, too
 agreement.py    A check at every save that all ranks hold the same bits
 loop.py         The loop of a run: step, log, validate, save; until the last step, a signal, or an error
 data_wait.py    How long the device stands still because the next images have not come

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ldm_vae.devices import has_float64, in_float64
+from train.together import gather_together
 
 
 class RunningSum:
@@ -49,21 +50,9 @@ class RunningSum:
         return running
 
 
-def gather_float64(accelerator: Accelerator, value: Tensor) -> Tensor:
-    """(...) in float64, as `total` gives it -> (ranks, ...), of all ranks. All must call.
-
-    Devices without float64 exchange its bits as integers.
-    """
-    if has_float64(accelerator.device):
-        gathered: Tensor = accelerator.gather(value[None])
-        return gathered
-    bits = value[None].view(torch.int64).to(accelerator.device)
-    return accelerator.gather(bits).cpu().view(torch.float64)
-
-
 def sum_over_ranks(accelerator: Accelerator, value: Tensor) -> Tensor:
     """(...) in float64 -> its sum over all ranks, where the value is. All must call."""
     if has_float64(accelerator.device):
         total: Tensor = accelerator.reduce(value, "sum")
         return total
-    return gather_float64(accelerator, value).sum(dim=0)
+    return gather_together({"sum": value}, accelerator)["sum"].sum(dim=0)

@@ -7,8 +7,9 @@ steps.py      The steps of a chain, which can compute any rows of their output f
 chains/       Networks as chains of steps, a file for each kind of network
 plan.py       Which boundaries of a chain are kept and which are computed again, so that a bound on memory holds
 room.py       Freed memory that malloc holds: handed back to the system before a process would grow beyond a bound
+spill.py      Strips in the memory of the host, for boundaries that a GPU has no room for
 evaluate.py   Evaluates a network by a plan: norm statistics of the whole picture first, then rows from rows
-passes.py     Runs a network in one pass or in pieces, whichever fits the picture
+passes.py     Runs a network in one pass or in pieces, whichever fits the pictures and the memory
 """
 
 from ldm_vae.piecewise.evaluate import decode_pieces, encode_pieces

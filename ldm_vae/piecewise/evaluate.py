@@ -12,6 +12,7 @@ from ldm_vae.networks.network import Network
 from ldm_vae.piecewise.chains.chain import chains_of
 from ldm_vae.piecewise.plan import Plan, Segment, plan_decode, plan_encode
 from ldm_vae.piecewise.room import Room
+from ldm_vae.piecewise.spill import HostMemory, SpilledStrips
 from ldm_vae.piecewise.steps import AttentionStep, ChainStep, ResidualStep
 from ldm_vae.piecewise.strips import Strips, Whole, cuts
 from ldm_vae.precision import at_least_float32
@@ -34,11 +35,11 @@ def decode_pieces(model: Network, z: Tensor, *, max_memory: int | None = None, h
     plan = plan_decode(model, height, width, max_memory=max_memory, beside=held + _bytes_of_result(shape, z))
     if plan.strips == 1 and max_memory is None:
         return at_least_float32(model.decode(z)), plan
-    room = _room(max_memory, held, z.device)
     output = z.new_empty(shape, dtype=_type_of_result(z))
+    memory = _Memory(max_memory, held, z.device)
     for i in range(batch):
         steps = chains_of(model).decoder_steps(model, height, width)
-        run_plan(plan, steps, z[i : i + 1], output[i : i + 1], model.likelihood.mean, room)
+        run_plan(plan, steps, z[i : i + 1], output[i : i + 1], model.likelihood.mean, memory)
     return output, plan
 
 
@@ -57,11 +58,11 @@ def encode_pieces(
     plan = plan_encode(model, height, width, max_memory=max_memory, beside=held + _bytes_of_result(shape, images))
     if plan.strips == 1 and max_memory is None:
         return at_least_float32(model.encode(images)), plan
-    room = _room(max_memory, held, images.device)
     output = images.new_empty(shape, dtype=_type_of_result(images))
+    memory = _Memory(max_memory, held, images.device)
     for i in range(batch):
         steps = chains_of(model).encoder_steps(model, height, width)
-        run_plan(plan, steps, images[i : i + 1], output[i : i + 1], room=room)
+        run_plan(plan, steps, images[i : i + 1], output[i : i + 1], memory=memory)
     return output, plan
 
 
@@ -74,9 +75,17 @@ def _bytes_of_result(shape: Sequence[int], x: Tensor) -> int:
     return math.prod(shape) * _type_of_result(x).itemsize
 
 
-def _room(max_memory: int | None, held: int, device: torch.device) -> Room:
-    """On another device than the CPU, the bound is on the memory there, of which this process has none."""
-    return Room(None if max_memory is None or device.type != "cpu" else max_memory - held)
+class _Memory:
+    """What the pictures of a call share of the host's memory.
+
+    room: where freed memory is to be handed back to the system in time. On another device than the CPU, the bound is on
+    the memory there, of which this process has none.
+    spilled: what holds the boundaries that a GPU has no room for.
+    """
+
+    def __init__(self, max_memory: int | None, held: int, device: torch.device) -> None:
+        self.room = Room(None if max_memory is None or device.type != "cpu" else max_memory - held)
+        self.spilled = HostMemory()
 
 
 def run_plan(
@@ -85,24 +94,25 @@ def run_plan(
     picture: Tensor,
     output: Tensor,
     finish: Callable[[Tensor], Tensor] | None = None,
-    room: Room | None = None,
+    memory: _Memory | None = None,
 ) -> None:
     """Runs freshly made steps on one picture (1, C, H, W) and writes the result to `output`.
 
     finish: what is done to each strip of the result before it is written, such as reading a picture from the parameters
     of its pixels; None writes it as it is.
-    room: where memory is to be handed back to the system in time; None for no bound.
+    memory: what this picture shares with others; None shares nothing, and knows no bound.
     """
-    room = room or Room(None)
+    memory = memory or _Memory(None, 0, picture.device)
     source: Strips | Whole = Whole(plan.axis, picture)
     for segment in plan.segments:
-        target = Whole(plan.axis, output, finish) if segment.end == len(steps) else _new_strips(plan)
-        _SegmentRun(plan, steps, segment, source, target, room).run()
+        end = segment.end == len(steps)
+        target = Whole(plan.axis, output, finish) if end else _new_strips(plan, memory)
+        _SegmentRun(plan, steps, segment, source, target, memory).run()
         source = target
 
 
-def _new_strips(plan: Plan) -> Strips:
-    return Strips(plan.axis, torch.device("cpu") if plan.spill else None)
+def _new_strips(plan: Plan, memory: _Memory) -> Strips:
+    return SpilledStrips(plan.axis, memory.spilled) if plan.spill else Strips(plan.axis)
 
 
 class _SegmentRun:
@@ -115,9 +125,9 @@ class _SegmentRun:
         segment: Segment,
         source: Strips | Whole,
         target: Strips | Whole,
-        room: Room,
+        memory: _Memory,
     ) -> None:
-        self.plan, self.steps, self.source, self.target, self.room = plan, steps, source, target, room
+        self.plan, self.steps, self.source, self.target, self.memory = plan, steps, source, target, memory
         self.first, self.end, self.keep_hidden = segment.first, segment.end, segment.keep_hidden
 
     def run(self) -> None:
@@ -131,6 +141,7 @@ class _SegmentRun:
             for rows in self._cuts(last):
                 self._append(self._boundary(self.end, *rows))
                 self._release(self.end, rows[1])
+        self.source.release(self.steps[self.first].below.rows)
         if isinstance(last, AttentionStep):
             last.forget()
 
@@ -152,7 +163,7 @@ class _SegmentRun:
 
         The source is freed while these two grow, and they are freed while the end grows.
         """
-        hidden, shortcut = _new_strips(self.plan), _new_strips(self.plan)
+        hidden, shortcut = _new_strips(self.plan, self.memory), _new_strips(self.plan, self.memory)
         for rows in self._cuts(step):
             self._split(step, rows, hidden, shortcut)
             self._release(self.end - 1, step.first.needs(rows[1], rows[1] + 1)[0])
@@ -162,6 +173,7 @@ class _SegmentRun:
             self._append(step.join(hidden.read(*step.second.needs(*rows)), shortcut.read(*rows), *rows))
             hidden.release(step.second.needs(rows[1], rows[1] + 1)[0])
             shortcut.release(rows[1])
+        hidden.release(step.above.rows)
 
     def _split(self, step: ResidualStep, rows: tuple[int, int], hidden: Strips, shortcut: Strips) -> None:
         needed = step.first.needs(*rows)
@@ -191,7 +203,7 @@ class _SegmentRun:
         return step.forward(below, first, end)
 
     def _make_room(self, step: ChainStep, first: int, end: int) -> None:
-        self.room.make(step.working(end - first) * self.plan.element_size)
+        self.memory.room.make(step.working(end - first) * self.plan.element_size)
 
     def _release(self, k: int, row: int) -> None:
         """Frees the source's rows that the rows of boundary k from `row` on do not need."""

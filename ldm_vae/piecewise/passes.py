@@ -1,40 +1,86 @@
-"""Runs a network in one pass or in pieces, whichever fits the picture and the bound on memory."""
+"""Runs a network in one pass or in pieces, whichever fits the pictures and the memory."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
 from torch import Tensor
 
 from ldm_vae.errors import UserError
 from ldm_vae.networks.network import Network
-from ldm_vae.piecewise.chains.chain import has_chains
+from ldm_vae.piecewise.chains.chain import chains_of, has_chains
 from ldm_vae.piecewise.evaluate import decode_pieces, encode_pieces
+from ldm_vae.piecewise.plan import SHARING, Plan
+from ldm_vae.piecewise.steps import ChainStep
 
-# Pictures of at least this many pixels are evaluated in pieces: the same result in less memory. Smaller ones run in one
-# pass as a batch, which takes less than 0.9 GB a picture (measured with 64 channels).
-PIECES_FROM = 2**20
+# Bytes of activations from which on a CPU no longer runs pictures as a whole. For the demo's codec that is a picture of
+# somewhat less than a megapixel; from there on pieces are the faster ones, too (docs/performance.md).
+WHOLE_ON_CPU = 2**29
+PART_OF_FREE = 2  # a GPU's free memory over what activations may take of it: convolution libraries copy as much again
+
+Pieces = Callable[..., tuple[Tensor, Plan]]
 
 
 def encode(model: Network, images: Tensor, *, max_memory: int | None = None, held: int = 0) -> Tensor:
-    """`model.encode`; the arguments are those of `encode_pieces`."""
-    if not _in_pieces(model, images.shape[2] * images.shape[3], max_memory):
+    """`model.encode`; the arguments are those of `encode_pieces`. Without a bound on memory, the device has one."""
+    pieces = partial(encode_pieces, model, images, held=held)
+    if _bounded(model, max_memory):
+        return pieces(max_memory=max_memory)[0]
+    if not has_chains(model):
         return model.encode(images)
-    return encode_pieces(model, images, max_memory=max_memory, held=held)[0]
+    return _fitting(model.encode, pieces, chains_of(model).encoder_steps(model, *images.shape[2:]), images)
 
 
 def decode(model: Network, z: Tensor, *, max_memory: int | None = None, held: int = 0) -> Tensor:
-    """`model.decode`; the arguments are those of `decode_pieces`."""
-    if not _in_pieces(model, z.shape[2] * z.shape[3] * model.config.factor**2, max_memory):
+    """`model.decode`; the arguments are those of `decode_pieces`. Without a bound on memory, the device has one."""
+    pieces = partial(decode_pieces, model, z, held=held)
+    if _bounded(model, max_memory):
+        return pieces(max_memory=max_memory)[0]
+    if not has_chains(model):
         return model.decode(z)
-    return decode_pieces(model, z, max_memory=max_memory, held=held)[0]
+    return _fitting(model.decode, pieces, chains_of(model).decoder_steps(model, *z.shape[2:]), z)
 
 
-def _in_pieces(model: Network, pixels: int, max_memory: int | None) -> bool:
-    """Whether pictures of this size are evaluated in pieces.
+def whole_bytes(steps: Sequence[ChainStep], element_size: int) -> int:
+    """Bytes of activations that one picture takes at once in the network's own pass, input and output included."""
+    return max(step.beside + step.whole() for step in steps) * element_size
 
-    Raises UserError for a bound on memory where the network cannot be evaluated in pieces.
-    """
-    if has_chains(model):
-        return max_memory is not None or pixels >= PIECES_FROM
-    if max_memory is not None:
+
+def _bounded(model: Network, max_memory: int | None) -> bool:
+    """Whether the caller bounds the memory. Raises UserError where the network cannot be evaluated in pieces."""
+    if max_memory is not None and not has_chains(model):
         raise UserError(f"max_memory of {max_memory:,} bytes", f"a network of kind {model.config.kind} runs as a whole")
-    return False
+    return max_memory is not None
+
+
+def _fitting(whole: Callable[[Tensor], Tensor], pieces: Pieces, steps: Sequence[ChainStep], x: Tensor) -> Tensor:
+    """The result of the way that takes the least work among those that fit into the device's memory.
+
+    That is one pass for the whole batch; then whole pictures, fewer at a time; then each picture in pieces. The results
+    differ by rounding alone.
+    """
+    free = _free_bytes(x.device)
+    room = WHOLE_ON_CPU if free is None else free // PART_OF_FREE
+    at_once = room // whole_bytes(steps, x.element_size())
+    if at_once >= len(x):
+        return whole(x)
+    if at_once > 0:
+        return torch.cat([whole(part) for part in x.split(at_once)])
+    if free is None:
+        return pieces()[0]
+    try:
+        return pieces(max_memory=free)[0]
+    except UserError as error:
+        raise UserError(f"{free:,} bytes of free memory on {x.device}", error.remedy) from error
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """Bytes that are free on a device, for torch's allocator at least. None for a device whose memory is the host's."""
+    module = None if device.type in SHARING else getattr(torch, device.type, None)
+    if module is None or not hasattr(module, "mem_get_info"):
+        return None
+    kept = module.memory_reserved(device) - module.memory_allocated(device)  # by the allocator, to be used again
+    free: int = module.mem_get_info(device)[0] + kept
+    return free

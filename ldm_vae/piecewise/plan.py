@@ -26,6 +26,12 @@ from ldm_vae.piecewise.steps import AttentionStep, ChainStep, Extent, ResidualSt
 STRIP_BYTES = 16 * 2**20
 STRIPS, SMALL_STRIP = 16, 2**20  # smaller boundaries are cut into 16 strips of at least 1 MiB
 MOST_STRIPS = 256  # highest number of strips, by default
+# Numbers in a strip of the largest boundary on any other device, by default: 256 MiB in float32. There an allocator keeps
+# what is freed, and the host starts each operation, which takes longer than a small strip does.
+DEVICE_STRIP = 2**26
+# Operations that could be done there while a step's kernels are started, some 10 of 5 microseconds, beside `steps.CALL`.
+DEVICE_CALL = 1.0e9
+SHARING = ("cpu", "mps")  # devices whose memory is the host's, so that nothing is gained by keeping a boundary there
 MOST_WORK = 32.0  # highest ratio of a plan's work to the work of computing nothing twice
 BOOKKEEPING = 2**16  # bytes for norm statistics and the like
 
@@ -53,7 +59,7 @@ class Plan:
     segments: the segments, from input to output.
     working_bytes: upper bound on memory beyond weights, input and output.
     work: operations, relative to computing nothing twice.
-    spill: whether the kept boundaries lie in host memory.
+    spill: whether the kept boundaries lie in the host's memory, while a GPU computes.
     element_size: bytes of a value.
     """
 
@@ -91,23 +97,23 @@ def make_plan(steps: Sequence[ChainStep], weight: Tensor, what: str, max_memory:
     what: what is to be done, for the error.
     max_memory, beside: as in `plan_decode`.
     """
-    size = weight.element_size()
-    largest, most = (max(step.above.values() for step in steps) * size, max(step.above.rows for step in steps))
-    strip = min(STRIP_BYTES, max(largest / STRIPS, SMALL_STRIP))
-    costs = _Costs(steps, size, min(math.ceil(largest / strip), MOST_STRIPS, most), spill=False)
+    device, size = weight.device.type, weight.element_size()
+    most = max(step.above.rows for step in steps)
+    costs = _Costs(steps, size, device, min(_default_strips(steps, size, device), MOST_STRIPS, most))
     once = route = costs.once()
     if max_memory is not None and beside + once.bytes > max_memory:
-        # A GPU keeps boundaries in host memory, which is large; elsewhere they are computed again.
-        spill = weight.device.type != "cpu"
-        tried = [_Costs(steps, size, min(2**power, most), spill) for power in range(most.bit_length())]
-        reach = MOST_WORK * once.operations
-        routes = [
-            (found, costs) for costs in tried if (found := costs.cheapest(max_memory - beside, reach)) is not None
-        ]
-        if not routes:
-            least = beside + min(costs.least(reach) for costs in tried)
-            raise UserError(f"max_memory of {max_memory:,} bytes", f"{what} takes at least {least:,}")
-        route, costs = min(routes, key=lambda pair: pair[0].operations)
+        reach, least = MOST_WORK * once.operations, math.inf
+        # Computing again comes first: a boundary of the largest size takes as long on its way to the host and back as
+        # 10 to 30 passes do.
+        for spill in (False,) if device in SHARING else (False, True):
+            tried = [_Costs(steps, size, device, min(2**power, most), spill) for power in range(most.bit_length())]
+            found = [(route, costs) for costs in tried if (route := costs.cheapest(max_memory - beside, reach))]
+            if found:
+                route, costs = min(found, key=lambda pair: pair[0].operations)
+                break
+            least = min(least, *(costs.least(reach) for costs in tried))
+        else:
+            raise UserError(f"max_memory of {max_memory:,} bytes", f"{what} takes at least {beside + least:,}")
     return Plan(
         axis=steps[0].axis,
         strips=costs.strips,
@@ -117,6 +123,15 @@ def make_plan(steps: Sequence[ChainStep], weight: Tensor, what: str, max_memory:
         spill=costs.spill,
         element_size=size,
     )
+
+
+def _default_strips(steps: Sequence[ChainStep], element_size: int, device: str) -> int:
+    """Into how many strips each boundary is cut where memory is no concern."""
+    largest = max(step.above.values() for step in steps)
+    if device != "cpu":
+        return math.ceil(largest / DEVICE_STRIP)
+    strip = min(STRIP_BYTES, max(largest * element_size / STRIPS, SMALL_STRIP))
+    return math.ceil(largest * element_size / strip)
 
 
 @dataclass(frozen=True)
@@ -143,11 +158,16 @@ class _Pass:
 class _Costs:
     """Operations and bytes of every possible segment, for one number of strips."""
 
-    def __init__(self, steps: Sequence[ChainStep], element_size: int, strips: int, spill: bool) -> None:
+    def __init__(
+        self, steps: Sequence[ChainStep], element_size: int, device: str, strips: int, spill: bool = False
+    ) -> None:
         self.steps, self.element_size, self.strips, self.spill = steps, element_size, strips, spill
+        self.call = 0.0 if device == "cpu" else DEVICE_CALL
         self.boundaries = [steps[0].below, *(step.above for step in steps)]
-        # The kernel that gathers a strip's statistics writes a second strip; half types are copied to float32 first.
-        self.gathering = 2 if element_size >= 4 else 5
+        # Strips that gathering statistics takes: half types are copied to float32 first, and on a CPU the kernel writes
+        # a strip besides. A strip on its way to the host is copied, too.
+        copies, written = (0 if element_size >= 4 else 2), (2 if element_size < 4 else 1) if device == "cpu" else 0
+        self.gathering = max(1 + copies + written, 2 if spill else 1)
         self.segments = [segment for first in range(len(steps)) for segment in self._from(first)]
         self.segments.sort(key=lambda entry: entry[0].end)
 
@@ -219,7 +239,7 @@ class _Costs:
         joined = max(step.second.working(rows) + extent.values(rows), self.gathering * extent.values(rows))
         both = replace(extent, channels=2 * extent.channels)
         joined_bytes = joined * self.element_size + self._traded(both, kept, rows + 2, self._kept(k + 1))
-        operations += hidden.operations + step.second.operations(rows) * self._count(extent)
+        operations += hidden.operations + (step.second.operations(rows) + self.call) * self._count(extent)
         return Segment(first, k + 1, True), operations, max(size, hidden_bytes, joined_bytes) + BOOKKEEPING
 
     def _pass(self, first: int, k: int, hidden: bool = False) -> _Pass:
@@ -231,12 +251,12 @@ class _Costs:
             step = self.steps[k]
             assert isinstance(step, ResidualStep)
             operations, values = (
-                step.first.operations(rows),
+                step.first.operations(rows) + self.call,
                 max(step.first.working(rows), self.gathering * step.first.above.values(rows)),
             )
             rows = step.first.rows_below(rows)
         for step in reversed(self.steps[first:k]):
-            operations, values = operations + step.operations(rows), max(values, step.working(rows))
+            operations, values = operations + step.operations(rows) + self.call, max(values, step.working(rows))
             rows = min(step.rows_below(rows), step.below.rows)
         if self.spill:  # what is read comes to the device first
             values += self.boundaries[first].values(rows)

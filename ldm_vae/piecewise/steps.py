@@ -42,9 +42,12 @@ class ChainStep(ABC):
     below: size of the input.
     above: size of the output.
     norm: a norm that must have gathered all of the step's input before `forward` is called; None where there is none.
+    beside: values of the input of the level that the step is part of, which the network's own pass holds until the
+    level is done; 0 where the step's input is the level's.
     """
 
     norm: GatheredNorm | None = None
+    beside = 0
 
     def __init__(self, axis: int, below: Extent, above: Extent) -> None:
         self.axis, self.below, self.above = axis, below, above
@@ -70,6 +73,13 @@ class ChainStep(ABC):
         """Upper bound on the values that `forward` holds at once for this number of output rows.
 
         Input and output count, and so do the copies of input, output and weight that convolution libraries make.
+        """
+
+    @abstractmethod
+    def whole(self) -> int:
+        """Values that the network's own layer holds at once for the whole picture; input and output count.
+
+        What convolution libraries copy does not: it depends on the library.
         """
 
 
@@ -104,6 +114,10 @@ class ConvolutionStep(ChainStep):
         above = self.above.values(rows)
         library = padded + above + self.conv.weight.numel()
         return below + 2 * padded + above + library
+
+    def whole(self) -> int:
+        below, above = self.below.values(), self.above.values()
+        return below + above if self.norm is None else below + max(2 * below, below + above)
 
 
 class ResidualStep(ChainStep):
@@ -154,6 +168,9 @@ class ResidualStep(ChainStep):
         shortcut = self.below.values(rows) + 2 * self.above.values(rows)  # the result, and the library's copies
         return self.below.values(rows + 4) + shortcut + max(self.first.working(rows + 2), self.second.working(rows))
 
+    def whole(self) -> int:
+        return max(self.first.whole(), self.below.values() + self.second.whole())
+
 
 class UpsampleStep(ChainStep):
     """Doubles height and width: nearest neighbour, then a convolution."""
@@ -184,6 +201,9 @@ class UpsampleStep(ChainStep):
             + self.convolution.working(rows)
         )
 
+    def whole(self) -> int:
+        return self.below.values() + self.convolution.whole()
+
 
 class DownsampleStep(ChainStep):
     """Halves height and width: a convolution of stride 2, padded at the end of both axes."""
@@ -208,6 +228,9 @@ class DownsampleStep(ChainStep):
     def working(self, rows: int) -> int:
         padded = self.below.values(2 * rows + 1) + self.below.channels * (self.below.cross + 2 * rows + 2)
         return 3 * padded + 2 * self.above.values(rows) + self.conv.weight.numel()
+
+    def whole(self) -> int:
+        return 2 * self.below.values() + self.above.values()
 
 
 class AttentionStep(ChainStep):
@@ -255,6 +278,9 @@ class AttentionStep(ChainStep):
     def working(self, rows: int) -> int:
         return 8 * self.below.values(rows) + self.below.channels**2
 
+    def whole(self) -> int:
+        return 8 * self.below.values()  # input, tokens, queries, keys, values, their mixture, its projection, the sum
+
     def _tokens(self, x: Tensor) -> Tensor:
         return rearrange(self.norm.apply(x), "b c h w -> b (h w) c")
 
@@ -279,14 +305,17 @@ class Chain:
         self.axis = 2 if height >= width else 3
         self.extent = Extent(channels, max(height, width), min(height, width))
         self.steps: list[ChainStep] = []
+        self._level = self.extent  # the input of the level that steps are added to
 
     def add(self, kind: Callable[..., ChainStep], *modules: nn.Module) -> None:
         step = kind(self.axis, self.extent, *modules)
+        step.beside = 0 if self._level is self.extent else self._level.values()
         self.steps.append(step)
         self.extent = step.above
 
     def add_blocks(self, blocks: Level | Middle) -> None:
         """Attention follows each residual block of a level, and the first of the middle."""
+        self._level = self.extent
         for i, resnet in enumerate(blocks.resnets):
             self.add(ResidualStep, resnet)
             if i < len(blocks.attentions):

@@ -17,38 +17,39 @@ def cuts(rows: int, strips: int) -> Iterator[tuple[int, int]]:
 
 
 class Strips:
-    """A tensor (1, C, H, W) as consecutive strips.
+    """A tensor (1, C, H, W) as consecutive strips, on the device that computes them.
 
     axis: the axis that is cut: 2 for rows of pixels, 3 for columns, which are called rows here too.
-    home: the device that holds the strips; None: the one that computes. Strips are read back to the one that computes.
     """
 
-    def __init__(self, axis: int, home: torch.device | None = None) -> None:
+    def __init__(self, axis: int) -> None:
         self.axis = axis
-        self.home = home
         self._pieces: list[tuple[int, int, Tensor]] = []  # first row, end row, strip
-        self._device = torch.device("cpu")
 
     def append(self, strip: Tensor) -> None:
         """Adds the rows that follow."""
-        first = self._pieces[-1][1] if self._pieces else 0
-        self._device = strip.device
-        self._pieces.append((first, first + strip.shape[self.axis], strip.to(self.home or strip.device)))
+        self._keep(strip, strip.shape[self.axis])
 
     def read(self, first: int, end: int) -> Tensor:
         """Rows [first, end): one whole strip is returned itself, anything else is copied."""
-        touched = [piece for piece in self._pieces if piece[0] < end and first < piece[1]]
-        if len(touched) == 1 and touched[0][:2] == (first, end):
-            return touched[0][2].to(self._device)
-        parts = []
-        for start, stop, strip in touched:
-            low, high = max(start, first), min(stop, end)
-            parts.append(strip.narrow(self.axis, low - start, high - low).to(self._device))
-        return torch.cat(parts, dim=self.axis)
+        touched = list(self._touched(first, end))
+        if len(touched) == 1 and touched[0][1:] == (0, touched[0][0].shape[self.axis]):
+            return touched[0][0]
+        return torch.cat([strip.narrow(self.axis, low, high - low) for strip, low, high in touched], dim=self.axis)
 
     def release(self, before: int) -> None:
         """Frees the strips that end before row `before`."""
         self._pieces = [piece for piece in self._pieces if piece[1] > before]
+
+    def _keep(self, strip: Tensor, rows: int) -> None:
+        first = self._pieces[-1][1] if self._pieces else 0
+        self._pieces.append((first, first + rows, strip))
+
+    def _touched(self, first: int, end: int) -> Iterator[tuple[Tensor, int, int]]:
+        """Each strip that has some of the rows [first, end), and where they begin and end in it."""
+        for start, stop, strip in self._pieces:
+            if start < end and first < stop:
+                yield strip, max(start, first) - start, min(stop, end) - start
 
 
 class Whole:

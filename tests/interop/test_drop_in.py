@@ -62,7 +62,7 @@ def test_equals_the_autoencoder_and_shares_its_tensors(vae: AutoencoderKL) -> No
 def test_large_pictures_run_in_pieces_with_tiling_and_slicing_on(
     vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ldm_vae.piecewise.passes.PIECES_FROM", 16 * 24)
+    monkeypatch.setattr("ldm_vae.piecewise.passes.WHOLE_ON_CPU", 0)
     monkeypatch.setattr("ldm_vae.piecewise.plan.STRIP_BYTES", 2**10)
     ours = LatentCodec.load(vae).as_diffusers()
     ours.enable_tiling()

@@ -119,7 +119,7 @@ def test_drop_in_makes_the_same_picture_in_pieces(
     expected = pipe(**arguments, generator=torch.Generator().manual_seed(0)).images
     factor = getattr(pipe, "vae_scale_factor", None)
 
-    monkeypatch.setattr("ldm_vae.piecewise.passes.PIECES_FROM", 1)
+    monkeypatch.setattr("ldm_vae.piecewise.passes.WHOLE_ON_CPU", 0)
     monkeypatch.setattr("ldm_vae.piecewise.plan.STRIP_BYTES", 2**10)
     pipe.vae = LatentCodec.load(tmp_path / "out", device="cpu").as_diffusers()
     passes: list[tuple[torch.Tensor, Any]] = []  # latents, and the plan by which they were decoded

@@ -83,9 +83,17 @@ def test_longer_side_is_cut(network: Callable[..., Autoencoder]) -> None:
     assert plan_decode(network(), 8, 64).axis == 3
 
 
-def test_accelerators_spill_before_they_compute_again(full_size: Autoencoder) -> None:
+def test_accelerators_compute_again_before_they_spill(full_size: Autoencoder) -> None:
     # The weights of `full_size` are on the meta device, which like a GPU is not the one that keeps what is spilled.
     default = plan_decode(full_size, 256, 256)
     assert not default.spill
-    spilled = plan_decode(full_size, 256, 256, max_memory=default.working_bytes // 4)
-    assert spilled.spill and spilled.work < 1.01 and spilled.working_bytes <= default.working_bytes // 4
+    again = plan_decode(full_size, 256, 256, max_memory=default.working_bytes // 4)
+    assert not again.spill and again.work > 1.01
+    spilled = plan_decode(full_size, 256, 256, max_memory=default.working_bytes // 20)
+    assert spilled.spill and spilled.work < again.work and spilled.working_bytes <= default.working_bytes // 20
+
+
+def test_strips_are_larger_where_the_host_starts_each_operation(full_size: Autoencoder) -> None:
+    strips = [make_plan(decoder_steps(full_size, 128, 128), torch.empty(1, device=device), "this", None).strips
+              for device in ("meta", "cpu")]  # fmt: skip
+    assert strips == [4, 64]  # of 256 MiB and of 16 MiB: the largest boundary has 256 channels, 1 GiB

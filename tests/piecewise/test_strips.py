@@ -3,6 +3,7 @@ import weakref
 import pytest
 import torch
 
+from ldm_vae.piecewise.spill import HostMemory, SpilledStrips
 from ldm_vae.piecewise.strips import Strips, Whole, cuts
 
 pytestmark = pytest.mark.numerical
@@ -19,7 +20,7 @@ def test_cuts_cover_every_row_once(rows: int, strips: int) -> None:
 @pytest.mark.parametrize("spill", [False, True])
 def test_rows_come_back_across_strips(axis: int, spill: bool) -> None:
     x = torch.randn(1, 2, 9, 9)
-    strips = Strips(axis, torch.device("cpu") if spill else None)
+    strips = SpilledStrips(axis, HostMemory()) if spill else Strips(axis)
     for first, end in cuts(9, 4):
         strips.append(x.narrow(axis, first, end - first))
     for first in range(9):

@@ -69,6 +69,7 @@ def install() -> None:
     module.mem_get_info = lambda *_: (RECORD.capacity - RECORD.now, RECORD.capacity)
     module.empty_cache = lambda: None
     module.max_memory_allocated = lambda *_: RECORD.peak
+    module.memory_allocated = module.memory_reserved = lambda *_: RECORD.now
     module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
     torch.inference_mode = torch.no_grad  # type: ignore[misc,assignment]  # its tensors know no subclass
     _move_modules()
@@ -76,7 +77,7 @@ def install() -> None:
 
 
 def _move_modules() -> None:
-    """Lets `module.to(device)` move parameters: torch refuses to put a tensor of another class into one."""
+    """Lets modules move and change type: torch refuses to put a tensor of another class into a parameter."""
     plain = nn.Module.to
 
     def to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
@@ -87,6 +88,18 @@ def _move_modules() -> None:
         return plain(self, *args, **kwargs)
 
     nn.Module.to = to  # type: ignore[method-assign,assignment]
+    plain_apply = nn.Module._apply
+
+    def apply(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        result = plain_apply(self, *args, **kwargs)
+        for parameter in self._parameters.values():
+            if isinstance(parameter, DeviceTensor) and parameter.contents.dtype != parameter.dtype:
+                # torch has set the data of the parameter, but does not know of its contents.
+                parameter.contents = parameter.contents.to(parameter.dtype)
+                RECORD.allocate(parameter.contents)
+        return result
+
+    nn.Module._apply = apply  # type: ignore[method-assign,assignment]
 
 
 def _move(module: nn.Module) -> None:

@@ -20,6 +20,8 @@ VIEWS = frozenset[str]().union(
     ("permute", "expand", "as_strided", "narrow", "split", "split_with_sizes", "chunk", "unbind", "diagonal", "lift"),
     ("lift_fresh", "view_as_real", "view_as_complex", "unfold", "_conj"),
 )
+# Operations that take memory and write nothing into it.
+UNWRITTEN = frozenset(("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"))
 # Operations whose result, or whose size, the host must know.
 WAITING = frozenset[str]().union(
     ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "allclose"),
@@ -150,7 +152,7 @@ def run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if Settings.contents == "meta" and (known := _without_values(name, args)) is not None:
         return known
     result = func(*tree_map(_contents, args), **tree_map(_contents, kwargs))
-    if name not in VIEWS:
+    if name not in VIEWS | UNWRITTEN:
         RECORD.kernels[name] += 1
     same = {id(tensor.contents): tensor for tensor in ours}  # what is changed in place stays the tensor it is
 
