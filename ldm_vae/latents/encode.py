@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import torch
 
+from ldm_vae.arithmetic import EXACT
 from ldm_vae.atomic import explain_disk_errors
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.disk import status
@@ -124,7 +125,7 @@ def encode_shards(
     result = Share(there=len(share) - len(mine))
     done(0, total)
     reader = DigestingReader()
-    arithmetic = Arithmetic(precision=codec.precision, device=codec.device.type, torch=torch.__version__)
+    arithmetic = Arithmetic(precision=codec.precision, device=codec.device.type, torch=torch.__version__, float32=EXACT)
     with (
         ThreadPoolExecutor(workers) as pool,
         each_batch(codec.device) as each,
