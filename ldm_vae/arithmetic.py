@@ -33,14 +33,17 @@ def exact_float32() -> Iterator[None]:
 
 
 @contextmanager
-def tf32_on_gpu() -> Iterator[None]:
-    """A context in which a GPU may round to TF32; on a CPU, and within `exact_float32`, float32 is exact."""
+def tf32_convolutions() -> Iterator[None]:
+    """A context in which a GPU may round the factors of convolutions to TF32, as PyTorch has it where nobody asks.
+
+    Matrix products, a CPU, and everything within `exact_float32` are exact.
+    """
     with _REQUESTS.made("tf32"):
         yield
 
 
 def float32_in_words(device: str) -> str:
-    """How a device computes float32 at this moment: "exact", or what it rounds, such as "conv tf32, matmul tf32".
+    """How a device computes float32 at this moment: "exact", or what it rounds, such as "conv tf32, rnn tf32".
 
     device: its type, such as cuda.
     """
@@ -160,12 +163,12 @@ def _onednn_on_gpu() -> bool:
 
 
 def _set_flags(way: Way) -> None:
-    fast = way == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = fast
-    torch.backends.cudnn.allow_tf32 = fast
-    _allow_onednn_on_gpu(fast and _onednn_on_gpu())
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = way == "tf32"
+    _allow_onednn_on_gpu(False)
+    rounded = ("cuda conv", "cuda rnn") if way == "tf32" else ()  # cuDNN's former flag is for both
     for name, (holder, _) in _operations().items():
-        holder.fp32_precision = "tf32" if fast and name.startswith("cuda") else "ieee"
+        holder.fp32_precision = "tf32" if name in rounded else "ieee"
 
 
 def _allow_onednn_on_gpu(allowed: bool) -> None:

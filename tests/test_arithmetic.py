@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae import LatentCodec
-from ldm_vae.arithmetic import exact_float32, float32_in_words, tf32_on_gpu
+from ldm_vae.arithmetic import exact_float32, float32_in_words, tf32_convolutions
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.diagnostics.inspect import InspectionJob, inspect_codec
@@ -116,7 +116,7 @@ def test_the_last_thread_puts_the_flags_back_and_exact_wins() -> None:
 
     first = threading.Thread(target=hold)
     with set_by_a_caller(fast) as before:
-        with tf32_on_gpu():
+        with tf32_convolutions():
             first.start()
             assert begun.wait(60)
             assert is_exact(flags())
@@ -127,8 +127,8 @@ def test_the_last_thread_puts_the_flags_back_and_exact_wins() -> None:
 
 
 def test_what_is_rounded_is_named() -> None:
-    with tf32_on_gpu():
-        assert float32_in_words("cuda") == "conv tf32, matmul tf32, rnn tf32"
+    with tf32_convolutions():
+        assert float32_in_words("cuda") == "conv tf32, rnn tf32"
         assert float32_in_words("cpu") == "exact"
         with exact_float32():
             assert float32_in_words("cuda") == "exact"

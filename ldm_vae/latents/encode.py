@@ -1,9 +1,9 @@
 """Encodes shards of images to shards of latents, one after the other. Reading, encoding and writing overlap.
 
 Each of n processes takes every n-th shard. A finished shard gets its name in one rename and is then recorded. So a
-killed job loses only the shards it was writing, and a second run writes them to the same bytes: batches never cross
-shards, and what is stored depends on neither the time nor the process. A lock ensures that a shard has one writer. The
-process that finishes last writes the totals.
+killed job loses only the shards it was writing, and a second run on the same CPU writes them to the same bytes:
+batches never cross shards, and what is stored depends on neither the time nor the process. A lock ensures that a
+shard has one writer. The process that finishes last writes the totals.
 """
 
 from __future__ import annotations
