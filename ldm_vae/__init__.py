@@ -18,6 +18,7 @@ Names are imported when first asked for, so that the command line answers withou
     schedules.py   Numbers that change over a run: pure functions of the optimizer step, the same on any number of
                    processes
     precision.py   What "in float32" means here: half types are upcast, float64 stays; names of types, and no autocast
+    arithmetic.py  How float32 is computed: PyTorch's flags for TF32, set around our own networks and put back
     ranks.py       Which of several processes this is, and how they put their results together; one process is the
                    rule
     progress.py    The progress of long work on stderr: a bar on a terminal, a line now and then in a log

@@ -20,6 +20,7 @@ from ldm_vae.arguments import (
     refuse_absent_type,
     refuse_unknown,
 )
+from ldm_vae.arithmetic import exact_float32
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.errors import UserError
 from ldm_vae.finite import NonFiniteError as NonFiniteError
@@ -381,6 +382,7 @@ class LatentCodec:
         for note in export_model(loaded, folder, statistics, licence=licence, command=command, hub_id=hub_id):
             logger.warning(note)
 
+    @exact_float32()
     def draw(self, moments: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Moments (B, width * c, h, w) -> raw latents (B, c, h, w): the posterior's mode, or a sample of it.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ldm_vae.arithmetic import exact_float32
 from ldm_vae.devices import has_float64
 from ldm_vae.errors import UserError
 from ldm_vae.networks.network import Network
@@ -28,13 +29,15 @@ class NonFiniteError(UserError):
         self.samples = samples
 
 
+@exact_float32()
 @torch.no_grad()
 def run_finite(
     network: Callable[[Network, Tensor], Tensor], model: Network, x: Tensor, device: torch.device, what: str
 ) -> tuple[Tensor, list[int]]:
     """Returns network(model, x) in at least float32, and the places of the samples that are not finite.
 
-    The network runs in the model's type; samples that come out not finite are computed again in float32.
+    The network runs in the model's type; samples that come out not finite are computed again in float32. Neither is
+    rounded to TF32.
 
     what: what is computed, for the warning.
     """

@@ -27,6 +27,7 @@ ROOMS = (
     "tensors",
     "documents",
     "precision",
+    "arithmetic",
     "ranks",
     "progress",
     "waiting",

@@ -42,7 +42,7 @@ TARS, SAMPLES_PER_TAR, SIDE, SAMPLES_PER_STEP = 40, 500, 64, 32  # tars, picture
 
 PAGE_START = """# Reliability
 `python -m tools.reliability` writes this page. Each row is a test that injects a fault and compares the outcome with an
-undisturbed run: bit for bit on one process, to float64 rounding on several.
+undisturbed run, on a CPU: bit for bit on one process, to float64 rounding on several.
 
 | fault | injected | lost | test |
 |---|---|---|---|

@@ -13,6 +13,7 @@ measure.py      The time of a training step on this device
 launch.py       What a launcher was told beside the recipe: what contradicts the recipe is refused, since
                 accelerate would ignore it
 trial.py        Whether a device can train, tried on a few numbers before any work
+arithmetic.py   With what arithmetic a run computes: TF32, cuDNN's kernels, and whether it repeats itself
 build.py        A recipe -> the parts of a run, prepared by accelerate
 initialise.py   First weights of an autoencoder that make it a working codec: it averages f x f pixels
 state.py        The parts of a run that a training step works on: networks, objective, updates and noise

@@ -69,6 +69,20 @@ class Recipe(Config):
     """With `precision: bfloat16`, the type that group norms read and write; statistics are float32 in both. autocast:
     what PyTorch chooses, on CUDA float32. bfloat16: takes a third less memory there (configs/RESULTS.md)."""
 
+    tf32: bool = True
+    """Whether a GPU may round the factors of float32 convolutions to TF32, 10 bits of 23, as PyTorch does by itself. It
+    is true because the noise of the gradients is far larger, LPIPS stays in float32 beside bfloat16, and exact products
+    take several times as long. Validation and a CPU are exact always."""
+
+    deterministic: bool = False
+    """Whether a run on a GPU repeats itself bit for bit, on one kind of card, one number of processes, and the same
+    versions. PyTorch and cuDNN then take algorithms that add in one order, which are slower, and an operation without
+    one ends the run with a line. A run on a CPU repeats itself anyway, on one processor and number of threads."""
+
+    cudnn_benchmark: bool = False
+    """Whether cuDNN times its kernels in the first steps, and takes the fastest. It pays where all images have one size
+    (data.image.crop). Another start may choose others, so that the last digits differ; deterministic excludes it."""
+
     model: Annotated[SerializeAsAny[ModelConfig], MODELS] = Field(default_factory=_default_model)
     """The autoencoder."""
 
@@ -111,6 +125,8 @@ class Recipe(Config):
         model, image = self.model, self.data.image
         if self.norms == "bfloat16" and self.precision in ("float32", "float64"):
             raise ValueError(f"norms: bfloat16 is for precision: bfloat16 or auto, not {self.precision}")
+        if self.deterministic and self.cudnn_benchmark:
+            raise ValueError("deterministic and cudnn_benchmark exclude each other: keep one of them")
         if model.train not in ("all", *model.train_parts):
             known = ", ".join(("all", *model.train_parts))
             raise ValueError(f"model.train {model.train!r}: a network of kind {model.kind} knows {known}")

@@ -22,6 +22,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.networks.network import Network
 from ldm_vae.printable import counted
+from train.arithmetic import repeatable
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run, origin_of
 from train.checkpoint import prune
 from train.health import Health
@@ -65,7 +66,8 @@ def run_training(recipe: Recipe) -> None:
         preemption = stack.enter_context(Preemption())
         write_status(folder, "running", main=main)
         try:
-            train_under_lock(recipe, checkpoint, accelerator, autoencoder, frozen, preemption)
+            with repeatable(recipe.deterministic, accelerator.device.type):
+                train_under_lock(recipe, checkpoint, accelerator, autoencoder, frozen, preemption)
         except BaseException as error:
             status: Status = "preempted" if isinstance(error, Preempted) else "failed"
             try:

@@ -15,6 +15,7 @@ from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.pretrained.backbones import weights_sha256
 from train.agreement import check_ranks_agree, sums_of_groups
+from train.arithmetic import arithmetic_record
 from train.health import Health
 from train.log import Meter
 from train.recipe import Recipe
@@ -62,6 +63,7 @@ def meta_of(run: Run, recipe: Recipe, data: str, meter: Meter, health: Health, s
         "recipe": recipe.model_dump(mode="json"),
         "meter": meter.names,
         "health": health.means,
+        "arithmetic": arithmetic_record(recipe, run.accelerator.device.type),
         "frozen": _frozen_hashes(run),
         "origin": None if run.origin is None else run.origin.to_json(),
     }

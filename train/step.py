@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.losses.adversary import Adversary, Pair
+from train.arithmetic import step_arithmetic
 from train.recipe import Recipe
 from train.state import Run
 
@@ -105,5 +106,11 @@ TRAIN_STEPS = {"shared": train_step, "compvis": train_step_compvis}
 
 
 def step_of(recipe: Recipe) -> Callable[[Run, list[Batch], int], dict[str, Tensor]]:
-    """The step that a recipe asks for, in the order of its adversary."""
-    return TRAIN_STEPS["shared" if recipe.discriminator is None else recipe.discriminator.order]
+    """The step that a recipe asks for, in the order of its adversary and with the arithmetic of the recipe."""
+    step = TRAIN_STEPS["shared" if recipe.discriminator is None else recipe.discriminator.order]
+
+    def take(run: Run, micro_batches: list[Batch], number: int) -> dict[str, Tensor]:
+        with step_arithmetic(recipe):
+            return step(run, micro_batches, number)
+
+    return take

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ldm_vae.arithmetic import exact_float32
 from ldm_vae.atomic import atomic_folder, require_writable_folder
 from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.images.fit import ImageConfig, describe_resize
@@ -72,6 +73,7 @@ class InspectionJob:
     seed: int = 0
 
 
+@exact_float32()
 def inspect_codec(
     codec: LatentCodec,
     job: InspectionJob,

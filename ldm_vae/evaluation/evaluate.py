@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ldm_vae.arithmetic import EXACT, exact_float32
 from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.batch import Batch
@@ -153,6 +154,7 @@ def evaluate_shards(
     return replace(results, protocol=where | results.protocol)
 
 
+@exact_float32()
 def measure_batches(
     codec: ImageCodec,
     batches: Iterable[Batch],
@@ -231,4 +233,5 @@ def describe_codec(codec: LatentCodec) -> dict[str, str | int | None]:
         "weights": codec.source.weights or "as exported",
         "weights_sha256": codec.weights_hash,
         "precision": codec.precision,
+        "float32": EXACT,  # in codec and metrics: `measure_batches` and `run_finite` see to it
     }

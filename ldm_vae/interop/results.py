@@ -25,7 +25,8 @@ RESULTS_FORMAT, RESULTS_VERSION = "ldm_vae.results", 1
 REMEDY = "move it, and let `ldm-vae evaluate` write a new one"
 OF_THE_CODEC = ("model", "codec", "step", "weights", "weights_sha256")
 CONTENT = "shards_sha256"  # in a protocol: the fingerprint of the shards
-VERSIONS = ("torch", "torchmetrics", "torch-fidelity")
+# What computed a measurement. float32: exact; earlier versions do not say, and left TF32 to PyTorch.
+VERSIONS = ("torch", "torchmetrics", "torch-fidelity", "float32")
 
 
 def _none_unless_finite(value: Any) -> Any:

@@ -1,9 +1,9 @@
 """Encodes shards of images to shards of latents, one after the other. Reading, encoding and writing overlap.
 
 Each of n processes takes every n-th shard. A finished shard gets its name in one rename and is then recorded. So a
-killed job loses only the shards it was writing, and a second run writes them to the same bytes: batches never cross
-shards, and what is stored depends on neither the time nor the process. A lock ensures that a shard has one writer. The
-process that finishes last writes the totals.
+killed job loses only the shards it was writing, and a second run on the same CPU writes them to the same bytes:
+batches never cross shards, and what is stored depends on neither the time nor the process. A lock ensures that a
+shard has one writer. The process that finishes last writes the totals.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from ldm_vae.arithmetic import EXACT
 from ldm_vae.atomic import explain_disk_errors
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.shards.disk import status
@@ -121,7 +122,7 @@ def encode_shards(
     result = Share(there=len(share) - len(mine))
     done(0, total)
     reader = DigestingReader()
-    arithmetic = Arithmetic(precision=codec.precision, device=codec.device.type, torch=torch.__version__)
+    arithmetic = Arithmetic(precision=codec.precision, device=codec.device.type, torch=torch.__version__, float32=EXACT)
     with (
         ThreadPoolExecutor(workers) as pool,
         each_batch(codec.device) as each,

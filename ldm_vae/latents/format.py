@@ -129,6 +129,9 @@ class Arithmetic(Config):
     torch: str
     """Version of PyTorch."""
 
+    float32: str | None = None
+    """How float32 was computed: exact, without TF32; null where an earlier version left it to PyTorch."""
+
 
 class ShardRecord(Config):
     """What is in one finished shard. Version 1 lacks source, tar and arithmetic."""

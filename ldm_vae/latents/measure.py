@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm_vae.arithmetic import EXACT
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import load_index
@@ -88,6 +89,7 @@ def measure_statistics(
         "crop": image.crop,
         "padding": "to a multiple of f, by reflection",
         "precision": codec.precision,
+        "float32": EXACT,
     }
     return LatentStatistics.of(
         total.moments,

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm_vae.arithmetic import exact_float32
 from ldm_vae.choices import USUAL_IMAGE_METRICS, MetricName
 from ldm_vae.devices import home_of_float64, in_float64
 from ldm_vae.errors import UserError
@@ -119,6 +120,7 @@ class ImageMetrics:
             except UserError as error:
                 self.unavailable[name] = str(error)
 
+    @exact_float32()  # SSIM's window is a convolution, too
     @torch.inference_mode()
     def __call__(self, pairs: ImagePairs, keys: Sequence[str]) -> list[MeasuredImage]:
         """Measures a batch, on the device of the networks, and returns one result for each image."""

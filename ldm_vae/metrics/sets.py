@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ldm_vae.arithmetic import exact_float32
 from ldm_vae.choices import SetMetricName
 from ldm_vae.errors import UserError
 from ldm_vae.extras import require
@@ -144,6 +145,7 @@ class FeatureSets:
         self.names = [name for name in metrics.names if name not in metrics.unavailable]
         self.spools = {name: Spool((2, network.width)) for name, network in metrics.networks.items()}
 
+    @exact_float32()
     @torch.inference_mode()
     def add(self, pairs: ImagePairs, rows: Sequence[MeasuredImage]) -> None:
         """Adds the features of a batch.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ldm_vae.arithmetic import exact_float32
 from ldm_vae.networks.network import Network
 from ldm_vae.piecewise.chains.chain import chains_of
 from ldm_vae.piecewise.plan import Plan, Segment, plan_decode, plan_encode
@@ -18,6 +19,7 @@ from ldm_vae.piecewise.strips import Strips, Whole, cuts
 from ldm_vae.precision import at_least_float32
 
 
+@exact_float32()
 @torch.no_grad()
 def decode_pieces(model: Network, z: Tensor, *, max_memory: int | None = None, held: int = 0) -> tuple[Tensor, Plan]:
     """Evaluates `model.decode` in pieces, one picture after the other, without gradients.
@@ -43,6 +45,7 @@ def decode_pieces(model: Network, z: Tensor, *, max_memory: int | None = None, h
     return output, plan
 
 
+@exact_float32()
 @torch.no_grad()
 def encode_pieces(
     model: Network, images: Tensor, *, max_memory: int | None = None, held: int = 0

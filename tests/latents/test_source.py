@@ -288,6 +288,7 @@ def test_arithmetic_and_source_are_written_without_secrets_or_times(
     record = read_records(tmp_path / "out")["0.tar"]
     assert record.arithmetic is not None and record.arithmetic.device == "cpu"
     assert record.arithmetic.torch == torch.__version__
+    assert record.arithmetic.float32 == "exact"
     job = latent_job(
         codec, "https://user:pass@host/{0..2}.tar?sig=abc", latents="moments", mirrored=False, resize=None,
         resize_filter="bicubic", crop=None, multiple=None, batch=2, keep_image=False, seed=0,
