@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from ldm_vae.data.images.decode import decode_image
+from ldm_vae.data.images.decode import decode_image, open_picture
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.images.pixels import PixelArray
 from ldm_vae.data.images.prepare import prepare_image
@@ -158,3 +158,39 @@ def test_draws_are_those_of_the_plain_way() -> None:
         assert pixels[0, 0, 0] == top and pixels[1, 0, 23 if flip else 0] == left
         seen.add(flip)
     assert seen == {0, 1}
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("resize", "fraction"), [(40, 2), (20, 4), (10, 8), (44, 1)])
+def test_a_scaled_jpeg_is_decoded_at_a_fraction_and_keeps_its_place(
+    resize: int, fraction: int, orientation: int
+) -> None:
+    """A ramp over the whole picture, whose sides no fraction divides: it would be off by up to 1 / 87 of its range
+    where the last, incomplete row or column counted as a whole one."""
+    height, width = HEIGHT, WIDTH + 1
+    ramp = np.add.outer(np.linspace(0, 128, height), np.linspace(0, 127, width)).round().astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(Image.fromarray(ramp).convert("RGB"), "JPEG", quality=100, exif=exif)
+    config = ImageConfig(resize=resize, jpeg_scaling=True)
+    exact = prepare_image(data, "jpg", config, None).floats()
+    with open_picture(data, "jpg", 3) as opened:
+        size = (opened.height, opened.width)
+        assert size == ((width, height) if orientation == 6 else (height, width))
+        assert opened.shrink(*exact.shape[1:]) == (size[0] / fraction, size[1] / fraction)
+        pixels, _ = opened.read(slice(0, -(-size[0] // fraction)), slice(0, -(-size[1] // fraction)))
+        assert pixels.shape[:2] == (-(-size[0] // fraction), -(-size[1] // fraction))
+    found = prepare_image(data, "jpg", config, np.random.default_rng(0)).floats()
+    assert found.shape == exact.shape
+    inner = (slice(None), slice(2, -2), slice(2, -2))  # the filters differ at the edges
+    assert np.abs(found - exact)[inner].max() < 0.5 * 2 / 87 + 2 / 127.5  # and two levels that JPEG rounds
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_scaling_changes_no_other_file(kind: str) -> None:
+    data = saved(picture(0, (WIDTH, HEIGHT)), kind, **({"lossless": True} if kind == "WEBP" else {}))
+    plainly, scaled = (
+        prepare_image(data, kind.lower(), ImageConfig(resize=20, jpeg_scaling=scaling), np.random.default_rng(0)).pixels
+        for scaling in (False, True)
+    )
+    assert np.array_equal(plainly, scaled)
