@@ -9,6 +9,7 @@ denoiser.py           A small DiT and its training, for the probe and the worked
 command.py            Runs a function as a command: options by typer, a UserError as one line on stderr
 published_protocols.py  Compares `--protocol` with the scripts of the projects themselves
 published_scripts.py    Runs the evaluation script of a published project without a GPU
+bench/                `python -m tools.bench NAME`: how fast a part is, beside what people use today
 bench_decode.py       Measures time, memory and error of full passes, tiles and pieces on one large picture
 bench_start.py        Measures how long commands take to answer, beside an older commit
 bench_waiting.py      Measures how waiting threads slow a training step on a machine that has other work

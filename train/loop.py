@@ -175,7 +175,7 @@ class Loop:
         row["time/images_per_second"] = (taken - before) * self.recipe.data.batch / (now - then)
         row["time/data"] = self.data_wait.take() / (now - then)
         if self.accelerator.device.type == "cpu":
-            ours = self.accelerator.num_processes * (torch.get_num_threads() + self.recipe.data.workers)
+            ours = self.accelerator.num_processes * (torch.get_num_threads() + self.recipe.data.worker_count)
             row["time/load_of_others"] = max(0.0, load(minutes=5) - ours)
         if torch.cuda.is_available():
             row["time/peak_gigabytes"] = torch.cuda.max_memory_allocated() / 2**30

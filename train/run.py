@@ -84,10 +84,10 @@ def run_training(recipe: Recipe) -> None:
 def check_shared_memory(recipe: Recipe, accelerator: Accelerator) -> None:
     """Raises UserError where the data workers of training and validation need more than this machine has free."""
     data, validation = recipe.data, recipe.validation
-    needed = shared_bytes(data.image, data.batch // accelerator.num_processes, data.workers)
+    needed = shared_bytes(data.image, data.batch // accelerator.num_processes, data.worker_count)
     if data.validation is not None:
         image = data.image.model_copy(update={"crop": validation.crop})
-        needed += shared_bytes(image, validation.batch, data.workers)
+        needed += shared_bytes(image, validation.batch, data.worker_count)
     require_shared_memory(needed, processes=int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
 
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ldm_vae.choices import USUAL_IMAGE_METRICS, MetricName
 from ldm_vae.codec import LatentCodec
-from ldm_vae.data.images.decode import decode_image
-from ldm_vae.data.images.fit import fit_image
 from ldm_vae.data.images.pixels import BrokenImage
+from ldm_vae.data.images.prepare import prepare_image
 from ldm_vae.data.shards.index import Index
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.storage import RangeReader
@@ -135,7 +134,7 @@ class _Pictures:
             raise self.other(f"{key} in {shard.name} has no picture now")
         try:
             data = self.reader.read(*shard.place(ordinal, field))
-            image = fit_image(decode_image(data, field, job.image_channels), job.image, None)
+            image = prepare_image(data, field, job.image, None).floats()
         except (BrokenImage, Missing) as error:
             raise self.other(f"{key} in {shard.name} cannot be read now ({error})") from None
         if image.shape[1:] != self.latents.size(item):

@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.data.images.decode import decode_image
-from ldm_vae.data.images.fit import fit_image
 from ldm_vae.data.images.in_order import IN_FLIGHT, Work, in_order
 from ldm_vae.data.images.peak import picture_peak
 from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage, PixelArray
+from ldm_vae.data.images.prepare import prepare_image
 from ldm_vae.data.shards.shard import Fields, ShardIndex
 from ldm_vae.latents.format import LatentJob
 from ldm_vae.latents.prefetch import in_thread
@@ -141,7 +140,7 @@ def _decode(key: str, fields: Fields | str, job: LatentJob) -> ImageSample:
         return ImageSample(key, fields, None, "no picture among its members")
     carried = fields if job.keep_image else {name: data for name, data in fields.items() if name != extension}
     try:
-        image = fit_image(decode_image(fields[extension], extension, job.image_channels), job.image, None)
+        image = prepare_image(fields[extension], extension, job.image, None).floats()
     except BrokenImage as error:
         return ImageSample(key, carried, None, error.reason)
     return ImageSample(key, carried, image)

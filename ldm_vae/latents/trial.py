@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.data.images.fit import resized
 from ldm_vae.data.images.pixels import EXTENSIONS
+from ldm_vae.data.images.resize import resized
 from ldm_vae.data.shards.index import Index
 from ldm_vae.data.shards.samples import read_samples
 from ldm_vae.data.shards.scan import add_picture_sizes

@@ -29,6 +29,8 @@ more than `MAX_PIXELS`, or that takes more than `MAX_BYTES` at the peak, counted
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -61,7 +63,8 @@ def decode_image(data: bytes, extension: str, channels: int) -> PixelArray:
     extension: without dot, any case.
     Raises BrokenImage with the reason, and UserError if a package is missing.
     """
-    return _unit_range(*_read(data, extension.lower(), channels))
+    with open_picture(data, extension, channels) as picture:
+        return to_planes(*picture.read(slice(0, picture.height), slice(0, picture.width)))
 
 
 def encode_image(array: PixelArray, extension: str) -> bytes:
@@ -85,16 +88,91 @@ def encode_image(array: PixelArray, extension: str) -> bytes:
     return file.getvalue()
 
 
-def _read(data: bytes, extension: str, channels: int) -> tuple[PixelArray, int]:
-    """File bytes -> (H, W, channels), upright: integers and their full scale, or floats in [-1, 1] and 0."""
+class Picture:
+    """A picture file whose header was read and found to be right.
+
+    height, width: upright, as the file tells them.
+    lowest: the lowest value of an npy of floats, unless all are 0 or less; None for another file.
+    """
+
+    def __init__(self, height: int, width: int, lowest: float | None = None) -> None:
+        self.height, self.width, self.lowest = height, width, lowest
+
+    def shrink(self, height: int, width: int) -> tuple[float, float]:
+        """Lets a JPEG be decoded at a half, a quarter or an eighth, if it stays at least as large as this.
+
+        Returns the height and width of the picture in the pixels that `read` will give, which may end within the last
+        row and column. Call it at most once, before `read`.
+        """
+        return self.height, self.width
+
+    def read(self, rows: slice, columns: slice) -> tuple[PixelArray, int]:
+        """A part of the pixels, (h, w, channels), upright: integers and their full scale, or floats in [-1, 1] and 0.
+
+        Raises BrokenImage.
+        """
+        raise NotImplementedError
+
+
+class _Decoded(Picture):
+    """A picture of pixels that are decoded already."""
+
+    def __init__(self, pixels: PixelArray, full: int, extension: str) -> None:
+        lowest = None
+        if not full:
+            pixels = _checked_floats(pixels)
+            lowest = float(pixels.min()) if extension == "npy" and pixels.max() > 0 else None
+        super().__init__(pixels.shape[0], pixels.shape[1], lowest)
+        self._pixels, self._full = pixels, full
+
+    def read(self, rows: slice, columns: slice) -> tuple[PixelArray, int]:
+        return self._pixels[rows, columns], self._full
+
+
+class _OfPillow(Picture):
+    """A picture that Pillow decodes when it is read."""
+
+    def __init__(self, image: Image.Image, channels: int) -> None:
+        if image.format == "PNG":  # it may tell its orientation after its pixels
+            with decoding():
+                image.load()
+        self._image, self._channels, self._orientation = image, channels, _orientation(image)
+        self._turned = self._orientation in (5, 6, 7, 8)
+        super().__init__(*(image.size if self._turned else image.size[::-1]))
+
+    def shrink(self, height: int, width: int) -> tuple[float, float]:
+        with decoding():
+            drafted = self._image.draft(None, (height, width) if self._turned else (width, height))
+        if drafted is None:
+            return super().shrink(height, width)
+        _, (_, _, across, down) = drafted
+        return (across, down) if self._turned else (down, across)
+
+    def read(self, rows: slice, columns: slice) -> tuple[PixelArray, int]:
+        if self._orientation in (2, 3, 4, 5, 6, 7, 8):
+            return full_scale(orient(from_pillow(self._image, self._channels), self._orientation)[rows, columns])
+        box = (columns.start, rows.start, columns.stop, rows.stop)
+        return full_scale(from_pillow(self._image, self._channels, box))
+
+
+@contextmanager
+def open_picture(data: bytes, extension: str, channels: int) -> Iterator[Picture]:
+    """The picture in the bytes of a file, by the rules above.
+
+    extension: without dot, any case.
+    Raises BrokenImage with the reason, and UserError if a package is missing.
+    """
+    extension = extension.lower()
     if extension not in EXTENSIONS:
         raise BrokenImage(f"{extension!r} is no picture format known here: {', '.join(EXTENSIONS)}")
     if extension == "npy":
-        return full_scale(_read_npy(data, channels))
+        yield _Decoded(*full_scale(_read_npy(data, channels)), extension)
+        return
     if extension in ("tif", "tiff"):
         from ldm_vae.data.images.tiff import read_tiff  # the extra `raster`, which most data does not need
 
-        return read_tiff(data, channels)
+        yield _Decoded(*read_tiff(data, channels), extension)
+        return
     if data.startswith(SIGNATURE):
         check_png(data)
     with decoding():
@@ -108,8 +186,9 @@ def _read(data: bytes, extension: str, channels: int) -> tuple[PixelArray, int]:
             from ldm_vae.data.images.depth import read_deep_png
 
             pixels, full = read_deep_png(data, channels, image.info.get("icc_profile"))
-            return orient(pixels, _orientation(image)), full
-        return full_scale(orient(from_pillow(image, channels), _orientation(image)))
+            yield _Decoded(orient(pixels, _orientation(image)), full, extension)
+        else:
+            yield _OfPillow(image, channels)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -166,20 +245,21 @@ def _read_npy(data: bytes, channels: int) -> PixelArray:
     return array.transpose(1, 2, 0) if first else array
 
 
-def _unit_range(pixels: PixelArray, full: int) -> PixelArray:
-    """Step 6: (H, W, C) of any type -> (C, H, W) float32 in [-1, 1].
+def to_planes(pixels: PixelArray, full: int) -> PixelArray:
+    """Step 6: what `Picture.read` gives -> (C, h, w) float32 in [-1, 1]."""
+    if not full:
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    planes = np.empty((pixels.shape[2], *pixels.shape[:2]), np.float32)
+    planes[:] = pixels.transpose(2, 0, 1)
+    planes /= full / 2  # in place: each copy would be 4 bytes a value
+    planes -= 1.0
+    return planes
 
-    full: the value of an integer that becomes 1.
-    Raises BrokenImage for floats out of range.
-    """
-    if pixels.dtype.kind != "f":
-        planes = np.empty((pixels.shape[2], *pixels.shape[:2]), np.float32)
-        planes[:] = pixels.transpose(2, 0, 1)
-        planes /= full / 2  # in place: each copy would be 4 bytes a value
-        planes -= 1.0
-        return planes
+
+def _checked_floats(pixels: PixelArray) -> PixelArray:
+    """(H, W, C) of floats -> the same in [-1, 1], float32. Raises BrokenImage for floats out of range."""
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= -1.0 - RANGE_TOLERANCE and high <= 1.0 + RANGE_TOLERANCE):  # NaN is refused, too
         raise BrokenImage(f"floats from {low:g} to {high:g}: they must be finite and in [-1, 1]")
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
-    return np.clip(planes, -1.0, 1.0, out=planes if planes.flags.writeable else None)
+    return np.clip(planes, -1.0, 1.0, out=planes if planes.flags.writeable else None).transpose(1, 2, 0)

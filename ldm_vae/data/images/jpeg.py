@@ -15,7 +15,7 @@ SCAN, END = 0xDA, 0xD9
 def check_end(stream: bytes) -> None:
     """Raises BrokenImage if no end marker follows the pixels. Markers that can't be read are left to the decoder."""
     _, scan = _markers(stream)
-    if scan is not None and stream.find(bytes((0xFF, END)), scan) < 0:
+    if scan is not None and stream.rfind(bytes((0xFF, END)), scan) < 0:
         raise BrokenImage("JPEG: the data end before the picture does")
 
 

@@ -120,10 +120,12 @@ def full_scale(pixels: PixelArray) -> tuple[PixelArray, int]:
     return pixels, 255 if bytes_each == 1 else 65535
 
 
-def from_pillow(image: Image.Image, channels: int) -> PixelArray:
+def from_pillow(image: Image.Image, channels: int, box: tuple[int, int, int, int] | None = None) -> PixelArray:
     """Steps 2 to 4 of `decode.py` for an 8-bit Pillow image, which is decoded here -> (H, W, channels) uint8.
 
     Copies no more than it must, because pictures are large.
+
+    box: the part that is wanted (left, top, right, bottom); None takes all. Every step is one of single pixels.
     """
     with decoding():
         transparent = image.has_transparency_data
@@ -134,12 +136,14 @@ def from_pillow(image: Image.Image, channels: int) -> PixelArray:
     grey = image.mode in ("1", "L", "LA", "La")
     with decoding():
         image.load()
+        profile = image.info.get("icc_profile")
+        image = image if box in (None, (0, 0, *image.size)) else image.crop(box)
         straight = image.convert("LA") if image.mode == "La" else image  # Pillow knows no way from La to RGBA
         picture = _as_mode(straight, "RGBA") if transparent else straight
         alpha = picture.getchannel("A") if transparent else None
         colour = _as_mode(straight, "L") if grey else picture if picture.mode == "CMYK" else _as_mode(picture, "RGB")
     del straight, picture
-    colour = _pillow_to_srgb(colour, image.info.get("icc_profile"))
+    colour = _pillow_to_srgb(colour, profile)
     if channels == 4:
         opacity = np.full(image.size[::-1], 255, np.uint8) if alpha is None else np.asarray(alpha)
         return np.dstack([np.asarray(_as_mode(colour, "RGB")), opacity])
@@ -195,3 +199,13 @@ def to_uint8(image: Tensor) -> Tensor:
     NaN has no meaning as uint8: callers look for it before.
     """
     return ((at_least_float32(image).clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def unit_levels(levels: PixelArray, out: PixelArray | None = None) -> PixelArray:
+    """0..255 of 8 bits -> float32 in [-1, 1], any shape.
+
+    out: takes the result; None makes a new array.
+    """
+    values = np.divide(levels, np.float32(127.5), out=out, dtype=np.float32)
+    values -= np.float32(1.0)
+    return values

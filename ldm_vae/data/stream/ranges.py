@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 
-from ldm_vae.data.images.decode import read_npy_header
-from ldm_vae.data.images.pixels import PixelArray
 from ldm_vae.data.shards.index import Index
 from ldm_vae.data.shards.left_out import warn_once
 
 ENOUGH = 8  # pictures without a value below 0 that make a warning; fewer where the data has fewer
-
-
-def lowest_float(extension: str, data: bytes, image: PixelArray) -> float | None:
-    """The lowest value of a picture that is stored as floats; None for another picture, and for one of zeros.
-
-    data: the file.
-    image: what was decoded from it.
-    """
-    if extension != "npy" or image.max() <= 0 or read_npy_header(io.BytesIO(data))[1].kind != "f":
-        return None
-    return float(image.min())
 
 
 class UnitRangeWatch:
@@ -34,7 +20,7 @@ class UnitRangeWatch:
         self._signed = False
 
     def add(self, pictures: Iterable[tuple[str, float | None]]) -> None:
-        """Looks at more pictures: (key, `lowest_float`)."""
+        """Looks at more pictures: (key, lowest value of a picture that is stored as floats, None for another)."""
         if self._signed or len(self._seen) >= self._enough:
             return
         for key, lowest in pictures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -12,11 +13,10 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import BeforeValidator, Field, field_serializer
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm_vae.data.images.fit import ImageConfig
-from ldm_vae.data.images.pixels import EXTENSIONS
+from ldm_vae.data.images.pixels import EXTENSIONS, PixelArray, unit_levels
 from ldm_vae.data.shards.index import Index, Place, SourceConfig
 from ldm_vae.data.shards.left_out import warn_once
 from ldm_vae.data.shards.names import LABEL
@@ -30,7 +30,9 @@ from ldm_vae.data.stream.steps import RankSteps, TrainingOrder, ValidationOrder
 from ldm_vae.data.stream.worker import DecodedSample, Fault, Share, Shares
 from ldm_vae.errors import UserError, in_one_line
 from ldm_vae.recipe import Config
+from ldm_vae.waiting import usable_cores
 
+MOST_WORKERS = 8  # that are started where a recipe doesn't say how many; each holds a process's memory
 _abandoned: list[object] = []  # streams that the end of the process ends
 
 
@@ -56,8 +58,9 @@ class DataConfig(Config):
     batch: Annotated[int, Field(gt=0)]
     """Images per optimizer step, over all ranks and micro-batches."""
 
-    workers: Annotated[int, Field(ge=0)] = 2
-    """Processes per rank that read and decode images; 0 reads in the trainer itself."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes per rank that read and decode images; 0 reads in the trainer itself. null: as many as the cores of this
+    machine allow, which is one less than the cores for each rank, from 1 to 8. Batches don't depend on it."""
 
     image: ImageConfig = ImageConfig()
     """How an image is prepared: resize, crop, flip."""
@@ -67,6 +70,14 @@ class DataConfig(Config):
 
     broken_share: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Share of the training images of each source, 0 to 1, that may be broken; more stop the run. One always may."""
+
+    @property
+    def worker_count(self) -> int:
+        """`workers`, or as many as the cores allow: the trainer itself keeps one of those that each rank has."""
+        if self.workers is not None:
+            return self.workers
+        cores = usable_cores() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return min(MOST_WORKERS, max(1, int(cores) - 1))
 
     @field_serializer("train")
     def _plain_source(self, train: tuple[SourceConfig, ...]) -> str | list[SourceConfig]:
@@ -117,7 +128,7 @@ def measured_batches(
     config = DataConfig(
         train=(SourceConfig(shards=shards),),
         batch=batch,
-        workers=0 if device.type == "cpu" else 4,  # the CPU is busy with the networks
+        workers=0 if device.type == "cpu" else None,  # the CPU is busy with the networks
         image=image,
         broken_budget=index.samples,
     )
@@ -141,12 +152,13 @@ class _Stream:
         self.budget = budget
         self._watch = UnitRangeWatch(index)
         self._broken: dict[tuple[str, str], Fault] = {}
-        self._workers = max(config.workers, 1)
+        workers = config.worker_count
+        self._workers = max(workers, 1)
         loader = DataLoader(
             Shares(config.image, index, steps),
             batch_size=None,
-            num_workers=config.workers,
-            prefetch_factor=PREFETCHED if config.workers else None,
+            num_workers=workers,
+            prefetch_factor=PREFETCHED if workers else None,
             worker_init_fn=outlive_signals,
             generator=torch.Generator(),  # its base seed must not be drawn from the global generator
         )
@@ -176,9 +188,9 @@ class _Stream:
                 raise
             raise dead_worker(self._processes, error) from error
 
-    def _next_step(self) -> list[tuple[DecodedSample, Tensor]]:
+    def _next_step(self) -> list[tuple[DecodedSample, PixelArray]]:
         """The samples of the next step, in the order of their positions. Raises StopIteration after the last step."""
-        found: list[tuple[DecodedSample, Tensor]] = []
+        found: list[tuple[DecodedSample, PixelArray]] = []
         shares = self._coming.take()
         if not shares:
             raise StopIteration
@@ -190,9 +202,7 @@ class _Stream:
             if share.faults:
                 self.budget.check(self._broken.values())
             self._watch.add((sample.key, sample.lowest) for sample in share.samples)
-            sizes = [int(np.prod(sample.shape)) for sample in share.samples]
-            images = torch.split(share.pixels, sizes)
-            found += [(s, image.view(s.shape)) for s, image in zip(share.samples, images, strict=True)]
+            found += share.images()
         return sorted(found, key=lambda pair: pair[0].position)
 
     def _note(self, faults: Iterable[Fault]) -> None:
@@ -254,14 +264,21 @@ def _start(loader: DataLoader[Any]) -> Iterator[Share]:
     return shares
 
 
-def _collate(samples: list[tuple[DecodedSample, Tensor]]) -> Batch:
+def _collate(samples: list[tuple[DecodedSample, PixelArray]]) -> Batch:
+    """One batch of samples. numpy makes it, since torch would wake all its threads for each of these small images."""
     shapes = {sample.shape for sample, _ in samples}
     if len(shapes) > 1:
         what = f"images of different sizes in a batch: {' and '.join(str(shape) for shape in sorted(shapes)[:2])}"
         raise UserError(what, "set data.image.crop (and data.image.resize, which enlarges small ones)")
     labels = [sample.label for sample, _ in samples if sample.label is not None]
+    images = np.empty((len(samples), *samples[0][0].shape), np.float32)
+    for place, (sample, image) in zip(images, samples, strict=True):
+        if sample.levels:
+            unit_levels(image, out=place)
+        else:
+            place[:] = image
     return Batch(
-        image=torch.stack([image for _, image in samples]),
+        image=torch.from_numpy(images),
         label=torch.tensor(labels, dtype=torch.int64) if labels else None,
         key=[sample.key for sample, _ in samples],
         slot=torch.tensor([sample.slot for sample, _ in samples], dtype=torch.int64),

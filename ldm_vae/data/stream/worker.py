@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,17 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ldm_vae.data.images.decode import decode_image
-from ldm_vae.data.images.fit import ImageConfig, fit_image
+from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.images.pixels import BrokenImage, PixelArray
+from ldm_vae.data.images.prepare import Prepared, prepare_image
 from ldm_vae.data.shards.index import Index
 from ldm_vae.data.shards.names import LABEL
 from ldm_vae.data.shards.shard import BrokenSample, Fields, parse_label
 from ldm_vae.data.stream.fetch import Fetcher
 from ldm_vae.data.stream.mixture import Positions
 from ldm_vae.data.stream.order import SampleRef
-from ldm_vae.data.stream.ranges import lowest_float
-from ldm_vae.data.stream.shared_memory import Packed, failure_in_worker
+from ldm_vae.data.stream.shared_memory import FLOAT_BYTES, Packed, failure_in_worker
 from ldm_vae.data.stream.steps import RankSteps
 from ldm_vae.errors import UserError
 from ldm_vae.machine import fault_of_machine
@@ -53,6 +53,7 @@ class DecodedSample:
     key: name of the sample.
     label: its class, if all samples have one.
     shape: (C, H, W) of its image.
+    levels: whether its pixels are levels of 8 bits; else they are float32 in [-1, 1].
     lowest: the lowest value of a picture of floats, before it is fitted (see `ranges.py`); None for another one.
     """
 
@@ -61,6 +62,7 @@ class DecodedSample:
     key: str
     label: int | None
     shape: tuple[int, ...]
+    levels: bool
     lowest: float | None
 
 
@@ -69,7 +71,8 @@ class Share:
     """What a worker made of its part of a step.
 
     samples: the samples that could be read.
-    pixels: their images end to end, in one tensor, because every tensor that a worker sends takes a file descriptor.
+    pixels: the bytes of their images end to end, in one tensor, because every tensor that a worker sends takes a file
+        descriptor.
     faults: broken samples met on the way.
     reads: byte ranges read since the last share.
     failure: (what, remedy) of the error that ends the run; None if all is well.
@@ -80,6 +83,30 @@ class Share:
     faults: list[Fault]
     reads: int
     failure: tuple[str, str] | None
+
+    def images(self) -> Iterator[tuple[DecodedSample, PixelArray]]:
+        """The samples with their pixels, (C, H, W) uint8 or float32, which are views of the one tensor."""
+        start, pixels = 0, self.pixels.numpy()
+        for sample in self.samples:
+            dtype, size = (np.uint8, 1) if sample.levels else (np.float32, FLOAT_BYTES)
+            end = start + size * math.prod(sample.shape)
+            yield sample, pixels[start:end].view(dtype).reshape(sample.shape)
+            start = _aligned(end)
+
+
+def _joined(images: list[PixelArray]) -> Tensor:
+    """The bytes of all images, each from an address on that suits floats."""
+    pixels = np.empty(sum(_aligned(image.nbytes) for image in images), np.uint8)
+    start = 0
+    for image in images:
+        pixels[start : start + image.nbytes] = image.reshape(-1).view(np.uint8)
+        start += _aligned(image.nbytes)
+    return torch.from_numpy(pixels)
+
+
+def _aligned(size: int) -> int:
+    """`size`, rounded up to the bytes of a float."""
+    return -(-size // FLOAT_BYTES) * FLOAT_BYTES
 
 
 class Shares(IterableDataset[Share | Packed]):
@@ -115,7 +142,7 @@ def _packed(reader: _Reader, positions: Positions) -> tuple[Share, Packed]:
         share = reader.share(positions)
         return share, Packed(share)
     except Exception as error:
-        share = Share([], torch.empty(0), [], 0, failure_in_worker(error))
+        share = Share([], _joined([]), [], 0, failure_in_worker(error))
         return share, Packed(share)
 
 
@@ -145,10 +172,9 @@ class _Reader:
             if told is None:
                 raise
             failure = (told.what, told.remedy)
-        pixels = np.concatenate([image.ravel() for image in images]) if images else np.empty(0, dtype=np.float32)
         faults, self.faults = self.faults, []
         reads, self.reads_reported = self.fetcher.reader.reads - self.reads_reported, self.fetcher.reader.reads
-        return Share(samples, torch.from_numpy(pixels), faults, reads, failure)
+        return Share(samples, _joined(images), faults, reads, failure)
 
     def _sample(self, position: int, ref: SampleRef) -> tuple[DecodedSample, PixelArray] | None:
         """The sample at a position, or its replacement if it is broken; None if it is left out."""
@@ -158,9 +184,10 @@ class _Reader:
             if chosen is None:
                 return None
             try:
-                label, lowest, image = self._decode(self.fetcher.get(chosen, coming), position)
-                key = self.index.shards[chosen.shard].key(chosen.ordinal)
-                return DecodedSample(position, self.order.slot(position), key, label, image.shape, lowest), image
+                label, image = self._decode(self.fetcher.get(chosen, coming), position)
+                key, slot = self.index.shards[chosen.shard].key(chosen.ordinal), self.order.slot(position)
+                shape, levels = image.pixels.shape, image.pixels.dtype == np.uint8
+                return DecodedSample(position, slot, key, label, shape, levels, image.lowest), image.pixels
             except (BrokenSample, BrokenImage) as error:
                 shard = self.index.shards[chosen.shard]
                 self.faults.append(Fault(shard.url, shard.key(chosen.ordinal), error.reason))
@@ -170,13 +197,11 @@ class _Reader:
         what = f"{SAMPLE_TRIES} samples in a row are broken, the last {last.url} {last.key} ({last.reason})"
         raise UserError(what, "check the shards and data.image")
 
-    def _decode(self, fields: Fields, position: int) -> tuple[int | None, float | None, PixelArray]:
-        """(label, lowest value if it is of floats, fitted image) of a sample."""
+    def _decode(self, fields: Fields, position: int) -> tuple[int | None, Prepared]:
+        """(label, image) of a sample."""
         label = parse_label(fields.pop(LABEL)) if LABEL in fields else None
         ((extension, data),) = fields.items()
-        image = decode_image(data, extension, self.image.channels)
-        lowest = lowest_float(extension, data, image)
-        return label, lowest, fit_image(image, self.image, self.order.generator(position))
+        return label, prepare_image(data, extension, self.image, self.order.generator(position))
 
     def _coming(self, position: int) -> list[SampleRef]:
         window = self.order.window(position, self.steps.world * self.workers)

@@ -28,8 +28,9 @@ from ldm_vae.data.images import decode
 from ldm_vae.data.images import depth as depth_module
 from ldm_vae.data.images import tiff as tiff_module
 from ldm_vae.data.images.decode import decode_image, encode_image
-from ldm_vae.data.images.fit import FILTERS, ImageConfig, fit_image, resize_image, resized
+from ldm_vae.data.images.fit import ImageConfig, fit_image
 from ldm_vae.data.images.pixels import BrokenImage, to_uint8
+from ldm_vae.data.images.resize import FILTERS, resize_image, resized
 from ldm_vae.errors import UserError
 from ldm_vae.recipe import validate
 

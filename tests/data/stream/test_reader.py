@@ -21,6 +21,8 @@ from ldm_vae.data.shards.index import Index, SourceConfig, load_index
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.order import sample_refs
 from ldm_vae.data.stream.reader import DataConfig, train_batches, validation_batches
+from ldm_vae.data.stream.steps import RankSteps, ValidationOrder
+from ldm_vae.data.stream.worker import Share, Shares
 from ldm_vae.errors import UserError
 from tests import conftest
 from tests.data.conftest import MakeShards, ReadRange, WriteTar
@@ -357,3 +359,35 @@ def test_global_generators_are_left_alone(index: Index) -> None:
         global_batches(index, 2, workers=workers)
     assert states[:2] == (random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tobytes())
     assert torch.equal(states[2], torch.get_rng_state())
+
+
+def test_a_share_is_one_buffer_of_as_many_bytes_as_its_pixels_need(write_tar: WriteTar, tmp_path: Path) -> None:
+    """A byte for a value of 8 bits, four where a resize or a deeper file makes floats of it, all in one buffer."""
+    levels = np.arange(3 * 7 * 5, dtype=np.uint8).reshape(3, 7, 5)
+    deep = levels.astype(np.uint16) * 257
+    members = {"a.npy": conftest.npy(levels), "b.npy": conftest.npy(deep), "c.npy": conftest.npy(levels[:, ::-1])}
+    write_tar(tmp_path / "0.tar", members)
+    index = load_index(str(tmp_path))
+    steps = RankSteps(ValidationOrder(index), 0, 1, per_step=3, first=0, stop=3)
+    (share,) = Shares(ImageConfig(), index, steps)
+    assert isinstance(share, Share) and share.pixels.dtype == torch.uint8
+    assert len(share.pixels) == 2 * 108 + 4 * 105  # 105 bytes, and three more to the next float
+    assert [sample.levels for sample in share.samples] == [True, False, True]
+    (batch,) = validation_batches(config_of(1, image=ImageConfig()), index, batch=3, rank=0, world=1)
+    for image, array in zip(batch.image.numpy(), (levels, levels, levels[:, ::-1]), strict=True):
+        assert np.array_equal(image, array / np.float32(127.5) - np.float32(1))
+    (share,) = Shares(ImageConfig(resize=3), index, steps)
+    assert isinstance(share, Share) and len(share.pixels) == 3 * 4 * 3 * 4 * 3
+
+
+@pytest.mark.parametrize(("cores", "ranks", "workers"), [(1, 1, 1), (2, 1, 1), (2.5, 2, 1), (16, 1, 8), (16, 4, 3)])
+def test_workers_follow_the_cores_where_a_recipe_gives_no_number(
+    cores: float, ranks: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm_vae.data.stream.reader.usable_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    config = DataConfig(train=(SourceConfig(shards=""),), batch=1)
+    assert config.workers is None and config.worker_count == workers
+    assert config.model_copy(update={"workers": 0}).worker_count == 0
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert config.worker_count == min(8, max(1, int(cores) - 1))

@@ -32,18 +32,18 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 CASES = {
     "a fault of ours": (
-        "decode_image",
+        "prepare_image",
         raising(KeyError("x")),
         "a data worker failed .KeyError: 'x'.: with data.workers=0 the trainer",
     ),
-    "memory": ("decode_image", raising(MemoryError()), "too little memory: use a machine"),
+    "memory": ("prepare_image", raising(MemoryError()), "too little memory: use a machine"),
     "open files": (
-        "fit_image",
+        "prepare_image",
         raising(OSError(errno.EMFILE, os.strerror(errno.EMFILE))),
         "Too many open files: this machine fails",
     ),
     "an error that only its own arguments can make": (
-        "decode_image",
+        "prepare_image",
         raising(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no text")),
         "a data worker failed .UnicodeDecodeError: .*no text.: with data.workers=0",
     ),

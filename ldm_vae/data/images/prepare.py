@@ -1,0 +1,84 @@
+"""From the bytes of a picture file to what the network sees: decoded, resized, cropped and flipped.
+
+Without a generator the pixels are those of `fit_image(decode_image(...))`. So they are with one where nothing is
+resized, in less time: of a picture of 8 bits, only the part that is kept has its colours converted, and it stays in 8
+bits. With a resize they differ by rounding, since only the part that is kept is computed (`resize_box`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ldm_vae.data.images.decode import Picture, open_picture, to_planes
+from ldm_vae.data.images.fit import ImageConfig, mirrored, plan_fit
+from ldm_vae.data.images.pixels import PixelArray, unit_levels
+from ldm_vae.data.images.resize import ALIASED, Kept, Source, resize_box, resize_image, source_of
+
+FULL = 255  # what becomes 1 of a picture of 8 bits
+
+
+class Prepared(NamedTuple):
+    """A picture that is ready to become part of a batch.
+
+    pixels: (C, h, w), uint8, which `unit_levels` turns into floats, or float32 in [-1, 1].
+    lowest: the lowest value of a file of floats, before it is fitted (`Picture.lowest`).
+    """
+
+    pixels: PixelArray
+    lowest: float | None
+
+    def floats(self) -> PixelArray:
+        """(C, h, w) float32 in [-1, 1]."""
+        return unit_levels(self.pixels) if self.pixels.dtype == np.uint8 else self.pixels
+
+
+def prepare_image(data: bytes, extension: str, config: ImageConfig, generator: np.random.Generator | None) -> Prepared:
+    """Decodes and fits a picture.
+
+    extension: without dot, any case.
+    generator: gives every random choice (`plan_fit`), in training. None means centre crop and no flip, and an exact
+        resize of the whole picture.
+    Raises BrokenImage with the reason, and UserError if a package is missing.
+    """
+    exact = generator is None or config.resize_filter == ALIASED
+    with open_picture(data, extension, config.channels) as picture:
+        kept, flip = plan_fit(config.channels, picture.height, picture.width, config, generator)
+        lowest, stays = picture.lowest, (picture.height, picture.width) == (kept.height, kept.width)
+        source = _source(picture, kept, config, stays=stays, exact=exact)
+        levels = stays or (config.resize_rounding == "8bit" and not exact)
+        planes = _planes(*picture.read(source.rows, source.columns), levels=levels)
+    del picture  # and what a decoder holds of it, before the resize takes memory
+    filter_and_rounding = config.resize_filter, config.resize_rounding
+    if stays:
+        return Prepared(mirrored(planes, flip), lowest)
+    if not exact:
+        part = resize_box(planes, source.box, kept.rows, kept.columns, *filter_and_rounding)
+        return Prepared(mirrored(part, flip), lowest)
+    rows, columns = kept.places()
+    whole = resize_image(planes, kept.height, kept.width, *filter_and_rounding)
+    return Prepared(mirrored(whole[:, rows, columns], flip), lowest)
+
+
+def _source(picture: Picture, kept: Kept, config: ImageConfig, *, stays: bool, exact: bool) -> Source:
+    """What has to be read of a picture.
+
+    stays: it already has the size after the resize.
+    exact: it is resized as a whole.
+    """
+    whole = (0.0, 0.0, float(picture.width), float(picture.height))
+    if stays:
+        return Source(*kept.places(), whole)
+    if exact:
+        return Source(slice(0, picture.height), slice(0, picture.width), whole)
+    shrunk = config.jpeg_scaling
+    height, width = picture.shrink(kept.height, kept.width) if shrunk else (picture.height, picture.width)
+    return source_of(height, width, kept, config.resize_filter)
+
+
+def _planes(pixels: PixelArray, full: int, *, levels: bool) -> PixelArray:
+    """What `Picture.read` gives -> (C, h, w), float32 in [-1, 1]; of 8 bits as they are, if `levels`."""
+    if levels and full == FULL and pixels.dtype == np.uint8:
+        return pixels.transpose(2, 0, 1)
+    return to_planes(pixels, full)
