@@ -26,10 +26,10 @@ from ldm_vae.piecewise.steps import AttentionStep, ChainStep, Extent, ResidualSt
 STRIP_BYTES = 16 * 2**20
 STRIPS, SMALL_STRIP = 16, 2**20  # smaller boundaries are cut into 16 strips of at least 1 MiB
 MOST_STRIPS = 256  # highest number of strips, by default
-# Numbers in a strip of the largest boundary on any other device, by default: 256 MiB in float32. There an allocator keeps
-# what is freed, and the host starts each operation, which takes longer than a small strip does.
+# Numbers in a strip of the largest boundary on any other device, by default: 256 MiB in float32. There an allocator
+# keeps what is freed, and the host starts each operation, which takes longer than a small strip does.
 DEVICE_STRIP = 2**26
-# Operations that could be done there while a step's kernels are started, some 10 of 5 microseconds, beside `steps.CALL`.
+# Operations that could be done there while a step's kernels are started, some 10 of 5 microseconds; see `steps.CALL`.
 DEVICE_CALL = 1.0e9
 SHARING = ("cpu", "mps")  # devices whose memory is the host's, so that nothing is gained by keeping a boundary there
 MOST_WORK = 32.0  # highest ratio of a plan's work to the work of computing nothing twice
