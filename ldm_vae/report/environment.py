@@ -6,7 +6,6 @@ import os
 import platform
 
 from ldm_vae.devices import names_of_devices
-
 from ldm_vae.versions import version_of
 
 PACKAGES = (
