@@ -75,7 +75,7 @@ def count_step(recipe: Recipe, autoencoder: Network, size: tuple[int, int], imag
     images: images in a forward pass of one process.
     """
     # No mode of torch: that would not reach what checkpoints compute again in the backward pass.
-    half = half_on_meta() if recipe.precision == "bfloat16" else nullcontext()
+    half = half_on_meta(recipe.norms) if recipe.precision == "bfloat16" else nullcontext()
     with Counter() as counter, patch.object(functional, "scaled_dot_product_attention", _fused_attention), half:
         counter.note([*autoencoder.parameters(), *autoencoder.buffers()])
         run = _run_on_meta(recipe, autoencoder)

@@ -23,13 +23,19 @@ CAST = {
     "scaled_dot_product_attention": torch.bfloat16,
     "group_norm": torch.float32,
 }
+NORMS = ("group_norm",)  # which a recipe with `norms: bfloat16` keeps from autocast
 
 
 @contextmanager
-def half_on_meta() -> Iterator[None]:
-    """Inside, the networks' operations on `meta` cast what they get."""
+def half_on_meta(norms: str) -> Iterator[None]:
+    """Inside, the networks' operations on `meta` cast what they get.
+
+    norms: the recipe's field.
+    """
     with ExitStack() as stack:
         for name, dtype in CAST.items():
+            if norms == "bfloat16" and name in NORMS:
+                continue
             stack.enter_context(patch.object(functional, name, partial(_cast, getattr(functional, name), dtype)))
         yield
 

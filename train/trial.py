@@ -7,6 +7,8 @@ that are missing, and fused Adam that ignores the flag of a step that was not fi
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ REMEDY = "train on another device (ACCELERATE_USE_CPU=true), or with a newer PyT
 
 def check_trains(device: torch.device) -> None:
     """Raises UserError for a device that cannot train. Draws no random numbers."""
-    weight = nn.Parameter(torch.ones(4, 4, 3, 3, device=device))
+    weight = nn.Parameter(_numbers(device, 4, 4, 3, 3))
     try:
         _gradient(weight)
         untouched = _update(weight, skip=True)
@@ -31,12 +33,17 @@ def check_trains(device: torch.device) -> None:
         raise UserError(f"{device} cannot train: its fused Adam does not {what}", REMEDY)
 
 
+def _numbers(device: torch.device, *shape: int) -> Tensor:
+    """Of different sizes, so that no gradient of theirs is 0."""
+    return torch.arange(math.prod(shape), device=device, dtype=torch.float32).reshape(shape).sin()
+
+
 def _gradient(weight: Tensor) -> None:
     """Passes some numbers forward and back through what the networks are made of."""
-    x = torch.ones(1, 4, 8, 8, device=weight.device)
+    x = _numbers(weight.device, 1, 4, 8, 8)
     x = F.conv2d(F.pad(x, (0, 1, 0, 1)), weight, stride=2)
     x = F.silu(F.group_norm(x, 2))
-    tokens = x.flatten(2).transpose(1, 2).unsqueeze(1)
+    tokens = x.flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
     x = x + F.scaled_dot_product_attention(tokens, tokens, tokens).mean(dim=2)[:, 0, :, None, None]
     x = F.leaky_relu(F.interpolate(x, scale_factor=2.0, mode="nearest"))
     torch.autograd.backward(F.max_pool2d(x, 2).square().mean())

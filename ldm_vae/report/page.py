@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ldm_vae.atomic import atomic_file
+from ldm_vae.devices import local_device
 from ldm_vae.errors import UserError
 from ldm_vae.extras import extra
 from ldm_vae.metrics.descriptions import describe_metric
 from ldm_vae.passwords import NEVER_STORED, keep_aside, without_secrets
-from ldm_vae.ranks import local_device
 from ldm_vae.recipe import leaves
 from ldm_vae.report import comparison, curves, diagnosis, environment, tables
 from ldm_vae.report.album import Album, make_album

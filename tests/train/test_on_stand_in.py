@@ -16,6 +16,7 @@ from train.recipe import Recipe
 STEPS = (  # every way through the step; counts of waits don't depend on the network's size
     [],
     ["precision=bfloat16"],
+    ["precision=bfloat16", "norms=bfloat16"],
     ["discriminator.order=compvis", "optimizer.accumulation=2"],
     ["optimizer.clip=1", "loss.perceptual.channels=select", "loss.perceptual.select=[2,1,0]"],
     ["loss.pixel.learned_variance=true", "discriminator.adaptive=false"],
@@ -26,6 +27,7 @@ WIDTHS = (  # of published networks, in each precision
     ["kl_f8_c4.yaml", "precision=bfloat16", "model.gradient_checkpointing=true"],
     ["kl_f4_c3.yaml", "precision=bfloat16", "discriminator.order=compvis"],
     ["kl_f16_c16.yaml", "precision=bfloat16"],
+    ["kl_f8_c4.yaml", "precision=bfloat16", "norms=bfloat16"],
 )
 
 
