@@ -64,7 +64,9 @@ def decode_image(data: bytes, extension: str, channels: int) -> PixelArray:
     Raises BrokenImage with the reason, and UserError if a package is missing.
     """
     with open_picture(data, extension, channels) as picture:
-        return to_planes(*picture.read(slice(0, picture.height), slice(0, picture.width)))
+        pixels, full = picture.read(slice(0, picture.height), slice(0, picture.width))
+    del picture  # and what its decoder holds, before floats take memory
+    return to_planes(pixels, full)
 
 
 def encode_image(array: PixelArray, extension: str) -> bytes:

@@ -36,9 +36,9 @@ class ImageConfig(Config):
     """8bit: rows and then columns are rounded to 8 bits, as Pillow and torchvision do to 8-bit pictures."""
 
     jpeg_scaling: bool = False
-    """Decodes a JPEG at a half, a quarter or an eighth of its size, if no side becomes shorter than `resize` asks for;
-    only then it is resized. Large photographs take a third of the time. Against the resize of the whole picture, PSNR
-    is 42 dB on average, and 30 at worst. Validation and evaluation never do it."""
+    """Decodes a JPEG at a half, a quarter or an eighth of its size, if no side becomes shorter than after the resize,
+    which follows. Large photographs take less than half of the time. Beside the exact resize, PSNR was 42 dB on
+    average, and 30 dB at worst (docs/performance.md). Validation and evaluation never do it."""
 
     crop: PositiveInt | None = None
     """Side in pixels of the square that is cut out after the resize; null keeps everything."""

@@ -14,7 +14,7 @@ from ldm_vae.data.images.png import SIGNATURE
 
 
 def picture_peak(data: bytes, extension: str, config: ImageConfig) -> int:
-    """Bytes that `decode_image` and then `fit_image` take at their peak, beside the file itself.
+    """Bytes that `prepare_image`, or `decode_image` and then `fit_image`, take at the peak, beside the file itself.
 
     0 for a file that `decode_image` will refuse by its header.
     """

@@ -47,12 +47,13 @@ def prepare_image(data: bytes, extension: str, config: ImageConfig, generator: n
         kept, flip = plan_fit(config.channels, picture.height, picture.width, config, generator)
         lowest, stays = picture.lowest, (picture.height, picture.width) == (kept.height, kept.width)
         source = _source(picture, kept, config, stays=stays, exact=exact)
-        levels = stays or (config.resize_rounding == "8bit" and not exact)
-        planes = _planes(*picture.read(source.rows, source.columns), levels=levels)
-    del picture  # and what a decoder holds of it, before the resize takes memory
-    filter_and_rounding = config.resize_filter, config.resize_rounding
+        pixels, full = picture.read(source.rows, source.columns)
+    del picture  # and what its decoder holds, before floats take memory
+    planes = _planes(pixels, full, levels=stays or (config.resize_rounding == "8bit" and not exact))
+    del pixels
     if stays:
         return Prepared(mirrored(planes, flip), lowest)
+    filter_and_rounding = config.resize_filter, config.resize_rounding
     if not exact:
         part = resize_box(planes, source.box, kept.rows, kept.columns, *filter_and_rounding)
         return Prepared(mirrored(part, flip), lowest)
@@ -72,9 +73,9 @@ def _source(picture: Picture, kept: Kept, config: ImageConfig, *, stays: bool, e
         return Source(*kept.places(), whole)
     if exact:
         return Source(slice(0, picture.height), slice(0, picture.width), whole)
-    shrunk = config.jpeg_scaling
-    height, width = picture.shrink(kept.height, kept.width) if shrunk else (picture.height, picture.width)
-    return source_of(height, width, kept, config.resize_filter)
+    if config.jpeg_scaling:
+        return source_of(*picture.shrink(kept.height, kept.width), kept, config.resize_filter)
+    return source_of(picture.height, picture.width, kept, config.resize_filter)
 
 
 def _planes(pixels: PixelArray, full: int, *, levels: bool) -> PixelArray:

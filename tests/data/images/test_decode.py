@@ -718,9 +718,9 @@ def test_damaged_bytes_give_pixels_or_broken_image(extension: str, changes: list
 @pytest.mark.parametrize(
     ("extension", "module", "name"),
     [
-        ("jpg", decode, "_unit_range"),
+        ("jpg", decode, "to_planes"),
         ("jpg", decode, "from_pillow"),
-        ("png", decode, "orient"),
+        ("png", decode, "full_scale"),
         ("npy", decode, "check_size"),
         ("tif", tiff_module, "mix"),
         ("tiff", tiff_module, "_pixels"),

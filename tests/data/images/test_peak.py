@@ -28,6 +28,7 @@ from pathlib import Path
 from ldm_vae.data.images import depth, tiff
 from ldm_vae.data.images.decode import decode_image
 from ldm_vae.data.images.fit import ImageConfig, fit_image
+from ldm_vae.data.images.prepare import prepare_image
 
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
@@ -35,14 +36,18 @@ def peak():
 for path in sorted(Path(sys.argv[1]).iterdir()):
     for channels in (1, 3, 4):
         for resize in (None, 1500):
-            if os.fork() == 0:
-                data, before = path.read_bytes(), peak()
-                config = ImageConfig(channels=channels, resize=resize)
-                fit_image(decode_image(data, path.suffix[1:], channels), config, None)
-                print(json.dumps([path.name, channels, resize, peak() - before]), flush=True)
-                os._exit(0)
-            if os.wait()[1]:
-                sys.exit("a child failed")
+            for prepare in (False, True):
+                if os.fork() == 0:
+                    data, before = path.read_bytes(), peak()
+                    config = ImageConfig(channels=channels, resize=resize)
+                    if prepare:
+                        prepare_image(data, path.suffix[1:], config, None).floats()
+                    else:
+                        fit_image(decode_image(data, path.suffix[1:], channels), config, None)
+                    print(json.dumps([path.name, channels, resize, peak() - before]), flush=True)
+                    os._exit(0)
+                if os.wait()[1]:
+                    sys.exit("a child failed")
 """
 
 
@@ -70,7 +75,7 @@ def test_no_picture_takes_more_than_its_header_tells(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEASURE, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     lines = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert len(lines) == 6 * len(files())
+    assert len(lines) == 12 * len(files())
     for name, channels, resize, taken in map(json.loads, lines):
         data = (tmp_path / name).read_bytes()
         told = picture_peak(data, Path(name).suffix[1:], ImageConfig(channels=channels, resize=resize))
