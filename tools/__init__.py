@@ -10,6 +10,7 @@ command.py            Runs a function as a command: options by typer, a UserErro
 published_protocols.py  Compares `--protocol` with the scripts of the projects themselves
 published_scripts.py    Runs the evaluation script of a published project without a GPU
 bench_decode.py       Measures time, memory and error of full passes, tiles and pieces on one large picture
+rounding.py           Measures what TF32 costs a codec, emulated: latents, pictures and pieces
 bench_start.py        Measures how long commands take to answer, beside an older commit
 bench_waiting.py      Measures how waiting threads slow a training step on a machine that has other work
 screenshot.py         Takes a picture of the top of a report, for the README
