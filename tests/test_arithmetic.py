@@ -88,6 +88,24 @@ def test_evaluation_and_statistics_say_what_they_computed_with(shards: Path) -> 
     assert statistics.protocol["float32"] == describe_codec(codec)["float32"] == "exact"
 
 
+class Products:
+    """A codec that is no network of ours, as the baseline PCA is none."""
+
+    device = torch.device("cpu")
+
+    def encode(self, images: Tensor) -> Tensor:
+        return torch.einsum("bchw,cp->bphw", images, torch.eye(3))
+
+    def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
+        return torch.einsum("bphw,cp->bchw", latents, torch.eye(3))
+
+
+def test_evaluation_of_another_codec_is_exact(shards: Path) -> None:
+    with set_by_a_caller(fast), watched() as found:
+        evaluate_shards(Products(), str(shards / "validation"), EvaluationProtocol(metrics=("psnr",)))
+    assert found and all(map(is_exact, found))
+
+
 def test_inspection_is_exact(shards: Path, tmp_path: Path) -> None:
     job = InspectionJob(str(shards / "validation"), ImageConfig(), images=3)
     with set_by_a_caller(fast) as before:
