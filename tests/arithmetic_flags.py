@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 Flags = dict[str, Any]
 BACKENDS: Any = torch.backends
@@ -100,8 +101,14 @@ def set_by_a_caller(set_before: Callable[[], None]) -> Iterator[Flags]:
 
 @contextmanager
 def watched() -> Iterator[list[Flags]]:
-    """The flags at each call of a convolution, of whatever network."""
+    """The flags at each call of a convolution, of whatever network, and of `torch.einsum`."""
     found: list[Flags] = []
+
+    class Products(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.einsum:
+                found.append(flags())
+            return func(*args, **(kwargs or {}))
 
     def note(module: nn.Module, _: object) -> None:
         if isinstance(module, nn.Conv2d):
@@ -109,6 +116,7 @@ def watched() -> Iterator[list[Flags]]:
 
     hook = nn.modules.module.register_module_forward_pre_hook(note)
     try:
-        yield found
+        with Products():
+            yield found
     finally:
         hook.remove()

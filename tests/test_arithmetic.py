@@ -24,7 +24,7 @@ from ldm_vae.latents.measure import measure_statistics
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.nn.blocks import ResBlock
 from ldm_vae.piecewise import decode_pieces, encode_pieces
-from tests.arithmetic_flags import SET_BEFORE, fast, flags, is_exact, set_by_a_caller, watched
+from tests.arithmetic_flags import SET_BEFORE, Flags, fast, flags, is_exact, set_by_a_caller, watched
 
 pytestmark = pytest.mark.numerical
 
@@ -88,6 +88,24 @@ def test_evaluation_and_statistics_say_what_they_computed_with(shards: Path) -> 
     assert statistics.protocol["float32"] == describe_codec(codec)["float32"] == "exact"
 
 
+class Products:
+    """A codec that is no network of ours, as the baseline PCA is none."""
+
+    device = torch.device("cpu")
+
+    def encode(self, images: Tensor) -> Tensor:
+        return torch.einsum("bchw,cp->bphw", images, torch.eye(3))
+
+    def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
+        return torch.einsum("bphw,cp->bchw", latents, torch.eye(3))
+
+
+def test_evaluation_of_another_codec_is_exact(shards: Path) -> None:
+    with set_by_a_caller(fast), watched() as found:
+        evaluate_shards(Products(), str(shards / "validation"), EvaluationProtocol(metrics=("psnr",)))
+    assert found and all(map(is_exact, found))
+
+
 def test_inspection_is_exact(shards: Path, tmp_path: Path) -> None:
     job = InspectionJob(str(shards / "validation"), ImageConfig(), images=3)
     with set_by_a_caller(fast) as before:
@@ -134,3 +152,24 @@ def test_what_is_rounded_is_named() -> None:
             assert float32_in_words("cuda") == "exact"
     with set_by_a_caller(fast):
         assert float32_in_words("cpu") == "matmul bf16"
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin:UserWarning")
+def test_float32_is_exact_in_what_torch_compile_makes_of_a_method() -> None:
+    """The flags are set where the compiled parts run, not only while they are traced."""
+    found: list[Flags] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        def run(*inputs: object) -> object:
+            if any("conv" in str(node.target) for node in graph.graph.nodes):
+                found.append(flags())
+            return graph(*inputs)
+
+        return run
+
+    codec = new_codec()
+    decode: Callable[[Tensor], Tensor] = torch.compile(codec.decode, backend=backend)
+    with set_by_a_caller(fast) as before:
+        images = decode(LATENTS)
+        assert found and all(map(is_exact, found)) and flags() == before
+    assert torch.equal(images, codec.decode(LATENTS))

@@ -11,6 +11,7 @@ published_protocols.py  Compares `--protocol` with the scripts of the projects t
 published_scripts.py    Runs the evaluation script of a published project without a GPU
 bench/                `python -m tools.bench NAME`: how fast a part is, beside what people use today
 bench_decode.py       Measures time, memory and error of full passes, tiles and pieces on one large picture
+rounding.py           Measures what TF32 costs a codec, emulated: latents, pictures and pieces
 bench_start.py        Measures how long commands take to answer, beside an older commit
 bench_waiting.py      Measures how waiting threads slow a training step on a machine that has other work
 stand_in/             A device that pretends to be a GPU: what would wait, crash or take memory there shows here
