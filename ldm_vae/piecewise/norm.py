@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm_vae.precision import at_least_float32
@@ -36,7 +37,7 @@ class GatheredNorm:
             self._merge(x, count)
         else:
             # A view in any memory format, so that nothing is copied. Statistics of half types in float32.
-            grouped = at_least_float32(x).unflatten(1, (self.norm.num_groups, -1))
+            grouped = rearrange(at_least_float32(x), "b (g c) h w -> b g c h w", g=self.norm.num_groups)
             variance, mean = torch.var_mean(grouped, dim=(2, 3, 4), correction=0)
             self._on_device.append((count, mean, variance))
         self.count += count

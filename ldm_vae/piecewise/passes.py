@@ -67,7 +67,7 @@ def _fitting(whole: Callable[[Tensor], Tensor], pieces: Pieces, steps: Sequence[
     if at_once >= len(x):
         return whole(x)
     if at_once > 0:
-        return torch.cat([whole(part) for part in x.split(at_once)])
+        return torch.cat([whole(part) for part in torch.split(x, at_once)])
     if free is None:
         return pieces()[0]
     try:

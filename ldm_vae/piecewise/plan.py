@@ -29,7 +29,7 @@ MOST_STRIPS = 256  # highest number of strips, by default
 # Numbers in a strip of the largest boundary on any other device, by default: 256 MiB in float32. There an allocator
 # keeps what is freed, and the host starts each operation, which takes longer than a small strip does.
 DEVICE_STRIP = 2**26
-# Operations that could be done there while a step's kernels are started, some 10 of 5 microseconds; see `steps.CALL`.
+# Operations that could be done there while a step's kernels are started, some 10 of 5 microseconds.
 DEVICE_CALL = 1.0e9
 SHARING = ("cpu", "mps")  # devices whose memory is the host's, so that nothing is gained by keeping a boundary there
 MOST_WORK = 32.0  # highest ratio of a plan's work to the work of computing nothing twice
@@ -102,18 +102,16 @@ def make_plan(steps: Sequence[ChainStep], weight: Tensor, what: str, max_memory:
     costs = _Costs(steps, size, device, min(_default_strips(steps, size, device), MOST_STRIPS, most))
     once = route = costs.once()
     if max_memory is not None and beside + once.bytes > max_memory:
-        reach, least = MOST_WORK * once.operations, math.inf
         # Computing again comes first: a boundary of the largest size takes as long on its way to the host and back as
         # 10 to 30 passes do.
-        for spill in (False,) if device in SHARING else (False, True):
-            tried = [_Costs(steps, size, device, min(2**power, most), spill) for power in range(most.bit_length())]
-            found = [(route, costs) for costs in tried if (route := costs.cheapest(max_memory - beside, reach))]
-            if found:
-                route, costs = min(found, key=lambda pair: pair[0].operations)
-                break
-            least = min(least, *(costs.least(reach) for costs in tried))
-        else:
-            raise UserError(f"max_memory of {max_memory:,} bytes", f"{what} takes at least {beside + least:,}")
+        ways = (False,) if device in SHARING else (False, True)
+        tried = [[_Costs(steps, size, device, min(2**power, most), spill) for power in range(most.bit_length())]
+                 for spill in ways]  # fmt: skip
+        found = next(filter(None, (_cheapest(way, max_memory - beside, once, device) for way in tried)), None)
+        if found is None:
+            least = beside + min(costs.least(_reach(costs, once, device)) for way in tried for costs in way)
+            raise UserError(f"max_memory of {max_memory:,} bytes", f"{what} takes at least {least:,}")
+        route, costs = found
     return Plan(
         axis=steps[0].axis,
         strips=costs.strips,
@@ -123,6 +121,18 @@ def make_plan(steps: Sequence[ChainStep], weight: Tensor, what: str, max_memory:
         spill=costs.spill,
         element_size=size,
     )
+
+
+def _cheapest(tried: Sequence[_Costs], max_memory: float, once: _Route, device: str) -> tuple[_Route, _Costs] | None:
+    """The route of least work within a bound on memory, with the costs it has; None where there is none."""
+    routes = [(costs.cheapest(max_memory, _reach(costs, once, device)), costs) for costs in tried]
+    found = [(route, costs) for route, costs in routes if route is not None]
+    return min(found, key=lambda pair: pair[0].operations) if found else None
+
+
+def _reach(costs: _Costs, once: _Route, device: str) -> float:
+    """The most operations of a route. Where starting a kernel is much of the work, many strips do not count as more."""
+    return MOST_WORK * (once if device == "cpu" else costs.once()).operations
 
 
 def _default_strips(steps: Sequence[ChainStep], element_size: int, device: str) -> int:

@@ -12,10 +12,10 @@ from ldm_vae.transfer import AT_ONCE
 class HostMemory:
     """Blocks of the host's memory, pinned, that are used again.
 
-    All copies from and to a block run on one stream of the device, in the order in which they were asked for. So a block
-    may be written anew while the last copy from it has still to come, and however far the host is ahead of the device,
-    it takes no more than the strips that are kept at once. The host itself must not read a block: what it would find
-    there may not have arrived.
+    All copies from and to a block run on one stream of the device, in the order in which they were asked for. So a
+    block may be written anew while the last copy from it has still to come, and however far the host is ahead of the
+    device, it takes no more than the strips that are kept at once. The host itself must not read a block: what it would
+    find there may not have arrived.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class HostMemory:
 
 
 class SpilledStrips(Strips):
-    """A tensor (1, C, H, W) as consecutive strips that lie in the host's memory, and are read back where they came from.
+    """A tensor (1, C, H, W) as consecutive strips that lie in the host's memory, and are read to where they came from.
 
     A strip lies there with its rows first: any rows are then one run of memory, which the device copies by itself. The
     host would have to gather others, and to wait for them before.

@@ -88,7 +88,7 @@ def _move_modules() -> None:
         return plain(self, *args, **kwargs)
 
     nn.Module.to = to  # type: ignore[method-assign,assignment]
-    plain_apply = nn.Module._apply
+    plain_apply: Any = nn.Module._apply
 
     def apply(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         result = plain_apply(self, *args, **kwargs)
@@ -99,7 +99,7 @@ def _move_modules() -> None:
                 RECORD.allocate(parameter.contents)
         return result
 
-    nn.Module._apply = apply  # type: ignore[method-assign,assignment]
+    nn.Module._apply = apply  # type: ignore[method-assign]
 
 
 def _move(module: nn.Module) -> None:
