@@ -19,6 +19,7 @@ from ldm_vae.losses.adversary import Adversary
 from ldm_vae.losses.objective import build_heads, build_objective
 from ldm_vae.losses.perceptual import LPIPS, perceptual_channels
 from ldm_vae.metrics.image import OF_TORCHMETRICS
+from ldm_vae.networks.compiled import require_compiler
 from ldm_vae.networks.network import Network, NetworkConfig
 from ldm_vae.parts import ADVERSARIES, NETWORKS
 from ldm_vae.pretrained.frozen import pin
@@ -53,6 +54,8 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     half = resolve_precision(recipe).precision == "bfloat16"
     accelerator = Accelerator(mixed_precision="bf16" if half else "no", kwargs_handlers=[PARALLEL])
     check_processes(accelerator)
+    if recipe.compile:
+        require_compiler(accelerator.device)
     if accelerator.num_processes > 1 and recipe.discriminator is not None and recipe.discriminator.sees_batches:
         raise UserError(
             "discriminator.norm: batch sees one process's images, not the batch", "use group on several processes"

@@ -10,6 +10,7 @@ from torch import Tensor
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.interop.checkpoint import Checkpoint
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
+from train.compiled import compile_run
 from train.cost import Cost
 from train.recipe import Recipe
 from train.state import Run
@@ -32,6 +33,7 @@ def seconds_per_image(recipe: Recipe, checkpoint: Checkpoint | None, image: Tens
     autoencoder, recipe = build_autoencoder(recipe, checkpoint)
     frozen, recipe = build_frozen(recipe)
     run = build_run(recipe, accelerator, autoencoder, frozen)
+    compile_run(run, frozen, recipe)
     _timed(run, recipe, image, 1)
     seconds, images = _timed(run, recipe, image, 1), 1
     if cost.images > 1 and seconds * cost.images < WORTH and cost.peak < _free_memory(run.accelerator.device):

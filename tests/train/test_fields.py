@@ -162,7 +162,7 @@ def test_sections_and_fields_are_found_by_name() -> None:
         ("loss.rat", "did you mean 'loss.rate'?"),
         ("los.rate", "did you mean 'loss.rate'?"),
         ("lr", "did you mean 'optimizer.lr'?"),
-        ("configs/demo_cpu.yaml", "known here are checkpoint, data,"),
+        ("configs/demo_cpu.yaml", "known here are checkpoint, compile, data,"),
     ],
 )
 def test_an_unknown_name_is_told_the_nearest(asked: str, remedy: str) -> None:
