@@ -33,6 +33,7 @@ from ldm_vae.interop import hub
 from ldm_vae.interop.export import export_model, sample_size_of
 from ldm_vae.interop.layouts.layout import describe_parts, exchanged_state, layout_of
 from ldm_vae.interop.load import LoadedModel, ModelSource, encoder_hash, load_model, statistics_of, weights_hash
+from ldm_vae.networks.compiled import compile_for_any_batch, compiled_parts, require_compiler
 from ldm_vae.networks.network import Network
 from ldm_vae.noise import GivenNoise
 from ldm_vae.padding import check_size, crop_to, pad_to_multiple
@@ -113,7 +114,8 @@ class LatentCodec:
         dtype: a type of torch or its name, such as "bfloat16". None takes float32; a live model keeps its own.
         variant: of an exported folder, the file of rounded weights to read, such as fp16; None prefers the others.
         channels_last: stores the weights in that memory layout. Changes speed and the order of sums, nothing else.
-        compile: compiles the networks with torch.compile. Changes speed and the order of sums, nothing else.
+        compile: compiles encoder and decoder with torch.compile, for each size of images once, whatever their number.
+        Changes speed and the order of sums, nothing else. Raises UserError where nothing can be compiled.
         revision: of a model on the Hub, the branch, tag or commit; None takes its newest state.
         subfolder: the folder inside the model that holds the codec. None looks at the top, then under vae/.
 
@@ -137,8 +139,8 @@ class LatentCodec:
         if channels_last:
             model = model.to(memory_format=torch.channels_last)
         if compile:
-            for network in (child for child in model.children() if any(child.children())):
-                network.compile()  # in place: the names of parameters stay
+            require_compiler(next(model.parameters()).device)
+            compile_for_any_batch(compiled_parts(model))
         return LatentCodec(model, loaded.scale, loaded.source, weights_hash=hashes[0], encoder_hash=hashes[1])
 
     @staticmethod

@@ -15,6 +15,7 @@ launch.py       What a launcher was told beside the recipe: what contradicts the
 trial.py        Whether a device can train, tried on a few numbers before any work
 arithmetic.py   With what arithmetic a run computes: TF32, cuDNN's kernels, and whether it repeats itself
 build.py        A recipe -> the parts of a run, prepared by accelerate
+compiled.py     What torch.compile makes of a run: encoder, decoder, adversaries and the networks of losses
 initialise.py   First weights of an autoencoder that make it a working codec: it averages f x f pixels
 state.py        The parts of a run that a training step works on: networks, objective, updates and noise
 step.py         One training step: an update of the autoencoder and one of each adversary, from the same batch

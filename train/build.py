@@ -20,6 +20,7 @@ from ldm_vae.losses.adversary import Adversary
 from ldm_vae.losses.objective import build_heads, build_objective
 from ldm_vae.losses.perceptual import LPIPS, perceptual_channels
 from ldm_vae.metrics.image import OF_TORCHMETRICS
+from ldm_vae.networks.compiled import require_compiler
 from ldm_vae.networks.network import Network, NetworkConfig
 from ldm_vae.nn.norm import keep_types
 from ldm_vae.parts import ADVERSARIES, NETWORKS
@@ -60,6 +61,8 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         check_trains(accelerator.device)
     if recipe.precision == "float64" and not has_float64(accelerator.device):
         raise UserError(f"precision: float64 on {accelerator.device}, which has none", "set precision=float32")
+    if recipe.compile:
+        require_compiler(accelerator.device)
     if accelerator.num_processes > 1 and recipe.discriminator is not None and recipe.discriminator.sees_batches:
         raise UserError(
             "discriminator.norm: batch sees one process's images, not the batch", "use group on several processes"

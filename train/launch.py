@@ -68,7 +68,7 @@ def check_launch(recipe: Recipe) -> None:
     if compiler is not None and compiler.value.lower() != DEFAULT:
         raise UserError(
             f"accelerate is told {compiler.value} by {compiler.where}",
-            "leave it out: recipes know no compiler, and the run could not be continued without it",
+            "leave it out: `compile=true` in the recipe compiles each network, and keeps the names of weights",
         )
     precision, optimizer = resolve_precision(recipe).precision, recipe.optimizer
     here = f", which is {precision} here" if recipe.precision == "auto" else ""

@@ -12,6 +12,7 @@ from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.transfer import Courier
 from train.arithmetic import repeatable
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
+from train.compiled import compile_run
 from train.cost import Cost
 from train.recipe import Recipe
 from train.state import Run
@@ -34,6 +35,7 @@ def seconds_per_image(recipe: Recipe, checkpoint: Checkpoint | None, image: Tens
     autoencoder, recipe = build_autoencoder(recipe, checkpoint)
     frozen, recipe = build_frozen(recipe)
     run = build_run(recipe, accelerator, autoencoder, frozen)
+    compile_run(run, frozen, recipe)
     device = run.accelerator.device
     with repeatable(recipe.deterministic, device.type):
         _timed(run, recipe, image, 1)

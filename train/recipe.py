@@ -101,6 +101,10 @@ class Recipe(Config):
     ema: EmaConfig = EmaConfig()
     """The averaged weights, which are validated and exported."""
 
+    compile: bool = False
+    """Compiles encoder, decoder, discriminator and LPIPS with torch.compile: minutes before the first step, faster
+    steps, sums in another order. Needs a C++ compiler, or Triton for a GPU. A run that goes on may change it."""
+
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the run is saved, and what is kept."""
 

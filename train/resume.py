@@ -19,7 +19,7 @@ from train.recipe import Recipe
 # Fields that may change when a run continues; any other change would make it another experiment under the same name.
 # data.train says where the shards lie: they may move, and `check_same_data` checks that they are the same.
 DATA_MAY_CHANGE = ("data.train", "data.validation", "data.workers", "data.broken_budget", "data.broken_share")
-MAY_CHANGE = ("output", "steps", "checkpoint", "validation", "log", *DATA_MAY_CHANGE)
+MAY_CHANGE = ("output", "steps", "compile", "checkpoint", "validation", "log", *DATA_MAY_CHANGE)
 
 
 def latest_checkpoint(folder: Path, accelerator: Accelerator) -> Checkpoint | None:

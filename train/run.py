@@ -25,6 +25,7 @@ from ldm_vae.printable import counted
 from train.arithmetic import repeatable
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run, origin_of
 from train.checkpoint import prune
+from train.compiled import compile_run
 from train.health import Health
 from train.log import Meter
 from train.loop import Loop, due
@@ -122,6 +123,7 @@ def train_under_lock(
     index = load_index(recipe.data.train, cache=folder / "index")
     run, meter, health = build_run(recipe, accelerator, autoencoder, frozen), Meter(), Health(accelerator)
     run = replace(run, origin=origin_of(recipe, checkpoint))
+    compile_run(run, frozen, recipe)
     if checkpoint is not None:
         check_same_data(checkpoint, index)
         restore(run, meter, health, checkpoint)

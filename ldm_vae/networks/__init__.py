@@ -2,5 +2,6 @@
 
 likelihood.py   How a decoder's output is read: as a picture, or as a distribution of pixels
 network.py      What training and the codec ask of any network; the forward pass of training
+compiled.py     torch.compile in place, and whether it works here
 kl.py           The convolutional KL autoencoder of latent diffusion
 """

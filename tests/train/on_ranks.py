@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 import pytest
 import torch
 from accelerate import Accelerator
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm_vae.ranks import is_first_to_report
@@ -23,6 +25,7 @@ from ldm_vae.recipe import load_recipe
 from tests.kl import autoencoder_in
 from train.agreement import RanksDiffer, check_ranks_agree, sums_of_groups
 from train.build import build_accelerator, build_autoencoder, build_frozen, build_run
+from train.compiled import compile_run
 from train.recipe import Recipe
 from train.run import run_training
 from train.step import TRAIN_STEPS
@@ -98,6 +101,14 @@ def collectives(recipe: Recipe) -> None:
     if os.environ["RANK"] == "0":
         steps = [dict(after - before) for before, after in pairwise(begun)]
         (Path(recipe.output) / "collectives.json").write_text(json.dumps(steps))
+
+
+def compiled(recipe: Recipe) -> None:
+    """Trains with networks that are compiled, but not down to the code of the processor, which takes minutes."""
+    assert build_accelerator(recipe).num_processes == 2
+    pytest.MonkeyPatch().setattr("train.run.compile_run", partial(compile_run, backend="aot_eager"))
+    run_training(recipe)
+    assert counters["stats"]["unique_graphs"] > 0
 
 
 def say(recipe: Recipe) -> None:

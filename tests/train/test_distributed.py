@@ -58,6 +58,16 @@ def test_two_processes_log_what_one_does_in_float32(recipe: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["false", "true"])  # whether graphs are left whole
+def test_two_compiled_processes_equal_a_plain_one(recipe: Path, tmp_path: Path, checkpointing: str) -> None:
+    settings = (*DOUBLE, "optimizer.eps=1e-4", f"model.gradient_checkpointing={checkpointing}")
+    two = ("compile=true", f"output={tmp_path / 'two'}")
+    launch(2, str(SCENES), "compiled", str(recipe), *settings, *two)
+    run_in_process(recipe, *settings, f"output={tmp_path / 'one'}")
+    assert_close_end(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
 def test_accelerate_launch_starts_two_processes(recipe: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     done = subprocess.run(
