@@ -13,7 +13,7 @@ from train.build import build_autoencoder
 from train.cost import count_step
 from train.recipe import Recipe
 
-STEPS = (  # every way through the step; counts of waits don't depend on the network's size
+STEPS: tuple[list[str], ...] = (  # every way through the step; counts of waits don't depend on the network's size
     [],
     ["precision=bfloat16"],
     ["precision=bfloat16", "norms=bfloat16"],

@@ -16,6 +16,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        query, key, value = (each.contiguous() for each in (query, key, value))  # the kernel reads nothing else
         attended, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scale)
         ctx.save_for_backward(query, key, value, attended, logsumexp)
         ctx.scale = scale
