@@ -12,7 +12,9 @@ from ldm_vae.bottlenecks.gaussian import GaussianConfig
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.losses.objective import build_objective
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from ldm_vae.networks.network import Network
 from ldm_vae.noise import SlotNoise
+from ldm_vae.quantities import binary_size
 from ldm_vae.recipe import changes, dump, load_recipe, resolve
 from tests.conftest import ROOT
 from tests.train.runs import rows, run_in_process
@@ -104,11 +106,30 @@ def test_the_head_of_a_recipe_says_what_a_step_costs_and_how_long_it_takes(path:
             train_only(autoencoder, [*autoencoder.parts("decoder"), autoencoder.heads])
     else:
         autoencoder, recipe = build_autoencoder(recipe, device="meta")
+    head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert f"{costs_in_words(recipe, autoencoder)}# Time: " in head
+
+
+def costs_in_words(recipe: Recipe, autoencoder: Network) -> str:
+    """The lines of a head that say what a step takes in each precision."""
     side = recipe.data.image.crop
     assert side is not None
-    cost = count_step(recipe, autoencoder, (side, side), recipe.data.batch // recipe.optimizer.accumulation)
-    head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
-    assert f"# Counted in float32: {cost.in_words()}.\n# Time: " in head
+    exact, half, norms = (
+        count_step(
+            recipe.model_copy(update=changes),
+            autoencoder,
+            (side, side),
+            recipe.data.batch // recipe.optimizer.accumulation,
+        )
+        for changes in (
+            {"precision": "float32"},
+            {"precision": "bfloat16"},
+            {"precision": "bfloat16", "norms": "bfloat16"},
+        )
+    )
+    in_half = f"{binary_size(half.per_image)} an image, {binary_size(half.peak)} at once"
+    in_norms = f"{binary_size(norms.per_image)}, {binary_size(norms.peak)}"
+    return f"# Counted in float32: {exact.in_words()}.\n# In bfloat16: {in_half}; with norms: bfloat16 {in_norms}.\n"
 
 
 @pytest.mark.parametrize("name", ["try_f8", *FINETUNES])
