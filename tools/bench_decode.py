@@ -8,7 +8,8 @@ pass of its round.
 
 CPU seconds are user and system time of all threads; on a machine that others use, too, they say more than the clock.
 Extra memory is how much the resident memory of the process grows after weights and input are loaded (on a GPU, how much
-allocated device memory grows). Errors are differences to the full pass.
+allocated device memory grows). Errors are differences to the full pass; the last column is that to the same network in
+float64 with the same weights and input, which tells whose rounding an error is.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ TABLE_COLUMNS = {  # heading -> what is measured, and how it is printed
     "largest error, std": ("error_std", "{:.1e}"),
     "largest, of 255": ("error_levels", "{:.2g}"),
     "mean, of 255": ("error_mean_levels", "{:.2g}"),
+    "largest from float64, std": ("exact_std", "{:.1e}"),
 }
+EXACT = "float64.npy"  # what the network computes in float64
 Method = Literal["full", "tiles", "pieces"]
 
 
@@ -117,14 +120,17 @@ def _apart(function: Any, *arguments: Any) -> Any:
 
 
 def _prepare(way: str, model: str, picture: Path, side: int, threads: int, given: Path) -> None:
-    """Writes the input of the passes to `given`: the picture, or its latents."""
+    """Writes the input of the passes to `given`, the picture or its latents; and beside it what float64 makes of it."""
     torch.set_num_threads(threads)
     with Image.open(picture) as opened:
         image = from_pil(opened.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
+    codec = LatentCodec.load(model)
     if way == "decode":
-        codec = LatentCodec.load(model)
         image = codec.draw(encode_pieces(codec.model, image.to(codec.device))[0]).cpu()
     np.save(given, image.numpy())
+    codec.to("float64")
+    exact = decode_pieces if way == "decode" else encode_pieces
+    np.save(given.with_name(EXACT), exact(codec.model, image.double().to(codec.device))[0].cpu().numpy())
 
 
 @torch.no_grad()
@@ -160,12 +166,14 @@ def _pass(way: str, model: str, given: Path, threads: int, kind: Method, number:
     if kind == "full":
         np.save(full, result.cpu().numpy())
     expected = torch.from_numpy(np.load(full))
+    exact = torch.from_numpy(np.load(given.with_name(EXACT)))
     error = (result.cpu() - expected).abs()
     row = {
         "seconds": seconds,
         "cpu_seconds": cpu,
         "megabytes": (after - before) / 1e6,
         "error_std": (error.max() / expected.std()).item(),
+        "exact_std": ((result.cpu().double() - exact).abs().max() / exact.std()).item(),
     }
     if way == "decode":  # moments have no levels of 255
         row |= {"error_levels": 127.5 * error.max().item(), "error_mean_levels": 127.5 * error.mean().item()}
