@@ -12,6 +12,7 @@ published_scripts.py    Runs the evaluation script of a published project withou
 bench_decode.py       Measures time, memory and error of full passes, tiles and pieces on one large picture
 bench_start.py        Measures how long commands take to answer, beside an older commit
 bench_waiting.py      Measures how waiting threads slow a training step on a machine that has other work
+stand_in/             A device that pretends to be a GPU: what would wait, crash or take memory there shows here
 screenshot.py         Takes a picture of the top of a report, for the README
 terminal.py           Takes a picture of a terminal in which a command runs
 golden.py             `make golden`: compares training and encoding with an older commit, bit for bit

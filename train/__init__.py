@@ -6,6 +6,8 @@ recipe.py       The recipe of a run, with a section for each part
 fields.py       The meaning of each field of a recipe, as text: `python -m train --fields` and docs/recipe.md
 dry_run.py      A description of what a recipe would train: what it changes, what a step costs, and a look at the data
 cost.py         What a training step costs: floating-point operations and bytes, counted on the `meta` device
+half_on_meta.py bfloat16 on `meta`: casts where CUDA's autocast casts
+memory.py       What to do where a step does not fit into memory: said in a line
 look.py         A look at some training images: their size, and how many can be used
 measure.py      The time of a training step on this device
 launch.py       What a launcher was told beside the recipe: what contradicts the recipe is refused, since
@@ -22,6 +24,7 @@ guard.py        The non-finite guard: a step whose gradient holds NaN or infinit
                 and may stop the run
 agreement.py    A check at every save that all ranks hold the same bits
 loop.py         The loop of a run: step, log, validate, save; until the last step, a signal, or an error
+data_wait.py    How long the device stands still because the next images have not come
 validate.py     Validation while training: held-out images through the averaged weights, on all ranks, each
                 image once
 health.py       Warnings about a run that goes wrong while its loss looks fine: what is wrong, and what to try

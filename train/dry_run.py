@@ -31,6 +31,7 @@ from train.cost import Cost, count_step
 from train.launch import check_launch
 from train.look import LOOKED_AT, SAMPLED, Look, look_at_images
 from train.measure import seconds_per_image
+from train.memory import device_memory, fits, remedy
 from train.recipe import Recipe, resolve_precision
 from train.resume import check_same_data, check_same_experiment, check_steps, refuse_other_files
 from train.validate import validation_data
@@ -71,9 +72,13 @@ def describe_recipe(recipe: Recipe, changed: Mapping[str, Any] | None = None, *,
     ratio = look.first[0].numel() / math.prod(latent)
     say(f"image {tuple(look.first.shape[1:])} -> latent {latent}, {ratio:.3g} times fewer numbers")
     kept = f"of it {binary_size(cost.state)} for weights, averages and moments"
-    say(f"a step: {cost.in_words()}, {kept} (counted in {'float64' if recipe.precision == 'float64' else 'float32'})")
+    say(f"a step: {cost.in_words()}, {kept} (counted in {recipe.precision})")
     say(f"weights: {_first_weights(recipe, checkpoint)}")
     say(f"device: {_device()}, {recipe.precision}")
+    memory = device_memory(torch.device(_device_name()))
+    if memory is not None and not fits(cost, memory):
+        size = (look.first.shape[2], look.first.shape[3])
+        say(f"TOO LARGE for the {binary_size(memory)} of this device: {remedy(recipe, size, 1, memory)}")
     passes = recipe.steps * recipe.data.batch / index.samples
     epochs = f"{passes:,.0f} epochs" if passes >= 10 else f"{passes:.2g} epochs"
     say(f"training: {_size(index)}, {epochs} in {counted(recipe.steps, 'step')} of {recipe.data.batch}")
@@ -153,9 +158,14 @@ def _say_time(recipe: Recipe, checkpoint: Checkpoint | None, look: Look, cost: C
         say(f"TOO LONG for this device{least}. Take a GPU, or a smaller recipe such as configs/try_f8.yaml")
 
 
+def _device_name() -> str:
+    """The device that accelerate takes."""
+    return "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else local_device()
+
+
 def _device() -> str:
-    """The device that accelerate takes, by its name."""
-    device = "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else local_device()
+    """The same with the name of its maker."""
+    device = _device_name()
     return device if device == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
 
 

@@ -49,6 +49,12 @@ class Guard:
             buffer.copy_(good)
         self.samples.append((step, [key for batch in micro_batches for key in batch.key]))
 
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Gives the buffers what they had after the last good step."""
+        for buffer, good in zip(self._buffers(), self._good, strict=True):
+            buffer.copy_(good)
+
     def _buffers(self) -> Iterator[Tensor]:
         """The buffers that the modules have now: `learn` and `module.to(device)` may replace them."""
         return (buffer for module in self.modules for buffer in module.buffers())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,11 +15,13 @@ from accelerate.utils import gather_object
 
 from ldm_vae.atomic import append, atomic_file
 from ldm_vae.data.shards.index import Index
+from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.budget import listed
 from ldm_vae.data.stream.reader import TrainBatches
 from ldm_vae.data.stream.worker import Fault
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.machine import out_of_memory
 from ldm_vae.printable import counted
 from ldm_vae.transfer import Courier
 from ldm_vae.waiting import load
@@ -28,6 +31,7 @@ from train.data_wait import DataWait
 from train.health import Health
 from train.history import History
 from train.log import Meter, MetricsLog
+from train.memory import device_memory, remedy
 from train.pictures import pictures_for_trackers
 from train.preempt import Interrupted, Preempted, Preemption
 from train.progress import Progress
@@ -112,8 +116,7 @@ class Loop:
             with self.data_wait.measured():
                 self.preemption.wait_for(self.data_wait.watched(self.batches.arrived))
                 micro_batches = [batch.by(self.courier, self.run.dtype) for batch in next(self.batches)]
-            self.meter.add(self.train_step(self.run, micro_batches, step))
-            self.data_wait.started()
+            self.take_step(micro_batches, step)
             self.taken = step + 1
             self.progress.advance()
             last = self.taken == recipe.steps
@@ -123,6 +126,28 @@ class Loop:
                 self.validate()
             if last or self.taken % recipe.checkpoint.every == 0:
                 self.save()
+
+    def take_step(self, micro_batches: list[Batch], step: int) -> None:
+        """Takes a step. Raises UserError where it does not fit into memory; all steps before it are saved then."""
+        try:
+            self.meter.add(self.train_step(self.run, micro_batches, step))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)  # they hold the activations
+        else:
+            self.data_wait.started()
+            return
+        batch, world = micro_batches[0].image, self.accelerator.num_processes
+        images, size = len(batch), (batch.shape[2], batch.shape[3])
+        if world == 1 and self.saved < self.taken and all(update.begun < step for update in self.run.updates.values()):
+            self.run.drop_step()
+            self.save()
+        raise UserError(
+            f"out of memory on {self.accelerator.device} in step {step}, of {counted(images, 'image')} of "
+            f"{size[0]} x {size[1]} at once",
+            remedy(self.recipe, size, world, device_memory(self.accelerator.device)),
+        )
 
     def stop(self) -> None:
         """Saves what no checkpoint holds yet, and raises Preempted."""

@@ -68,6 +68,7 @@ class Update:
         self.optimizer = optimizer
         self.lr = lr
         self.clip = clip
+        self.begun = -1  # the latest step that was begun to be applied
 
     def gradient_norm(self) -> Tensor:
         """Global L2 norm of the accumulated gradient, a scalar. All ranks have the same, since they share gradients."""
@@ -75,6 +76,7 @@ class Update:
 
     def apply(self, norm: Tensor, finite: Tensor, step: int) -> None:
         """Takes one optimizer step, or none where `finite` is false; then drops the accumulated gradient."""
+        self.begun = step
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(step)
         if self.clip is not None:

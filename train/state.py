@@ -101,6 +101,12 @@ class Run:
         output = self.forward(batch, step)
         return {adversary.name: adversary.pair(output, self.noise(batch, step)) for adversary in self.adversaries}
 
+    def drop_step(self) -> None:
+        """Forgets a step that was not finished and has changed no weight: its gradients, and what it did to buffers."""
+        for update in self.updates.values():
+            update.optimizer.zero_grad(set_to_none=True)
+        self.guard.restore()
+
     def update_bottleneck(self, sums: Sequence[Mapping[str, Tensor]], batch: Batch, step: int) -> None:
         """Lets the bottleneck learn from the sums of the micro-batches of all ranks."""
         if not self.bottleneck_learns or not sums or not sums[0]:

@@ -2,7 +2,7 @@
 
 python -m tools.stand_in run MODULE [ARGUMENT ...]: runs `python -m MODULE ARGUMENT ...` on that device.
 
-Counts are printed, or written to a file as JSON.
+Counts are printed, or written to a file as JSON. What runs on the device is imported once that is on.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from typing import Annotated
 import typer
 
 from ldm_vae.ending import told_in_a_line
-from ldm_vae.recipe import load_recipe
 from tools.stand_in.device import stand_in
-from tools.stand_in.scenes import Counts, counts, training_step
-from train.recipe import Recipe
+from tools.stand_in.record import Counts, counts
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Json = Annotated[Path | None, typer.Option("--json", help="where the counts are written; by default they are printed")]
@@ -35,7 +33,12 @@ def step(
 ) -> None:
     """Count the last step of a recipe, which has every loss on."""
     named = ["data.train=none", "data.validation=null", "output=none", "log.trackers=[]", *(overrides or [])]
-    _tell(training_step(load_recipe(Recipe, recipe, named), images, side), json_file)
+    with stand_in(values=False):
+        from ldm_vae.recipe import load_recipe
+        from tools.stand_in.scenes import training_step
+        from train.recipe import Recipe
+
+        _tell(training_step(load_recipe(Recipe, recipe, named), images, side), json_file)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

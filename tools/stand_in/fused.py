@@ -19,10 +19,10 @@ class _Attention(torch.autograd.Function):
         attended, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scale)
         ctx.save_for_backward(query, key, value, attended, logsumexp)
         ctx.scale = scale
-        return attended  # type: ignore[no-any-return]
+        return attended
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         return (*backward(gradient, *ctx.saved_tensors, 0.0, False, scale=ctx.scale), None)
 
@@ -40,7 +40,7 @@ def _attention(
 ) -> Tensor:
     if attn_mask is not None or dropout_p or is_causal or enable_gqa:
         raise NotImplementedError("the stand-in device knows attention of all positions to all others alone")
-    attended: Tensor = _Attention.apply(query, key, value, scale)  # type: ignore[no-untyped-call]
+    attended: Tensor = _Attention.apply(query, key, value, scale)
     return attended
 
 

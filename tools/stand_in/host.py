@@ -66,7 +66,7 @@ def install() -> None:
     torch.accelerator.synchronize = lambda *_: RECORD.wait("synchronize")
     module: Any = torch.get_device_module(NAME)
     module.synchronize = lambda *_: RECORD.wait("synchronize")
-    module.mem_get_info = lambda *_: (int(RECORD.capacity - RECORD.now), int(RECORD.capacity))
+    module.mem_get_info = lambda *_: (RECORD.capacity - RECORD.now, RECORD.capacity)
     module.empty_cache = lambda: None
     module.max_memory_allocated = lambda *_: RECORD.peak
     module.memory_allocated = module.memory_reserved = lambda *_: RECORD.now

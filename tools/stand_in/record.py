@@ -6,8 +6,9 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class Record:
     peak: int = 0
     allocations: int = 0
     refuse: int | None = None
-    capacity: float = float("inf")
+    capacity: int = 80 * 2**30
 
     def __post_init__(self) -> None:
         self._sizes: dict[int, int] = {}
@@ -102,6 +103,49 @@ def place() -> str:
             return f"{name.removeprefix(ROOT)}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return "?"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one piece of work took.
+
+    waits: times that the host waited for the device, by reason and place; all of them where it was to go on.
+    pageable: copies that could not go on beside the host.
+    kernels: operations that computed something.
+    up, down: bytes copied to the device and from it.
+    allocations: storages made on the device.
+    state: bytes on the device before and after.
+    peak: most bytes at once.
+    """
+
+    waits: dict[str, int]
+    pageable: dict[str, int]
+    kernels: int
+    up: int
+    down: int
+    allocations: int
+    state: int
+    peak: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def counts(record: Record, state: int) -> Counts:
+    """What has been recorded since the last `reset`.
+
+    state: bytes that lay on the device then.
+    """
+    return Counts(
+        waits=dict(record.waits),
+        pageable=dict(record.pageable),
+        kernels=record.kernels.total(),
+        up=record.up,
+        down=record.down,
+        allocations=record.allocations,
+        state=state,
+        peak=record.peak,
+    )
 
 
 RECORD = Record()
