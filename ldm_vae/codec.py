@@ -282,7 +282,7 @@ class LatentCodec:
         size: of the images that were encoded, whose padding is then cut off. Raises UserError for another than two
         numbers, and for a larger one than the latents decode to.
         max_memory: bytes that the process may grow by, the result included; up to 32 MiB come on top of it. The network
-        is then evaluated in pieces, as it is for pictures of a megapixel or more anyway. Raises UserError for a bound
+        is then evaluated in pieces, as it is for pictures too large for the device anyway. Raises UserError for a bound
         that cannot be kept, and names the lowest that can.
 
         >>> codec = LatentCodec.load("codec", device="cpu")
