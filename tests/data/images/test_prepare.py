@@ -91,8 +91,8 @@ def files() -> dict[str, bytes]:
 
 
 FILES = files()
-STAYS = [dict(), dict(crop=40), dict(crop=40, flip=True), dict(resize=HEIGHT, crop=64, flip=True)]
-RESIZES = [
+STAYS: list[dict[str, Any]] = [dict(), dict(crop=40), dict(crop=40, flip=True), dict(resize=HEIGHT, crop=64, flip=True)]
+RESIZES: list[dict[str, Any]] = [
     dict(resize=48, crop=32, flip=True),
     dict(resize=48, crop=48),
     dict(resize=48),
