@@ -20,7 +20,8 @@ def local_device() -> str:
     """The GPU of this process, or the CPU."""
     import torch  # how a command ends is told through this module, also where it never needed torch
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if found is None else f"{found.type}:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def all_gather(value: ValueT) -> list[ValueT]:
