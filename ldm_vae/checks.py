@@ -37,7 +37,8 @@ class Checks:
 
     def passed(self, arrived: Sequence[Tensor]) -> bool:
         """arrived: `values`, on the host."""
-        return all([judge(value) for judge, value in zip(self._judges, arrived, strict=True)])  # each has its say
+        verdicts = [judge(value) for judge, value in zip(self._judges, arrived, strict=True)]  # each may warn
+        return all(verdicts)
 
 
 _open: ContextVar[Checks | None] = ContextVar("checks", default=None)

@@ -185,7 +185,13 @@ def _update(module: nn.Module, config: OptimizerConfig, lr: float, steps: int) -
 def _run_on_meta(recipe: Recipe, autoencoder: Network) -> Run:
     """A run whose networks have shapes alone, with the moments that Adam has after the first step."""
     with META:
-        return build_run(recipe, cast(Accelerator, _Alone(recipe.precision == "bfloat16")), autoencoder, frozen_networks(recipe), _update)
+        return build_run(
+            recipe,
+            cast(Accelerator, _Alone(recipe.precision == "bfloat16")),
+            autoencoder,
+            frozen_networks(recipe),
+            _update,
+        )
 
 
 def _batch(run: Run, size: tuple[int, int], images: int) -> Batch:

@@ -18,6 +18,7 @@ from ldm_vae.atomic import atomic_file
 from ldm_vae.bottlenecks.base import Latent
 from ldm_vae.bottlenecks.gaussian import ACTIVE_VARIANCE
 from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.checks import open_checks
 from ldm_vae.choices import UsualMetricName
 from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.fit import ImageConfig
@@ -86,18 +87,24 @@ class ObservedCodec:
     def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
         """Decodes the latents of the last call of `encode`, all of them, and adds them to the sums.
 
-        They are added here and not in `encode`, because a batch that cannot be decoded is encoded again in part.
+        They are added here and not in `encode`, because a batch that cannot be decoded is encoded again in part. Where
+        that is seen later (`checks.py`), nothing is added of a batch with anything that is not finite.
         """
         images = self.codec.decode(latents, size=size)
         mode, nats = self.latent.z, self.latent.nats
-        self.sums["rate"] += nats.sum(dim=[0, *range(2, nats.ndim)])
-        self.sums["mean"] += mode.sum(dim=(0, 2, 3))
-        self.sums["mean_square"] += mode.square().sum(dim=(0, 2, 3))
-        self.sums["images"] += len(mode)
-        self.sums["positions"] += mode[:, 0].numel()
         colour = images.double().mean(dim=(2, 3))
-        self.sums["colour"] += colour.sum(dim=0)
-        self.sums["colour_square"] += colour.square().sum(dim=0)
+        added = {
+            "rate": nats.sum(dim=[0, *range(2, nats.ndim)]),
+            "mean": mode.sum(dim=(0, 2, 3)),
+            "mean_square": mode.square().sum(dim=(0, 2, 3)),
+            "images": torch.full_like(self.sums["images"], len(mode)),
+            "positions": torch.full_like(self.sums["positions"], mode[:, 0].numel()),
+            "colour": colour.sum(dim=0),
+            "colour_square": colour.square().sum(dim=0),
+        }
+        whole = None if (checks := open_checks()) is None else checks.so_far()
+        for name, value in added.items():
+            self.sums[name] += value if whole is None else torch.where(whole, value, torch.zeros_like(value))
         return images
 
     def summary(self, accelerator: Accelerator) -> dict[str, float]:
