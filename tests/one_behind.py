@@ -120,7 +120,7 @@ def stored(codec: LatentCodec, folder: Path, *_: str) -> Any:
     index = load_index(str(folder / "shards"))
     RECORD.reset()
     found = measure_roundtrip(codec, latents, index, metrics=("psnr", "ssim"), done=lambda count, total: None)
-    return {name: storage.results.to_json()["per_image"] for name, storage in found.items()}
+    return {name: [row.to_json() for row in storage.results.per_image] for name, storage in found.items()}
 
 
 WORK: dict[str, Callable[..., Any]] = {

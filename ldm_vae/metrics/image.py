@@ -190,7 +190,8 @@ def squared_error(reconstruction: Tensor, image: Tensor) -> Tensor:
 
 def psnr(error: Tensor | float, elements: int) -> Tensor:
     """PSNR in dB, in float64, from a sum of squared differences of `elements` 8-bit values; infinity for 0."""
-    return 10.0 * torch.log10(255.0**2 * elements / torch.as_tensor(error, dtype=torch.float64))
+    exact = error.double() if isinstance(error, Tensor) else torch.tensor(error, dtype=torch.float64)
+    return 10.0 * torch.log10(255.0**2 * elements / exact)
 
 
 def _build(name: MetricName, device: torch.device) -> Metric:
