@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-import torch
 from torch import Tensor
 
 
@@ -19,21 +18,15 @@ class Checks:
     def __init__(self) -> None:
         self.values: list[Tensor] = []
         self._judges: list[Callable[[Tensor], bool]] = []
-        self._flags: list[Tensor] = []
 
     def require(self, flags: Tensor) -> None:
         """flags: bool, any shape; one that is False fails."""
-        self._flags.append(flags.all())
         self.look_at(flags, lambda arrived: bool(arrived.all()))
 
     def look_at(self, value: Tensor, judge: Callable[[Tensor], bool]) -> None:
         """judge: gets the value on the host, and says whether it passes."""
         self.values.append(value)
         self._judges.append(judge)
-
-    def so_far(self) -> Tensor:
-        """Whether all flags until now are True, as a tensor without dimensions on the device."""
-        return torch.stack(self._flags).all()
 
     def passed(self, arrived: Sequence[Tensor]) -> bool:
         """arrived: `values`, on the host."""

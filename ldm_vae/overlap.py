@@ -1,6 +1,7 @@
 """Lets a device compute one batch while the host reads the next one and writes the last one.
 
-What a batch gives is waited for once, and only when the next one has been handed to the device.
+What a batch gives is waited for once, and only when the next one has been handed to the device. Where memory runs out,
+batches are halved, and the work goes on.
 """
 
 from __future__ import annotations
@@ -12,33 +13,65 @@ import torch
 from torch import Tensor
 
 from ldm_vae.checks import checked_later
+from ldm_vae.fitting import DivisibleT, Fitting, attempt
 from ldm_vae.transfer import AT_ONCE, Landing
 
-ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 KnownT = TypeVar("KnownT")
 Finish = Callable[[], ResultT]  # waits for a result, and gives it
 
 
 def one_behind(
-    items: Iterable[ItemT], launch: Callable[[ItemT], Finish[ResultT]], device: torch.device
+    items: Iterable[DivisibleT], launch: Callable[[DivisibleT], Finish[ResultT]], device: torch.device
 ) -> Iterator[ResultT]:
-    """The result of each item, in order. On a GPU, it is waited for when the next item has been launched.
+    """The results of all items, in order: on a GPU each is waited for when the next item has been launched.
 
-    launch: hands an item to the device.
+    An item gives one result, or where memory runs out one for each of its parts. Raises UserError where one image alone
+    does not fit.
+
+    launch: hands an item to the device. It may be called again for what ran out of memory.
     """
-    behind: Finish[ResultT] | None = None
+    fitting = Fitting(device)
+    behind: tuple[DivisibleT, Finish[ResultT]] | None = None
     for item in items:
-        ahead = launch(item)
+        for part in fitting.parts(item):
+            ahead = attempt(lambda part=part: launch(part), device)  # type: ignore[misc]  # of a lambda's default
+            if behind is not None:
+                yield from _finished(*behind, launch, fitting)
+                behind = None
+            if ahead is None:
+                yield from again(part, launch, fitting)
+            elif device.type in AT_ONCE or fitting.alone:
+                yield from _finished(part, ahead[0], launch, fitting)
+            else:
+                behind = part, ahead[0]
+            del part, ahead
         del item
-        if device.type in AT_ONCE:
-            yield ahead()
-            continue
-        if behind is not None:
-            yield behind()
-        behind = ahead
     if behind is not None:
-        yield behind()
+        yield from _finished(*behind, launch, fitting)
+
+
+def _finished(
+    part: DivisibleT, finish: Finish[ResultT], launch: Callable[[DivisibleT], Finish[ResultT]], fitting: Fitting
+) -> Iterator[ResultT]:
+    found = attempt(finish, fitting.device)
+    del finish  # it holds what was on the device
+    if found is not None:
+        yield found[0]
+    else:
+        yield from again(part, launch, fitting)
+
+
+def again(part: DivisibleT, launch: Callable[[DivisibleT], Finish[ResultT]], fitting: Fitting) -> Iterator[ResultT]:
+    """The results of what ran out of memory: of its halves, one after the other, with nothing beside them."""
+    for half in fitting.halves(part):
+        found = attempt(lambda half=half: launch(half)(), fitting.device)  # type: ignore[misc]  # of a lambda's default
+        if found is not None:
+            yield found[0]
+        elif len(half) == 1:
+            raise fitting.too_large(half)
+        else:
+            yield from again(half, launch, fitting)
 
 
 def begin(

@@ -1,6 +1,6 @@
-"""Runs what commands do with batches on a device, in a process of its own: python one_behind.py DEVICE WORK [OPTION ...].
+"""Runs what commands do with batches on a device, in a process of its own: one_behind.py DEVICE WORK [OPTION ...].
 
-It prints, as JSON, what came out, and how often the host waited for the device. DEVICE: cpu, or gpu: one that pretends.
+It prints, as JSON, what came out, and how often the host waited. DEVICE: cpu, or gpu: one that pretends to be one.
 """
 
 from __future__ import annotations
@@ -94,11 +94,8 @@ def evaluated(codec: LatentCodec, _: Path, *options: str) -> Any:
 def validated(codec: LatentCodec, _: Path, *options: str) -> Any:
     metrics, observed = ImageMetrics(("psnr", "ssim", "lpips_vgg"), codec.device), ObservedCodec(codec)
     RECORD.reset()
-    rows = measure_batches(observed, batches(codec, "spoiled" in options), metrics)
-    waits = RECORD.waits.copy()
-    sums = {name: value.tolist() for name, value in observed.sums.items()}
-    RECORD.waits = waits
-    return [row.to_json() for row in rows], sums
+    rows = measure_batches(observed, batches(codec, "spoiled" in options), metrics, observer=observed)
+    return [row.to_json() for row in rows], {name: value.tolist() for name, value in observed.sums.items()}
 
 
 def measured(codec: LatentCodec, _: Path, *options: str) -> Any:
@@ -129,12 +126,23 @@ WORK: dict[str, Callable[..., Any]] = {
 
 
 def main(device: str, work: str, *options: str) -> None:
+    """An option refuse=N: after the undisturbed result, that of N tries in each of which one allocation fails."""
     torch.set_num_threads(1)
-    with stand_in() if device == "gpu" else nullcontext(), tempfile.TemporaryDirectory() as folder:
-        codec = make_codec(device)
-        found = WORK[work](codec, Path(folder), *options)
-        waits = dict(RECORD.waits + RECORD.waits_beside)
-        print(json.dumps({"found": found, "waits": waits, "pageable": dict(RECORD.pageable)}))
+    tries = next((int(option.removeprefix("refuse=")) for option in options if option.startswith("refuse=")), 0)
+    with stand_in() if device == "gpu" else nullcontext():
+
+        def once(refused: int | None) -> dict[str, Any]:
+            codec = make_codec(device)
+            RECORD.refuse = None if refused is None else refused
+            with tempfile.TemporaryDirectory() as folder:
+                found = WORK[work](codec, Path(folder), *options)
+            waits = dict(RECORD.waits + RECORD.waits_beside)
+            return {"found": found, "waits": waits, "pageable": dict(RECORD.pageable), "made": RECORD.allocations}
+
+        undisturbed = once(None)
+        made = undisturbed["made"]
+        refused = np.linspace(1, made, tries, dtype=int).tolist()
+        print(json.dumps([undisturbed, *(once(number) for number in refused)]))
 
 
 if __name__ == "__main__":

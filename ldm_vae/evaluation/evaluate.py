@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -57,6 +57,19 @@ class ImageCodec(Protocol):
 
         size: (H, W) of the images.
         """
+
+
+class Observer(Protocol):
+    """Sees more of a codec than images show."""
+
+    def of_batch(self) -> dict[str, Tensor]:
+        """What was seen of the batch that was decoded last, on the codec's device."""
+
+    def add(self, seen: Mapping[str, Tensor]) -> None:
+        """Adds what `of_batch` gave, on the host."""
+
+
+OBSERVED = "observed "  # begins the names of what an observer has seen
 
 
 class Metrics:
@@ -164,17 +177,19 @@ def measure_batches(
     features: FeatureSets | None = None,
     *,
     sample: int | None = None,
+    observer: Observer | None = None,
 ) -> list[MeasuredImage]:
     """Measures the images of this process, one row for each; adds their features to `features`.
 
     sample: seed of the posterior samples that a LatentCodec decodes; None: the mode is decoded.
+    observer: sees each batch once, when nothing can fail any more.
     """
     courier = Courier(codec.device)
 
     def launch(batch: Batch) -> Finish[list[MeasuredImage]]:
         image = courier.bring(batch.image)
-        finish = begin(lambda: _measured(codec, image, batch.key, metrics, features, sample), codec.device)
-        return lambda: _rows(batch, *finish(), metrics, features)
+        finish = begin(lambda: _measured(codec, image, batch.key, metrics, features, sample, observer), codec.device)
+        return lambda: _rows(batch, *finish(), metrics, features, observer)
 
     return [row for rows in one_behind(batches, launch, codec.device) for row in rows]
 
@@ -199,10 +214,11 @@ def _measured(
     metrics: ImageMetrics,
     features: FeatureSets | None,
     sample: int | None,
+    observer: Observer | None,
 ) -> tuple[dict[str, Tensor], _Known]:
     """Reconstructs and measures a batch on the codec's device.
 
-    Gives what the metrics give, and features by the name of their network.
+    Gives what the metrics give, features by the name of their network, and what the observer saw.
     """
     whole, reconstruction = _reconstruct(codec, image, keys, sample)
     if not whole:
@@ -210,17 +226,25 @@ def _measured(
     pairs = ImagePairs(reconstruction, _at(image, whole))
     values, missing = metrics.measured(pairs)
     found, lacking = ({}, {}) if features is None else features.measured(pairs)
-    return values | {str(name): x for name, x in found.items()}, _Known(whole, missing, lacking)
+    seen = {} if observer is None else {f"{OBSERVED}{name}": x for name, x in observer.of_batch().items()}
+    return values | {str(name): x for name, x in found.items()} | seen, _Known(whole, missing, lacking)
 
 
 def _rows(
-    batch: Batch, values: dict[str, Tensor], known: _Known, metrics: ImageMetrics, features: FeatureSets | None
+    batch: Batch,
+    values: dict[str, Tensor],
+    known: _Known,
+    metrics: ImageMetrics,
+    features: FeatureSets | None,
+    observer: Observer | None,
 ) -> list[MeasuredImage]:
     """The rows of a batch, from what `_measured` gave, on the host; its features are added to `features`."""
-    shape = tuple(batch.image.shape[1:])
     rows = []
     if known.whole:
-        rows += metrics.rows([batch.key[i] for i in known.whole], shape, values, known.metrics)
+        rows += metrics.rows([batch.key[i] for i in known.whole], batch.shape, values, known.metrics)
+        if observer is not None:
+            seen = {name.removeprefix(OBSERVED): x for name, x in values.items() if name.startswith(OBSERVED)}
+            observer.add(seen)
         if features is not None:
             networks = [name for name in features.metrics.networks if name in values]
             features.add({name: values[name] for name in networks}, known.networks, rows)

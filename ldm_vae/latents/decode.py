@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.images.pixels import PixelArray
+from ldm_vae.fitting import Single
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.overlap import Finish, begin, one_behind
 from ldm_vae.transfer import Courier
@@ -21,8 +22,9 @@ def decoded(
     """Each item with its picture (C, H, W), of the original's size and not clamped; None where it is not finite."""
     courier = Courier(codec.device)
 
-    def launch(item: int) -> Finish[tuple[int, PixelArray | None]]:
-        z, size = courier.bring(latents.raw(item)[None]), latents.size(item)
+    def launch(single: Single[int]) -> Finish[tuple[int, PixelArray | None]]:
+        item, size = single.item, latents.size(single.item)
+        z = courier.bring(latents.raw(item)[None])
         finish = begin(lambda: _decoded(codec, z, size), codec.device)
 
         def finished() -> tuple[int, PixelArray | None]:
@@ -31,7 +33,8 @@ def decoded(
 
         return finished
 
-    return one_behind(items, launch, codec.device)
+    singles = (Single(item, latents.size(item)) for item in items)
+    return one_behind(singles, launch, codec.device)
 
 
 def _decoded(codec: LatentCodec, z: Tensor, size: tuple[int, int]) -> tuple[dict[str, Tensor], None]:

@@ -123,19 +123,44 @@ def measure_latents(codec: LatentCodec, batches: Iterable[Batch]) -> LatentMeasu
     """
     result = LatentMeasurement(codec.latent_channels)
     courier = Courier(codec.device)
-    to_watch = ACTIVATION_IMAGES
 
-    def launch(batch: Batch) -> Finish[None]:
-        nonlocal to_watch
-        watched = min(to_watch, len(batch.key))
-        to_watch -= watched
-        images = courier.bring(batch.image)
-        finish = begin(lambda: _measured(codec, images, watched), codec.device)
-        return lambda: result.add(batch.key, watched, *finish())
+    def launch(watched: _Watched) -> Finish[None]:
+        images, keys = courier.bring(watched.batch.image), watched.batch.key
+        finish = begin(lambda: _measured(codec, images, watched.images), codec.device)
+        return lambda: result.add(keys, watched.images, *finish())
 
-    for _ in one_behind(batches, launch, codec.device):
+    for _ in one_behind(_watched(batches), launch, codec.device):
         pass
     return result
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A batch, the activations of whose first images are watched.
+
+    images: how many.
+    """
+
+    batch: Batch
+    images: int
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.batch.shape
+
+    def part(self, start: int, stop: int) -> _Watched:
+        return _Watched(self.batch.part(start, stop), min(max(self.images - start, 0), stop - start))
+
+
+def _watched(batches: Iterable[Batch]) -> Iterator[_Watched]:
+    to_watch = ACTIVATION_IMAGES
+    for batch in batches:
+        watched = min(to_watch, len(batch))
+        to_watch -= watched
+        yield _Watched(batch, watched)
 
 
 @dataclass(frozen=True)

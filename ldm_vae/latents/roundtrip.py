@@ -19,6 +19,7 @@ from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import EvaluationProtocol, Results, summarize
 from ldm_vae.extras import require
+from ldm_vae.fitting import Single
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.encode import names_of
 from ldm_vae.latents.format import LatentJob
@@ -75,7 +76,8 @@ def measure_roundtrip(
     done(0, len(items))
     courier = Courier(codec.device)
 
-    def launch(item: int) -> Finish[int]:
+    def launch(single: Single[int]) -> Finish[int]:
+        item = single.item
         image, stored = courier.bring(find(item)[None]), courier.bring(latents.raw(item)[None])
         key, shape = latents.key(item), tuple(image.shape[1:])
         finish = begin(lambda: _measured(codec, job, image, stored, key, measure), codec.device)
@@ -92,7 +94,7 @@ def measure_roundtrip(
 
         return finished
 
-    for _ in one_behind(items, launch, codec.device):
+    for _ in one_behind((Single(item, latents.size(item)) for item in items), launch, codec.device):
         done(1, len(items))
     protocol = EvaluationProtocol(image=job.image, metrics=tuple(metrics))
     return {

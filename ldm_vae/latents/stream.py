@@ -29,9 +29,10 @@ from ldm_vae.data.images.in_order import IN_FLIGHT, Work, in_order
 from ldm_vae.data.images.peak import picture_peak
 from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage, PixelArray
 from ldm_vae.data.shards.shard import Fields, ShardIndex
+from ldm_vae.fitting import Fitting, attempt
 from ldm_vae.latents.format import LatentJob
 from ldm_vae.noise import GivenNoise, rng
-from ldm_vae.overlap import Finish, begin, one_behind
+from ldm_vae.overlap import Finish, again, begin, one_behind
 from ldm_vae.transfer import Courier
 
 WINDOW_BATCHES = 8  # batches of images among which those of one size are grouped
@@ -164,8 +165,21 @@ class Portion:
     places: list[int]
     pictures: list[ImageSample]
 
+    def __len__(self) -> int:
+        return len(self.places)
 
-Launch = Callable[[Portion], Finish[list[EncodedSample]]]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the first picture; those of the others may be padded more."""
+        image = self.pictures[0].image
+        assert image is not None
+        return image.shape
+
+    def part(self, start: int, stop: int) -> Portion:
+        return Portion(self.window, self.places[start:stop], self.pictures[start:stop])
+
+
+Launch = Callable[[Portion], Finish[tuple[Portion, list[EncodedSample]]]]
 EachPortion = Callable[[Launch, Iterable[list[Portion]]], Iterator[tuple[Portion, list[EncodedSample]]]]
 
 
@@ -176,7 +190,7 @@ def each_batch(device: torch.device) -> Iterator[EachPortion]:
     A CPU encodes those of one window in as many threads as torch has. A GPU gets one after the other, across windows.
     """
     if device.type != "cpu":
-        yield partial(_one_behind, device)
+        yield lambda launch, windows: one_behind(_popped(windows), launch, device)
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for this thread, which computes the statistics
@@ -190,19 +204,18 @@ def each_batch(device: torch.device) -> Iterator[EachPortion]:
 def _side_by_side(
     pool: ThreadPoolExecutor, launch: Launch, windows: Iterable[list[Portion]]
 ) -> Iterator[tuple[Portion, list[EncodedSample]]]:
+    device = torch.device("cpu")
+    fitting = Fitting(device)
     for portions in windows:
-        yield from zip(portions, pool.map(lambda portion: launch(portion)(), portions), strict=True)
-        portions.clear()  # before the next window is filled
-
-
-def _one_behind(
-    device: torch.device, launch: Launch, windows: Iterable[list[Portion]]
-) -> Iterator[tuple[Portion, list[EncodedSample]]]:
-    def launched(portion: Portion) -> Finish[tuple[Portion, list[EncodedSample]]]:
-        finish = launch(portion)
-        return lambda: (portion, finish())
-
-    return one_behind(_popped(windows), launched, device)
+        parts = [part for portion in portions for part in fitting.parts(portion)]
+        portions.clear()
+        found = pool.map(lambda part: attempt(lambda: launch(part)(), device), parts)
+        for part, result in zip(parts, found, strict=True):
+            if result is None:
+                yield from again(part, launch, fitting)
+            else:
+                yield result[0]
+        parts.clear()  # before the next window is filled
 
 
 def _popped(windows: Iterable[list[Portion]]) -> Iterator[Portion]:
@@ -273,14 +286,16 @@ def _windows(pictures: Iterable[tuple[int, ImageSample]], batch: int) -> Iterato
             yield number, window
 
 
-def _launch(codec: LatentCodec, job: LatentJob, courier: Courier, portion: Portion) -> Finish[list[EncodedSample]]:
+def _launch(
+    codec: LatentCodec, job: LatentJob, courier: Courier, portion: Portion
+) -> Finish[tuple[Portion, list[EncodedSample]]]:
     """Hands one batch to the codec's device."""
     images = [picture.image for picture in portion.pictures if picture.image is not None]
     keys = [picture.key for picture in portion.pictures]
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     batch = courier.bring(_padded(images, job.multiple))
     finish = begin(lambda: _stored(codec, job, batch, keys, sizes), codec.device)
-    return lambda: _samples(job, portion.pictures, sizes, *finish())
+    return lambda: (portion, _samples(job, portion.pictures, sizes, *finish()))
 
 
 def _samples(
