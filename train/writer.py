@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
+from ldm_vae.transfer import Landing
 from train.checkpoint import CheckpointConfig, folder_of, prune
 
 logger = logging.getLogger("train")
@@ -61,8 +61,7 @@ class CheckpointWriter:
         First waits for the checkpoint before. Tensors and `meta` may be changed afterwards.
         """
         self.wait()
-        copies, copied = host_copies(tensors)
-        arguments = (step, copies, copied, copy.deepcopy(meta))
+        arguments = (step, copy_to_host(tensors), copy.deepcopy(meta))
         self._thread = Thread(target=self._write, args=arguments, name="checkpoint")
         self._thread.start()
 
@@ -80,34 +79,25 @@ class CheckpointWriter:
         if error is not None:
             raise error
 
-    def _write(self, step: int, tensors: Groups, copied: torch.cuda.Event | None, meta: Mapping[str, Any]) -> None:
+    def _write(self, step: int, landed: Callable[[], Groups], meta: Mapping[str, Any]) -> None:
         try:
-            if copied is not None:
-                copied.synchronize()
-            Checkpoint.write(folder_of(self.run, step), tensors, meta)
+            Checkpoint.write(folder_of(self.run, step), landed(), meta)
             prune(self.run, self.config)
         except BaseException as error:  # it belongs to the main thread, which ends the run
             self._error = error
 
 
-def host_copies(groups: Groups) -> tuple[dict[str, dict[str, Tensor]], torch.cuda.Event | None]:
-    """Copies of tensors on the host, each with memory of its own; and what to wait for before they are read, if any.
+def copy_to_host(groups: Groups) -> Callable[[], dict[str, dict[str, Tensor]]]:
+    """Starts to copy tensors to the host, into memory of their own. The function that it returns waits for the copies.
 
     Copies from a GPU are made in its order of work: after what was asked of it before, and before what comes later. So
     later steps may change the tensors at once, and the host need not wait.
     """
-    on_gpu = any(tensor.is_cuda for named in groups.values() for tensor in named.values())
-    copies = {
-        group: {
-            name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).copy_(
-                tensor.detach(), non_blocking=tensor.is_cuda
-            )
-            for name, tensor in named.items()
-        }
-        for group, named in groups.items()
-    }
-    if not on_gpu:
-        return copies, None
-    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    copied.record()
-    return copies, copied
+    tensors = [tensor.detach() for named in groups.values() for tensor in named.values()]
+    landing = Landing([tensor.clone() if tensor.device.type == "cpu" else tensor for tensor in tensors])
+
+    def landed() -> dict[str, dict[str, Tensor]]:
+        copies = iter(landing.wait())
+        return {group: {name: next(copies) for name in named} for group, named in groups.items()}
+
+    return landed

@@ -13,6 +13,7 @@ check.py          Finds what is wrong with a folder of latents
 dataset.py        LatentDataset: gives stored latents for training diffusion models
 fields.py         The class and the text of a stored sample, and what stands for one that is missing
 buckets.py        Batches of latents of one size, for DataLoader(batch_sampler=...)
+decode.py         Decodes stored latents to pictures
 picture_names.py  Where the picture of each latent goes, so that none takes the place of another
 roundtrip.py      Compares stored latents with the images they were made of
 prefetch.py       Runs a generator in a thread, ahead of the code that uses its items

@@ -102,7 +102,7 @@ def rooms(record: Record) -> dict[str, Any]:
     for gibibytes, pictures in ((80.0, 8), (24.0, 8), (5.0, 1), (0.05, 1)):
         z = torch.zeros(pictures, 4, 125, 125).to("gpu")
         batches.clear()
-        record.capacity = record.now + gibibytes * 2**30
+        record.capacity = record.now + int(gibibytes * 2**30)
         record.reset()
         try:
             passes.decode(model, z)
