@@ -10,6 +10,7 @@ from threading import Thread
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ldm_vae.errors import UserError
@@ -94,7 +95,12 @@ def copy_to_host(groups: Groups) -> Callable[[], dict[str, dict[str, Tensor]]]:
     later steps may change the tensors at once, and the host need not wait.
     """
     tensors = [tensor.detach() for named in groups.values() for tensor in named.values()]
-    landing = Landing([tensor.clone() if tensor.device.type == "cpu" else tensor for tensor in tensors])
+    landing = Landing(
+        [
+            tensor.clone(memory_format=torch.contiguous_format) if tensor.device.type == "cpu" else tensor
+            for tensor in tensors
+        ]
+    )
 
     def landed() -> dict[str, dict[str, Tensor]]:
         copies = iter(landing.wait())
