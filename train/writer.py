@@ -95,12 +95,8 @@ def copy_to_host(groups: Groups) -> Callable[[], dict[str, dict[str, Tensor]]]:
     later steps may change the tensors at once, and the host need not wait.
     """
     tensors = [tensor.detach() for named in groups.values() for tensor in named.values()]
-    landing = Landing(
-        [
-            tensor.clone(memory_format=torch.contiguous_format) if tensor.device.type == "cpu" else tensor
-            for tensor in tensors
-        ]
-    )
+    own = [t.clone(memory_format=torch.contiguous_format) if t.device.type == "cpu" else t for t in tensors]
+    landing = Landing(own)
 
     def landed() -> dict[str, dict[str, Tensor]]:
         copies = iter(landing.wait())
