@@ -102,15 +102,11 @@ def make_plan(steps: Sequence[ChainStep], weight: Tensor, what: str, max_memory:
     costs = _Costs(steps, size, device, min(_default_strips(steps, size, device), MOST_STRIPS, most))
     once = route = costs.once()
     if max_memory is not None and beside + once.bytes > max_memory:
-<<<<<<< HEAD
-        # Computing again comes first. To spill took 24 GiB over the bus for a megapixel, 1 s at 25 GB/s; a whole pass
-=======
         # Computing again comes first. To spill takes 24 GiB over the bus for a megapixel, 1 s at 25 GB/s; a whole pass
->>>>>>> f-I
         # has 1e13 operations, 0.1 s at 100 TFLOP/s.
         ways = (False,) if device in SHARING else (False, True)
-        tried = [[_Costs(steps, size, device, min(2**power, most), spill) for power in range(most.bit_length())]
-                 for spill in ways]  # fmt: skip
+        counts = [min(2**power, most) for power in range(most.bit_length())]
+        tried = [[_Costs(steps, size, device, count, spill) for count in counts] for spill in ways]
         found = next(filter(None, (_cheapest(way, max_memory - beside, once, device) for way in tried)), None)
         if found is None:
             least = beside + min(costs.least(_reach(costs, once, device)) for way in tried for costs in way)

@@ -66,9 +66,7 @@ def fit_image(array: PixelArray, config: ImageConfig, generator: np.random.Gener
     if config.resize is not None:
         array = resize_image(array, kept.height, kept.width, config.resize_filter, config.resize_rounding)
     rows, columns = kept.places()
-    if flip or (kept.rows, kept.columns) != (kept.height, kept.width):  # copied, so that nothing holds the rest
-        return mirrored(array[:, rows, columns], flip)
-    return np.ascontiguousarray(array)
+    return mirrored(array[:, rows, columns], flip, holds_more=kept.is_part)
 
 
 def plan_fit(
@@ -99,12 +97,15 @@ def plan_fit(
     return Kept(tall, wide, top, left, config.crop, config.crop), flip
 
 
-def mirrored(array: PixelArray, flip: bool) -> PixelArray:
-    """A copy of (C, h, w), mirrored left to right if `flip`.
+def mirrored(array: PixelArray, flip: bool, *, holds_more: bool) -> PixelArray:
+    """(C, h, w), mirrored left to right if `flip`, contiguous.
 
-    A copy, because numpy calls an array one pixel wide contiguous with any stride, and torch takes no negative one.
+    Copied where the array is a view that holds more than itself; and where it is mirrored, because numpy calls an array
+    one pixel wide contiguous with any stride, and torch takes no negative one.
     """
-    return (array[:, :, ::-1] if flip else array).copy()
+    if flip:
+        return array[:, :, ::-1].copy()
+    return array.copy() if holds_more else np.ascontiguousarray(array)
 
 
 def fitting_peak(channels: int, height: int, width: int, config: ImageConfig) -> int:

@@ -52,14 +52,14 @@ def prepare_image(data: bytes, extension: str, config: ImageConfig, generator: n
     planes = _planes(pixels, full, levels=stays or (config.resize_rounding == "8bit" and not exact))
     del pixels
     if stays:
-        return Prepared(mirrored(planes, flip), lowest)
+        return Prepared(mirrored(planes, flip, holds_more=kept.is_part), lowest)
     filter_and_rounding = config.resize_filter, config.resize_rounding
     if not exact:
         part = resize_box(planes, source.box, kept.rows, kept.columns, *filter_and_rounding)
-        return Prepared(mirrored(part, flip), lowest)
+        return Prepared(mirrored(part, flip, holds_more=False), lowest)
     rows, columns = kept.places()
     whole = resize_image(planes, kept.height, kept.width, *filter_and_rounding)
-    return Prepared(mirrored(whole[:, rows, columns], flip), lowest)
+    return Prepared(mirrored(whole[:, rows, columns], flip, holds_more=kept.is_part), lowest)
 
 
 def _source(picture: Picture, kept: Kept, config: ImageConfig, *, stays: bool, exact: bool) -> Source:

@@ -37,6 +37,11 @@ class Kept(NamedTuple):
     rows: int
     columns: int
 
+    @property
+    def is_part(self) -> bool:
+        """Whether something is not kept."""
+        return (self.rows, self.columns) != (self.height, self.width)
+
     def places(self) -> tuple[slice, slice]:
         """Its rows and columns in the whole picture."""
         return slice(self.top, self.top + self.rows), slice(self.left, self.left + self.columns)
