@@ -111,13 +111,8 @@ def test_a_decoder_that_fails_ends_the_job_and_its_threads(
 
     before = threading.active_count()
     with monkeypatch.context() as patched:
-<<<<<<< HEAD
         patched.setattr(in_order, "IN_FLIGHT", bound)
-        patched.setattr(stream, "decode_image", failing)
-=======
-        patched.setattr(stream, "IN_FLIGHT", bound)
         patched.setattr(stream, "prepare_image", failing)
->>>>>>> f-D
         with pytest.raises(MemoryError, match="of the decoder"):
             run(codec, shards, tmp_path / "out", job(codec, batch=4))
     assert threading.active_count() == before
