@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from inspect import Parameter, signature
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm_vae.checks import open_checks
 from ldm_vae.data.images.pixels import RANGE_TOLERANCE
 from ldm_vae.errors import UserError
 from ldm_vae.finite import NonFiniteError, not_finite
@@ -33,10 +35,19 @@ def check_images(images: object, channels: int, warn: Callable[[str, str], None]
         raise UserError(given, f"give floats (B, {channels}, H, W) in [-1, 1]{of_bytes}")
     if images.numel() == 0:
         raise UserError(f"images of shape {list(images.shape)}", "give at least one image of at least one pixel")
-    low, high = images.aminmax()
-    lowest, highest = torch.stack([low, high]).tolist()  # one transfer
-    if not (math.isfinite(lowest) and math.isfinite(highest)):
+    extremes = torch.stack(images.aminmax())
+    if (checks := open_checks()) is not None and images.device.type != "cpu":
+        checks.look_at(extremes, partial(_check_extremes, warn=warn))
+        return
+    if not _check_extremes(extremes, warn):
         raise NonFiniteError("the picture", not_finite(images))
+
+
+def _check_extremes(extremes: Tensor, warn: Callable[[str, str], None]) -> bool:
+    """Whether the lowest and the highest value of images are finite; warns of a range other than [-1, 1]."""
+    lowest, highest = extremes.tolist()  # one transfer
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        return False
     held = f"images hold values from {lowest:g} to {highest:g}; the codec was trained on [-1, 1]"
     if highest > BYTES_FROM:
         warn("bytes", f"{held}: give `x / 127.5 - 1` of 8 bits")
@@ -44,6 +55,7 @@ def check_images(images: object, channels: int, warn: Callable[[str, str], None]
         warn("beyond", f"{held}: give clamped ones, or another normalisation")
     elif 0 <= lowest < highest:
         warn("unit", f"{held}: if yours are in [0, 1], give `2 * x - 1`")
+    return True
 
 
 def check_latents(z: object, channels: int) -> None:

@@ -9,9 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ldm_vae.checks import open_checks
 from ldm_vae.errors import UserError
 from ldm_vae.networks.network import Network
 from ldm_vae.precision import at_least_float32, name_of_type, without_autocast
+from ldm_vae.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +35,17 @@ def run_finite(
 ) -> tuple[Tensor, list[int]]:
     """Returns network(model, x) in at least float32, and the places of the samples that are not finite.
 
-    The network runs in the model's type; samples that come out not finite are computed again in float32.
+    The network runs in the model's type; samples that come out not finite are computed again in float32. Among checks
+    that are read later (`checks.py`), none is said to be so.
 
     what: what is computed, for the warning.
     """
-    x = x.to(device)
+    x = to_device(x, device)
     with without_autocast(device):
         result = at_least_float32(network(model, x.to(model.dtype)))
+        if (checks := open_checks()) is not None:
+            checks.require(finite_samples(result))
+            return result, []
         broken = not_finite(result)
         if broken and model.dtype in (torch.bfloat16, torch.float16):
             given = len(broken), len(x), what, name_of_type(model.dtype)
@@ -53,8 +59,12 @@ def run_finite(
 
 def not_finite(x: Tensor) -> list[int]:
     """Places in the batch that hold NaN or infinity. Takes one transfer from the device, and no memory."""
+    return [place for place, finite in enumerate(finite_samples(x).tolist()) if not finite]
+
+
+def finite_samples(x: Tensor) -> Tensor:
+    """(B, ...) -> (B,), bool: whether a sample holds neither NaN nor infinity."""
     if x.numel() == 0:
-        return []
-    ends = torch.stack([torch.stack(sample.aminmax()) for sample in x])  # NaN is an end of what holds one
-    bad: list[int] = (~ends.isfinite().all(dim=1)).nonzero().flatten().tolist()
-    return bad
+        return torch.ones(len(x), dtype=torch.bool, device=x.device)
+    dims = tuple(range(1, x.ndim))
+    return x.amax(dims).isfinite() & x.amin(dims).isfinite()  # NaN is both where there is one; and it takes no memory

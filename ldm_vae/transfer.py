@@ -6,6 +6,8 @@ from it are done, so that nobody else has to (`CachingHostAllocator` of PyTorch)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,3 +39,28 @@ class Courier:
         computing.wait_stream(self._stream)
         brought.record_stream(computing)  # its memory was made for the other stream
         return brought if dtype is None else brought.to(dtype)
+
+
+class Landing:
+    """Brings tensors from their devices to the host, beside what the devices compute next."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._event: torch.Event | None = None
+        self._landed = []
+        for tensor in tensors:
+            if tensor.device.type in AT_ONCE:
+                self._landed.append(tensor.cpu())
+                continue
+            # Into pinned memory, which PyTorch makes for such a copy.
+            self._landed.append(tensor.detach().contiguous().to("cpu", non_blocking=True))
+            self._event = self._event or torch.Event(
+                tensor.device, blocking=True
+            )  # who waits leaves the core to others
+        if self._event is not None:
+            self._event.record()
+
+    def wait(self) -> list[Tensor]:
+        """The tensors on the host. Waits once, for what was computed before they set out."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._landed

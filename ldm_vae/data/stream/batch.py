@@ -25,6 +25,19 @@ class Batch:
     key: list[str]
     slot: Tensor
 
+    def __len__(self) -> int:
+        return len(self.key)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of each image."""
+        return tuple(self.image.shape[1:])
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The images from `start` to before `stop`."""
+        label = None if self.label is None else self.label[start:stop]
+        return Batch(self.image[start:stop], label, self.key[start:stop], self.slot[start:stop])
+
     def by(self, courier: Courier, dtype: torch.dtype = torch.float32) -> Batch:
         """The same batch with image (as `dtype`) and label on the device of a courier."""
         label = None if self.label is None else courier.bring(self.label)
