@@ -1,4 +1,4 @@
-"""Reads shards of images and encodes their samples, in order. Threads decode; images of one size make a batch.
+"""Encodes pictures, in order. Images of one size make a batch.
 
 What is held at a time does not grow with the pictures: see `IN_FLIGHT`.
 
@@ -8,6 +8,7 @@ their last bits, does not depend on how many threads a launcher gives to a proce
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,16 +24,17 @@ import torch
 from torch import Tensor
 
 from ldm_vae.codec import LatentCodec
-from ldm_vae.data.images.decode import decode_image
-from ldm_vae.data.images.fit import fit_image
-from ldm_vae.data.images.in_order import IN_FLIGHT, Work, in_order
-from ldm_vae.data.images.peak import picture_peak
-from ldm_vae.data.images.pixels import EXTENSIONS, BrokenImage, PixelArray
-from ldm_vae.data.shards.shard import Fields, ShardIndex
+from ldm_vae.data.images.in_order import IN_FLIGHT
+from ldm_vae.data.images.pixels import PixelArray
+from ldm_vae.data.shards.shard import Fields
+from ldm_vae.fitting import Fitting, attempt
 from ldm_vae.latents.format import LatentJob
+from ldm_vae.latents.pictures import ImageSample, bytes_of
 from ldm_vae.latents.prefetch import in_thread
 from ldm_vae.noise import GivenNoise, rng
+from ldm_vae.overlap import Finish, again, begin, one_behind
 from ldm_vae.padding import pad_to_multiple
+from ldm_vae.transfer import Courier
 
 WINDOW_BATCHES = 8  # batches of images among which those of one size are grouped
 WINDOW_PIXELS = 2**25  # pixels that such a window holds at most: 400 MB of three float32 channels
@@ -40,28 +42,6 @@ PIXEL = 12  # bytes of three float32 channels, by which the files that are carri
 # The queues before and behind the encoder hold a quarter of `IN_FLIGHT` each. One picture alone may always pass. So
 # with the window, and beside one picture in each place, less than twice IN_FLIGHT is held.
 QUEUED = IN_FLIGHT // 4
-ReadShard = Callable[[int, ShardIndex], Iterator[tuple[str, Fields | str]]]  # as `DigestingReader.read` gives samples
-
-
-@dataclass(frozen=True)
-class ImageSample:
-    """A sample with its decoded image.
-
-    key: name of the sample.
-    fields: fields that are carried along.
-    image: (C, H, W); None if it is broken.
-    reason: why it is broken.
-    """
-
-    key: str
-    fields: Fields
-    image: PixelArray | None
-    reason: str = ""
-
-    @property
-    def bytes(self) -> int:
-        """What it holds: the picture, and the fields."""
-        return bytes_of(self.fields) + (0 if self.image is None else self.image.nbytes)
 
 
 @dataclass(frozen=True)
@@ -92,112 +72,139 @@ class EncodedSample:
 SampleT = TypeVar("SampleT", ImageSample, EncodedSample)
 
 
-def bytes_of(fields: Fields) -> int:
-    return sum(len(data) for data in fields.values())
-
-
-def decoded(
-    shards: Sequence[ShardIndex], job: LatentJob, pool: ThreadPoolExecutor, ahead: int, read: ReadShard
-) -> Iterator[tuple[int, ImageSample]]:
-    """Gives (number of the shard, sample) in order, while up to `ahead` samples are being decoded.
-
-    They take `IN_FLIGHT` bytes at most, or are one.
-    """
-    work = (
-        Work(partial(_numbered, number, key, fields, job), _peak(fields, job))
-        for number, shard in enumerate(shards)
-        for key, fields in read(number, shard)
-    )
-    yield from in_order(work, pool, ahead=ahead, size=lambda pair: pair[1].bytes)
-
-
 def made_ahead(samples: Iterable[tuple[int, SampleT]], *, depth: int) -> Generator[tuple[int, SampleT], None, None]:
     """Gives the same samples, made in a thread of their own, up to `depth` samples or `QUEUED` bytes ahead."""
     return in_thread(samples, depth=depth, size=lambda pair: pair[1].bytes, limit=QUEUED)
 
 
-def _numbered(number: int, key: str, fields: Fields | str, job: LatentJob) -> tuple[int, ImageSample]:
-    return number, _decode(key, fields, job)
+@dataclass
+class _Window:
+    """Pictures among which those of one size make batches.
+
+    number: of the shard.
+    results: place in the window -> its sample, once there is one.
+    pictures: how many there are.
+    """
+
+    number: int
+    results: dict[int, EncodedSample]
+    pictures: int
 
 
-def _peak(fields: Fields | str, job: LatentJob) -> int:
-    """Bytes that a sample takes while its picture is decoded, by the header of the picture."""
-    if isinstance(fields, str):
-        return 0
-    extension = _extension(fields)
-    return bytes_of(fields) + (0 if extension is None else picture_peak(fields[extension], extension, job.image))
+@dataclass
+class Portion:
+    """Pictures of one size after padding, none of them broken, that are encoded together.
+
+    window, places: where they came from.
+    """
+
+    window: _Window
+    places: list[int]
+    pictures: list[ImageSample]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the first picture; those of the others may be padded more."""
+        image = self.pictures[0].image
+        assert image is not None
+        return image.shape
+
+    def part(self, start: int, stop: int) -> Portion:
+        return Portion(self.window, self.places[start:stop], self.pictures[start:stop])
 
 
-def _extension(fields: Fields) -> str | None:
-    """The member that is the picture."""
-    return next((name for name in EXTENSIONS if name in fields), None)
-
-
-def _decode(key: str, fields: Fields | str, job: LatentJob) -> ImageSample:
-    if isinstance(fields, str):
-        return ImageSample(key, {}, None, fields)
-    extension = _extension(fields)
-    if extension is None:
-        return ImageSample(key, fields, None, "no picture among its members")
-    carried = fields if job.keep_image else {name: data for name, data in fields.items() if name != extension}
-    try:
-        image = fit_image(decode_image(fields[extension], extension, job.image_channels), job.image, None)
-    except BrokenImage as error:
-        return ImageSample(key, carried, None, error.reason)
-    return ImageSample(key, carried, image)
-
-
-Batches = list[list[int]]  # places in a window, for each batch
-EachBatch = Callable[[Callable[[list[int]], list["EncodedSample"]], Batches], Iterable[list["EncodedSample"]]]  # `map`
+Launch = Callable[[Portion], Finish[tuple[Portion, list[EncodedSample]]]]
+EachPortion = Callable[[Launch, Iterable[list[Portion]]], Iterator[tuple[Portion, list[EncodedSample]]]]
 
 
 @contextmanager
-def each_batch(device: torch.device) -> Iterator[EachBatch]:
-    """The `map` that `encoded` uses: on a CPU over as many threads as torch has, on a GPU the plain one."""
+def each_batch(device: torch.device) -> Iterator[EachPortion]:
+    """How `encoded` goes through the portions of one window after the other.
+
+    A CPU encodes those of one window in as many threads as torch has. A GPU gets one after the other, across windows.
+    """
     if device.type != "cpu":
-        yield map
+        yield lambda launch, windows: one_behind(_popped(windows), launch, device)
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for this thread, which computes the statistics
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool.map
+            yield partial(_side_by_side, pool)
     finally:
         torch.set_num_threads(threads)
 
 
+def _side_by_side(
+    pool: ThreadPoolExecutor, launch: Launch, windows: Iterable[list[Portion]]
+) -> Iterator[tuple[Portion, list[EncodedSample]]]:
+    device = torch.device("cpu")
+    fitting = Fitting(device)
+    for portions in windows:
+        parts = [part for portion in portions for part in fitting.parts(portion)]
+        portions.clear()
+        found = pool.map(lambda part: attempt(lambda: launch(part)(), device), parts)
+        for part, result in zip(parts, found, strict=True):
+            if result is None:
+                yield from again(part, launch, fitting)
+            else:
+                yield result[0]
+        parts.clear()  # before the next window is filled
+
+
+def _popped(windows: Iterable[list[Portion]]) -> Iterator[Portion]:
+    """The portions one by one; only who has asked for one holds it."""
+    for portions in windows:
+        while portions:
+            yield portions.pop(0)
+
+
 def encoded(
-    codec: LatentCodec, job: LatentJob, pictures: Iterable[tuple[int, ImageSample]], each: EachBatch
+    codec: LatentCodec, job: LatentJob, pictures: Iterable[tuple[int, ImageSample]], each: EachPortion
 ) -> Iterator[tuple[int, EncodedSample]]:
     """Encodes pictures and gives them in the same order. Images of one padded size in a window make batches."""
-    for number, window in _windows(pictures, job.batch):
-        results = {
-            place: EncodedSample(picture.key, {}, reason=picture.reason)
-            for place, picture in enumerate(window)
-            if picture.image is None
-        }
-        batches = _batches(window, job)
+    begun: deque[_Window] = deque()
 
-        def encode(places: list[int], window: list[ImageSample] = window) -> list[EncodedSample]:
-            return _encode(codec, job, [window[place] for place in places])
+    def windows() -> Iterator[list[Portion]]:
+        for number, found in _windows(pictures, job.batch):
+            window, portions = _portions(number, found, job)
+            found.clear()  # in the generator that made it, too, before the next one is filled
+            begun.append(window)
+            yield portions
 
-        for chosen, found in zip(batches, each(encode, batches), strict=True):
-            results.update(zip(chosen, found, strict=True))
-        window.clear()  # here and in the generator that made it, before the next one is filled
-        for place in range(len(results)):
-            yield number, results.pop(place)
+    courier = Courier(codec.device)
+    for portion, samples in each(partial(_launch, codec, job, courier), windows()):
+        portion.window.results.update(zip(portion.places, samples, strict=True))
+        del portion, samples
+        yield from _whole(begun)
+    yield from _whole(begun)
 
 
-def _batches(window: Sequence[ImageSample], job: LatentJob) -> Batches:
-    """Batches of the pictures of a window that are not broken, each of one size after padding."""
+def _whole(begun: deque[_Window]) -> Iterator[tuple[int, EncodedSample]]:
+    """The samples of the first windows that have all of theirs."""
+    while begun and len(begun[0].results) == begun[0].pictures:
+        window = begun.popleft()
+        for place in range(window.pictures):
+            yield window.number, window.results.pop(place)
+
+
+def _portions(number: int, pictures: Sequence[ImageSample], job: LatentJob) -> tuple[_Window, list[Portion]]:
+    """A window of pictures, and the batches of those that are not broken, each of one size after padding."""
+    window = _Window(number, {}, len(pictures))
     by_size: dict[tuple[int, ...], list[int]] = {}
-    for place, picture in enumerate(window):
-        if picture.image is not None:
+    for place, picture in enumerate(pictures):
+        if picture.image is None:
+            window.results[place] = EncodedSample(picture.key, {}, reason=picture.reason)
+        else:
             sides = picture.image.shape[1:]
             by_size.setdefault(tuple(-(-side // job.multiple) for side in sides), []).append(place)
-    return [
+    parts = [
         places[start : start + job.batch] for places in by_size.values() for start in range(0, len(places), job.batch)
     ]
+    return window, [Portion(window, places, [pictures[place] for place in places]) for places in parts]
 
 
 def _windows(pictures: Iterable[tuple[int, ImageSample]], batch: int) -> Iterator[tuple[int, list[ImageSample]]]:
@@ -216,24 +223,31 @@ def _windows(pictures: Iterable[tuple[int, ImageSample]], batch: int) -> Iterato
             yield number, window
 
 
-def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[ImageSample]) -> list[EncodedSample]:
-    """Encodes one batch.
+def _launch(
+    codec: LatentCodec, job: LatentJob, courier: Courier, portion: Portion
+) -> Finish[tuple[Portion, list[EncodedSample]]]:
+    """Hands one batch to the codec's device."""
+    images = [picture.image for picture in portion.pictures if picture.image is not None]
+    keys = [picture.key for picture in portion.pictures]
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
+    batch = courier.bring(_padded(images, job.multiple))
+    finish = begin(lambda: _stored(codec, job, batch, keys, sizes), codec.device)
+    return lambda: (portion, _samples(job, portion.pictures, sizes, *finish()))
 
-    pictures: none of them broken, all of one size after padding.
-    """
-    images = [picture.image for picture in pictures if picture.image is not None]
-    field = f"{job.latents}.npy"
-    tensors, broken = {}, set()
-    # A mirrored image is padded as a picture of its own.
-    for name, views in [(field, images)] + [(f"mirrored.{field}", [i[:, :, ::-1] for i in images])] * job.mirrored:
-        batch = _padded(views, job.multiple)
-        tensors[name], places = _stored(codec, job, batch, [picture.key for picture in pictures])
-        broken |= set(places)
-    arrays = {name: tensor.half().cpu().numpy() for name, tensor in tensors.items()}
-    z = tensors[field][:, : job.channels].cpu()
+
+def _samples(
+    job: LatentJob,
+    pictures: Sequence[ImageSample],
+    sizes: Sequence[tuple[int, int]],
+    tensors: dict[str, Tensor],
+    broken: set[int],
+) -> list[EncodedSample]:
+    """tensors, broken: what `_stored` gave, on the host."""
+    z = tensors.pop("z")
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     results = []
-    for i, (picture, image) in enumerate(zip(pictures, images, strict=True)):
-        found = EncodedSample(picture.key, picture.fields, (image.shape[1], image.shape[2]))
+    for i, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
+        found = EncodedSample(picture.key, picture.fields, size)
         mine = {name: array[i] for name, array in arrays.items()}
         if i in broken:
             found = replace(found, reason="its latent is not finite, in float32 either")
@@ -245,22 +259,43 @@ def _encode(codec: LatentCodec, job: LatentJob, pictures: Sequence[ImageSample])
     return results
 
 
-def _padded(views: Sequence[PixelArray], multiple: int) -> Tensor:
+def _padded(images: Sequence[PixelArray], multiple: int) -> Tensor:
     """Pictures of one size after padding -> (B, C, H, W). Holds one copy of them, and of one picture another."""
-    height, width = (-(-side // multiple) * multiple for side in views[0].shape[1:])
-    batch = torch.empty(len(views), views[0].shape[0], height, width)
-    for place, view in zip(batch, views, strict=True):
-        # Copied, because torch takes no negative strides, and numpy calls one pixel wide contiguous with any stride.
-        place.copy_(pad_to_multiple(torch.from_numpy(view.copy())[None], multiple)[0])
+    height, width = (-(-side // multiple) * multiple for side in images[0].shape[1:])
+    batch = torch.empty(len(images), images[0].shape[0], height, width)
+    for place, image in zip(batch, images, strict=True):
+        # Copied, because numpy calls one pixel wide contiguous with any stride.
+        place.copy_(pad_to_multiple(torch.from_numpy(image.copy())[None], multiple)[0])
     return batch
 
 
-def _stored(codec: LatentCodec, job: LatentJob, images: Tensor, keys: Sequence[str]) -> tuple[Tensor, list[int]]:
-    """What is stored of a batch, (B, C, h, w), and the places of the samples that are not finite."""
-    moments, broken = codec.checked_moments(images)
-    if job.latents == "moments":
-        return moments, broken
-    return draw_latents(codec, job, moments, keys), broken
+def _mirrored(batch: Tensor, sizes: Sequence[tuple[int, int]], multiple: int) -> Tensor:
+    """The mirrored pictures of a padded batch (B, C, H, W). Each is padded as a picture of its own.
+
+    sizes: (height, width) of each before it was padded.
+    """
+    if all(width == batch.shape[3] for _, width in sizes):  # what was padded below is so in the mirror, too
+        return batch.flip(3)
+    views = [image[None, :, :height, :width].flip(3) for image, (height, width) in zip(batch, sizes, strict=True)]
+    return torch.cat([pad_to_multiple(view, multiple) for view in views])
+
+
+def _stored(
+    codec: LatentCodec, job: LatentJob, batch: Tensor, keys: Sequence[str], sizes: Sequence[tuple[int, int]]
+) -> tuple[dict[str, Tensor], set[int]]:
+    """What is stored of a padded batch, by field; "z", which is measured; and the places that are not finite."""
+    field = f"{job.latents}.npy"
+    tensors: dict[str, Tensor] = {}
+    broken: set[int] = set()
+    for name in (field, f"mirrored.{field}")[: 1 + job.mirrored]:
+        images = batch if name == field else _mirrored(batch, sizes, job.multiple)
+        moments, places = codec.checked_moments(images)
+        broken |= {*places}
+        latents = moments if job.latents == "moments" else draw_latents(codec, job, moments, keys)
+        if name == field:
+            tensors["z"] = latents[:, : job.channels]
+        tensors[name] = latents.half()
+    return tensors, broken
 
 
 def draw_latents(codec: LatentCodec, job: LatentJob, moments: Tensor, keys: Sequence[str]) -> Tensor:
