@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -75,30 +75,40 @@ class ObservedCodec:
             "colour": colours,
             "colour_square": colours,
         }
-        self.sums = {name: torch.zeros(size, dtype=torch.float64, device=self.device) for name, size in zeros.items()}
-        self.sums |= {name: torch.zeros(1, dtype=torch.float64, device=self.device) for name in ("images", "positions")}
+        self.sums = {name: torch.zeros(size, dtype=torch.float64) for name, size in zeros.items()}
+        self.sums |= {name: torch.zeros(1, dtype=torch.float64) for name in ("images", "positions")}
 
     def encode(self, images: Tensor) -> Tensor:
+        self.seen: dict[str, Tensor] = {}
         moments = self.codec.moments(images)
         self.latent: Latent = self.bottleneck(moments.double())
         return self.latent.z.to(moments)
 
     def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
-        """Decodes the latents of the last call of `encode`, all of them, and adds them to the sums.
+        """Decodes the latents of the last call of `encode`, all of them.
 
-        They are added here and not in `encode`, because a batch that cannot be decoded is encoded again in part.
+        Only then are they seen, because a batch that cannot be decoded is encoded again in part.
         """
         images = self.codec.decode(latents, size=size)
         mode, nats = self.latent.z, self.latent.nats
-        self.sums["rate"] += nats.sum(dim=[0, *range(2, nats.ndim)])
-        self.sums["mean"] += mode.sum(dim=(0, 2, 3))
-        self.sums["mean_square"] += mode.square().sum(dim=(0, 2, 3))
-        self.sums["images"] += len(mode)
-        self.sums["positions"] += mode[:, 0].numel()
         colour = images.double().mean(dim=(2, 3))
-        self.sums["colour"] += colour.sum(dim=0)
-        self.sums["colour_square"] += colour.square().sum(dim=0)
+        self.seen = {
+            "rate": nats.sum(dim=[0, *range(2, nats.ndim)]),
+            "mean": mode.sum(dim=(0, 2, 3)),
+            "mean_square": mode.square().sum(dim=(0, 2, 3)),
+            "colour": colour.sum(dim=0),
+            "colour_square": colour.square().sum(dim=0),
+            "images": torch.tensor([float(len(mode))], dtype=torch.float64),
+            "positions": torch.tensor([float(mode[:, 0].numel())], dtype=torch.float64),
+        }
         return images
+
+    def of_batch(self) -> dict[str, Tensor]:
+        return self.seen
+
+    def add(self, sums: Mapping[str, Tensor]) -> None:
+        for name, value in sums.items():
+            self.sums[name] += value
 
     def summary(self, accelerator: Accelerator) -> dict[str, float]:
         """Values over the images of all ranks; of no image there is only their number. All ranks must call.
@@ -107,7 +117,9 @@ class ObservedCodec:
         active_channels_share: share of the latent channels that carry information.
         reconstruction_spread: standard deviation over images of a reconstruction's mean colour, range [-1, 1].
         """
-        sums: dict[str, Tensor] = {name: accelerator.reduce(value, "sum") for name, value in self.sums.items()}
+        sums: dict[str, Tensor] = {
+            name: accelerator.reduce(value.to(self.device), "sum") for name, value in self.sums.items()
+        }
         images, positions = sums["images"], sums["positions"]
         if not images:
             return {"images": 0.0}
@@ -162,7 +174,8 @@ class Validation:
         batches = self.batches(self.config.batch, rank, world)
         with ProgressMeter("image", f"validation {taken}") as progress:
             total = len(range(rank, self.images, world))
-            rows = measure_batches(codec, _counted(preemption.together(batches), total, progress), self.metrics)
+            images = _counted(preemption.together(batches), total, progress)
+            rows = measure_batches(codec, images, self.metrics, observer=codec)
         self.example = next((f"{fault.url} {fault.key}: {fault.reason}" for fault in batches.faults), "")
         left_out = torch.tensor(len(batches.faults), device=self.accelerator.device)
         row = self._means(rows) | codec.summary(self.accelerator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -30,9 +31,10 @@ def decode(
     A picture is called as its key; where two shards have a key, those of each shard get a folder.
     """
     from ldm_vae.bottlenecks.scale import LatentScale
-    from ldm_vae.codec import LatentCodec, NonFiniteError
+    from ldm_vae.codec import LatentCodec
     from ldm_vae.data.images.decode import encode_image
     from ldm_vae.latents.dataset import LatentDataset
+    from ldm_vae.latents.decode import decoded
     from ldm_vae.latents.picture_names import PictureNames
 
     codec = LatentCodec.load(model, device=local_device())
@@ -42,15 +44,18 @@ def decode(
     names = PictureNames(latents, extension)
     broken: list[str] = []
     too_long: list[str] = []
-    with ProgressMeter("image") as progress:
+
+    def short() -> Iterator[int]:
         for item in range(total):
-            path = names.path(item)
-            if path is None:
+            if names.path(item) is None:
                 too_long.append(latents.key(item))
-                continue
-            try:
-                picture = codec.decode_raw(latents.raw(item)[None], size=latents.size(item))[0].cpu().numpy()
-            except NonFiniteError:
+            else:
+                yield item
+
+    with ProgressMeter("image") as progress:
+        for item, picture in decoded(codec, latents, short()):
+            path = names.path(item)
+            if picture is None or path is None:
                 broken.append(latents.key(item))
             else:
                 _write(images / path, encode_image(picture, extension))

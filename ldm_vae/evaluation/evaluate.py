@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ldm_vae.checks import open_checks
 from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.batch import Batch
@@ -28,13 +29,16 @@ from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import BROKEN, EvaluationProtocol, NoImageError, Results, summarize
 from ldm_vae.extras import require
+from ldm_vae.finite import finite_samples
 from ldm_vae.interop.results import CONTENT
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pixels import ImagePairs
-from ldm_vae.metrics.sets import FeatureSets, SetMetrics
+from ldm_vae.metrics.sets import FeatureSets, NetworkName, SetMetrics
+from ldm_vae.overlap import Finish, begin, one_behind
 from ldm_vae.passwords import keep_aside
 from ldm_vae.printable import printable
 from ldm_vae.ranks import all_gather, rank_and_world
+from ldm_vae.transfer import Courier
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +57,19 @@ class ImageCodec(Protocol):
 
         size: (H, W) of the images.
         """
+
+
+class Observer(Protocol):
+    """Sees more of a codec than images show."""
+
+    def of_batch(self) -> dict[str, Tensor]:
+        """What was seen of the batch that was decoded last, on the codec's device."""
+
+    def add(self, seen: Mapping[str, Tensor]) -> None:
+        """Adds what `of_batch` gave, on the host."""
+
+
+OBSERVED = "observed "  # begins the names of what an observer has seen
 
 
 class Metrics:
@@ -84,7 +101,7 @@ def evaluate_batches(
     *,
     metrics: Metrics | None = None,
 ) -> Results:
-    """Encodes, decodes and measures every image. Only one batch is in memory at a time.
+    """Encodes, decodes and measures every image. Only one batch is in memory at a time, on a GPU two.
 
     batches: this process's share of the images, prepared as `protocol` says; the images of a batch have one size.
     metrics: the metrics of `protocol`, if they were made already.
@@ -160,40 +177,100 @@ def measure_batches(
     features: FeatureSets | None = None,
     *,
     sample: int | None = None,
+    observer: Observer | None = None,
 ) -> list[MeasuredImage]:
     """Measures the images of this process, one row for each; adds their features to `features`.
 
     sample: seed of the posterior samples that a LatentCodec decodes; None: the mode is decoded.
+    observer: sees each batch once, when nothing can fail any more.
     """
+    courier = Courier(codec.device)
+
+    def launch(batch: Batch) -> Finish[list[MeasuredImage]]:
+        image = courier.bring(batch.image)
+        finish = begin(lambda: _measured(codec, image, batch.key, metrics, features, sample, observer), codec.device)
+        return lambda: _rows(batch, *finish(), metrics, features, observer)
+
+    return [row for rows in one_behind(batches, launch, codec.device) for row in rows]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the host knows of a batch beside its numbers.
+
+    whole: places of the images that have a finite reconstruction; the numbers are theirs.
+    metrics, networks: why others of these give no number.
+    """
+
+    whole: list[int]
+    metrics: dict[str, str]
+    networks: dict[NetworkName, str]
+
+
+def _measured(
+    codec: ImageCodec,
+    image: Tensor,
+    keys: Sequence[str],
+    metrics: ImageMetrics,
+    features: FeatureSets | None,
+    sample: int | None,
+    observer: Observer | None,
+) -> tuple[dict[str, Tensor], _Known]:
+    """Reconstructs and measures a batch on the codec's device.
+
+    Gives what the metrics give, features by the name of their network, and what the observer saw.
+    """
+    whole, reconstruction = _reconstruct(codec, image, keys, sample)
+    if not whole:
+        return {}, _Known([], {}, {})
+    pairs = ImagePairs(reconstruction, _at(image, whole))
+    values, missing = metrics.measured(pairs)
+    found, lacking = ({}, {}) if features is None else features.measured(pairs)
+    seen = {} if observer is None else {f"{OBSERVED}{name}": x for name, x in observer.of_batch().items()}
+    return values | {str(name): x for name, x in found.items()} | seen, _Known(whole, missing, lacking)
+
+
+def _rows(
+    batch: Batch,
+    values: dict[str, Tensor],
+    known: _Known,
+    metrics: ImageMetrics,
+    features: FeatureSets | None,
+    observer: Observer | None,
+) -> list[MeasuredImage]:
+    """The rows of a batch, from what `_measured` gave, on the host; its features are added to `features`."""
     rows = []
-    for batch in batches:
-        image = batch.image.to(codec.device)
-        whole, reconstruction = _reconstruct(codec, image, batch.key, sample)
-        if whole:
-            pairs = ImagePairs(reconstruction, image[whole])
-            measured = metrics(pairs, [batch.key[i] for i in whole])
-            if features is not None:
-                features.add(pairs, measured)
-            rows += measured
-        for i in sorted(set(range(len(image))) - set(whole)):
-            row = metrics.without_reconstruction(image[i], batch.key[i], BROKEN)
-            if features is not None:
-                features.without_reconstruction(row, BROKEN)
-            rows.append(row)
+    if known.whole:
+        rows += metrics.rows([batch.key[i] for i in known.whole], batch.shape, values, known.metrics)
+        if observer is not None:
+            seen = {name.removeprefix(OBSERVED): x for name, x in values.items() if name.startswith(OBSERVED)}
+            observer.add(seen)
+        if features is not None:
+            networks = [name for name in features.metrics.networks if name in values]
+            features.add({name: values[name] for name in networks}, known.networks, rows)
+    for i in sorted(set(range(len(batch.key))) - set(known.whole)):
+        row = metrics.without_reconstruction(batch.image[i], batch.key[i], BROKEN)
+        if features is not None:
+            features.without_reconstruction(row, BROKEN)
+        rows.append(row)
     return rows
 
 
 def _reconstruct(codec: ImageCodec, image: Tensor, keys: Sequence[str], sample: int | None) -> tuple[list[int], Tensor]:
-    """The indices of the images that have a finite reconstruction, and these reconstructions."""
+    """The indices of the images that have a finite reconstruction, and these reconstructions.
+
+    Among checks that are read later, all of them.
+    """
     places = list(range(len(image)))
     size = (image.shape[2], image.shape[3])
     while places:
         try:
+            chosen = _at(image, places)
             if sample is None:
-                reconstruction = codec.decode(codec.encode(image[places]), size=size)
+                reconstruction = codec.decode(codec.encode(chosen), size=size)
             else:
                 assert isinstance(codec, LatentCodec)
-                z = _draw(codec, image[places], [keys[place] for place in places], sample)
+                z = _draw(codec, chosen, [keys[place] for place in places], sample)
                 reconstruction = codec.decode_raw(z, size=size)
         except NonFiniteError as error:
             places = [place for i, place in enumerate(places) if i not in error.samples]
@@ -201,9 +278,17 @@ def _reconstruct(codec: ImageCodec, image: Tensor, keys: Sequence[str], sample: 
         if reconstruction.shape[1] != image.shape[1]:  # torch would broadcast one to the other without an error
             what = f"a codec from {image.shape[1]} to {reconstruction.shape[1]} channels"
             raise UserError(what, "only a codec that gives back its own image can be measured")
-        finite = reconstruction.isfinite().flatten(1).all(dim=1).tolist()
-        return list(compress(places, finite)), reconstruction[finite]
+        if (checks := open_checks()) is not None:
+            checks.require(finite_samples(reconstruction))
+            return places, reconstruction
+        finite = finite_samples(reconstruction).tolist()
+        return list(compress(places, finite)), _at(reconstruction, list(compress(range(len(finite)), finite)))
     return [], image[:0]
+
+
+def _at(images: Tensor, places: list[int]) -> Tensor:
+    """images[places]; all of them as they are, since a device waits for the list of places."""
+    return images if len(places) == len(images) else images[places]
 
 
 def _draw(codec: LatentCodec, images: Tensor, keys: Sequence[str], seed: int) -> Tensor:

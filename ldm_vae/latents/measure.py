@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,9 +19,11 @@ from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.metrics.latent import Activation, LatentMoments, LatentStatistics
+from ldm_vae.overlap import Finish, begin, one_behind
 from ldm_vae.passwords import keep_aside
 from ldm_vae.printable import printable
 from ldm_vae.ranks import all_gather, rank_and_world
+from ldm_vae.transfer import Courier
 
 logger = logging.getLogger(__name__)
 ACTIVATION_IMAGES = 64  # how many images are also decoded, for the activations
@@ -40,14 +43,28 @@ class LatentMeasurement:
         self.broken: list[str] = []
 
     def merge(self, other: LatentMeasurement) -> None:
-        """Adds what another process, or another batch, gave."""
+        """Adds what another process gave."""
         self.moments.merge(other.moments)
         self.broken += other.broken
-        if self.activation is None or other.activation is None:
-            self.activation = self.activation or other.activation
+        if other.activation is not None:
+            self._add_activation(other.activation)
+
+    def add(self, keys: Sequence[str], watched: int, tensors: Mapping[str, Tensor], known: _Known) -> None:
+        """Adds a batch: what `_measured` gave, on the host."""
+        self.broken += [keys[i] for i in known.broken]
+        if "means" in tensors:
+            self.moments.add_each(tensors["means"], tensors["squares"], known.values)
+        if known.layers:
+            named = zip(known.layers, tensors["layers"].tolist(), strict=True)
+            layer, value = max(named, key=lambda pair: pair[1])
+            self._add_activation(Activation(largest=value, layer=layer, images=watched))
+
+    def _add_activation(self, other: Activation) -> None:
+        if self.activation is None:
+            self.activation = other
             return
-        larger = max(self.activation, other.activation, key=lambda activation: activation.largest)
-        self.activation = larger.model_copy(update={"images": self.activation.images + other.activation.images})
+        larger = max(self.activation, other, key=lambda activation: activation.largest)
+        self.activation = larger.model_copy(update={"images": self.activation.images + other.images})
 
 
 def measure_statistics(
@@ -105,32 +122,85 @@ def measure_latents(codec: LatentCodec, batches: Iterable[Batch]) -> LatentMeasu
     batches: images in [-1, 1], of one size within a batch.
     """
     result = LatentMeasurement(codec.latent_channels)
+    courier = Courier(codec.device)
+
+    def launch(watched: _Watched) -> Finish[None]:
+        images, keys = courier.bring(watched.batch.image), watched.batch.key
+        finish = begin(lambda: _measured(codec, images, watched.images), codec.device)
+        return lambda: result.add(keys, watched.images, *finish())
+
+    for _ in one_behind(_watched(batches), launch, codec.device):
+        pass
+    return result
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A batch, the activations of whose first images are watched.
+
+    images: how many.
+    """
+
+    batch: Batch
+    images: int
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.batch.shape
+
+    def part(self, start: int, stop: int) -> _Watched:
+        return _Watched(self.batch.part(start, stop), min(max(self.images - start, 0), stop - start))
+
+
+def _watched(batches: Iterable[Batch]) -> Iterator[_Watched]:
     to_watch = ACTIVATION_IMAGES
     for batch in batches:
-        watched = batch.image[:to_watch]
-        if len(watched):
-            result.merge(_watch(codec, watched))
-            to_watch -= len(watched)
-        moments, broken = codec.checked_moments(batch.image)
-        result.broken += [batch.key[i] for i in broken]
-        whole = [i for i in range(len(moments)) if i not in broken]
-        if whole:
-            result.moments.update(codec.draw(moments[whole]))
-    return result
+        watched = min(to_watch, len(batch))
+        to_watch -= watched
+        yield _Watched(batch, watched)
 
 
-def _watch(codec: LatentCodec, images: Tensor) -> LatentMeasurement:
-    """Encodes and decodes images to find their largest activation."""
-    result = LatentMeasurement(codec.latent_channels)
+@dataclass(frozen=True)
+class _Known:
+    """What the host knows of a batch beside its numbers.
+
+    broken: places of the images whose posterior is not finite.
+    values: in each channel of a latent.
+    layers: names of the watched ones that gave anything.
+    """
+
+    broken: list[int]
+    values: int
+    layers: list[str]
+
+
+def _measured(codec: LatentCodec, images: Tensor, watched: int) -> tuple[dict[str, Tensor], _Known]:
+    """The sums over each latent of a batch, "means" and "squares", and the largest |output| of layers as "layers".
+
+    watched: of so many images, the first ones; they are decoded, too.
+    """
+    largest = _watch(codec, images[:watched]) if watched else {}
+    moments, broken = codec.checked_moments(images)
+    tensors = {"layers": torch.stack(list(largest.values()))} if largest else {}
+    if broken:
+        moments = moments[[i for i in range(len(moments)) if i not in broken]]
+    if len(moments):
+        tensors["means"], tensors["squares"] = LatentMoments.of_each(codec.draw(moments))
+    return tensors, _Known(broken, moments.shape[2] * moments.shape[3], list(largest))
+
+
+def _watch(codec: LatentCodec, images: Tensor) -> dict[str, Tensor]:
+    """Encodes and decodes images; name of a layer -> its largest |output|."""
     with largest_outputs(codec.model) as largest:
         moments, broken = codec.checked_moments(images)
-        whole = [i for i in range(len(images)) if i not in broken]
-        if whole:
-            codec.decode_raw(codec.draw(moments[whole]))
-    if largest:
-        layer, value = max(((name, float(value)) for name, value in largest.items()), key=lambda pair: pair[1])
-        result.activation = Activation(largest=value, layer=layer, images=len(images))
-    return result
+        if broken:
+            moments = moments[[i for i in range(len(images)) if i not in broken]]
+        if len(moments):
+            codec.decode_raw(codec.draw(moments))
+    return largest
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,13 +19,18 @@ from ldm_vae.data.shards.storage import RangeReader
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import EvaluationProtocol, Results, summarize
 from ldm_vae.extras import require
+from ldm_vae.fitting import Single
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.encode import names_of
+from ldm_vae.latents.format import LatentJob
 from ldm_vae.latents.stream import draw_latents
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pixels import ImagePairs
+from ldm_vae.overlap import Finish, begin, one_behind
 from ldm_vae.padding import pad_to_multiple
+from ldm_vae.transfer import Courier
 
+OFF = "off"  # name of the number: root mean square of stored latent minus fresh one
 UNLIKE = 0.1  # standard deviations of all latents; latents that differ by more are not of one image
 
 
@@ -70,22 +75,27 @@ def measure_roundtrip(
     sizes: dict[str, int] = {}
     items = evenly_spread(len(latents), limit)
     done(0, len(items))
-    for item in items:
-        image = find(item)[None].to(codec.device)
-        stored = latents.raw(item)[None].to(codec.device)
-        moments = codec.moments(pad_to_multiple(image, job.multiple))
-        if not _alike(stored, draw_latents(codec, job, moments, [latents.key(item)]), latents):
-            raise find.other(f"{latents.key(item)} in {find.place(item)} gives another latent")
-        fresh = codec.draw(moments)
-        variants = {
-            "float32": (fresh, 4 * fresh.numel()),
-            "float16": (stored, 2 * stored.numel()),
-            "8 bits": (round_to_bits(stored, 8), stored.numel() + 8 * stored.shape[1]),
-        }
-        for name, (z, size) in variants.items():
-            reconstruction = codec.decode_raw(z, size=(image.shape[2], image.shape[3]))
-            rows.setdefault(name, []).extend(measure(ImagePairs(reconstruction, image), [latents.key(item)]))
-            sizes[name] = sizes.get(name, 0) + size
+    courier = Courier(codec.device)
+
+    def launch(single: Single[int]) -> Finish[int]:
+        item = single.item
+        image, stored = courier.bring(find(item)[None]), courier.bring(latents.raw(item)[None])
+        key, shape = latents.key(item), tuple(image.shape[1:])
+        finish = begin(lambda: _measured(codec, job, image, stored, key, measure), codec.device)
+
+        def finished() -> int:
+            tensors, known = finish()
+            if not _alike(tensors, known, latents):
+                raise find.other(f"{key} in {find.place(item)} gives another latent")
+            for name, size in known.sizes.items():
+                values = {metric: tensors[f"{name} {metric}"] for metric in known.metrics[name]}
+                rows.setdefault(name, []).extend(measure.rows([key], shape, values, known.missing[name]))
+                sizes[name] = sizes.get(name, 0) + size
+            return item
+
+        return finished
+
+    for _ in one_behind((Single(item, latents.size(item)) for item in items), launch, codec.device):
         done(1, len(items))
     protocol = EvaluationProtocol(image=job.image, metrics=tuple(metrics))
     return {
@@ -99,16 +109,59 @@ def evenly_spread(count: int, limit: int | None) -> list[int]:
     return [i * count // kept for i in range(kept)]
 
 
-def _alike(stored: Tensor, drawn: Tensor, latents: LatentDataset) -> bool:
-    """Whether a stored latent is of the image that `drawn` was drawn from, with the same noise.
+@dataclass(frozen=True)
+class _Known:
+    """What the host knows of an image beside its numbers.
+
+    alike: whether the stored latent has the shape of the fresh one; without it, nothing is measured.
+    sizes: name of a way to store it -> bytes.
+    metrics: name of such a way -> the numbers that there are.
+    missing: name of such a way -> metric -> why it has no value.
+    """
+
+    alike: bool
+    sizes: dict[str, int]
+    metrics: dict[str, list[str]]
+    missing: dict[str, dict[str, str]]
+
+
+def _measured(
+    codec: LatentCodec, job: LatentJob, image: Tensor, stored: Tensor, key: str, measure: ImageMetrics
+) -> tuple[dict[str, Tensor], _Known]:
+    """What `measure` gives for each way to store an image, as "name metric"; and how far the stored latent is off.
+
+    image: (1, C, H, W).   stored: (1, c, h, w).
+    """
+    moments = codec.moments(pad_to_multiple(image, job.multiple))
+    drawn = draw_latents(codec, job, moments, [key])
+    if stored.shape != drawn.shape:
+        return {}, _Known(False, {}, {}, {})
+    fresh = codec.draw(moments)
+    variants = {
+        "float32": (fresh, 4 * fresh.numel()),
+        "float16": (stored, 2 * stored.numel()),
+        "8 bits": (round_to_bits(stored, 8), stored.numel() + 8 * stored.shape[1]),
+    }
+    tensors = {OFF: (stored - drawn).double().square().mean().sqrt()}
+    known = _Known(True, {name: size for name, (_, size) in variants.items()}, {}, {})
+    for name, (z, _) in variants.items():
+        reconstruction = codec.decode_raw(z, size=(image.shape[2], image.shape[3]))
+        values, known.missing[name] = measure.measured(ImagePairs(reconstruction, image))
+        known.metrics[name] = list(values)
+        tensors |= {f"{name} {metric}": value for metric, value in values.items()}
+    return tensors, known
+
+
+def _alike(tensors: Mapping[str, Tensor], known: _Known, latents: LatentDataset) -> bool:
+    """Whether a stored latent is of the image that was encoded now, with the same noise.
 
     Latents of two images differ by about 1.4 standard deviations of all latents, those of one image by rounding: by
     0.01 where the network ran in bfloat16. A posterior that is much wider than its means differ hides another image.
     """
     statistics = latents.info.statistics
-    if stored.shape != drawn.shape or statistics is None:
-        return stored.shape == drawn.shape
-    return float((stored - drawn).double().square().mean().sqrt()) <= UNLIKE * float(statistics["std"])
+    if not known.alike or statistics is None:
+        return known.alike
+    return float(tensors[OFF]) <= UNLIKE * float(statistics["std"])
 
 
 class _Pictures:

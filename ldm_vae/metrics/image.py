@@ -35,9 +35,11 @@ from ldm_vae.extras import extra, require
 from ldm_vae.losses.perceptual import LPIPSNetwork
 from ldm_vae.metrics.pair import PairNetwork
 from ldm_vae.metrics.pixels import ImagePairs, Rounding
+from ldm_vae.transfer import Landing
 
 OF_TORCHMETRICS: tuple[MetricName, ...] = ("ssim", "ssim_signed", "ms_ssim")  # the others need no extra
 LPIPS_NETWORKS: dict[MetricName, LPIPSNetwork] = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
+SQUARED_ERROR = "squared_error"  # beside the metrics of a batch
 SSIM_WINDOW = 11  # pixels
 UNIFORM_WINDOW = 7  # pixels
 MS_SSIM_SIDE = 161  # pixels; more than ten at the fifth scale, so that the window fits
@@ -118,25 +120,47 @@ class ImageMetrics:
             except UserError as error:
                 self.unavailable[name] = str(error)
 
-    @torch.inference_mode()
     def __call__(self, pairs: ImagePairs, keys: Sequence[str]) -> list[MeasuredImage]:
         """Measures a batch, on the device of the networks, and returns one result for each image."""
-        errors = squared_error(*pairs.rounded(self.rounding.get("psnr", "nearest"))).tolist()
-        rows = [
-            MeasuredImage(key, tuple(pairs.image.shape[1:]), error, missing=dict(self.unavailable))
-            for key, error in zip(keys, errors, strict=True)
-        ]
+        tensors, missing = self.measured(pairs)
+        values = dict(zip(tensors, Landing([*tensors.values()]).wait(), strict=True))
+        return self.rows(keys, tuple(pairs.image.shape[1:]), values, missing)
+
+    @torch.inference_mode()
+    def measured(self, pairs: ImagePairs) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """`SQUARED_ERROR` and the metrics of a batch, each (B,) on its device; and why others have no value."""
+        values = {SQUARED_ERROR: squared_error(*pairs.rounded(self.rounding.get("psnr", "nearest")))}
+        missing: dict[str, str] = {}
         for name, metric in self.metrics.items():
             reconstruction, image = pairs.rounded(self.rounding.get(name, "nearest"))
             reason = metric.reason_against(image)
-            values = [] if reason is not None else metric.compute(reconstruction, image).tolist()
+            if reason is None:
+                values[name] = metric.compute(reconstruction, image)
+            else:
+                missing[name] = reason
+        return values, missing
+
+    def rows(
+        self, keys: Sequence[str], shape: tuple[int, ...], values: Mapping[str, Tensor], missing: Mapping[str, str]
+    ) -> list[MeasuredImage]:
+        """One result for each image, from what `measured` gave, on the host.
+
+        shape: (C, H, W) of the images.
+        """
+        errors = values[SQUARED_ERROR].tolist()
+        rows = [
+            MeasuredImage(key, shape, error, missing=dict(self.unavailable))
+            for key, error in zip(keys, errors, strict=True)
+        ]
+        for name in self.metrics:
+            found = values[name].tolist() if name in values else []
             for i, row in enumerate(rows):
-                if reason is not None:
-                    row.missing[name] = reason
-                elif math.isinf(values[i]):
+                if name in missing:
+                    row.missing[name] = missing[name]
+                elif math.isinf(found[i]):
                     row.missing[name] = "is infinite, because the reconstruction equals the image"
                 else:
-                    row.values[name] = values[i]
+                    row.values[name] = found[i]
         return rows
 
     def without_reconstruction(self, image: Tensor, key: str, reason: str) -> MeasuredImage:
@@ -166,7 +190,8 @@ def squared_error(reconstruction: Tensor, image: Tensor) -> Tensor:
 
 def psnr(error: Tensor | float, elements: int) -> Tensor:
     """PSNR in dB, in float64, from a sum of squared differences of `elements` 8-bit values; infinity for 0."""
-    return 10.0 * torch.log10(255.0**2 * elements / torch.as_tensor(error, dtype=torch.float64))
+    exact = error.double() if isinstance(error, Tensor) else torch.tensor(error, dtype=torch.float64)
+    return 10.0 * torch.log10(255.0**2 * elements / exact)
 
 
 def _build(name: MetricName, device: torch.device) -> Metric:

@@ -49,11 +49,23 @@ class LatentMoments:
 
         latents: (B, C, h, w), finite.
         """
+        means, squares = self.of_each(latents)
+        self.add_each(means.cpu(), squares.cpu(), latents.shape[2] * latents.shape[3])
+
+    @staticmethod
+    def of_each(latents: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, h, w) -> means and sums of squared deviations from them, of each image: (B, C), float64."""
         flat = latents.detach().double().flatten(2)  # (B, C, h*w)
         means = flat.mean(dim=2)
-        squares = (flat - means[:, :, None]).square().sum(dim=2)
-        for mean, square in zip(means.cpu().numpy(), squares.cpu().numpy(), strict=True):
-            self._add(1, flat.shape[2], mean, square)
+        return means, (flat - means[:, :, None]).square().sum(dim=2)
+
+    def add_each(self, means: Tensor, squares: Tensor, values: int) -> None:
+        """Adds what `of_each` gave of a batch, on the host.
+
+        values: in each channel of an image.
+        """
+        for mean, square in zip(means.numpy(), squares.numpy(), strict=True):
+            self._add(1, values, mean, square)
 
     def merge(self, other: LatentMoments) -> None:
         """Adds the sums of another process, or of another shard."""

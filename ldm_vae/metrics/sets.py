@@ -145,17 +145,31 @@ class FeatureSets:
         self.spools = {name: Spool((2, network.width)) for name, network in metrics.networks.items()}
 
     @torch.inference_mode()
-    def add(self, pairs: ImagePairs, rows: Sequence[MeasuredImage]) -> None:
-        """Adds the features of a batch.
-
-        rows: what was measured on these images; an image that gives no features gets the reason in `missing`.
-        """
+    def measured(self, pairs: ImagePairs) -> tuple[dict[NetworkName, Tensor], dict[NetworkName, str]]:
+        """The features (B, 2, d) of a batch, by network and on its device; and why others give none."""
+        features: dict[NetworkName, Tensor] = {}
+        missing: dict[NetworkName, str] = {}
         for name, network in self.metrics.networks.items():
             reason = unfit(pairs.image, network.smallest, network.channels)
             if reason is None:
-                features = network.features(*pairs.rounded(self.metrics.rounding[name])).float().cpu().numpy()
-                self.spools[name].add([row.key for row in rows], features)
-                continue
+                features[name] = network.features(*pairs.rounded(self.metrics.rounding[name])).float()
+            else:
+                missing[name] = reason
+        return features, missing
+
+    def add(
+        self,
+        features: Mapping[NetworkName, Tensor],
+        missing: Mapping[NetworkName, str],
+        rows: Sequence[MeasuredImage],
+    ) -> None:
+        """Adds what `measured` gave of a batch, on the host.
+
+        rows: what was measured on these images; an image that gives no features gets the reason in `missing`.
+        """
+        for name, values in features.items():
+            self.spools[name].add([row.key for row in rows], values.numpy())
+        for name, reason in missing.items():
             concerned = [metric for metric in self.names if FEATURE_NETWORKS[metric] == name]
             for row in rows:
                 row.missing |= dict.fromkeys(concerned, reason)

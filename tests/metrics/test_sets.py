@@ -60,7 +60,7 @@ def measured(metrics: SetMetrics, found: list[tuple[str, Tensor, Tensor]]) -> tu
     rows = []
     for key, reconstruction, image in found:
         row = MeasuredImage(key, tuple(image.shape[1:]), 0)
-        features.add(ImagePairs(reconstruction, image), [row])
+        features.add(*features.measured(ImagePairs(reconstruction, image)), [row])
         rows.append(row)
     return features.results(rows), rows
 
@@ -114,7 +114,7 @@ def test_one_pass_gives_lpips_and_features(monkeypatch: pytest.MonkeyPatch) -> N
     for key, reconstruction, image in pairs(3):
         batch = ImagePairs(reconstruction, image)
         (row,) = image_metrics(batch, [key])
-        features.add(batch, [row])
+        features.add(*features.measured(batch), [row])
         rows.append(row)
     assert len(passes) == 3
     alone, _ = measured(SetMetrics(["frechet_vgg16"]), list(pairs(3)))
