@@ -1,0 +1,151 @@
+"""Runs what commands do with batches on a device, in a process of its own: one_behind.py DEVICE WORK [OPTION ...].
+
+It prints, as JSON, what came out, and how often the host waited. DEVICE: cpu, or gpu: one that pretends to be one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import torch
+
+from ldm_vae import LatentCodec
+from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.data.shards.index import load_index
+from ldm_vae.data.stream.batch import Batch
+from ldm_vae.evaluation.evaluate import measure_batches
+from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.latents.decode import decoded
+from ldm_vae.latents.format import LatentJob
+from ldm_vae.latents.measure import measure_latents
+from ldm_vae.latents.roundtrip import measure_roundtrip
+from ldm_vae.metrics.image import ImageMetrics
+from ldm_vae.metrics.sets import FeatureSets, SetMetrics
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
+from tests.conftest import write_arrays
+from tests.latents.jobs import job, run
+from tools.stand_in.device import stand_in
+from tools.stand_in.record import RECORD
+from train.validate import ObservedCodec
+
+CONFIG = AutoencoderConfig(block_out_channels=(8, 8), norm_groups=4, layers_per_block=1)
+BATCH, BATCHES = 2, 6
+SPOILED = 3  # of the images of all batches, where one is
+
+
+def make_codec(device: str, dtype: str) -> LatentCodec:
+    torch.manual_seed(0)
+    return LatentCodec(Autoencoder(CONFIG).eval().requires_grad_(False), LatentScale(0.5)).to(device, dtype)
+
+
+def batches(codec: LatentCodec, spoiled: bool) -> Iterator[Batch]:
+    """Smooth images; where one is spoiled, its latent is infinite in any type."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(BATCHES):
+        coarse = torch.rand(BATCH, 3, 6, 8, generator=generator) * 2 - 1
+        image = torch.nn.functional.interpolate(coarse, (48, 63), mode="bilinear")
+        if spoiled and number == SPOILED // BATCH:
+            image[SPOILED % BATCH] *= 3e38
+        yield Batch(image, None, [f"{number}{i}" for i in range(BATCH)], torch.arange(BATCH))
+
+
+def write_images(folder: Path) -> None:
+    """Two shards of so many images that BATCHES are needed; of one padded size, not all of which is padding."""
+    generator = np.random.default_rng(0)
+    for number in range(2):
+        sides = ((40, 54 if i % 3 else 56) for i in range(BATCH * BATCHES // 2))
+        arrays = {f"{i}": generator.uniform(-1, 1, (3, *side)).astype(np.float32) for i, side in enumerate(sides)}
+        write_arrays(folder / f"{number}.tar", arrays)
+
+
+def encode(codec: LatentCodec, folder: Path, **changes: Any) -> Path:
+    write_images(folder / "shards")
+    work: LatentJob = job(codec, batch=BATCH).model_copy(update=changes)
+    RECORD.reset()
+    run(codec, folder / "shards", folder / "out", work)
+    return folder / "out"
+
+
+def encoded(codec: LatentCodec, folder: Path, *options: str) -> Any:
+    out = encode(codec, folder, mirrored="mirrored" in options, latents="sample" if "sample" in options else "moments")
+    return [hashlib.sha256((out / f"{number}.tar").read_bytes()).hexdigest() for number in range(2)]
+
+
+def evaluated(codec: LatentCodec, _: Path, *options: str) -> Any:
+    metrics = ImageMetrics(("psnr", "ssim", "ms_ssim", "lpips_vgg"), codec.device)
+    features = FeatureSets(SetMetrics(["frechet_vgg16"], codec.device, vgg=metrics.metrics["lpips_vgg"].network))
+    sample = 0 if "sample" in options else None
+    RECORD.reset()
+    rows = measure_batches(codec, batches(codec, "spoiled" in options), metrics, features, sample=sample)
+    return [row.to_json() for row in rows], features.spools["vgg16"]._read(0, 99).tolist()
+
+
+def validated(codec: LatentCodec, _: Path, *options: str) -> Any:
+    metrics, observed = ImageMetrics(("psnr", "ssim", "lpips_vgg"), codec.device), ObservedCodec(codec)
+    RECORD.reset()
+    rows = measure_batches(observed, batches(codec, "spoiled" in options), metrics, observer=observed)
+    return [row.to_json() for row in rows], {name: value.tolist() for name, value in observed.sums.items()}
+
+
+def measured(codec: LatentCodec, _: Path, *options: str) -> Any:
+    RECORD.reset()
+    found = measure_latents(codec, batches(codec, "spoiled" in options))
+    assert found.activation is not None
+    return found.moments.state().model_dump(), found.activation.model_dump(), found.broken
+
+
+def pictures(codec: LatentCodec, folder: Path, *_: str) -> Any:
+    latents = LatentDataset(encode(codec, folder), scale=LatentScale())
+    RECORD.reset()
+    found = list(decoded(codec, latents, range(len(latents))))
+    return [(item, None if picture is None else picture.tolist()) for item, picture in found]
+
+
+def stored(codec: LatentCodec, folder: Path, *_: str) -> Any:
+    latents = LatentDataset(encode(codec, folder), scale=LatentScale())
+    index = load_index(str(folder / "shards"))
+    RECORD.reset()
+    found = measure_roundtrip(codec, latents, index, metrics=("psnr", "ssim"), done=lambda count, total: None)
+    return {name: [row.to_json() for row in storage.results.per_image] for name, storage in found.items()}
+
+
+WORK: dict[str, Callable[..., Any]] = {
+    work.__name__: work for work in (encoded, evaluated, validated, measured, pictures, stored)
+}
+
+
+def main(device: str, work: str, *options: str) -> None:
+    """An option refuse=N: after the undisturbed result, that of N tries in each of which one allocation fails."""
+    torch.set_num_threads(1)
+    tries = next((int(option.removeprefix("refuse=")) for option in options if option.startswith("refuse=")), 0)
+    with stand_in() if device == "gpu" else nullcontext():
+
+        def once(refused: int | None) -> dict[str, Any]:
+            codec = make_codec(device, "float64" if tries else "float32")
+            RECORD.allocations, RECORD.refuse = 10**9, refused  # counted from the moment when the work begins
+            with tempfile.TemporaryDirectory() as folder:
+                found = WORK[work](codec, Path(folder), *options)
+            waits = dict(RECORD.waits + RECORD.waits_beside)
+            return {"found": found, "waits": waits, "pageable": dict(RECORD.pageable), "made": RECORD.allocations}
+
+        undisturbed = once(None)
+        made = undisturbed["made"]
+        refused = np.linspace(1, made, tries, dtype=int).tolist()
+        print(json.dumps([undisturbed, *(once(number) for number in refused)]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(0)
