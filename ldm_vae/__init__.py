@@ -33,14 +33,14 @@ Names are imported when first asked for, so that the command line answers withou
     transfer.py    Copies between host and device that nobody waits for
     noise.py       Where every random number comes from: a function of the seed and of what it is for
     parts.py       The kinds of networks, bottlenecks and adversaries, by the word that a recipe names them with
-    checks.py      What must hold of results that a device has still to compute, read later and all at once
+    checks.py      Checks of values on a device: at once, or read with the result that they are about
+    fitting.py     Batches that fit into memory: where it runs out, they are halved
+    overlap.py     Lets a device compute one batch while the host reads the next one and writes the last one
     finite.py      What a network computes, finite: half types that overflow are computed again in float32
     images.py      Pillow, numpy and bytes <-> the tensors that a codec takes
     arguments.py   What is given to a codec: checked, and named with what converts it where it is no such thing
     padding.py     Images of any size beside networks that want multiples of f: padded, and cropped back
     codec.py       LatentCodec: image <-> scaled latent, the one object that everything outside training uses
-    fitting.py     Batches that fit into memory: where it runs out, they are halved
-    overlap.py     Lets a device compute one batch while the host reads the next one and writes the last one
     __main__.py    `python -m ldm_vae` is the same as `ldm-vae`
     bottlenecks/   What stands between encoder and decoder: how a latent is drawn, and what it costs
     cli/           The `ldm-vae` command, a file a subcommand

@@ -1,11 +1,11 @@
-"""Batches that fit into memory: where it runs out, they are halved, since results do not depend on what is beside."""
+"""Batches that fit into memory: where it runs out, they are halved. Results are the same, but for rounding."""
 
 from __future__ import annotations
 
 import gc
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 
 from ldm_vae.errors import UserError
 from ldm_vae.machine import out_of_memory
+from ldm_vae.printable import counted
 
 logger = logging.getLogger(__name__)
 ItemT = TypeVar("ItemT")
@@ -64,14 +65,16 @@ class Fitting:
         self.alone = False
         self._values: int | None = None  # of the images of a batch, at most; None where all fit so far
 
-    def parts(self, item: DivisibleT) -> list[DivisibleT]:
-        """The item in as few parts as fit, or in images."""
-        most = len(item) if self._values is None else max(1, self._values // math.prod(item.shape))
-        if most >= len(item):
-            return [item]
-        return [item.part(start, min(start + most, len(item))) for start in range(0, len(item), most)]
+    def parts(self, item: DivisibleT) -> Iterator[DivisibleT]:
+        """The item in as few parts as fit, or in images; by what is known when each is asked for."""
+        start = 0
+        while start < len(item):
+            most = len(item) if self._values is None else max(1, self._values // math.prod(item.shape))
+            stop = min(start + most, len(item))
+            yield item if stop - start == len(item) else item.part(start, stop)
+            start = stop
 
-    def halves(self, item: DivisibleT) -> list[DivisibleT]:
+    def halves(self, item: DivisibleT) -> Iterator[DivisibleT]:
         """Both halves of an item that did not fit, or the one image that it is; says so once."""
         said = self.alone or self._values is not None
         if len(item) == 1:
@@ -79,8 +82,8 @@ class Fitting:
         else:
             self._values = (len(item) + 1) // 2 * math.prod(item.shape)
         if not said:
-            way = f"{(len(item) + 1) // 2} images at a time" if len(item) > 1 else "one image after the other"
-            logger.warning("the memory of %s ran out with %d images: goes on with %s", self.device, len(item), way)
+            images, rest = counted(len(item), "image"), counted((len(item) + 1) // 2, "image")
+            logger.warning("the memory of %s ran out with %s at a time: goes on with %s", self.device, images, rest)
         return self.parts(item)
 
     def too_large(self, item: Divisible) -> UserError:
@@ -94,7 +97,7 @@ def attempt(work: Callable[[], ResultT], device: torch.device) -> tuple[ResultT]
     try:
         return (work(),)
     except Exception as error:
-        if not out_of_memory(error):
+        if not (isinstance(error, torch.OutOfMemoryError) or out_of_memory(error)):
             raise
     # Only here are the error and the frames that it kept gone, but for those in circles.
     gc.collect()

@@ -68,6 +68,11 @@ def usable_cores() -> float:
     return min([float(affinity), *_quotas()])
 
 
+def cores_of_process() -> int:
+    """How many cores each of the processes that a launcher started on this machine may keep busy, at least one."""
+    return max(1, int(usable_cores() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 def _quotas() -> list[float]:
     """The quotas of this process's control groups, in cores; none where there is no limit."""
     found = []

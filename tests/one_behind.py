@@ -44,9 +44,9 @@ BATCH, BATCHES = 2, 6
 SPOILED = 3  # of the images of all batches, where one is
 
 
-def make_codec(device: str) -> LatentCodec:
+def make_codec(device: str, dtype: str) -> LatentCodec:
     torch.manual_seed(0)
-    return LatentCodec(Autoencoder(CONFIG).eval().requires_grad_(False), LatentScale(0.5)).to(device)
+    return LatentCodec(Autoencoder(CONFIG).eval().requires_grad_(False), LatentScale(0.5)).to(device, dtype)
 
 
 def batches(codec: LatentCodec, spoiled: bool) -> Iterator[Batch]:
@@ -132,8 +132,8 @@ def main(device: str, work: str, *options: str) -> None:
     with stand_in() if device == "gpu" else nullcontext():
 
         def once(refused: int | None) -> dict[str, Any]:
-            codec = make_codec(device)
-            RECORD.refuse = None if refused is None else refused
+            codec = make_codec(device, "float64" if tries else "float32")
+            RECORD.allocations, RECORD.refuse = 10**9, refused  # counted from the moment when the work begins
             with tempfile.TemporaryDirectory() as folder:
                 found = WORK[work](codec, Path(folder), *options)
             waits = dict(RECORD.waits + RECORD.waits_beside)

@@ -160,6 +160,10 @@ def test_cores_are_those_of_affinity_and_quota(
     monkeypatch.setattr(waiting, "CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
     assert waiting.usable_cores() == cores
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert waiting.cores_of_process() == 1  # of 1.5 cores each, and where there are fewer than processes
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert waiting.cores_of_process() == max(1, int(cores))
 
 
 def test_ranks_of_a_launcher_choose_for_themselves(recipe: Path) -> None:

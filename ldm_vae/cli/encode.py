@@ -19,6 +19,7 @@ from ldm_vae.launch import refuse_one_for_several
 from ldm_vae.printable import counted, say
 from ldm_vae.progress import ProgressMeter
 from ldm_vae.ranks import is_first_to_report, rank_and_world
+from ldm_vae.waiting import cores_of_process
 
 if TYPE_CHECKING:
     from ldm_vae.latents.encode import Share
@@ -41,7 +42,9 @@ def encode(
         int | None, typer.Option(min=1, help="Pad to a multiple of so many pixels; default: f.")
     ] = None,
     batch: BatchSize = 8,
-    workers: Annotated[int, typer.Option(min=1, help="Threads in each process that decode pictures.")] = 4,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads in each process that decode pictures; default: by its cores.")
+    ] = None,
     precision: Precision = "float32",
     keep_image: Annotated[bool, typer.Option("--keep-image", help="Store the images beside their latents.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed for --latents sample.")] = 0,
@@ -73,6 +76,7 @@ def encode(
     if dry_run and world > 1:
         raise UserError("--dry-run in several processes", "run it in one: they share the time that it tells")
     require_writable(out / LATENTS_FILE)
+    workers = workers or cores_of_process()
     codec = LatentCodec.load(model, device=local_device(), dtype=precision)
     image = image_config(codec.model.config.in_channels, resize, crop)
     job = latent_job(

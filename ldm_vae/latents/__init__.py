@@ -5,7 +5,8 @@ source.py         The digest of what a shard of images holds
 first_version.py  Version 1 of latents.json and its records: read as the present one, and finished as it was begun
 format.py         The format of latents on disk: what tars, records and latents.json hold
 folder.py         Writes and reads the files of a folder of latents
-stream.py         Reads shards of images and encodes their samples, in order
+pictures.py       Reads the pictures of shards, in order, and decodes them in threads
+stream.py         Encodes pictures, in order
 job.py            The job that the options of `ldm-vae encode` describe
 encode.py         Encodes shards of images to shards of latents, and goes on where it stopped
 trial.py          Tries what encoding will give and how long it will take

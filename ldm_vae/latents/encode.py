@@ -39,8 +39,9 @@ from ldm_vae.latents.folder import (
     write_record,
 )
 from ldm_vae.latents.format import Arithmetic, LatentJob, LatentsFile, ShardRecord
+from ldm_vae.latents.pictures import decoded
 from ldm_vae.latents.source import DigestingReader, source_digest
-from ldm_vae.latents.stream import EncodedSample, decoded, each_batch, encoded, made_ahead
+from ldm_vae.latents.stream import EncodedSample, each_batch, encoded, made_ahead
 from ldm_vae.locks import exclusive
 from ldm_vae.marks import Held
 from ldm_vae.metrics.latent import LatentMoments, LatentStatistics

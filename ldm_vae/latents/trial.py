@@ -30,7 +30,8 @@ from ldm_vae.data.shards.urls import is_remote
 from ldm_vae.latents.encode import gone_error, names_of, refuse_other_files
 from ldm_vae.latents.folder import begun_job, npy_file, read_records
 from ldm_vae.latents.format import LatentJob, stored_arrays
-from ldm_vae.latents.stream import WINDOW_BATCHES, EncodedSample, decoded, each_batch, encoded, made_ahead
+from ldm_vae.latents.pictures import decoded
+from ldm_vae.latents.stream import WINDOW_BATCHES, EncodedSample, each_batch, encoded, made_ahead
 from ldm_vae.noise import rng
 
 TRIED_FOR = 5.0  # seconds

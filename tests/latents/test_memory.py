@@ -18,7 +18,8 @@ from PIL import Image
 from ldm_vae import LatentCodec
 from ldm_vae.data.images import in_order
 from ldm_vae.data.shards.index import load_index
-from ldm_vae.latents import stream
+from ldm_vae.latents import pictures as picture_stream
+from ldm_vae.latents import pictures, stream
 from ldm_vae.latents.prefetch import in_thread
 from ldm_vae.latents.source import DigestingReader
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
@@ -79,7 +80,7 @@ def test_bytes_of_waiting_pictures_are_bounded(
     monkeypatch.setattr(in_order, "IN_FLIGHT", int(pictures * (PEAK + length * 1.1)))
     pool, waited, given = LatePool(), [], 0
     index = load_index(str(shards))
-    for _, sample in stream.decoded(index.shards, job(codec, batch=2), pool, 8, DigestingReader().read):
+    for _, sample in picture_stream.decoded(index.shards, job(codec, batch=2), pool, 8, DigestingReader().read):
         waited.append(pool.submitted - given)
         given += 1
         assert sample.key == f"{given - 1:02d}"
@@ -112,7 +113,7 @@ def test_a_decoder_that_fails_ends_the_job_and_its_threads(
     before = threading.active_count()
     with monkeypatch.context() as patched:
         patched.setattr(in_order, "IN_FLIGHT", bound)
-        patched.setattr(stream, "prepare_image", failing)
+        patched.setattr(pictures, "prepare_image", failing)
         with pytest.raises(MemoryError, match="of the decoder"):
             run(codec, shards, tmp_path / "out", job(codec, batch=4))
     assert threading.active_count() == before
@@ -142,9 +143,9 @@ def test_files_that_are_carried_along_fill_a_window(monkeypatch: pytest.MonkeyPa
     """A small cut of a large file, which is kept."""
     monkeypatch.setattr(stream, "WINDOW_PIXELS", 1000)
     small = np.zeros((3, 4, 4), np.float32)
-    kept = [(0, stream.ImageSample(f"{i}", {"jpg": bytes(500 * stream.PIXEL)}, small)) for i in range(6)]
+    kept = [(0, picture_stream.ImageSample(f"{i}", {"jpg": bytes(500 * stream.PIXEL)}, small)) for i in range(6)]
     assert [len(window) for _, window in stream._windows(iter(kept), 8)] == [2, 2, 2]
-    bare = [(0, stream.ImageSample(f"{i}", {}, small)) for i in range(6)]
+    bare = [(0, picture_stream.ImageSample(f"{i}", {}, small)) for i in range(6)]
     assert [len(window) for _, window in stream._windows(iter(bare), 8)] == [6]
 
 

@@ -14,6 +14,7 @@ import torch
 from ldm_vae import LatentCodec, LatentDataset
 from ldm_vae.data.images.fit import ImageConfig, fit_image
 from ldm_vae.latents import folder as latent_shards
+from ldm_vae.latents import pictures as picture_stream
 from ldm_vae.latents import source
 from ldm_vae.latents import stream as encode_stream
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
@@ -61,7 +62,7 @@ def test_reading_decoding_encoding_and_writing_happen_at_the_same_time(
 
     meeting(latent_shards, "_add", 0)  # the first sample of shard 0 is written
     meeting(codec, "checked_moments", 2)  # while shard 2 is encoded
-    meeting(encode_stream, "prepare_image", 8)  # the pictures of shard 4 are decoded
+    meeting(picture_stream, "prepare_image", 8)  # the pictures of shard 4 are decoded
     meeting(source, "read_samples", 5)  # and shard 5 is opened
     run(codec, tmp_path / "shards", tmp_path / "out", job(codec, batch=2), workers=2)
     assert sorted(met) == ["_add", "checked_moments", "prepare_image", "read_samples"]

@@ -1,0 +1,137 @@
+"""Commands on a GPU, as a device that pretends to be one sees them: they wait once a batch, and when the next one runs.
+
+What comes out is to the bit what the CPU computes, since that device's arithmetic is the CPU's.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ldm_vae.checks import checked_later, open_checks
+from ldm_vae.errors import UserError
+from ldm_vae.finite import finite_samples, not_finite
+from ldm_vae.fitting import Single
+from ldm_vae.overlap import one_behind
+from tests.conftest import ROOT
+from tests.one_behind import BATCH, BATCHES
+
+WORK = ("encoded", "encoded mirrored", "encoded mirrored sample", "evaluated", "validated", "measured")
+ONE_BY_ONE = ("pictures", "stored")  # stored latents are decoded one at a time, for they have one size each
+
+
+def play(device: str, work: str, *options: str) -> Any:
+    """What came of a piece of work, and of each further try."""
+    command = [sys.executable, str(Path(__file__).with_name("one_behind.py")), device, *work.split(), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("work", [*WORK, *ONE_BY_ONE])
+def test_a_gpu_is_waited_for_once_a_batch_and_gives_what_the_cpu_gives(work: str) -> None:
+    """The one wait is for the event behind the copies of a batch's results: the host cannot have them earlier."""
+    (gpu,), (cpu,) = play("gpu", work), play("cpu", work)
+    assert gpu["found"] == cpu["found"]
+    ((place, times),) = gpu["waits"].items()
+    assert place.startswith("event at ldm_vae/transfer.py")
+    assert times == BATCHES * (BATCH if work in ONE_BY_ONE else 1)
+    assert gpu["pageable"] == {}
+
+
+@pytest.mark.parametrize("work", ["evaluated", "validated", "measured"])
+def test_what_is_not_finite_is_computed_again_with_each_check_at_once(work: str) -> None:
+    """Only the batch with the spoiled image waits more often, and the result is the CPU's."""
+    (gpu,), (cpu,) = play("gpu", work, "spoiled"), play("cpu", work, "spoiled")
+    assert gpu["found"] == cpu["found"] and gpu["found"] != play("cpu", work)[0]["found"]
+    events = sum(times for place, times in gpu["waits"].items() if place.startswith("event"))
+    assert events == BATCHES + 1
+    assert 3 <= sum(gpu["waits"].values()) - events <= 12  # a few looks at one batch, and none at the others
+
+
+def values(found: Any) -> Iterator[Any]:
+    """The numbers and words in what was printed, in order."""
+    if isinstance(found, dict | list):
+        for part in found.values() if isinstance(found, dict) else found:
+            yield from values(part)
+    else:
+        yield found
+
+
+@pytest.mark.parametrize("work", [*WORK[1:], *ONE_BY_ONE])
+def test_where_memory_runs_out_the_result_is_that_of_an_undisturbed_run(work: str) -> None:
+    """One allocation fails, at places over the whole run. The codec runs in float64, so that a batch of another size,
+    which sums in another order, gives the same float16 and 8-bit values. LPIPS and VGG run in float32: 1e-5 of 10."""
+    undisturbed, *disturbed = play("gpu", work, "refuse=5")
+    assert len(disturbed) == 5
+    for run in disturbed:
+        if work.startswith("encoded"):
+            assert run["found"] == undisturbed["found"]
+            continue
+        for ours, theirs in zip(values(run["found"]), values(undisturbed["found"]), strict=True):
+            assert ours == (pytest.approx(theirs, rel=1e-5, abs=1e-4) if isinstance(theirs, float) else theirs)
+    assert max(run["made"] for run in disturbed) > undisturbed["made"]  # something was done again
+
+
+def test_results_come_in_order_and_what_fits_is_remembered() -> None:
+    """A batch of more than 3 images fails here: the first one is halved twice, and none after it fails."""
+    tried: list[int] = []
+
+    class Images:
+        shape = (3, 8, 8)
+
+        def __init__(self, numbers: list[int]) -> None:
+            self.numbers = numbers
+
+        def __len__(self) -> int:
+            return len(self.numbers)
+
+        def part(self, start: int, stop: int) -> Images:
+            return Images(self.numbers[start:stop])
+
+    def launch(images: Images) -> Any:
+        tried.append(len(images))
+        if len(images) > 3:
+            raise torch.OutOfMemoryError
+        return lambda: images.numbers
+
+    batches = [Images(list(range(start, start + 8))) for start in (0, 8)]
+    found = [number for part in one_behind(batches, launch, torch.device("cpu")) for number in part]
+    assert found == list(range(16))
+    assert tried == [8, 4, *[2] * 8]
+
+
+def test_one_image_that_does_not_fit_ends_in_a_line() -> None:
+    def launch(single: Single[int]) -> Any:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(UserError, match=r"one image alone \(3 x 7 x 9\).*smaller images"):
+        list(one_behind([Single(0, (3, 7, 9))], launch, torch.device("cpu")))
+
+
+def test_checks_are_open_inside_alone() -> None:
+    assert open_checks() is None
+    with checked_later() as checks:
+        assert open_checks() is checks
+        checks.require(torch.tensor([True, False]))
+        checks.look_at(torch.tensor(3.0), lambda value: float(value) == 3)
+    assert open_checks() is None
+    assert not checks.passed(checks.values)
+    assert checks.passed([torch.tensor([True, True]), torch.tensor(3.0)])
+
+
+def test_what_holds_nan_or_infinity_is_not_finite() -> None:
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 3, 4, 6)))
+    x[1, 2, 3, 5], x[2, 0, 0, 0], x[4, 1, 1, 1] = torch.nan, torch.inf, -torch.inf
+    x[3] = torch.finfo(x.dtype).max
+    assert finite_samples(x).tolist() == [True, False, False, True, False]
+    assert not_finite(x) == [1, 2, 4]
+    assert not_finite(x[:0]) == []
