@@ -18,8 +18,8 @@ from PIL import Image
 from ldm_vae import LatentCodec
 from ldm_vae.data.images import in_order
 from ldm_vae.data.shards.index import load_index
-from ldm_vae.latents import pictures as picture_stream
 from ldm_vae.latents import pictures, stream
+from ldm_vae.latents import pictures as picture_stream
 from ldm_vae.latents.prefetch import in_thread
 from ldm_vae.latents.source import DigestingReader
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
