@@ -47,6 +47,7 @@ def test_a_gpu_is_waited_for_once_a_batch_and_gives_what_the_cpu_gives(work: str
     assert gpu["pageable"] == {}
 
 
+@pytest.mark.slow  # processes of some seconds each, and many
 @pytest.mark.parametrize("work", ["evaluated", "validated", "measured"])
 def test_what_is_not_finite_is_computed_again_with_each_check_at_once(work: str) -> None:
     """Only the batch with the spoiled image waits more often, and the result is the CPU's."""
@@ -66,6 +67,7 @@ def values(found: Any) -> Iterator[Any]:
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [*WORK[1:], *ONE_BY_ONE])
 def test_where_memory_runs_out_the_result_is_that_of_an_undisturbed_run(work: str) -> None:
     """One allocation fails, at places over the whole run. The codec runs in float64, so that a batch of another size,

@@ -142,9 +142,9 @@ class Loop:
             return
         batch, world = micro_batches[0].image, self.accelerator.num_processes
         images, size = len(batch), (batch.shape[2], batch.shape[3])
-        if world == 1 and self.saved < self.taken and all(update.begun < step for update in self.run.updates.values()):
+        if all(update.begun < step for update in self.run.updates.values()):
             self.run.drop_step()
-            self.save()
+            self.save_alone()
         raise UserError(
             f"out of memory on {self.accelerator.device} in step {step}, of {counted(images, 'image')} of "
             f"{size[0]} x {size[1]} at once",
@@ -227,8 +227,14 @@ class Loop:
         validation, taken = self.validation, self.taken
         assert validation is not None
         self.writer.wait()  # data workers are forked, and no thread should be at work then
-        with self.preemption.during("within this validation"):
-            row = validation(self.run.ema.model, taken, self.preemption)
+        try:
+            with self.preemption.during("within this validation"):
+                row = validation(self.run.ema.model, taken, self.preemption)
+        except Interrupted:
+            raise
+        except Exception:
+            self.save_alone()  # as where it does not fit into memory; it is done again when the run goes on
+            raise
         self.progress.say(self.history.line(taken, row, validation.picture(taken)))
         self.record(row, self.health.judge(taken, row, validation.example))
         self.trackers.show(taken, lambda: pictures_for_trackers(validation.shown))
@@ -246,6 +252,12 @@ class Loop:
             meta["metrics"] = self.validated.get(taken, {})
             self.writer.save(taken, tensors, meta)
         self.saved = taken
+
+    def save_alone(self) -> None:
+        """After an error: saves what no checkpoint holds yet, where no other process has to save at the same time."""
+        if self.accelerator.num_processes == 1 and self.saved < self.taken:
+            with suppress(UserError, OSError):  # the user is to read what ended the run
+                self.save()
 
     def conclude_saving(self) -> None:
         """Waits, on all ranks, until the last checkpoint is written."""

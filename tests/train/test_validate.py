@@ -21,10 +21,10 @@ from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.nn.last_layer import LastLayer
 from tests.kl import autoencoder_in
 from tests.train.conftest import Build
-from tests.train.runs import rows, run_in_process
+from tests.train.runs import assert_same_end, rows, run_in_process
 from train.preempt import Preemption
 from train.step import TRAIN_STEPS
-from train.validate import build_validation, validation_data
+from train.validate import Validation, build_validation, validation_data
 
 pytestmark = pytest.mark.numerical
 
@@ -121,3 +121,21 @@ def test_an_image_without_a_reconstruction_leaves_the_others_counted_once_and_dr
     colours = [len(picture.getcolors(10**6) or []) for picture in shown]
     assert colours[bad] == 1  # grey
     assert min(colours[i] for i in good) > 1
+
+
+def test_a_validation_that_fails_loses_no_step(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps before it are saved, though no checkpoint was due, and it is done again when the run goes on."""
+    given = ("validation.every=4", "checkpoint.every=100")
+    run_in_process(recipe, *given, f"output={tmp_path / 'whole'}")
+
+    def failing(*_: object) -> None:
+        raise MemoryError("in the validation")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Validation, "__call__", failing)
+        with pytest.raises(MemoryError, match="in the validation"):
+            run_in_process(recipe, *given)
+    saved = Checkpoint.latest(tmp_path / "run")
+    assert saved is not None and saved.step == 4
+    run_in_process(recipe, *given)
+    assert_same_end(tmp_path / "whole", tmp_path / "run")
