@@ -53,9 +53,8 @@ class Landing:
                 continue
             # Into pinned memory, which PyTorch makes for such a copy.
             self._landed.append(tensor.detach().contiguous().to("cpu", non_blocking=True))
-            self._event = self._event or torch.Event(
-                tensor.device, blocking=True
-            )  # who waits leaves the core to others
+            # Who waits for a blocking event leaves the core to others.
+            self._event = self._event or torch.Event(tensor.device, blocking=True)
         if self._event is not None:
             self._event.record()
 

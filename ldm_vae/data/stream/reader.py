@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -30,7 +29,7 @@ from ldm_vae.data.stream.steps import RankSteps, TrainingOrder, ValidationOrder
 from ldm_vae.data.stream.worker import DecodedSample, Fault, Share, Shares
 from ldm_vae.errors import UserError, in_one_line
 from ldm_vae.recipe import Config
-from ldm_vae.waiting import usable_cores
+from ldm_vae.waiting import cores_of_process
 
 MOST_WORKERS = 8  # that are started where a recipe doesn't say how many; each holds a process's memory
 _abandoned: list[object] = []  # streams that the end of the process ends
@@ -76,8 +75,7 @@ class DataConfig(Config):
         """`workers`, or as many as the cores allow: the trainer itself keeps one of those that each rank has."""
         if self.workers is not None:
             return self.workers
-        cores = usable_cores() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return min(MOST_WORKERS, max(1, int(cores) - 1))
+        return min(MOST_WORKERS, max(1, cores_of_process() - 1))
 
     @field_serializer("train")
     def _plain_source(self, train: tuple[SourceConfig, ...]) -> str | list[SourceConfig]:

@@ -384,7 +384,7 @@ def test_a_share_is_one_buffer_of_as_many_bytes_as_its_pixels_need(write_tar: Wr
 def test_workers_follow_the_cores_where_a_recipe_gives_no_number(
     cores: float, ranks: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ldm_vae.data.stream.reader.usable_cores", lambda: cores)
+    monkeypatch.setattr("ldm_vae.waiting.usable_cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
     config = DataConfig(train=(SourceConfig(shards=""),), batch=1)
     assert config.workers is None and config.worker_count == workers
