@@ -24,6 +24,7 @@ from ldm_vae import LatentCodec
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.batch import Batch
+from ldm_vae.devices import has_float64
 from ldm_vae.evaluation.evaluate import measure_batches
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.decode import decoded
@@ -133,6 +134,8 @@ def main(device: str, work: str, *options: str) -> None:
 
         def once(refused: int | None) -> dict[str, Any]:
             codec = make_codec(device, "float64" if tries else "float32")
+            has_float64(codec.device)  # tried once in a process, which waits
+            RECORD.waits.clear()
             RECORD.allocations, RECORD.refuse = 10**9, refused  # counted from the moment when the work begins
             with tempfile.TemporaryDirectory() as folder:
                 found = WORK[work](codec, Path(folder), *options)
