@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ldm_vae.transfer import AT_ONCE
@@ -28,7 +30,11 @@ def remedy(recipe: Recipe, size: tuple[int, int], world: int, memory: int | None
     memory: bytes of the device; None where nobody knows.
     """
     autoencoder, recipe = build_autoencoder(recipe, device="meta")
-    accumulation = fitting(recipe, count_step(recipe, autoencoder, size, 1), world, memory)
+
+    def count(images: int) -> Cost:
+        return count_step(recipe, autoencoder, size, images)
+
+    accumulation = fitting(recipe, count, world, memory)
     words = []
     if accumulation is not None:
         words.append(f"optimizer.accumulation={accumulation} (the batch stays {recipe.data.batch})")
@@ -38,20 +44,17 @@ def remedy(recipe: Recipe, size: tuple[int, int], world: int, memory: int | None
     return f"set {', '.join([*words, f'or {last}'])}" if words else f"set {last}"
 
 
-def fitting(recipe: Recipe, one: Cost, world: int, memory: int | None) -> int | None:
+def fitting(recipe: Recipe, count: Callable[[int], Cost], world: int, memory: int | None) -> int | None:
     """The least number of micro-batches of which each fits, or the largest possible; None where a step has one image.
 
-    one: what a step of one image costs.
+    count: images of a forward pass -> what a step of them costs.
     """
     each = recipe.data.batch // world  # images of an optimizer step on a process
     now = recipe.optimizer.accumulation
-    larger = [count for count in range(2 * now, each + 1) if each % count == 0]
-    if not larger:
-        return None
-    if memory is None:
-        return larger[0]
-    enough = (count for count in larger if one.state + one.per_image * each / count <= USABLE * memory)
-    return next(enough, larger[-1])
+    larger = [parts for parts in range(2 * now, each + 1) if each % parts == 0]
+    if not larger or memory is None:
+        return larger[0] if larger else None
+    return next((parts for parts in larger if fits(count(each // parts), memory)), larger[-1])
 
 
 def fits(cost: Cost, memory: int | None) -> bool:

@@ -151,6 +151,22 @@ def test_says_without_measuring_what_no_processor_could_do(recipe: Path, capsys:
     assert re.search(r"TOO LONG for this device: at least (5\d|6\d) days, were its cores as fast as any", said)
 
 
+def test_says_that_a_step_is_too_large_for_the_device(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the value that fits by the count of the same description."""
+    assert "TOO LARGE" not in said_about(recipe, capsys, "data.batch=16")
+    monkeypatch.setattr("train.dry_run.device_memory", lambda device: 2**40)
+    assert "TOO LARGE" not in said_about(recipe, capsys, "data.batch=16")
+    monkeypatch.setattr("train.dry_run.device_memory", lambda device: 20 * 2**20)
+    said = said_about(recipe, capsys, "data.batch=16")
+    found = re.search(r"TOO LARGE for the 20 MiB of this device: set optimizer.accumulation=(\d+) ", said)
+    assert found is not None
+    fitting = ("data.batch=16", f"optimizer.accumulation={found[1]}")
+    assert "TOO LARGE" not in said_about(recipe, capsys, *fitting)
+    assert "TOO LARGE" in said_about(recipe, capsys, "data.batch=16", f"optimizer.accumulation={int(found[1]) // 2}")
+
+
 def test_builds_no_weights(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[torch.device] = []
     init = Autoencoder.__init__

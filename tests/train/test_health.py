@@ -70,6 +70,13 @@ def test_one_thread_waits_for_no_other(health: Health, monkeypatch: pytest.Monke
     assert health.judge(11, {"time/load_of_others": 99.0}) == []
 
 
+def test_late_images_are_told_once_where_they_stay_late(health: Health) -> None:
+    late, in_time = {"time/data": 0.3}, {"time/data": 0.05}
+    said = [health.judge(step, row) for step, row in enumerate([late] * 4 + [in_time] + [late] * 9)]
+    assert [len(warnings) for warnings in said] == [0] * 9 + [1] + [0] * 4  # the fifth in a row, and no other
+    assert said[9] == ["the device waits for images 30% of the time; raise data.workers if cores are free"]
+
+
 def test_what_may_be_around_zero_does_not_jump(health: Health) -> None:
     assert health.judge(11, {"discriminator": 0.2, "generator": 0.5, "total": 0.2}) == []
 

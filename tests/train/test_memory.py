@@ -18,7 +18,11 @@ from train.cost import Cost
 from train.memory import USABLE, device_memory, fits, fitting, remedy
 
 GIB = 2**30
-ONE = Cost(images=1, flops=1, state=2 * GIB, peak=5 * GIB)  # 2 GiB that stay, and 3 GiB an image
+
+
+def count(images: int) -> Cost:
+    """2 GiB that stay, and 3 GiB an image."""
+    return Cost(images=images, flops=1, state=2 * GIB, peak=(2 + 3 * images) * GIB)
 
 
 @pytest.mark.parametrize(
@@ -35,17 +39,17 @@ ONE = Cost(images=1, flops=1, state=2 * GIB, peak=5 * GIB)  # 2 GiB that stay, a
 )
 def test_the_batch_is_cut_into_parts_that_fit(build: Build, memory: int | None, expected: int) -> None:
     _, recipe = build("data.batch=16")
-    found = fitting(recipe, ONE, 1, memory)
+    found = fitting(recipe, count, 1, memory)
     assert found == expected
     if memory is not None and memory > 6 * GIB:
-        assert ONE.state + ONE.per_image * 16 / expected <= USABLE * memory
+        assert count(16 // expected).peak <= USABLE * memory
 
 
 def test_ranks_and_parts_that_there_are_count(build: Build) -> None:
     _, recipe = build("data.batch=24", "optimizer.accumulation=2")
-    assert fitting(recipe, ONE, 2, None) == 4  # 12 images a rank: 4 parts of 3; 3 parts would be no half of 2 parts
+    assert fitting(recipe, count, 2, None) == 4  # 12 images a rank: 4 parts of 3; 3 parts would be no half of 2 parts
     _, recipe = build("data.batch=4", "optimizer.accumulation=4")
-    assert fitting(recipe, ONE, 1, None) is None
+    assert fitting(recipe, count, 1, None) is None
 
 
 def test_words(build: Build) -> None:
@@ -59,7 +63,7 @@ def test_words(build: Build) -> None:
 
 
 def test_a_step_fits_where_a_tenth_is_left() -> None:
-    assert fits(ONE, None) and fits(ONE, 6 * GIB) and not fits(ONE, 5 * GIB)
+    assert fits(count(1), None) and fits(count(1), 6 * GIB) and not fits(count(1), 5 * GIB)
     assert device_memory(torch.device("cpu")) is None  # it swaps, and others take from it
 
 
