@@ -136,7 +136,7 @@ def main(device: str, work: str, *options: str) -> None:
             codec = make_codec(device, "float64" if tries else "float32")
             has_float64(codec.device)  # tried once in a process, which waits
             RECORD.waits.clear()
-            RECORD.allocations, RECORD.refuse = 10**9, refused  # counted from the moment when the work begins
+            RECORD.allocations, RECORD.refuse = -(10**9), refused  # counted from the moment when the work begins
             with tempfile.TemporaryDirectory() as folder:
                 found = WORK[work](codec, Path(folder), *options)
             waits = dict(RECORD.waits + RECORD.waits_beside)

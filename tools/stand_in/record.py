@@ -29,7 +29,8 @@ class Record:
     up, down: bytes copied to the device and from it.
     now, peak: bytes of tensors on the device, and the most there were since the last `reset`.
     allocations: how many storages were made on the device.
-    refuse: number of the allocation that finds no memory; None for none.
+    refuse: number of the allocation that finds no memory; None for none. It is a later one where that is made by a thread
+        of torch's own, as in a backward pass: there an error of Python would end the process.
     capacity: bytes of the device; what would exceed it finds no memory.
     """
 
@@ -83,7 +84,9 @@ class Record:
         if name in self._sizes or size == 0:
             return
         self.allocations += 1
-        if self.allocations == self.refuse or self.now + size > self.capacity:
+        refused = self.refuse is not None and self.allocations >= self.refuse and _in_thread_of_python()
+        if refused or self.now + size > self.capacity:
+            self.refuse = None if refused else self.refuse
             raise torch.OutOfMemoryError(f"stand-in out of memory: tried to allocate {size:,} bytes at {place()}")
         self._sizes[name] = size
         self.now += size
@@ -92,6 +95,10 @@ class Record:
 
     def _free(self, name: int) -> None:
         self.now -= self._sizes.pop(name)
+
+
+def _in_thread_of_python() -> bool:
+    return threading.get_ident() in {thread.ident for thread in threading.enumerate()}
 
 
 def place() -> str:
