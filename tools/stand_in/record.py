@@ -29,8 +29,8 @@ class Record:
     up, down: bytes copied to the device and from it.
     now, peak: bytes of tensors on the device, and the most there were since the last `reset`.
     allocations: how many storages were made on the device.
-    refuse: number of the allocation that finds no memory; None for none. It is a later one where that is made by a thread
-        of torch's own, as in a backward pass: there an error of Python would end the process.
+    refuse: number of the allocation that finds no memory; None for none. It is a later one where a thread of torch's
+        own makes that, as in a backward pass: there an error of Python would end the process.
     capacity: bytes of the device; what would exceed it finds no memory.
     """
 
