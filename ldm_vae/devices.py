@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ldm_vae.errors import UserError
 from ldm_vae.launch import is_set
@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # commands ask for a device by name, and answer --help withou
     import torch
     from torch import Tensor
 
+SHARING = ("cpu", "mps", "meta")  # types of devices that share the host's memory, or have none
 HIDING = {  # type of device -> variables that hide devices of it from torch
     "cuda": ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
     "xpu": ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR"),
@@ -110,6 +111,35 @@ def home_of_float64(device: torch.device) -> torch.device:
 def in_float64(value: Tensor) -> Tensor:
     """The values in float64, on their device; or on the CPU, which waits for the device, if the device has none."""
     return value.to(home_of_float64(value.device)).double()  # in two steps, since copies may convert at their source
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU's memory; None for a device that tells none, or whose memory is the host's."""
+    module = _teller(device)
+    return None if module is None else module.mem_get_info(device)[1]
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that torch can still have of a GPU's memory, with what its allocator keeps; None as in `total_memory`."""
+    module = _teller(device)
+    if module is None:
+        return None
+    kept = module.memory_reserved(device) - module.memory_allocated(device)
+    return module.mem_get_info(device)[0] + kept
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes of a GPU's memory that tensors have taken at once; None as in `total_memory`."""
+    module = _teller(device)
+    return None if module is None else module.max_memory_allocated(device)
+
+
+def _teller(device: torch.device) -> Any:
+    """The module of torch that tells of a device's memory; None where there is none."""
+    import torch
+
+    module = None if device.type in SHARING else torch.get_device_module(device)
+    return module if hasattr(module, "mem_get_info") else None
 
 
 @cache

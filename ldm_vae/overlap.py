@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ldm_vae.checks import checked_later
+from ldm_vae.devices import SHARING
 from ldm_vae.fitting import DivisibleT, Fitting, attempt
-from ldm_vae.transfer import AT_ONCE, Landing
+from ldm_vae.transfer import Landing
 
 ResultT = TypeVar("ResultT")
 KnownT = TypeVar("KnownT")
@@ -41,7 +42,7 @@ def one_behind(
                 behind = None
             if ahead is None:
                 yield from again(part, launch, fitting)
-            elif device.type in AT_ONCE or fitting.alone:
+            elif device.type in SHARING or fitting.alone:
                 yield from _finished(part, ahead[0], launch, fitting)
             else:
                 behind = part, ahead[0]
@@ -82,7 +83,7 @@ def begin(
     compute: returns tensors by name, and what the host knows without them. It may be called twice: on a GPU its checks
     (`checks.py`) are read with its result, and where one fails, all is computed again, with each check at once.
     """
-    if device.type in AT_ONCE:
+    if device.type in SHARING:
         return lambda: _landed(compute())
     with checked_later() as checks:
         tensors, known = compute()

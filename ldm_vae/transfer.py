@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-AT_ONCE = ("cpu", "mps", "meta")  # devices that share the host's memory, or have none
+from ldm_vae.devices import SHARING
 
 
 def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """The tensor on `device` as `dtype` (None: its own). From the host to a GPU it goes by way of pinned memory."""
-    if device.type in AT_ONCE or tensor.device.type != "cpu":
+    if device.type in SHARING or tensor.device.type != "cpu":
         return tensor.to(device, dtype)
     moved = tensor.pin_memory().to(device, non_blocking=True)
     return moved if dtype is None else moved.to(dtype)  # cast there: the host has less to do, and bytes less to carry
@@ -27,7 +27,7 @@ class Courier:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = None if device.type in AT_ONCE else torch.Stream(device)
+        self._stream = None if device.type in SHARING else torch.Stream(device)
 
     def bring(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor on the device as `dtype` (None: its own). What is computed from it next waits for it there."""
@@ -48,7 +48,7 @@ class Landing:
         self._event: torch.Event | None = None
         self._landed = []
         for tensor in tensors:
-            if tensor.device.type in AT_ONCE:
+            if tensor.device.type in SHARING:
                 self._landed.append(tensor.cpu())
                 continue
             # Into pinned memory, which PyTorch makes for such a copy.

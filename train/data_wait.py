@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from ldm_vae.transfer import AT_ONCE
+from ldm_vae.devices import SHARING
 
 LOOK = 0.01  # seconds between two looks whether the device has finished
 
@@ -26,7 +26,7 @@ class DataWait:
 
     def __init__(self, device: torch.device) -> None:
         self.seconds = 0.0
-        self._step = None if device.type in AT_ONCE else torch.Event(device)
+        self._step = None if device.type in SHARING else torch.Event(device)
         self._since: float | None = None  # when the device was first seen to have finished, in this wait
 
     def started(self) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ldm_vae.data.shards.index import Index, load_index
 from ldm_vae.data.stream.reader import train_batches, validation_batches
-from ldm_vae.devices import choose_device, local_device
+from ldm_vae.devices import choose_device, local_device, total_memory
 from ldm_vae.errors import UserError
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.printable import counted, printable, say
@@ -30,7 +30,7 @@ from train.cost import Cost, count_step
 from train.launch import check_launch
 from train.look import LOOKED_AT, SAMPLED, Look, look_at_images
 from train.measure import seconds_per_image
-from train.memory import device_memory, fits, remedy
+from train.memory import fits, remedy
 from train.recipe import Recipe, resolve_precision
 from train.resume import check_same_data, check_same_experiment, check_steps, refuse_other_files
 from train.validate import validation_data
@@ -75,7 +75,7 @@ def describe_recipe(recipe: Recipe, changed: Mapping[str, Any] | None = None, *,
     say(f"weights: {_first_weights(recipe, checkpoint)}")
     device = choose_device()
     say(f"device: {device.in_words()}, {recipe.precision}")
-    memory = device_memory(torch.device(device.device))
+    memory = total_memory(torch.device(device.device))
     if memory is not None and not fits(cost, memory):
         size = (look.first.shape[2], look.first.shape[3])
         say(f"TOO LARGE for the {binary_size(memory)} of this device: {remedy(recipe, size, 1, memory)}")

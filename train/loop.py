@@ -19,6 +19,7 @@ from ldm_vae.data.stream.batch import Batch
 from ldm_vae.data.stream.budget import listed
 from ldm_vae.data.stream.reader import TrainBatches
 from ldm_vae.data.stream.worker import Fault
+from ldm_vae.devices import peak_memory, total_memory
 from ldm_vae.errors import UserError
 from ldm_vae.machine import out_of_memory
 from ldm_vae.printable import counted
@@ -28,7 +29,7 @@ from train.data_wait import DataWait
 from train.health import Health
 from train.history import History
 from train.log import Meter, MetricsLog
-from train.memory import device_memory, remedy
+from train.memory import remedy
 from train.pictures import pictures_for_trackers
 from train.preempt import Interrupted, Preempted, Preemption
 from train.progress import Progress
@@ -148,7 +149,7 @@ class Loop:
         raise UserError(
             f"out of memory on {self.accelerator.device} in step {step}, of {counted(images, 'image')} of "
             f"{size[0]} x {size[1]} at once",
-            remedy(self.recipe, size, world, device_memory(self.accelerator.device)),
+            remedy(self.recipe, size, world, total_memory(self.accelerator.device)),
         )
 
     def stop(self) -> None:
@@ -177,8 +178,8 @@ class Loop:
         if self.accelerator.device.type == "cpu":
             ours = self.accelerator.num_processes * (torch.get_num_threads() + self.recipe.data.worker_count)
             row["time/load_of_others"] = max(0.0, load(minutes=5) - ours)
-        if torch.cuda.is_available():
-            row["time/peak_gigabytes"] = torch.cuda.max_memory_allocated() / 2**30
+        if (peak := peak_memory(self.accelerator.device)) is not None:
+            row["time/peak_gigabytes"] = peak / 2**30
         self.last_row = (now, taken)
         self.record(row, self.health.judge(taken, row))
         self.progress.show(taken, row)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.data.stream.batch import Batch
+from ldm_vae.devices import free_memory
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.transfer import Courier
 from train.arithmetic import repeatable
@@ -40,7 +41,8 @@ def seconds_per_image(recipe: Recipe, checkpoint: Checkpoint | None, image: Tens
     with repeatable(recipe.deterministic, device.type):
         _timed(run, recipe, image, 1)
         seconds, images = _timed(run, recipe, image, 1), 1
-        if cost.images > 1 and seconds * cost.images < WORTH and cost.peak < _free_memory(device):
+        free = free_memory(device)
+        if cost.images > 1 and seconds * cost.images < WORTH and (free is None or cost.peak < free):
             images = cost.images
             _timed(run, recipe, image, images)
             seconds = _timed(run, recipe, image, images)
@@ -54,11 +56,6 @@ def _timed(run: Run, recipe: Recipe, image: Tensor, images: int) -> float:
     start = time.perf_counter()
     values = step_of(recipe)(run, [batch.by(Courier(device), run.dtype)], recipe.steps - 1)
     float(values["total"])  # waits for the device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter() - start
-
-
-def _free_memory(device: torch.device) -> float:
-    """Bytes that are free on a GPU; infinity for other devices, which tell none or swap."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
-from ldm_vae.transfer import AT_ONCE
 from train.build import build_autoencoder
 from train.cost import Cost, count_step
 from train.recipe import Recipe
 
 USABLE = 0.9  # share of a device's memory that tensors can take: libraries and gaps take the rest
-
-
-def device_memory(device: torch.device) -> int | None:
-    """Bytes of memory of a GPU; None for a device that tells none, or that shares the host's."""
-    if device.type in AT_ONCE:
-        return None
-    module = torch.get_device_module(device)
-    return module.mem_get_info(device)[1] if hasattr(module, "mem_get_info") else None
 
 
 def remedy(recipe: Recipe, size: tuple[int, int], world: int, memory: int | None) -> str:

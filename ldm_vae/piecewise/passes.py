@@ -8,11 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ldm_vae.devices import free_memory
 from ldm_vae.errors import UserError
 from ldm_vae.networks.network import Network
 from ldm_vae.piecewise.chains.chain import chains_of, has_chains
 from ldm_vae.piecewise.evaluate import decode_pieces, encode_pieces
-from ldm_vae.piecewise.plan import SHARING, Plan
+from ldm_vae.piecewise.plan import Plan
 from ldm_vae.piecewise.steps import ChainStep
 
 # Bytes of activations from which on a CPU no longer runs pictures as a whole. For the demo's codec that is a picture of
@@ -61,7 +62,7 @@ def _fitting(whole: Callable[[Tensor], Tensor], pieces: Pieces, steps: Sequence[
     That is one pass for the whole batch; then whole pictures, fewer at a time; then each picture in pieces. The results
     differ by rounding alone.
     """
-    free = _free_bytes(x.device)
+    free = free_memory(x.device)
     room = WHOLE_ON_CPU if free is None else free // PART_OF_FREE
     at_once = room // whole_bytes(steps, x.element_size())
     if at_once >= len(x):
@@ -74,13 +75,3 @@ def _fitting(whole: Callable[[Tensor], Tensor], pieces: Pieces, steps: Sequence[
         return pieces(max_memory=free)[0]
     except UserError as error:
         raise UserError(f"{free:,} bytes of free memory on {x.device}", error.remedy) from error
-
-
-def _free_bytes(device: torch.device) -> int | None:
-    """Bytes that are free on a device, for torch's allocator at least. None for a device whose memory is the host's."""
-    module = None if device.type in SHARING else getattr(torch, device.type, None)
-    if module is None or not hasattr(module, "mem_get_info"):
-        return None
-    kept = module.memory_reserved(device) - module.memory_allocated(device)  # by the allocator, to be used again
-    free: int = module.mem_get_info(device)[0] + kept
-    return free

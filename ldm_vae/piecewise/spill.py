@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ldm_vae.devices import SHARING
 from ldm_vae.piecewise.strips import Strips
-from ldm_vae.transfer import AT_ONCE
 
 
 class HostMemory:
@@ -50,7 +50,7 @@ class SpilledStrips(Strips):
 
     def append(self, strip: Tensor) -> None:
         rows, self._device = strip.movedim(self.axis, 0).contiguous(), strip.device
-        block = self._memory.take(rows.nbytes, pinned=strip.device.type not in AT_ONCE)
+        block = self._memory.take(rows.nbytes, pinned=strip.device.type not in SHARING)
         held = block[: rows.nbytes].view(rows.dtype).view(rows.shape)
         held.copy_(rows, non_blocking=True)
         self._blocks.append(block)

@@ -156,9 +156,9 @@ def test_says_that_a_step_is_too_large_for_the_device(
 ) -> None:
     """With the value that fits by the count of the same description."""
     assert "TOO LARGE" not in said_about(recipe, capsys, "data.batch=16")
-    monkeypatch.setattr("train.dry_run.device_memory", lambda device: 2**40)
+    monkeypatch.setattr("train.dry_run.total_memory", lambda device: 2**40)
     assert "TOO LARGE" not in said_about(recipe, capsys, "data.batch=16")
-    monkeypatch.setattr("train.dry_run.device_memory", lambda device: 20 * 2**20)
+    monkeypatch.setattr("train.dry_run.total_memory", lambda device: 20 * 2**20)
     said = said_about(recipe, capsys, "data.batch=16")
     found = re.search(r"TOO LARGE for the 20 MiB of this device: set optimizer.accumulation=(\d+) ", said)
     assert found is not None

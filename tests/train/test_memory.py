@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from ldm_vae.devices import total_memory
 from ldm_vae.interop.checkpoint import Checkpoint
 from tests.conftest import ROOT
 from tests.train.conftest import Build
 from tests.train.runs import ENVIRONMENT, assert_close_end, assert_same_end
 from train.cost import Cost
-from train.memory import USABLE, device_memory, fits, fitting, remedy
+from train.memory import USABLE, fits, fitting, remedy
 
 GIB = 2**30
 
@@ -64,7 +65,7 @@ def test_words(build: Build) -> None:
 
 def test_a_step_fits_where_a_tenth_is_left() -> None:
     assert fits(count(1), None) and fits(count(1), 6 * GIB) and not fits(count(1), 5 * GIB)
-    assert device_memory(torch.device("cpu")) is None  # it swaps, and others take from it
+    assert total_memory(torch.device("cpu")) is None  # it swaps, and others take from it
 
 
 def on_stand_in(recipe: Path, folder: Path, refuse: int | None = None) -> tuple[int, str, int]:
