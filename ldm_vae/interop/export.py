@@ -79,14 +79,9 @@ def export_model(
     model, source = loaded.model, loaded.source
     earlier = _earlier_card(folder)
     digest = weights_hash(model)
-    if statistics is not None and statistics.codec != digest:
-        what = f"the statistics are of the weights {statistics.codec[:12]}, and {source.name} has {digest[:12]}"
-        raise UserError(what, "measure again: `ldm-vae stats MODEL SHARDS --write`")
+    _refuse_contradictions(loaded, digest, statistics, target, variant)
     scale = _scale_for(loaded, statistics, kind, target)
     layout = layout_of(model)
-    if target is not None and layout is None:
-        what = describe_parts(model)
-        raise UserError(what, "diffusers has no class for it, and no pipeline can use it: leave out --target")
     if target is not None:
         scale = fit_scale(target, scale, model.config)
     activation = None if statistics is None else statistics.activation
@@ -118,10 +113,6 @@ def export_model(
         documents[STATISTICS] = statistics.to_text()
     make_config = native_config if layout is None else layout.to_config
     config = make_config(model.config, scale, sample_size=sample_size, force_upcast=force_upcast)
-    if variant is not None and layout is None:
-        raise UserError(
-            f"--variant {variant}", "diffusers has no class for this network, and only ldm_vae would read it"
-        )
     weights = NATIVE_WEIGHTS if layout is None else HALF_WEIGHTS if variant == HALF else WEIGHTS
     write_folder(folder, config, exchanged_state(model), documents, weights=weights, codecs=source.codecs)
     if variant is not None:
@@ -129,6 +120,30 @@ def export_model(
     if layout is None:
         notes.append("diffusers has no class for this network: the folder is one that only ldm_vae reads")
     return notes if target is None else notes + remarks(target, scale, model.config, force_upcast=force_upcast)
+
+
+def _refuse_contradictions(
+    loaded: LoadedModel,
+    digest: str,
+    statistics: LatentStatistics | None,
+    target: Target | None,
+    variant: Literal["fp16"] | None,
+) -> None:
+    """Raises UserError for statistics of other weights, and for what only a class of diffusers can give.
+
+    digest: sha256 of the weights.
+    """
+    if statistics is not None and statistics.codec != digest:
+        what = f"the statistics are of the weights {statistics.codec[:12]}, and {loaded.source.name} has {digest[:12]}"
+        raise UserError(what, "measure again: `ldm-vae stats MODEL SHARDS --write`")
+    if layout_of(loaded.model) is not None:
+        return
+    if target is not None:
+        what = describe_parts(loaded.model)
+        raise UserError(what, "diffusers has no class for it, and no pipeline can use it: leave out --target")
+    if variant is not None:
+        what = "diffusers has no class for this network, and only ldm_vae would read it"
+        raise UserError(f"--variant {variant}", what)
 
 
 def _scale_for(

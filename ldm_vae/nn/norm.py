@@ -36,9 +36,9 @@ class GroupNorm(TypeKeeper, nn.GroupNorm):
     """PyTorch's, with the same parameters; autocast rounds those of convolutions to a half type, this its own."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.keeps_type:
+            return super().forward(x)
         with self.typing(x):
-            if not self.keeps_type:
-                return super().forward(x)
             return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
