@@ -97,7 +97,7 @@ def attempt(work: Callable[[], ResultT], device: torch.device) -> tuple[ResultT]
     try:
         return (work(),)
     except Exception as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or out_of_memory(error)):
+        if not out_of_memory(error):
             raise
     # Only here are the error and the frames that it kept gone, but for those in circles.
     gc.collect()
