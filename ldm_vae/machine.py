@@ -33,8 +33,9 @@ REMEDY = "this machine fails, or a disk or server of it, not the data: see to it
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error, or what it was raised from, says that there is too little memory."""
     text = str(error).lower()
+    by_name = type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported for this
     by_text = isinstance(error, RuntimeError | ImportError) and any(words in text for words in NO_MEMORY)
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or by_text:
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or by_name or by_text:
         return True
     return error.__cause__ is not None and out_of_memory(error.__cause__)
 
