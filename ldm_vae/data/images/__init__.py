@@ -8,6 +8,7 @@ depth.py     Mixes channels of TIFF and 16-bit PNG at the depth they have
 quiet.py     Silences what decoders say beside their errors
 segments.py  Checks the strips and tiles of a TIFF before any is decoded
 tiff.py      Reads TIFF, which Pillow would cut down to 8 bits or cannot open
+filters.py   Pillow's resize filters as weights: what each pixel of a resized side is made of
 resize.py    Resizes pictures with Pillow's filters: a whole one, or no more than the part of it that is kept
 fit.py       Resizes, crops and flips a decoded picture to what the network sees
 prepare.py   From the bytes of a file to what the network sees, in little time

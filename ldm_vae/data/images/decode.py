@@ -6,7 +6,8 @@ Decoding takes these steps, in this order:
    `data/images/tiff.py` (extra `raster`) reads tif and tiff, `data/images/depth.py` 16-bit png. numpy reads npy, and
    never unpickles. A png with a wrong checksum and a jpg without its end are damaged, whatever a decoder makes of them.
 2. Colours by the ICC profile to sRGB (perceptual intent). A profile that does not open, or does not fit the pixels, is
-   ignored, as browsers do. Without one, pixels are sRGB, and CMYK becomes R = (255-C)(255-K)/255, and so on.
+   ignored, as browsers do; so is one of 8-bit RGB that is sRGB itself, which would only round. Without one, pixels are
+   sRGB, and CMYK becomes R = (255-C)(255-K)/255, and so on.
 3. Transparency. Palettes are expanded. A transparent picture (alpha channel, palette entry or colour key) is laid over
    white, in sRGB values, as a browser shows it on a blank page and as img2dataset does. So nothing that was hidden
    reaches training. With `channels` 4, alpha stays, straight, as the fourth channel; of an opaque picture it is full. A
@@ -51,6 +52,7 @@ from ldm_vae.data.images.pixels import (
     full_scale,
     orient,
     to_uint8,
+    unit_planes,
 )
 from ldm_vae.data.images.png import SIGNATURE, check_png
 from ldm_vae.errors import UserError
@@ -66,7 +68,7 @@ def decode_image(data: bytes, extension: str, channels: int) -> PixelArray:
     with open_picture(data, extension, channels) as picture:
         pixels, full = picture.read(slice(0, picture.height), slice(0, picture.width))
     del picture  # and what its decoder holds, before floats take memory
-    return to_planes(pixels, full)
+    return unit_planes(pixels, full)
 
 
 def encode_image(array: PixelArray, extension: str) -> bytes:
@@ -245,17 +247,6 @@ def _read_npy(data: bytes, channels: int) -> PixelArray:
     check_size(*(shape[1:] if first else shape[:2]), channels, channels, itemsize=dtype.itemsize, least=0)
     array = read_npy(data).reshape(shape)
     return array.transpose(1, 2, 0) if first else array
-
-
-def to_planes(pixels: PixelArray, full: int) -> PixelArray:
-    """Step 6: what `Picture.read` gives -> (C, h, w) float32 in [-1, 1]."""
-    if not full:
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    planes = np.empty((pixels.shape[2], *pixels.shape[:2]), np.float32)
-    planes[:] = pixels.transpose(2, 0, 1)
-    planes /= full / 2  # in place: each copy would be 4 bytes a value
-    planes -= 1.0
-    return planes
 
 
 def _checked_floats(pixels: PixelArray) -> PixelArray:

@@ -63,8 +63,9 @@ def fit_image(array: PixelArray, config: ImageConfig, generator: np.random.Gener
     """
     channels, height, width = array.shape
     kept, flip = plan_fit(channels, height, width, config, generator)
-    if config.resize is not None:
-        array = resize_image(array, kept.height, kept.width, config.resize_filter, config.resize_rounding)
+    if (height, width) != (kept.height, kept.width):
+        pixels, options = array.transpose(1, 2, 0), (config.resize_filter, config.resize_rounding)
+        array = resize_image(pixels, 0, kept.height, kept.width, *options)
     rows, columns = kept.places()
     return mirrored(array[:, rows, columns], flip, holds_more=kept.is_part)
 
@@ -115,8 +116,12 @@ def fitting_peak(channels: int, height: int, width: int, config: ImageConfig) ->
     if config.resize is not None:
         short, wide = resized(height, width, config.resize, config.resize_filter)
         if (short, wide) != (height, width):
-            # One channel of the picture as Pillow holds it, the same after its rows, and then one of the result.
-            taken = picture + 4 * (height * width + height * wide + (channels + 2) * short * wide)
+            if config.resize_rounding == "8bit":
+                # One channel of the picture as Pillow holds it, the same after its rows, and then one of the result.
+                meanwhile = height * width + height * wide + (channels + 2) * short * wide
+            else:  # as many rows as in the result, and then the result
+                meanwhile = channels * short * (width + wide)
+            taken = picture + 4 * meanwhile
             height, width, picture = short, wide, 4 * channels * short * wide
     cropped = min(config.crop or height, height) * min(config.crop or width, width)
     copied = cropped < height * width or config.flip

@@ -170,15 +170,25 @@ def _pillow_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=16)  # a data set has few profiles, and building a transform takes longer than a small picture
 def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """The transform to sRGB; None if the profile does not open or does not fit the mode."""
+    """The transform to sRGB; None if the profile is sRGB itself, does not open or does not fit the mode."""
     try:
         with decoding():
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+            transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+            return None if mode == "RGB" and _only_rounds(transform) else transform
     except BrokenImage as error:
         if isinstance(error.__cause__, ImageCms.PyCMSError | OSError):
             return None
         raise
+
+
+def _only_rounds(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether a transform of RGB changes less than 1 % of the values of a lattice, and none by more than a level."""
+    steps = np.linspace(0, 255, 18).round().astype(np.uint8)
+    lattice = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(18, -1, 3)
+    converted = ImageCms.applyTransform(Image.fromarray(lattice), transform)
+    change = np.abs(np.asarray(converted).astype(np.int16) - lattice)
+    return bool(change.max() <= 1 and (change > 0).mean() < 0.01)
 
 
 def orient(pixels: PixelArray, orientation: int) -> PixelArray:
@@ -199,6 +209,23 @@ def to_uint8(image: Tensor) -> Tensor:
     NaN has no meaning as uint8: callers look for it before.
     """
     return ((at_least_float32(image).clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def unit_values(pixels: PixelArray, full: int) -> PixelArray:
+    """Step 6 of `decode.py`: what `Picture.read` gives, in part or whole -> float32 in [-1, 1], of the same shape.
+
+    Floats may be the same array.
+    """
+    if not full:
+        return np.ascontiguousarray(pixels)
+    values = np.divide(pixels, np.float32(full / 2), dtype=np.float32, order="C")
+    values -= np.float32(1.0)
+    return values
+
+
+def unit_planes(pixels: PixelArray, full: int) -> PixelArray:
+    """The same of (h, w, C) -> (C, h, w)."""
+    return unit_values(pixels.transpose(2, 0, 1), full)
 
 
 def unit_levels(levels: PixelArray, out: PixelArray | None = None) -> PixelArray:

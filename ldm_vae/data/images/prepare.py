@@ -2,7 +2,7 @@
 
 Without a generator the pixels are those of `fit_image(decode_image(...))`. So they are with one where nothing is
 resized, in less time: of a picture of 8 bits, only the part that is kept has its colours converted, and it stays in 8
-bits. With a resize they differ by rounding, since only the part that is kept is computed (`resize_box`).
+bits. With a resize they differ by rounding, since only the part that is kept is computed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ldm_vae.data.images.decode import Picture, open_picture, to_planes
+from ldm_vae.data.images.decode import Picture, open_picture
 from ldm_vae.data.images.fit import ImageConfig, mirrored, plan_fit
-from ldm_vae.data.images.pixels import PixelArray, unit_levels
-from ldm_vae.data.images.resize import ALIASED, Kept, Source, resize_box, resize_image, source_of
+from ldm_vae.data.images.pixels import PixelArray, unit_levels, unit_planes
+from ldm_vae.data.images.resize import ALIASED, Kept, Source, resize_floats, resize_image, resize_levels, source_of
 
 FULL = 255  # what becomes 1 of a picture of 8 bits
 
@@ -49,17 +49,16 @@ def prepare_image(data: bytes, extension: str, config: ImageConfig, generator: n
         source = _source(picture, kept, config, stays=stays, exact=exact)
         pixels, full = picture.read(source.rows, source.columns)
     del picture  # and what its decoder holds, before floats take memory
-    planes = _planes(pixels, full, levels=stays or (config.resize_rounding == "8bit" and not exact))
-    del pixels
     if stays:
+        planes = pixels.transpose(2, 0, 1) if full == FULL else unit_planes(pixels, full)
         return Prepared(mirrored(planes, flip, holds_more=kept.is_part), lowest)
-    filter_and_rounding = config.resize_filter, config.resize_rounding
-    if not exact:
-        part = resize_box(planes, source.box, kept.rows, kept.columns, *filter_and_rounding)
-        return Prepared(mirrored(part, flip, holds_more=False), lowest)
-    rows, columns = kept.places()
-    whole = resize_image(planes, kept.height, kept.width, *filter_and_rounding)
-    return Prepared(mirrored(whole[:, rows, columns], flip, holds_more=kept.is_part), lowest)
+    if exact:
+        rows, columns = kept.places()
+        whole = resize_image(pixels, full, kept.height, kept.width, config.resize_filter, config.resize_rounding)
+        return Prepared(mirrored(whole[:, rows, columns], flip, holds_more=kept.is_part), lowest)
+    resize = resize_levels if config.resize_rounding == "8bit" else resize_floats
+    part = resize(pixels, full, source.box, kept.rows, kept.columns, config.resize_filter)
+    return Prepared(mirrored(part, flip, holds_more=False), lowest)
 
 
 def _source(picture: Picture, kept: Kept, config: ImageConfig, *, stays: bool, exact: bool) -> Source:
@@ -76,10 +75,3 @@ def _source(picture: Picture, kept: Kept, config: ImageConfig, *, stays: bool, e
     if config.jpeg_scaling:
         return source_of(*picture.shrink(kept.height, kept.width), kept, config.resize_filter)
     return source_of(picture.height, picture.width, kept, config.resize_filter)
-
-
-def _planes(pixels: PixelArray, full: int, *, levels: bool) -> PixelArray:
-    """What `Picture.read` gives -> (C, h, w), float32 in [-1, 1]; of 8 bits as they are, if `levels`."""
-    if levels and full == FULL and pixels.dtype == np.uint8:
-        return pixels.transpose(2, 0, 1)
-    return to_planes(pixels, full)

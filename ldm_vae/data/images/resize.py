@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ldm_vae.data.images.pixels import PixelArray, to_uint8, unit_levels
+from ldm_vae.data.images.filters import WEIGHTS, bands
+from ldm_vae.data.images.pixels import PixelArray, to_uint8, unit_levels, unit_planes, unit_values
 
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -18,7 +19,6 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "area": Image.Resampling.BOX,
 }
-REACH = {"bicubic": 2.0, "bilinear": 1.0, "lanczos": 3.0, "area": 0.5}  # pixels to each side of a filter's middle
 ALIASED = "bilinear_aliased"
 
 
@@ -71,55 +71,72 @@ def resized(height: int, width: int, short: int, resize_filter: str = "bicubic")
 
 
 def resize_image(
-    array: PixelArray, height: int, width: int, resize_filter: str, resize_rounding: str = "none"
+    pixels: PixelArray, full: int, height: int, width: int, resize_filter: str, resize_rounding: str
 ) -> PixelArray:
-    """(C, H, W) -> (C, height, width), float32, clipped to [-1, 1], because bicubic and lanczos overshoot.
+    """(H, W, C) of another size -> (C, height, width), float32, clipped to [-1, 1]: bicubic and lanczos overshoot.
 
-    Applies Pillow's filters, which widen when they shrink a picture, to each channel as floats. For 8-bit pictures this
-    is Pillow's own result without its two roundings, and it works for any number of channels.
+    Applies Pillow's filters, which widen when they shrink a picture. For 8-bit pictures this is Pillow's own result
+    without its two roundings, and it works for any number of channels.
+
+    pixels, full: as `Picture.read` gives them.
     """
-    if array.shape[1:] == (height, width):
-        return array
     if resize_filter == ALIASED:
-        size = (height, width)
-        values = F.interpolate(torch.from_numpy(array)[None], size, mode="bilinear", align_corners=False)[0].numpy()
+        planes = torch.from_numpy(unit_planes(pixels, full))[None]
+        values = F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)[0].numpy()
         return values if resize_rounding == "none" else unit_levels(_to_8_bits(values))
-    box = (0.0, 0.0, array.shape[2], array.shape[1])
-    values = resize_box(array, box, height, width, resize_filter, resize_rounding)
-    return unit_levels(values) if resize_rounding == "8bit" else values
+    box = (0.0, 0.0, pixels.shape[1], pixels.shape[0])
+    if resize_rounding == "8bit":
+        return unit_levels(resize_levels(pixels, full, box, height, width, resize_filter))
+    return resize_floats(pixels, full, box, height, width, resize_filter)
 
 
 def source_of(height: float, width: float, kept: Kept, resize_filter: str) -> Source:
-    """What `resize_box` needs of a picture, for a filter that does not alias.
+    """What a resize of a part needs of a picture, for a filter that does not alias.
 
     height, width: of the picture in its pixels. Those of a JPEG that was shrunk while it was decoded may end within its
     last row and column.
     """
-    rows, top, bottom = _along(height, kept.height, kept.top, kept.rows, REACH[resize_filter])
-    columns, left, right = _along(width, kept.width, kept.left, kept.columns, REACH[resize_filter])
+    rows, top, bottom = _along(height, kept.height, kept.top, kept.rows, WEIGHTS[resize_filter].reach)
+    columns, left, right = _along(width, kept.width, kept.left, kept.columns, WEIGHTS[resize_filter].reach)
     return Source(rows, columns, (left, top, right, bottom))
 
 
-def resize_box(
-    array: PixelArray,
-    box: tuple[float, float, float, float],
-    height: int,
-    width: int,
-    resize_filter: str,
-    resize_rounding: str,
+def resize_floats(
+    pixels: PixelArray, full: int, box: tuple[float, float, float, float], height: int, width: int, resize_filter: str
 ) -> PixelArray:
-    """A box of (C, h, w) -> (C, height, width): float32, clipped to [-1, 1]. With rounding to 8 bits it is uint8.
+    """A box of (h, w, C) -> (C, height, width), float32, clipped to [-1, 1].
 
-    array: float32 in [-1, 1]; uint8, too, with rounding.
-    box: (left, top, right, bottom), in pixels. Pillow holds it in float32, so that a part of a picture differs from
-        that of the whole resized one by some 1e-5, or a level of 8 bits where those are rounded.
+    pixels, full: as `Picture.read` gives them. Few rows at a time become floats.
+    box: (left, top, right, bottom), in pixels.
     """
-    rounded = resize_rounding == "8bit"
-    result = np.empty((len(array), height, width), np.uint8 if rounded else array.dtype)
-    for number, plane in enumerate(array):  # one at a time, because pictures are large
-        levels = _to_8_bits(plane) if rounded and plane.dtype != np.uint8 else np.ascontiguousarray(plane)
+    tall, wide, channels = pixels.shape
+    left, top, right, bottom = box
+    lines = torch.empty(channels, height, wide)
+    for band in bands(tall, top, bottom, height, resize_filter):
+        rows = torch.from_numpy(unit_values(pixels[band.source], full)).flatten(1)
+        lines[:, band.resized] = (band.weights @ rows).view(-1, wide, channels).permute(2, 0, 1)
+    lines = lines.flatten(0, 1)
+    result = torch.empty(channels * height, width)
+    for band in bands(wide, left, right, width, resize_filter):
+        result[:, band.resized] = lines[:, band.source] @ band.weights.T
+    return result.view(channels, height, width).clamp_(-1.0, 1.0).numpy()
+
+
+def resize_levels(
+    pixels: PixelArray, full: int, box: tuple[float, float, float, float], height: int, width: int, resize_filter: str
+) -> PixelArray:
+    """A box of (h, w, C) -> (C, height, width), uint8, by Pillow itself, which rounds after rows and after columns.
+
+    pixels, full: as `Picture.read` gives them. What is deeper is rounded to 8 bits first.
+    box: (left, top, right, bottom), in pixels. Pillow holds it in float32, so that a part of a picture differs from
+        that of the whole resized one, rarely, by a level.
+    """
+    result = np.empty((pixels.shape[2], height, width), np.uint8)
+    for number in range(pixels.shape[2]):  # one channel at a time, because pictures are large
+        plane = pixels[:, :, number]
+        levels = np.ascontiguousarray(plane) if plane.dtype == np.uint8 else _to_8_bits(unit_values(plane, full))
         result[number] = np.asarray(Image.fromarray(levels).resize((width, height), FILTERS[resize_filter], box=box))
-    return result if rounded else result.clip(-1.0, 1.0, out=result)
+    return result
 
 
 def _along(side: float, whole: int, start: int, count: int, reach: float) -> tuple[slice, float, float]:
