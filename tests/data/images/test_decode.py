@@ -334,15 +334,26 @@ def test_icc_profile_becomes_srgb_in_8_bits() -> None:
     assert_near(decode_image(jpg, "jpg", 3), adobe_rgb_to_srgb(decoded, 255.0), STEP)
 
 
-def test_a_profile_that_is_srgb_changes_no_level() -> None:
-    """littlecms's transform would, here and there, which is why it is no longer asked."""
+def nearly_srgb(units: int) -> bytes:
+    """The profile of sRGB, whose red primary lies by some 1/65536 further along X."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    place = profile.index(b"XYZ \0\0\0\0", profile.index(b"XYZ \0\0\0\0", 132) + 1) + 8  # after the white point
+    red = int.from_bytes(profile[place : place + 4], "big") + units
+    return profile[:place] + red.to_bytes(4, "big") + profile[place + 4 :]
+
+
+@pytest.mark.parametrize(("units", "applied"), [(0, False), (22, False), (60, True)])
+def test_a_profile_that_is_srgb_changes_no_level(units: int, applied: bool) -> None:
+    """littlecms's transform would, here and there: it is not asked where it would only round."""
     steps = np.arange(0, 256, 3, dtype=np.uint8)
     pixels = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 86, 3)
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-    transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), "RGB", "RGB")
+    profile = nearly_srgb(units)
+    source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+    transform = ImageCms.buildTransform(source, target, "RGB", "RGB")
     transformed = np.asarray(ImageCms.applyTransform(Image.fromarray(pixels), transform))
-    assert np.abs(transformed.astype(int) - pixels).max() <= 1
-    assert np.array_equal(decode_image(save(pixels, "PNG", icc_profile=profile.tobytes()), "png", 3), unit(pixels))
+    assert np.array_equal(transformed, pixels) == (units == 0)
+    found = to_uint8(torch.from_numpy(decode_image(save(pixels, "PNG", icc_profile=profile), "png", 3)))
+    assert np.array_equal(found.numpy().transpose(1, 2, 0), transformed if applied else pixels)
 
 
 def test_icc_profile_becomes_srgb_in_16_bits() -> None:
