@@ -63,10 +63,12 @@ def bands(side: int, begin: float, end: float, count: int, resize_filter: str) -
     rows = np.arange(count)[:, None]
     matrix[rows, pixels - starts[rows // BAND]] = weights
     found = []
-    for start, part in zip(starts.tolist(), torch.from_numpy(matrix).split(BAND), strict=True):
-        source = slice(start, min(start + reached, side))
-        resized = slice(len(found) * BAND, len(found) * BAND + len(part))
-        found.append(Band(resized, source, part[:, : source.stop - start]))
+    for number, start in enumerate(starts.tolist()):
+        resized, source = (
+            slice(number * BAND, min((number + 1) * BAND, count)),
+            slice(start, min(start + reached, side)),
+        )
+        found.append(Band(resized, source, torch.from_numpy(matrix[resized, : source.stop - start])))
     return found
 
 
