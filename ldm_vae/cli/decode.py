@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ldm_vae.atomic import atomic_file
 from ldm_vae.cli.options import Model
-from ldm_vae.data.shards.disk import read_file, status
-from ldm_vae.data.shards.retry import Missing
 from ldm_vae.devices import local_device
 from ldm_vae.errors import UserError
 from ldm_vae.printable import counted, say
@@ -32,9 +30,9 @@ def decode(
     """
     from ldm_vae.bottlenecks.scale import LatentScale
     from ldm_vae.codec import LatentCodec
-    from ldm_vae.data.images.decode import encode_image
     from ldm_vae.latents.dataset import LatentDataset
     from ldm_vae.latents.decode import decoded
+    from ldm_vae.latents.picture_files import write_pictures
     from ldm_vae.latents.picture_names import PictureNames
 
     codec = LatentCodec.load(model, device=local_device())
@@ -52,13 +50,11 @@ def decode(
             else:
                 yield item
 
-    with ProgressMeter("image") as progress:
-        for item, picture in decoded(codec, latents, short()):
-            path = names.path(item)
-            if picture is None or path is None:
+    pictures = decoded(codec, latents, short())
+    with ProgressMeter("image") as progress, closing(write_pictures(pictures, names, images, extension)) as done:
+        for item, written in done:
+            if not written:
                 broken.append(latents.key(item))
-            else:
-                _write(images / path, encode_image(picture, extension))
             progress.advance(1, total)
     left_out = [
         f"{len(keys):,} of {counted(total, 'latent')}, such as {keys[0]}, {reason}"
@@ -71,17 +67,3 @@ def decode(
     if left_out:
         raise UserError("; ".join(left_out), f"the pictures of all others are in {images}")
     say(f"{images}: {counted(total, 'picture')}")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Writes a picture. Raises UserError if another one has its name; the same one is there if this is a second run."""
-    try:
-        there = None if status(path) is None else read_file(path)
-    except Missing as error:  # a folder
-        raise UserError(f"{path} is in the way ({error})", "give the name of a new folder") from error
-    if path.is_symlink() or (there is not None and there != data):
-        what = f"{path} exists and is another picture"
-        raise UserError(what, "give the name of a new folder; if it is new, its disk takes two keys for one")
-    if there is None:
-        with atomic_file(path) as stage:
-            stage.write_bytes(data)

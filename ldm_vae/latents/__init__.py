@@ -16,6 +16,7 @@ fields.py         The class and the text of a stored sample, and what stands for
 buckets.py        Batches of latents of one size, for DataLoader(batch_sampler=...)
 decode.py         Decodes stored latents to pictures
 picture_names.py  Where the picture of each latent goes, so that none takes the place of another
+picture_files.py  Writes decoded pictures as files, while the next ones are decoded
 roundtrip.py      Compares stored latents with the images they were made of
 prefetch.py       Runs a generator in a thread, ahead of the code that uses its items
 """
