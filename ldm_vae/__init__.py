@@ -34,7 +34,8 @@ Names are imported when first asked for, so that the command line answers withou
     noise.py       Where every random number comes from: a function of the seed and of what it is for
     parts.py       The kinds of networks, bottlenecks and adversaries, by the word that a recipe names them with
     checks.py      Checks of values on a device: at once, or read with the result that they are about
-    fitting.py     Batches that fit into memory: where it runs out, they are halved
+    sparing.py     How much memory a network may take for one image, where a device had too little for it as a whole
+    fitting.py     Batches that fit into memory: where it runs out, they are halved, and one image computed in pieces
     overlap.py     Lets a device compute one batch while the host reads the next one and writes the last one
     finite.py      What a network computes, finite: half types that overflow are computed again in float32
     images.py      Pillow, numpy and bytes <-> the tensors that a codec takes

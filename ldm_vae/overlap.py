@@ -1,7 +1,7 @@
 """Lets a device compute one batch while the host reads the next one and writes the last one.
 
 What a batch gives is waited for once, and only when the next one has been handed to the device. Where memory runs out,
-batches are halved, and the work goes on.
+batches are halved, one image is computed in pieces, and the work goes on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm_vae.checks import checked_later
 from ldm_vae.devices import SHARING
-from ldm_vae.fitting import DivisibleT, Fitting, attempt
+from ldm_vae.fitting import DivisibleT, Fitting
 from ldm_vae.transfer import Landing
 
 ResultT = TypeVar("ResultT")
@@ -28,7 +28,7 @@ def one_behind(
     """The results of all items, in order: on a GPU each is waited for when the next item has been launched.
 
     An item gives one result, or where memory runs out one for each of its parts. Raises UserError where one image alone
-    does not fit.
+    does not fit, in pieces neither.
 
     launch: hands an item to the device. It may be called again for what ran out of memory.
     """
@@ -36,7 +36,7 @@ def one_behind(
     behind: tuple[DivisibleT, Finish[ResultT]] | None = None
     for item in items:
         for part in fitting.parts(item):
-            ahead = attempt(lambda part=part: launch(part), device)  # type: ignore[misc]  # of a lambda's default
+            ahead = fitting.attempt(part, lambda part=part: launch(part))  # type: ignore[misc]  # of its default
             if behind is not None:
                 yield from _finished(*behind, launch, fitting)
                 behind = None
@@ -55,7 +55,7 @@ def one_behind(
 def _finished(
     part: DivisibleT, finish: Finish[ResultT], launch: Callable[[DivisibleT], Finish[ResultT]], fitting: Fitting
 ) -> Iterator[ResultT]:
-    found = attempt(finish, fitting.device)
+    found = fitting.attempt(part, finish)
     del finish  # it holds what was on the device
     if found is not None:
         yield found[0]
@@ -66,13 +66,13 @@ def _finished(
 def again(part: DivisibleT, launch: Callable[[DivisibleT], Finish[ResultT]], fitting: Fitting) -> Iterator[ResultT]:
     """The results of what ran out of memory: of its halves, one after the other, with nothing beside them."""
     for half in fitting.halves(part):
-        found = attempt(lambda half=half: launch(half)(), fitting.device)  # type: ignore[misc]  # of a lambda's default
+        found = fitting.attempt(half, lambda half=half: launch(half)())  # type: ignore[misc]  # of its default
         if found is not None:
             yield found[0]
-        elif len(half) == 1:
-            raise fitting.too_large(half)
-        else:
-            yield from again(half, launch, fitting)
+            continue
+        if len(half) == 1:
+            fitting.tighten(half)
+        yield from again(half, launch, fitting)
 
 
 def begin(

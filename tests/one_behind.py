@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ import torch
 
 from ldm_vae import LatentCodec
 from ldm_vae.bottlenecks.scale import LatentScale
+from ldm_vae.choices import MetricName
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.devices import has_float64
+from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import measure_batches
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.decode import decoded
@@ -42,6 +45,7 @@ from train.validate import ObservedCodec
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 8), norm_groups=4, layers_per_block=1)
 BATCH, BATCHES = 2, 6
+WORKSPACE = 8  # values that a convolution takes beside each of its output, on a small card
 SPOILED = 3  # of the images of all batches, where one is
 
 
@@ -84,6 +88,9 @@ def encoded(codec: LatentCodec, folder: Path, *options: str) -> Any:
 
 
 def evaluated(codec: LatentCodec, _: Path, *options: str) -> Any:
+    if "psnr" in options:  # whose memory is no more than the image's
+        rows = measure_batches(codec, batches(codec, False), ImageMetrics(("psnr",), codec.device))
+        return [row.to_json() for row in rows]
     metrics = ImageMetrics(("psnr", "ssim", "ms_ssim", "lpips_vgg"), codec.device)
     features = FeatureSets(SetMetrics(["frechet_vgg16"], codec.device, vgg=metrics.metrics["lpips_vgg"].network))
     sample = 0 if "sample" in options else None
@@ -113,11 +120,12 @@ def pictures(codec: LatentCodec, folder: Path, *_: str) -> Any:
     return [(item, None if picture is None else picture.tolist()) for item, picture in found]
 
 
-def stored(codec: LatentCodec, folder: Path, *_: str) -> Any:
+def stored(codec: LatentCodec, folder: Path, *options: str) -> Any:
     latents = LatentDataset(encode(codec, folder), scale=LatentScale())
     index = load_index(str(folder / "shards"))
     RECORD.reset()
-    found = measure_roundtrip(codec, latents, index, metrics=("psnr", "ssim"), done=lambda count, total: None)
+    names: tuple[MetricName, ...] = ("psnr",) if "psnr" in options else ("psnr", "ssim")
+    found = measure_roundtrip(codec, latents, index, metrics=names, done=lambda count, total: None)
     return {name: [row.to_json() for row in storage.results.per_image] for name, storage in found.items()}
 
 
@@ -126,26 +134,70 @@ WORK: dict[str, Callable[..., Any]] = {
 }
 
 
+@contextmanager
+def small_card(kibibytes: int) -> Iterator[None]:
+    """So much memory is free now, and convolutions take WORKSPACE beside, which no estimate counts."""
+    convolve, capacity = torch.nn.functional.conv2d, RECORD.capacity
+
+    def greedy(*args: Any, **kwargs: Any) -> torch.Tensor:
+        output = convolve(*args, **kwargs)
+        torch.empty(WORKSPACE, *output.shape, dtype=output.dtype, device=output.device)
+        return output
+
+    torch.nn.functional.conv2d, RECORD.capacity = greedy, RECORD.now + kibibytes * 2**10
+    try:
+        yield
+    finally:
+        torch.nn.functional.conv2d, RECORD.capacity = convolve, capacity
+
+
+def number_of(option: str, options: Sequence[str]) -> int:
+    return next((int(one.removeprefix(f"{option}=")) for one in options if one.startswith(f"{option}=")), 0)
+
+
+class Said(logging.Handler):
+    """The warnings of a piece of work."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 def main(device: str, work: str, *options: str) -> None:
-    """An option refuse=N: after the undisturbed result, that of N tries in each of which one allocation fails."""
+    """Options, each of which adds to the undisturbed result.
+
+    refuse=N: that of N tries in each of which one allocation fails.
+    card=KIBIBYTES: that with so much free memory, and convolutions that take more than anybody counts.
+    """
     torch.set_num_threads(1)
-    tries = next((int(option.removeprefix("refuse=")) for option in options if option.startswith("refuse=")), 0)
+    tries, card = (number_of(option, options) for option in ("refuse", "card"))
     with stand_in() if device == "gpu" else nullcontext():
 
-        def once(refused: int | None) -> dict[str, Any]:
-            codec = make_codec(device, "float64" if tries else "float32")
+        def once(refused: int | None = None, kibibytes: int = 0) -> dict[str, Any]:
+            codec = make_codec(device, "float64" if tries or card else "float32")
             has_float64(codec.device)  # tried once in a process, which waits
             RECORD.waits.clear()
             RECORD.allocations, RECORD.refuse = -(10**9), refused  # counted from the moment when the work begins
-            with tempfile.TemporaryDirectory() as folder:
-                found = WORK[work](codec, Path(folder), *options)
+            said = Said()
+            logging.getLogger("ldm_vae").addHandler(said)
+            with tempfile.TemporaryDirectory() as folder, small_card(kibibytes) if kibibytes else nullcontext():
+                try:
+                    found = WORK[work](codec, Path(folder), *options)
+                except UserError as error:
+                    found = str(error)
+            logging.getLogger("ldm_vae").removeHandler(said)
             waits = dict(RECORD.waits + RECORD.waits_beside)
-            return {"found": found, "waits": waits, "pageable": dict(RECORD.pageable), "made": RECORD.allocations}
+            counts = {"waits": waits, "pageable": dict(RECORD.pageable), "made": RECORD.allocations}
+            return {"found": found, "said": said.lines, **counts}
 
-        undisturbed = once(None)
+        undisturbed = once()
         made = undisturbed["made"]
         refused = np.linspace(1, made, tries, dtype=int).tolist()
-        print(json.dumps([undisturbed, *(once(number) for number in refused)]))
+        others = [once(number) for number in refused] + ([once(kibibytes=card)] if card else [])
+        print(json.dumps([undisturbed, *others]))
 
 
 if __name__ == "__main__":

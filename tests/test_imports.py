@@ -41,6 +41,7 @@ ROOMS = (
     "atomic",
     "transfer",
     "checks",
+    "sparing",
     "fitting",
     "overlap",
     "noise",

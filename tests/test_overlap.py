@@ -6,6 +6,7 @@ What comes out is to the bit what the CPU computes, since that device's arithmet
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,14 @@ def values(found: Any) -> Iterator[Any]:
         yield found
 
 
+def assert_alike(work: str, found: Any, undisturbed: Any) -> None:
+    if work.startswith("encoded"):
+        assert found == undisturbed
+        return
+    for ours, theirs in zip(values(found), values(undisturbed), strict=True):
+        assert ours == (pytest.approx(theirs, rel=1e-5, abs=1e-4) if isinstance(theirs, float) else theirs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("work", [*WORK[1:], *ONE_BY_ONE])
 def test_where_memory_runs_out_the_result_is_that_of_an_undisturbed_run(work: str) -> None:
@@ -75,12 +84,33 @@ def test_where_memory_runs_out_the_result_is_that_of_an_undisturbed_run(work: st
     undisturbed, *disturbed = play("gpu", work, "refuse=5")
     assert len(disturbed) == 5
     for run in disturbed:
-        if work.startswith("encoded"):
-            assert run["found"] == undisturbed["found"]
-            continue
-        for ours, theirs in zip(values(run["found"]), values(undisturbed["found"]), strict=True):
-            assert ours == (pytest.approx(theirs, rel=1e-5, abs=1e-4) if isinstance(theirs, float) else theirs)
+        assert_alike(work, run["found"], undisturbed["found"])
     assert max(run["made"] for run in disturbed) > undisturbed["made"]  # something was done again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("work", "kibibytes"), [("encoded mirrored sample", 1500), ("evaluated psnr", 2000), ("stored psnr", 1500)]
+)
+def test_an_image_that_fits_nowhere_alone_is_computed_in_pieces(work: str, kibibytes: int) -> None:
+    """Convolutions take more than anybody counts, so that whole images look as if they fitted. In float64, as above."""
+    undisturbed, limited = play("gpu", work, f"card={kibibytes}")
+    assert_alike(work, limited["found"], undisturbed["found"])
+    said = [line for line in limited["said"] if "goes on in pieces" in line]
+    assert len(said) == (2 if work.startswith("stored") else 1)  # once each for encoding and for decoding
+    assert undisturbed["said"] == []
+
+
+def test_a_picture_is_decoded_in_pieces_where_it_fits_nowhere_alone_and_refused_where_those_do_not_fit() -> None:
+    undisturbed, limited = play("gpu", "pictures", "card=1500")
+    assert_alike("pictures", limited["found"], undisturbed["found"])
+    assert sum("(40 x 56): goes on in pieces" in line for line in limited["said"]) == 1
+    _, refused = play("gpu", "pictures", "card=200")
+    assert re.match(
+        r"too little memory on gpu:0 for one image alone \(3 x 40 x 56\): [\d,]+ bytes of free memory on gpu:0: encoding "
+        r"40 x 56 pixels takes at least [\d,]+: free memory of gpu:0 .*, or use a device with more, or smaller images",
+        refused["found"],
+    )
 
 
 def test_results_come_in_order_and_what_fits_is_remembered() -> None:
@@ -115,7 +145,7 @@ def test_one_image_that_does_not_fit_ends_in_a_line() -> None:
     def launch(single: Single[int]) -> Any:
         raise torch.OutOfMemoryError
 
-    with pytest.raises(UserError, match=r"one image alone \(3 x 7 x 9\).*smaller images"):
+    with pytest.raises(UserError, match=r"one image alone \(3 x 7 x 9\), in pieces too: .*smaller images"):
         list(one_behind([Single(0, (3, 7, 9))], launch, torch.device("cpu")))
 
 

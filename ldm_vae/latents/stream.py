@@ -27,7 +27,7 @@ from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.in_order import IN_FLIGHT
 from ldm_vae.data.images.pixels import PixelArray
 from ldm_vae.data.shards.shard import Fields
-from ldm_vae.fitting import Fitting, attempt
+from ldm_vae.fitting import Fitting
 from ldm_vae.latents.format import LatentJob
 from ldm_vae.latents.pictures import ImageSample, bytes_of
 from ldm_vae.latents.prefetch import in_thread
@@ -146,7 +146,7 @@ def _side_by_side(
     for portions in windows:
         parts = [part for portion in portions for part in fitting.parts(portion)]
         portions.clear()
-        found = pool.map(lambda part: attempt(lambda: launch(part)(), device), parts)
+        found = pool.map(lambda part: fitting.attempt(part, lambda: launch(part)()), parts)
         for part, result in zip(parts, found, strict=True):
             if result is None:
                 yield from again(part, launch, fitting)

@@ -36,6 +36,17 @@ MOST_WORK = 32.0  # highest ratio of a plan's work to the work of computing noth
 BOOKKEEPING = 2**16  # bytes for norm statistics and the like
 
 
+class BoundTooLow(UserError):
+    """No plan keeps to a bound on memory.
+
+    least: bytes that a plan takes at least.
+    """
+
+    def __init__(self, what: str, remedy: str, least: int) -> None:
+        super().__init__(what, remedy)
+        self.least = least
+
+
 @dataclass(frozen=True)
 class Segment:
     """The steps between two boundaries that are kept: steps[first:end].
@@ -77,7 +88,7 @@ def plan_decode(model: Network, height: int, width: int, *, max_memory: int | No
 
     max_memory: bound in bytes on `beside` and the plan's working memory. None: nothing is computed twice.
     beside: bytes that are taken whatever the plan is, such as those of the result.
-    Raises UserError for a bound that is too low, and names the lowest that is possible.
+    Raises BoundTooLow for a bound that is too low, and names the lowest that is possible.
     """
     what, steps = f"decoding {height} x {width} latents", chains_of(model).decoder_steps(model, height, width)
     return make_plan(steps, next(model.parameters()), what, max_memory, beside)
@@ -109,8 +120,8 @@ def make_plan(steps: Sequence[ChainStep], weight: Tensor, what: str, max_memory:
         tried = [[_Costs(steps, size, device, count, spill) for count in counts] for spill in ways]
         found = next(filter(None, (_cheapest(way, max_memory - beside, once, device) for way in tried)), None)
         if found is None:
-            least = beside + min(costs.least(_reach(costs, once, device)) for way in tried for costs in way)
-            raise UserError(f"max_memory of {max_memory:,} bytes", f"{what} takes at least {least:,}")
+            least = beside + int(min(costs.least(_reach(costs, once, device)) for way in tried for costs in way))
+            raise BoundTooLow(f"max_memory of {max_memory:,} bytes", f"{what} takes at least {least:,}", least)
         route, costs = found
     return Plan(
         axis=steps[0].axis,

@@ -10,6 +10,7 @@ from torch import Tensor
 from ldm_vae.networks.kl import Autoencoder
 from ldm_vae.piecewise import passes
 from ldm_vae.piecewise.chains.kl import decoder_steps, encoder_steps
+from ldm_vae.sparing import NoRoom, sparing
 from tests.tolerance import assert_as_exact, double
 
 pytestmark = pytest.mark.numerical
@@ -98,3 +99,45 @@ def test_what_counts_is_bytes(network: Callable[..., Autoencoder], monkeypatch: 
     with torch.no_grad():
         run(model, x.bfloat16())
     assert found == [4]
+
+
+def test_a_share_of_the_whole_is_kept_to_and_nothing_gives_the_least(
+    network: Callable[..., Autoencoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, bounds = network(), list[int]()
+    for name in ("encode_pieces", "decode_pieces"):
+        pieces = getattr(passes, name)
+
+        def spied(*args: Any, pieces: Any = pieces, max_memory: int, **kwargs: Any) -> Any:
+            bounds.append(max_memory)
+            result, plan = pieces(*args, max_memory=max_memory, **kwargs)
+            assert plan.working_bytes + result.nbytes <= max_memory
+            return result, plan
+
+        monkeypatch.setattr(passes, name, spied)
+    for (run, whole, counted), x in ways(model, batch=1):
+        exact = getattr(double(model), whole.__name__)(x.double())
+        with torch.no_grad():
+            expected = whole(x)
+        for share, tried in ((0.5, 1), (0.0, 2)):  # nothing is refused, and the refusal names the least
+            bounds.clear()
+            own = seen(model)
+            with sparing(share):
+                result = run(model, x)
+            assert own == [] and len(bounds) == tried and bounds[0] == int(share * counted)
+            assert 0 < bounds[-1] <= 0.5 * counted
+            assert_as_exact(result, expected, exact)
+
+
+def test_a_share_that_the_device_has_no_room_for_is_refused(
+    network: Callable[..., Autoencoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "free_memory", lambda device: 1000)
+    with (
+        sparing(0.5),
+        pytest.raises(NoRoom, match="1,000 bytes of free memory on cpu: encoding 64 x 96 pixels takes at"),
+    ):
+        passes.encode(network(), pictures(1))
+    monkeypatch.setattr(passes, "has_chains", lambda model: False)
+    with sparing(0.5), pytest.raises(NoRoom, match="a network of kind kl runs as a whole"):
+        passes.encode(network(), pictures(1))
