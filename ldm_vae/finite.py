@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -71,3 +71,8 @@ def finite_samples(x: Tensor) -> Tensor:
         return torch.ones(len(x), dtype=torch.bool, device=x.device)
     dims = tuple(range(1, x.ndim))
     return x.amax(dims).isfinite() & x.amin(dims).isfinite()  # NaN is both where there is one; and it takes no memory
+
+
+def at_places(x: Tensor, places: Sequence[int]) -> Tensor:
+    """x[places], places in ascending order; all of x as it is, since a device waits for the list of places."""
+    return x if len(places) == len(x) else x[list(places)]

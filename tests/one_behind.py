@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,12 +22,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import torch
 
+if sys.argv[1:2] == ["gpu"]:  # as the device has it, before anything is decorated: its tensors know no inference mode
+    torch.inference_mode = torch.no_grad  # type: ignore[misc,assignment]
+
 from ldm_vae import LatentCodec
 from ldm_vae.bottlenecks.scale import LatentScale
 from ldm_vae.choices import MetricName
+from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.data.shards.index import load_index
 from ldm_vae.data.stream.batch import Batch
 from ldm_vae.devices import has_float64
+from ldm_vae.diagnostics.comparison import Comparison, CrossFittedPCA
+from ldm_vae.diagnostics.inspect import InspectionJob, inspect_codec
+from ldm_vae.diagnostics.survey import survey_images
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import measure_batches
 from ldm_vae.latents.dataset import LatentDataset
@@ -106,6 +114,42 @@ def validated(codec: LatentCodec, _: Path, *options: str) -> Any:
     return [row.to_json() for row in rows], {name: value.tolist() for name, value in observed.sums.items()}
 
 
+def surveyed(codec: LatentCodec, _: Path, *options: str) -> Any:
+    """What `inspect` collects of every image, and what it makes of the others; LPIPS of a few."""
+    given, pca = list(batches(codec, "spoiled" in options)), CrossFittedPCA(codec)
+    for batch in given:
+        pca.add(batch)
+    comparison = Comparison(codec, pca, BATCH * BATCHES, seed=0)
+    RECORD.reset()
+    found = survey_images(codec, given, 0, comparison)
+    comparison.measure_sample(lambda count, total: None)
+    samples = [sample.rows for sample in (found.positions, found.probes, found.views)]
+    powers = [power.density for power in (found.spectrum.latents, found.spectrum.images, found.blur)]
+    return {
+        "channels": [found.channels.covariance.tolist(), found.channels.kl.tolist(), found.channels.images],
+        "powers": [np.nan_to_num(power, nan=-1.0).tolist() for power in powers],
+        "scores": [vars(score) for score in found.scores],
+        "samples": [None if rows is None else np.stack([*rows]).tolist() for rows in samples],
+        "rows": {name: [row.to_json() for row in rows] for name, rows in comparison.rows.items()},
+        "broken": [found.broken_posteriors, found.broken_reconstructions],
+    }
+
+
+def inspected(codec: LatentCodec, folder: Path, *_: str) -> Any:
+    write_images(folder / "shards")
+    batches: Counter[str] = Counter()
+
+    def done(part: str, count: int, total: int) -> None:
+        batches[part] += count > 0
+
+    job = InspectionJob(str(folder / "shards"), ImageConfig(), batch=BATCH)
+    RECORD.reset()
+    inspection = inspect_codec(codec, job, folder / "out", model={}, done=done)
+    pictures = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "out").glob("*.png")}
+    numbers = {f"{one.name} {n.name}": n.value for one in inspection.sections for n in one.numbers}
+    return {"numbers": numbers, "pictures": dict(sorted(pictures.items())), "batches": batches}
+
+
 def measured(codec: LatentCodec, _: Path, *options: str) -> Any:
     RECORD.reset()
     found = measure_latents(codec, batches(codec, "spoiled" in options))
@@ -130,7 +174,7 @@ def stored(codec: LatentCodec, folder: Path, *options: str) -> Any:
 
 
 WORK: dict[str, Callable[..., Any]] = {
-    work.__name__: work for work in (encoded, evaluated, validated, measured, pictures, stored)
+    work.__name__: work for work in (encoded, evaluated, validated, measured, surveyed, inspected, pictures, stored)
 }
 
 

@@ -62,8 +62,6 @@ def test_it_ends_at_once_where_no_plan_fits() -> None:
         tried.append(share_of_whole())
         raise NoRoom("10 bytes of free memory", "decoding takes at least 20")
 
-    with pytest.raises(
-        UserError, match=r"\(3 x 8 x 8\): 10 bytes of free memory: decoding takes at least 20: use a mach"
-    ):
+    with pytest.raises(UserError, match=r"\(3 x 8 x 8\): 10 bytes of free memory: decoding takes at least 20: use a"):
         list(one_behind([Single(0, SMALL)], launch, CPU))
     assert tried == [None, None, SHARES[0]]

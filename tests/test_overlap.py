@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from ldm_vae.checks import checked_later, open_checks
+from ldm_vae.diagnostics.comparison import SAMPLED
 from ldm_vae.errors import UserError
 from ldm_vae.finite import finite_samples, not_finite
 from ldm_vae.fitting import Single
@@ -48,14 +49,40 @@ def test_a_gpu_is_waited_for_once_a_batch_and_gives_what_the_cpu_gives(work: str
     assert gpu["pageable"] == {}
 
 
+def test_what_inspect_collects_of_every_image_is_waited_for_once_a_batch() -> None:
+    (gpu,), (cpu,) = play("gpu", "surveyed"), play("cpu", "surveyed")
+    assert gpu["found"] == cpu["found"]
+    ((place, times),) = gpu["waits"].items()
+    assert place.startswith("event at ldm_vae/transfer.py")
+    assert times == BATCHES + SAMPLED[0]  # images whose LPIPS is measured, one at a time
+    assert gpu["pageable"] == {}
+
+
+@pytest.mark.slow
+def test_inspect_waits_for_nothing_but_the_results_of_batches() -> None:
+    """Once for each of the survey and of the sampled images, and for every 8 probes that networks run on."""
+    (gpu,), (cpu,) = play("gpu", "inspected"), play("cpu", "inspected")
+    assert gpu["found"] == cpu["found"]
+    ((place, times),) = gpu["waits"].items()
+    assert place.startswith("event at ldm_vae/transfer.py") and gpu["pageable"] == {}
+    batches, probes = gpu["found"]["batches"], 2  # 12 probes
+    made = probes + 1  # and 2 views
+    equivariance = batches["equivariance"] * 3 * probes  # the picture, its latent, the latent of it
+    smoothness = probes + batches["smoothness"] * 2  # one step, and 9 on each line
+    robustness, activations = batches["noise and storage"] * probes, batches["range of activations"]
+    explore = 2 + 3 + 4 + 3  # of 14, 20, 25 and 18 tiles
+    survey = batches["reconstructing"] + batches["SSIM and LPIPS"]
+    assert times == survey + made + equivariance + smoothness + robustness + activations + explore
+
+
 @pytest.mark.slow  # processes of some seconds each, and many
-@pytest.mark.parametrize("work", ["evaluated", "validated", "measured"])
+@pytest.mark.parametrize("work", ["evaluated", "validated", "measured", "surveyed"])
 def test_what_is_not_finite_is_computed_again_with_each_check_at_once(work: str) -> None:
     """Only the batch with the spoiled image waits more often, and the result is the CPU's."""
     (gpu,), (cpu,) = play("gpu", work, "spoiled"), play("cpu", work, "spoiled")
     assert gpu["found"] == cpu["found"] and gpu["found"] != play("cpu", work)[0]["found"]
     events = sum(times for place, times in gpu["waits"].items() if place.startswith("event"))
-    assert events == BATCHES + 1
+    assert events == BATCHES + 1 + (SAMPLED[0] if work == "surveyed" else 0)
     assert 3 <= sum(gpu["waits"].values()) - events <= 12  # a few looks at one batch, and none at the others
 
 
@@ -77,7 +104,7 @@ def assert_alike(work: str, found: Any, undisturbed: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("work", [*WORK[1:], *ONE_BY_ONE])
+@pytest.mark.parametrize("work", [*WORK[1:], *ONE_BY_ONE, "surveyed", "inspected"])
 def test_where_memory_runs_out_the_result_is_that_of_an_undisturbed_run(work: str) -> None:
     """One allocation fails, at places over the whole run. The codec runs in float64, so that a batch of another size,
     which sums in another order, gives the same float16 and 8-bit values. LPIPS and VGG run in float32: 1e-5 of 10."""
@@ -107,8 +134,8 @@ def test_a_picture_is_decoded_in_pieces_where_it_fits_nowhere_alone_and_refused_
     assert sum("(40 x 56): goes on in pieces" in line for line in limited["said"]) == 1
     _, refused = play("gpu", "pictures", "card=200")
     assert re.match(
-        r"too little memory on gpu:0 for one image alone \(3 x 40 x 56\): [\d,]+ bytes of free memory on gpu:0: encoding "
-        r"40 x 56 pixels takes at least [\d,]+: free memory of gpu:0 .*, or use a device with more, or smaller images",
+        r"too little memory on gpu:0 for one image alone \(3 x 40 x 56\): [\d,]+ bytes of free memory on gpu:0: "
+        r"encoding 40 x 56 pixels takes at least [\d,]+: free memory of gpu:0 .*, or use a device with more, or smal",
         refused["found"],
     )
 

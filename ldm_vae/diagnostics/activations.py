@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm_vae.codec import LatentCodec
 from ldm_vae.diagnostics.findings import Axis, Chart, Line, Quantity, Section, Verdict, gaps
-from ldm_vae.diagnostics.probes import BATCH, Done, Probes, silent
+from ldm_vae.diagnostics.probes import Done, Probes, in_batches, silent
 from ldm_vae.interop.export import FLOAT16_SAFE
 from ldm_vae.latents.measure import largest_outputs
 from ldm_vae.printable import counted
 
 FLOAT16_LARGEST = torch.finfo(torch.float16).max  # 65504
+LARGEST = "largest"  # name of what is watched
 BINARY16 = "IEEE 754 binary16: largest finite value 65504"
 
 
@@ -52,13 +54,20 @@ def largest_by_block(model: nn.Module, largest: Mapping[str, float]) -> dict[str
     return blocks
 
 
+def _watched(codec: LatentCodec, image: Tensor) -> tuple[dict[str, Tensor], list[str]]:
+    """The largest |output| of each module that gives one, (N,), and their names."""
+    with largest_outputs(codec.model) as outputs:
+        codec.decode_raw(codec.draw(codec.moments(image)))
+    return {LARGEST: torch.stack([*outputs.values()]) if outputs else image.new_empty(0)}, list(outputs)
+
+
 def inspect_activations(codec: LatentCodec, probes: Probes, done: Done = silent) -> Section:
     title = "Range of activations"
-    with largest_outputs(codec.model) as outputs:
-        for image in torch.split(probes.image, BATCH):
-            codec.decode_raw(codec.draw(codec.moments(image)))
-            done(len(image), len(probes.image))
-    largest = {name: float(value) for name, value in outputs.items()}
+    largest: dict[str, float] = {}
+    for image, tensors, names in in_batches(codec, partial(_watched, codec), probes.image):
+        for name, value in zip(names, tensors[LARGEST].tolist(), strict=True):
+            largest[name] = max(largest.get(name, 0.0), value)
+        done(len(image), len(probes.image))
     if not largest:
         statement = "Not measured, because no module of this network returns a tensor."
         verdict = Verdict(name="fp16_overflow", level="unknown", statement=statement)

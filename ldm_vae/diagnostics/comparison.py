@@ -6,7 +6,7 @@ all images. SSIM and LPIPS are measured on a few, because LPIPS' network costs m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,10 +19,14 @@ from ldm_vae.data.stream.batch import Batch
 from ldm_vae.diagnostics.sample import BoundedSample
 from ldm_vae.evaluation.averaging import PatchAveraging
 from ldm_vae.evaluation.pca import PatchPCA, PatchSums
+from ldm_vae.fitting import Single
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pixels import ImagePairs
+from ldm_vae.overlap import Finish, begin, one_behind
+from ldm_vae.transfer import Courier
 
 CODEC, AVERAGING, PCA = "codec", "averaging", "pca"
+MIDDLES = "middles"  # of an image and of what codecs make of it, (1 + codecs, C, h, w), of 8 bits
 SAMPLED = (4, 16)  # images on which SSIM and LPIPS are measured, at least and at most
 SAMPLED_SHARE = 1 / 16  # of the inspected images; one image costs as much as two or three of a small codec
 SAMPLED_SIDE = 256  # pixels; of larger ones the middle is measured
@@ -86,8 +90,13 @@ class Comparison:
         self._sample = BoundedSample(min(max(least, round(images * SAMPLED_SHARE)), most), seed, "compared images")
         self._device = codec.device
 
-    def update(self, keys: Sequence[str], images: Tensor, reconstructions: Tensor) -> None:
-        """images, reconstructions: (B, C, H, W), floats; the reconstructions are finite."""
+    def compared(
+        self, keys: Sequence[str], images: Tensor, reconstructions: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, dict[str, str]]]:
+        """What `add` takes of some images: tensors on their device; and of each codec, why a metric has no value.
+
+        images, reconstructions: (B, C, H, W), floats; the reconstructions are finite.
+        """
         size = (images.shape[2], images.shape[3])
         decoded = {
             CODEC: reconstructions,
@@ -95,13 +104,28 @@ class Comparison:
             PCA: self._pca.reconstruct(images, keys),
         }
         pictures = {name: to_uint8(x) for name, x in decoded.items() if x is not None}
-        original, first = to_uint8(images), len(self.rows[CODEC])
+        original = to_uint8(images)
+        tensors, missing = {MIDDLES: torch.stack([_middle(x) for x in (original, *pictures.values())], dim=1)}, {}
         for name, picture in pictures.items():
-            self.rows[name] += self._psnr(ImagePairs(picture, original), keys)
-        middles = [_middle(x).cpu() for x in (original, *pictures.values())]
+            values, missing[name] = self._psnr.measured(ImagePairs(picture, original))
+            tensors |= {f"{name} {metric}": value for metric, value in values.items()}
+        return tensors, missing
+
+    def add(
+        self,
+        keys: Sequence[str],
+        shape: tuple[int, ...],
+        tensors: Mapping[str, Tensor],
+        missing: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        """Adds what `compared` gave of images of one shape, on the host."""
+        first = len(self.rows[CODEC])
+        for name, reasons in missing.items():
+            values = {key.removeprefix(f"{name} "): x for key, x in tensors.items() if key.startswith(f"{name} ")}
+            self.rows[name] += self._psnr.rows(keys, shape, values, reasons)
         offered = np.empty(len(keys), dtype=object)
-        for i in range(len(keys)):
-            offered[i] = first + i, torch.stack([middle[i] for middle in middles])
+        for i, middles in enumerate(tensors[MIDDLES]):
+            offered[i] = first + i, middles.clone()  # else one image would keep the memory of all
         self._sample.offer(offered)
 
     @property
@@ -114,11 +138,19 @@ class Comparison:
         done(images, total): called after each image.
         """
         done(0, self.sampled)
-        measure = ImageMetrics(SAMPLED_METRICS, self._device)
-        for place, pictures in [] if self._sample.rows is None else list(self._sample.rows):
-            decoded = pictures[1:].to(self._device)
-            image = pictures[:1].to(self._device).expand_as(decoded)  # LPIPS looks at it once
-            measured = measure(ImagePairs(decoded, image), [""] * len(decoded))
+        measure, courier = ImageMetrics(SAMPLED_METRICS, self._device), Courier(self._device)
+
+        def launch(single: Single[tuple[int, Tensor]]) -> Finish[tuple[int, list[MeasuredImage]]]:
+            place, pictures = single.item
+            brought = courier.bring(pictures)
+            decoded = brought[1:]
+            pairs = ImagePairs(decoded, brought[:1].expand_as(decoded))  # LPIPS looks at the image once
+            finish = begin(lambda: measure.measured(pairs), self._device)
+            return lambda: (place, measure.rows([""] * len(decoded), tuple(decoded.shape[1:]), *finish()))
+
+        sample = [] if self._sample.rows is None else list(self._sample.rows)
+        singles = (Single((place, pictures), tuple(pictures.shape[1:])) for place, pictures in sample)
+        for place, measured in one_behind(singles, launch, self._device):
             for rows, one in zip((rows for rows in self.rows.values() if rows), measured, strict=True):
                 rows[place].values |= {name: one.values[name] for name in SAMPLED_METRICS if name in one.values}
                 rows[place].missing |= {name: one.missing[name] for name in SAMPLED_METRICS if name in one.missing}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 import torch
@@ -14,8 +14,11 @@ from torch import Tensor
 from ldm_vae.codec import LatentCodec, NonFiniteError
 from ldm_vae.data.images.pixels import to_uint8
 from ldm_vae.devices import in_float64
+from ldm_vae.finite import at_places
 from ldm_vae.metrics.image import psnr
 from ldm_vae.noise import rng
+from ldm_vae.overlap import Finish, begin, one_behind
+from ldm_vae.transfer import Courier
 
 Done = Callable[[int, int], None]  # images that are done since the last call, and all that there are to do
 T = TypeVar("T")
@@ -25,13 +28,14 @@ PROBE_POSITIONS = 8  # latent positions that a probe has along a side at least, 
 QUARTER = 4  # sides are a multiple of 4 f, so that a picture scaled to a quarter still has whole latent positions
 VIEWS = 2  # images that are shown to people
 BATCH = 8  # probes at a time
+Z, RECONSTRUCTION = "z", "reconstruction"  # of what networks give
 NOISIER = "training then shows the decoder noisier latents"  # what a higher price of the rate does to a Gaussian
 BLANK = "The codec reconstructs nothing: the mean colour of each image is as close to it, so there is nothing to lose."
 
 
 @dataclass(frozen=True)
 class Probes:
-    """The probes of a codec.
+    """The probes of a codec, on the host: only networks run on the codec's device.
 
     image, reconstruction: (N, C, S, S).
     z: (N, c, S/f, S/f), raw mode of the posterior.
@@ -100,15 +104,21 @@ def make_probes(codec: LatentCodec, cuts: Sequence[Tensor], std: float) -> Probe
     cuts = [cut for cut in cuts if cut.shape[1] >= side]
     margins = [(cut.shape[1] - side) // 2 for cut in cuts]
     images = torch.stack([c[:, m : m + side, m : m + side] for c, m in zip(cuts, margins, strict=True)])
-    parts = []
-    for image in torch.split(images.to(codec.device), BATCH):
-        moments, broken = codec.checked_moments(image)
-        whole = [i for i in range(len(image)) if i not in broken]
-        z = codec.draw(moments[whole])
-        places, reconstruction = decode_whole(codec, z)
-        parts.append((image[whole][places], z[places], reconstruction))
+    parts = [
+        (part[whole], tensors[Z], tensors[RECONSTRUCTION])
+        for part, tensors, whole in in_batches(codec, partial(_reconstructed, codec), images)
+    ]
     image, z, reconstruction = (torch.cat(part) for part in zip(*parts, strict=True))
     return Probes(image, z, reconstruction, std) if len(image) else None
+
+
+def _reconstructed(codec: LatentCodec, image: Tensor) -> tuple[dict[str, Tensor], list[int]]:
+    """Latents and reconstructions of the images that have finite ones, and which these are."""
+    moments, broken = codec.checked_moments(image)
+    encoded = [i for i in range(len(image)) if i not in broken]
+    z = codec.draw(at_places(moments, encoded))
+    places, reconstruction = decode_whole(codec, z)
+    return {Z: at_places(z, places), RECONSTRUCTION: reconstruction}, [encoded[place] for place in places]
 
 
 def decode_whole(codec: LatentCodec, z: Tensor, size: tuple[int, int] | None = None) -> tuple[list[int], Tensor]:
@@ -116,7 +126,7 @@ def decode_whole(codec: LatentCodec, z: Tensor, size: tuple[int, int] | None = N
     places = list(range(len(z)))
     while places:
         try:
-            return places, codec.decode_raw(z[places], size=size)
+            return places, codec.decode_raw(at_places(z, places), size=size)
         except NonFiniteError as error:
             places = [place for i, place in enumerate(places) if i not in error.samples]
     channels, factor = codec.model.config.out_channels, codec.factor
@@ -124,14 +134,52 @@ def decode_whole(codec: LatentCodec, z: Tensor, size: tuple[int, int] | None = N
     return [], z.new_empty(0, channels, height, width)
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Tensors of one size, on the host: (B, ...)."""
+
+    x: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def part(self, start: int, stop: int) -> _Rows:
+        return _Rows(self.x[start:stop])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[1:])
+
+
+def in_batches(
+    codec: LatentCodec, compute: Callable[[Tensor], tuple[dict[str, Tensor], T]], x: Tensor
+) -> Iterator[tuple[Tensor, dict[str, Tensor], T]]:
+    """Computes on the codec's device, BATCH at a time, or fewer where its memory runs out.
+
+    compute: gets a part of x on the device; returns tensors, and what the host knows without them. May be called again.
+    x: (B, ...), on the host.
+    Gives each part of x with what came of it, on the host.
+    """
+    courier = Courier(codec.device)
+
+    def launch(rows: _Rows) -> Finish[tuple[Tensor, dict[str, Tensor], T]]:
+        brought = courier.bring(rows.x)
+        finish = begin(lambda: compute(brought), codec.device)
+        return lambda: (rows.x, *finish())
+
+    return one_behind(map(_Rows, torch.split(x, BATCH)), launch, codec.device)
+
+
 def decode_in_batches(codec: LatentCodec, z: Tensor) -> Tensor:
-    """Raw latents -> images. Raises NonFiniteError."""
-    return torch.cat([codec.decode_raw(part) for part in torch.split(z, BATCH)])
+    """Raw latents -> images, both on the host. Raises NonFiniteError."""
+    found = in_batches(codec, lambda part: ({RECONSTRUCTION: codec.decode_raw(part)}, None), z)
+    return torch.cat([tensors[RECONSTRUCTION] for _, tensors, _ in found])
 
 
 def encode_in_batches(codec: LatentCodec, images: Tensor) -> Tensor:
-    """Images -> raw modes of the posterior. Raises NonFiniteError."""
-    return torch.cat([codec.draw(codec.moments(part)) for part in torch.split(images, BATCH)])
+    """Images -> raw modes of the posterior, both on the host. Raises NonFiniteError."""
+    found = in_batches(codec, lambda part: ({Z: codec.draw(codec.moments(part))}, None), images)
+    return torch.cat([tensors[Z] for _, tensors, _ in found])
 
 
 def mean_psnr(a: Tensor, b: Tensor) -> float:
@@ -141,7 +189,7 @@ def mean_psnr(a: Tensor, b: Tensor) -> float:
 
 
 def noise_like(z: Tensor, seed: int, purpose: str) -> Tensor:
-    """Standard normal noise in the shape of z. It is drawn on the CPU, so that it is the same on every device."""
+    """Standard normal noise in the shape of z. It is drawn by numpy, so that it is the same on every device."""
     values = rng(seed, purpose).standard_normal(tuple(z.shape), dtype="float32")
     return torch.from_numpy(values).to(z)
 

@@ -38,17 +38,19 @@ class RingPower:
     def update(self, a: Tensor, b: Tensor) -> None:
         """a, b: (B, channels, h, w), finite. Pictures with a side shorter than SHORTEST_SIDE are left out."""
         height, width = a.shape[2:]
+        self.add(summed_powers(a, b).cpu(), len(a), height, width)
+
+    def add(self, powers: Tensor, pictures: int, height: int, width: int) -> None:
+        """Adds what `summed_powers` gave of so many pictures of one size, on the host; it leaves out as `update`."""
         if min(height, width) < SHORTEST_SIDE:
             return
-        first, second = _transform(a), _transform(b)
-        parts = torch.stack([first.abs().square(), second.abs().square(), (first * second.conj()).real])
         ring, weight = _rings(height, width)
-        summed = parts.sum(dim=1).flatten(2).cpu().numpy()  # (3, channels, frequencies)
+        summed = powers.flatten(2).numpy()  # (3, channels, frequencies)
         for part, row in np.ndindex(*summed.shape[:2]):
             values = summed[part, row] * weight
             self._sums[part, row] += np.bincount(ring, values, minlength=RINGS + 1)[:RINGS]
-        self._count += len(a) * np.bincount(ring, weight, minlength=RINGS + 1)[:RINGS]
-        self.pictures += len(a)
+        self._count += pictures * np.bincount(ring, weight, minlength=RINGS + 1)[:RINGS]
+        self.pictures += pictures
 
     @property
     def density(self) -> FloatArray:
@@ -56,6 +58,17 @@ class RingPower:
         with np.errstate(invalid="ignore"):
             result: FloatArray = self._sums / np.where(self._count > 0, self._count, np.nan)
         return result
+
+
+def summed_powers(a: Tensor, b: Tensor) -> Tensor:
+    """Power of a, power of b and their cross-spectrum at each frequency, summed over the pictures, on their device.
+
+    a, b: (B, channels, h, w), finite.
+    Returns (3, channels, h, w // 2 + 1), float64.
+    """
+    first, second = _transform(a), _transform(b)
+    parts = torch.stack([first.abs().square(), second.abs().square(), (first * second.conj()).real])
+    return parts.sum(dim=1)
 
 
 def high_share(density: FloatArray) -> float:

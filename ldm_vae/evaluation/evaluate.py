@@ -30,7 +30,7 @@ from ldm_vae.data.stream.reader import measured_batches
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.results import BROKEN, EvaluationProtocol, NoImageError, Results, summarize
 from ldm_vae.extras import require
-from ldm_vae.finite import finite_samples
+from ldm_vae.finite import at_places, finite_samples
 from ldm_vae.interop.results import CONTENT
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
 from ldm_vae.metrics.pixels import ImagePairs
@@ -225,7 +225,7 @@ def _measured(
     whole, reconstruction = _reconstruct(codec, image, keys, sample)
     if not whole:
         return {}, _Known([], {}, {})
-    pairs = ImagePairs(reconstruction, _at(image, whole))
+    pairs = ImagePairs(reconstruction, at_places(image, whole))
     values, missing = metrics.measured(pairs)
     found, lacking = ({}, {}) if features is None else features.measured(pairs)
     seen = {} if observer is None else {f"{OBSERVED}{name}": x for name, x in observer.of_batch().items()}
@@ -267,7 +267,7 @@ def _reconstruct(codec: ImageCodec, image: Tensor, keys: Sequence[str], sample: 
     size = (image.shape[2], image.shape[3])
     while places:
         try:
-            chosen = _at(image, places)
+            chosen = at_places(image, places)
             if sample is None:
                 reconstruction = codec.decode(codec.encode(chosen), size=size)
             else:
@@ -284,13 +284,8 @@ def _reconstruct(codec: ImageCodec, image: Tensor, keys: Sequence[str], sample: 
             checks.require(finite_samples(reconstruction))
             return places, reconstruction
         finite = finite_samples(reconstruction).tolist()
-        return list(compress(places, finite)), _at(reconstruction, list(compress(range(len(finite)), finite)))
+        return list(compress(places, finite)), at_places(reconstruction, list(compress(range(len(finite)), finite)))
     return [], image[:0]
-
-
-def _at(images: Tensor, places: list[int]) -> Tensor:
-    """images[places]; all of them as they are, since a device waits for the list of places."""
-    return images if len(places) == len(images) else images[places]
 
 
 def _draw(codec: LatentCodec, images: Tensor, keys: Sequence[str], seed: int) -> Tensor:

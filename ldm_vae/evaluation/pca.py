@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm_vae.devices import in_float64
 from ldm_vae.errors import UserError
 from ldm_vae.padding import crop_to
+from ldm_vae.transfer import to_device
 
 
 class PatchPCA:
@@ -34,7 +35,7 @@ class PatchPCA:
         return self.mean.device
 
     def to(self, device: torch.device) -> PatchPCA:
-        return PatchPCA(self.mean.to(device), self.components.to(device), self.factor, self.images)
+        return PatchPCA(to_device(self.mean, device), to_device(self.components, device), self.factor, self.images)
 
     def describe(self) -> dict[str, str]:
         """What the protocol says of this codec."""

@@ -18,7 +18,7 @@ from ldm_vae.codec import LatentCodec
 from ldm_vae.data.images.fit import ImageConfig
 from ldm_vae.diagnostics.findings import Inspection, Section
 from ldm_vae.diagnostics.inspect import InspectionJob, inspect_codec
-from ldm_vae.diagnostics.survey import POSITIONS_SAMPLED, Survey
+from ldm_vae.diagnostics.survey import POSITIONS_SAMPLED, survey_images
 from ldm_vae.errors import UserError
 from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from tests.conftest import picture, write_shards
@@ -230,9 +230,8 @@ def test_what_is_kept_does_not_grow_with_the_images(tmp_path: Path) -> None:
 
     write_shards(tmp_path / "many", [60])
     config = DataConfig(train=(SourceConfig(shards=str(tmp_path / "many")),), batch=4, workers=0)
-    kept = Survey(network(), seed=0)
-    for batch in validation_batches(config, load_index(str(tmp_path / "many")), batch=4, rank=0, world=1):
-        kept.update(batch)
+    batches = validation_batches(config, load_index(str(tmp_path / "many")), batch=4, rank=0, world=1)
+    kept = survey_images(network(), batches, seed=0)
     kept_rows = (len(kept.positions), len(kept.probes), len(kept.views), len(kept.labelled))
     assert kept_rows == (POSITIONS_SAMPLED, 16, 2, 60)
     assert kept.positions.rows is not None

@@ -41,7 +41,8 @@ def compared(codec: LatentCodec, images: Tensor, reconstructions: Tensor, *, at_
     found = Comparison(codec, pca, len(images), seed=0)
     for start in range(0, len(images), at_once):
         part = slice(start, start + at_once)
-        found.update(batch(images).key[part], images[part], reconstructions[part])
+        keys = batch(images).key[part]
+        found.add(keys, tuple(images.shape[1:]), *found.compared(keys, images[part], reconstructions[part]))
     return found
 
 
@@ -232,7 +233,8 @@ def test_no_image_is_coded_twice_for_it(shards: Path, tmp_path: Path, monkeypatc
 
     job = InspectionJob(str(shards / "train"), ImageConfig())
     first = inspect_codec(count(averaging()), job, tmp_path / "with", model={})
-    monkeypatch.setattr(comparison.Comparison, "update", lambda *_: None)
+    monkeypatch.setattr(comparison.Comparison, "compared", lambda *_: ({}, {}))
+    monkeypatch.setattr(comparison.Comparison, "add", lambda *_: None)
     monkeypatch.setattr(inspect, "_fit_pca", lambda codec, *_: CrossFittedPCA(codec))
     inspect_codec(count(averaging()), job, tmp_path / "without", model={})
     assert counts[0] == counts[1] and counts[0]["decode_raw"] > 0

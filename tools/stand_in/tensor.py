@@ -157,7 +157,10 @@ def run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     same = {id(tensor.contents): tensor for tensor in ours}  # what is changed in place stays the tensor it is
 
     def wrapped(value: Any) -> Any:
-        return same[id(value)] if id(value) in same else on_device(value) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        # A wrapper cannot say that its contents are conjugated when they are read: they are so at once.
+        return same[id(value)] if id(value) in same else on_device(value.resolve_conj())
 
     return tree_map(wrapped, result)
 

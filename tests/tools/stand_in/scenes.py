@@ -127,6 +127,17 @@ def gradients() -> dict[str, float]:
     return {str(i): float((a - b).abs().max()) for i, (a, b) in enumerate(zip(ours, theirs, strict=True))}
 
 
+def conjugates() -> float:
+    """Largest difference to the CPU, of a cross-spectrum."""
+
+    def run(device: str) -> torch.Tensor:
+        a, b = torch.rand(2, 8, 9, generator=torch.Generator().manual_seed(0)).to(device).unbind()
+        return (torch.fft.rfft2(a) * torch.fft.rfft2(b).conj()).real.to("cpu")
+
+    with stand_in():
+        return float((run(NAME) - run("cpu")).abs().max())
+
+
 def steps(*arguments: str) -> list[dict[str, Any]]:
     """Counts of a step of two images of 64 x 64, for each argument: RECIPE;a.b=value;..."""
 

@@ -53,3 +53,7 @@ def test_values_and_gradients_are_those_of_the_cpu() -> None:
     """Within float32: attention has another kernel, which sums in another order."""
     differences = play("gradients")
     assert len(differences) > 60 and max(differences.values()) < 1e-5
+
+
+def test_a_conjugate_is_one() -> None:
+    assert play("conjugates") == 0
