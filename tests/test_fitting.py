@@ -8,13 +8,26 @@ import math
 import pytest
 import torch
 
+from ldm_vae import LatentCodec
+from ldm_vae.data.stream.batch import Batch
 from ldm_vae.errors import UserError
+from ldm_vae.evaluation.evaluate import measure_batches
 from ldm_vae.fitting import SHARES, Single
+from ldm_vae.metrics.image import ImageMetrics
+from ldm_vae.networks.kl import Autoencoder, AutoencoderConfig
 from ldm_vae.overlap import Finish, one_behind
 from ldm_vae.sparing import NoRoom, share_of_whole
+from tests.kl import autoencoder_in
 
 CPU = torch.device("cpu")
 SMALL, LARGE, LARGER = (3, 8, 8), (3, 16, 16), (3, 32, 32)
+
+
+@pytest.fixture
+def codec() -> LatentCodec:
+    torch.manual_seed(0)
+    config = AutoencoderConfig(block_out_channels=(8, 8), norm_groups=4, layers_per_block=1)
+    return LatentCodec(Autoencoder(config).eval().requires_grad_(False))
 
 
 class Device:
@@ -45,6 +58,23 @@ def test_pieces_get_smaller_until_they_fit_and_as_large_images_begin_there(caplo
         "cpu had too little memory for one image alone (3 x 16 x 16): goes on in pieces, which take longer",
     ]
     assert share_of_whole() is None
+
+
+def test_a_codec_without_room_for_a_whole_image_gives_the_same_numbers(codec: LatentCodec) -> None:
+    """Its own passes find no memory here, whatever the batch; pieces call their layers one by one."""
+    images = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    batch, metrics = Batch(images, None, list("abc"), torch.arange(3)), ImageMetrics(("psnr",))
+    undisturbed = measure_batches(codec, [batch], metrics)
+
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    for part in (autoencoder_in(codec.model).encoder, autoencoder_in(codec.model).decoder):
+        part.register_forward_pre_hook(no_room)
+    found = measure_batches(codec, [batch], metrics)
+    assert [row.key for row in found] == ["a", "b", "c"]
+    for ours, theirs in zip(found, undisturbed, strict=True):  # sums in another order move few values by one level
+        assert ours.values["psnr"] == pytest.approx(theirs.values["psnr"], abs=1e-3)
 
 
 def test_it_ends_in_a_line_where_the_smallest_pieces_do_not_fit() -> None:

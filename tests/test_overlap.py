@@ -128,6 +128,7 @@ def test_an_image_that_fits_nowhere_alone_is_computed_in_pieces(work: str, kibib
     assert undisturbed["said"] == []
 
 
+@pytest.mark.slow
 def test_a_picture_is_decoded_in_pieces_where_it_fits_nowhere_alone_and_refused_where_those_do_not_fit() -> None:
     undisturbed, limited = play("gpu", "pictures", "card=1500")
     assert_alike("pictures", limited["found"], undisturbed["found"])

@@ -6,7 +6,7 @@ the caller's writes files, one after the other. So files and errors come in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -32,7 +32,7 @@ Decoded = tuple[int, PixelArray | None]
 
 def write_pictures(
     pictures: Iterable[Decoded], names: PictureNames, folder: Path, extension: str
-) -> Iterator[tuple[int, bool]]:
+) -> Generator[tuple[int, bool], None, None]:
     """Each item, once its picture is in the folder; False where it has none.
 
     pictures: each item with its picture (C, H, W), or None. They are made in a thread of their own.
