@@ -1,4 +1,4 @@
-"""The kinds of networks, bottlenecks and adversaries: the name of each in a recipe, and the module that holds it.
+"""The kinds of networks, bottlenecks, likelihoods and adversaries: the name of each in a recipe, and its module.
 
 A new kind is a file of its own and a line here. A module is imported when a recipe or a model names its kind.
 """
@@ -20,6 +20,19 @@ BOTTLENECKS = Kinds(
     table={
         "gaussian": Kind("ldm_vae.bottlenecks.gaussian", "GaussianConfig", "DiagonalGaussian"),
         "deterministic": Kind("ldm_vae.bottlenecks.deterministic", "DeterministicConfig", "Deterministic"),
+    },
+)
+LIKELIHOODS = Kinds(
+    "a likelihood",
+    default="gaussian",
+    table={
+        "gaussian": Kind("ldm_vae.family.likelihoods.gaussian", "GaussianLikelihoodConfig", "GaussianLikelihood"),
+        "laplace": Kind("ldm_vae.family.likelihoods.laplace", "LaplaceLikelihoodConfig", "LaplaceLikelihood"),
+        "bernoulli": Kind("ldm_vae.family.likelihoods.bernoulli", "BernoulliLikelihoodConfig", "BernoulliLikelihood"),
+        "categorical": Kind(
+            "ldm_vae.family.likelihoods.categorical", "CategoricalLikelihoodConfig", "CategoricalLikelihood"
+        ),
+        "logistic": Kind("ldm_vae.family.likelihoods.logistic", "LogisticLikelihoodConfig", "LogisticLikelihood"),
     },
 )
 ADVERSARIES = Kinds(
