@@ -48,6 +48,7 @@ Names are imported when first asked for, so that the command line answers withou
     data/          Shards of images -> batches: pictures, shards, and the stream of training
     diagnostics/   What a latent space is like, and what is wrong with it
     evaluation/    What a codec does to images, in numbers, beside simple codecs of the same rate
+    family/        The VAEs of textbooks: behind a wall, imported when a recipe asks for one
     interop/       Formats of others, and our own: models come from here and go there
     latents/       Images as a data set of latents: written, read, measured
     losses/        Losses, one small file each

@@ -62,4 +62,6 @@ class CategoricalLikelihood(Density):
 
     def _logits(self, parameters: Tensor) -> Tensor:
         """(B, C * levels, H, W) -> (B, levels, C, H, W), in at least float32."""
-        return at_least_float32(parameters).unflatten(1, (self.image_channels, self.levels)).transpose(1, 2)
+        batch, _, height, width = parameters.shape
+        logits = at_least_float32(parameters).reshape(batch, self.image_channels, self.levels, height, width)
+        return logits.transpose(1, 2)

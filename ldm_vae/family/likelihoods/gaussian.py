@@ -10,7 +10,6 @@ from torch import Tensor
 from ldm_vae.family.likelihoods.base import LEVEL_WIDTH
 from ldm_vae.family.likelihoods.spread import SpreadConfig, SpreadDensity
 from ldm_vae.noise import Noise
-from ldm_vae.precision import at_least_float32
 
 
 class GaussianLikelihoodConfig(SpreadConfig):
@@ -27,7 +26,7 @@ class GaussianLikelihood(SpreadDensity):
 
     def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
         mean, log_std = self.location_and_log_std(parameters)
-        distance = (at_least_float32(target) - mean) * (-log_std).exp()
+        distance = (target - mean) * (-log_std).exp()
         return -(0.5 * distance.square() + log_std + 0.5 * math.log(2 * math.pi)).flatten(1).sum(dim=1)
 
     def sample(self, parameters: Tensor, noise: Noise | None = None) -> Tensor:

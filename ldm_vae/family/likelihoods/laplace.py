@@ -10,7 +10,6 @@ from torch import Tensor
 from ldm_vae.family.likelihoods.base import LEVEL_WIDTH, open_uniform
 from ldm_vae.family.likelihoods.spread import SpreadConfig, SpreadDensity
 from ldm_vae.noise import Noise
-from ldm_vae.precision import at_least_float32
 
 
 class LaplaceLikelihoodConfig(SpreadConfig):
@@ -29,7 +28,7 @@ class LaplaceLikelihood(SpreadDensity):
     def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
         mean, log_std = self.location_and_log_std(parameters)
         log_scale = log_std - 0.5 * math.log(2)
-        distance = (at_least_float32(target) - mean).abs() * (-log_scale).exp()
+        distance = (target - mean).abs() * (-log_scale).exp()
         return -(distance + log_scale + math.log(2)).flatten(1).sum(dim=1)
 
     def sample(self, parameters: Tensor, noise: Noise | None = None) -> Tensor:

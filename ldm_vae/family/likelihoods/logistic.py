@@ -109,7 +109,8 @@ class LogisticLikelihood(SpreadDensity):
 
     def _by_component(self, values: Tensor) -> Tensor:
         """(B, C * M, H, W) -> (B, C, M, H, W)."""
-        return values.unflatten(1, (self.image_channels, self.components))
+        batch, _, height, width = values.shape
+        return values.reshape(batch, self.image_channels, self.components, height, width)
 
     def _edge(self, level: int) -> float:
         """The value halfway between a level and the next."""
