@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from ldm_vae.recipe import Kind, Kinds
 
+FAMILY = "ldm_vae.family.measures"  # what is measured of networks of the family
+
 NETWORKS = Kinds(
     "a network",
     default="kl",
     table={
         "kl": Kind("ldm_vae.networks.kl", "AutoencoderConfig", "Autoencoder"),
+        "mlp": Kind("ldm_vae.family.networks.mlp", "MlpConfig", "Mlp", FAMILY),
     },
 )
 BOTTLENECKS = Kinds(

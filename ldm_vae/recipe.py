@@ -52,11 +52,13 @@ class Kind:
     module: where its classes are.
     config: name of the class that configures it.
     part: name of the class that is built from that.
+    measures: name of the module whose class `Measures` says what is measured of it; empty: what is of a codec.
     """
 
     module: str
     config: str
     part: str
+    measures: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +87,12 @@ class Kinds:
         known = self._known(getattr(config, "kind", None))
         part: type[Any] = getattr(import_module(known.module), known.part)
         return part
+
+    def measures_of(self, config: Config) -> type[Any] | None:
+        """The class that says what is measured of a part; None for a codec."""
+        known = self._known(getattr(config, "kind", None))
+        measures: type[Any] | None = import_module(known.measures).Measures if known.measures else None
+        return measures
 
     def with_base(self, base: type[Config]) -> Kinds:
         """The same kinds, in sections that also have the fields of `base`."""

@@ -162,6 +162,7 @@ def test_modules_are_imported_by_a_string_for_the_kinds_of_parts_alone() -> None
     named = [
         kind.module for kinds in (NETWORKS, BOTTLENECKS, LIKELIHOODS, ADVERSARIES) for kind in kinds.table.values()
     ]
+    named += [kind.measures for kind in NETWORKS.table.values() if kind.measures]
     named += [module for _, module in LAYOUTS.values()] + [*CHAINS.values()]
     assert set(named) <= MODULES.keys()
 

@@ -91,7 +91,8 @@ class Loop:
         """Takes all remaining steps. Raises Preempted after a signal, UserError where the run cannot continue."""
         self.preemption.hold()
         self.log.cut(self.start)
-        self.history = History(self.recipe.validation.metrics, self.log.validations())
+        names = () if self.validation is None else self.validation.names
+        self.history = History(names, self.log.validations())
         self.progress = Progress(self.accelerator, self.recipe.steps, self.start, self.recipe.data.batch)
         try:
             with self.progress, self.writer:

@@ -149,8 +149,15 @@ class Recipe(Config):
         if model.init_from is not None and model.initialisation != "default":
             raise ValueError("model.initialisation and model.init_from exclude each other: keep one of them")
         perceptual = self.loss.perceptual
-        if self.loss.pixel.weight == 0 and (perceptual.weight == 0 or perceptual.channels == "off"):
-            raise ValueError("loss.pixel and loss.perceptual are both off, and nothing asks for a reconstruction")
+        without_perceptual = perceptual.weight == 0 or perceptual.channels == "off"
+        if self.loss.pixel.weight == self.loss.likelihood.weight == 0 and without_perceptual:
+            raise ValueError(
+                "loss.pixel, loss.perceptual and loss.likelihood are off: nothing asks for a reconstruction"
+            )
+        if self.loss.likelihood.weight > 0 and not hasattr(model, "likelihood"):
+            raise ValueError(f"loss.likelihood: the decoder of kind {model.kind} gives a picture and no distribution")
+        if self.loss.bound == "iwae":
+            self._check_importance_weights(without_perceptual=without_perceptual)
         if (side := image.crop or image.resize) is not None:  # else images come in their own sizes
             self._check_image_size(side)
         if self.optimizer.weight_decay and self.optimizer.kind == "adam":
@@ -162,6 +169,16 @@ class Recipe(Config):
                 "discriminator.norm: batch sees micro-batches, not the batch, under accumulation; use group"
             )
         return self
+
+    def _check_importance_weights(self, *, without_perceptual: bool) -> None:
+        """Refuses losses of which importance weights make no bound."""
+        loss = self.loss
+        weights = loss.likelihood.weight, loss.rate.weight, loss.rate.warmup, loss.pixel.weight
+        if weights != (1.0, 1.0, 0, 0.0) or not without_perceptual or self.discriminator is not None:
+            raise ValueError(
+                "loss.bound: iwae needs loss.likelihood and loss.rate of weight 1 without a warm-up, no loss.pixel, no "
+                "loss.perceptual and no discriminator"
+            )
 
     def _check_image_size(self, side: int) -> None:
         """Refuses images that are too small for LPIPS or the discriminator.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Annotated
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
@@ -28,14 +29,15 @@ from ldm_vae.devices import home_of_float64, in_float64
 from ldm_vae.errors import UserError
 from ldm_vae.evaluation.evaluate import measure_batches
 from ldm_vae.metrics.image import ImageMetrics, MeasuredImage
+from ldm_vae.networks.measures import Measures
 from ldm_vae.networks.network import Network
+from ldm_vae.parts import NETWORKS
 from ldm_vae.progress import ProgressMeter
 from ldm_vae.recipe import Config
+from ldm_vae.transfer import Courier
 from train.pictures import Shown, draw_sheet, reconstruct
 from train.preempt import Preemption
 from train.sums import sum_over_ranks
-
-logger = logging.getLogger(__name__)
 
 
 class ValidationConfig(Config):
@@ -137,8 +139,13 @@ class ObservedCodec:
         }
 
 
-class Validation:
-    """Measures held-out images at a step, and writes a picture of the first ones."""
+class Validation(ABC):
+    """Measures held-out images at a step, and writes a picture of the first ones.
+
+    names: what is shown of a validation, in this order.
+    """
+
+    names: Sequence[str]
 
     def __init__(
         self,
@@ -154,10 +161,9 @@ class Validation:
         """
         self.config, self.batches, self.images = config, batches, images
         self.folder, self.accelerator = folder, accelerator
-        self.metrics = ImageMetrics(config.metrics, accelerator.device)
         self.example = ""  # an image of this rank that the last validation has left out, and why
         self.fixed: list[Tensor] = []  # the images that are shown
-        self.shown: list[Shown] = []  # what the last validation has made of them
+        self.shown: list[Shown] = []  # what a codec has made of them in the last validation
         if accelerator.is_main_process and config.pictures:
             alone = batches(1, 0, 1)
             self.fixed = [batch.image for batch in islice(alone, config.pictures)]
@@ -171,26 +177,61 @@ class Validation:
 
     def __call__(self, model: Network, taken: int, preemption: Preemption) -> dict[str, float]:
         """Means over the images of all ranks, by "validation/name". Raises Interrupted where a rank got a signal."""
-        codec = ObservedCodec(LatentCodec(model, LatentScale()))
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.batches(self.config.batch, rank, world)
         with ProgressMeter("image", f"validation {taken}") as progress:
-            total = len(range(rank, self.images, world))
-            images = _counted(preemption.together(batches), total, progress)
-            rows = measure_batches(codec, images, self.metrics, observer=codec)
+            row = self.measure(
+                model, _counted(preemption.together(batches), len(range(rank, self.images, world)), progress)
+            )
         self.example = next((f"{fault.url} {fault.key}: {fault.reason}" for fault in batches.faults), "")
         left_out = torch.tensor(len(batches.faults), device=self.accelerator.device)
-        row = self._means(rows) | codec.summary(self.accelerator)
         row["left_out"] = int(self.accelerator.reduce(left_out, "sum"))  # broken images
         if self.fixed:
-            self.shown = [reconstruct(codec.codec, image) for image in self.fixed]
+            picture = self.draw(model)
             with atomic_file(self.folder / self.picture(taken)) as path:
-                draw_sheet(self.shown).save(path)
+                picture.save(path)
         return {f"validation/{name}": value for name, value in row.items()}
+
+    @abstractmethod
+    def measure(self, model: Network, batches: Iterable[Batch]) -> dict[str, float]:
+        """Values over the images of all ranks by name; all ranks must call.
+
+        batches: those of this rank.
+        """
+
+    @abstractmethod
+    def draw(self, model: Network) -> Image.Image:
+        """A picture of what the network makes of `fixed`."""
 
     def picture(self, taken: int) -> str:
         """Where the picture of a validation lies in the run folder; empty where there is none."""
         return f"samples/step_{taken:08d}.png" if self.fixed else ""
+
+
+class CodecValidation(Validation):
+    """Measures a codec: distances between images and reconstructions, and its latents."""
+
+    def __init__(
+        self,
+        config: ValidationConfig,
+        batches: Callable[[int, int, int], ValidationBatches],
+        images: int,
+        folder: Path,
+        accelerator: Accelerator,
+    ) -> None:
+        super().__init__(config, batches, images, folder, accelerator)
+        self.names = config.metrics
+        self.metrics = ImageMetrics(config.metrics, accelerator.device)
+
+    def measure(self, model: Network, batches: Iterable[Batch]) -> dict[str, float]:
+        codec = ObservedCodec(LatentCodec(model, LatentScale()))
+        rows = measure_batches(codec, batches, self.metrics, observer=codec)
+        return self._means(rows) | codec.summary(self.accelerator)
+
+    def draw(self, model: Network) -> Image.Image:
+        codec = LatentCodec(model, LatentScale())
+        self.shown = [reconstruct(codec, image) for image in self.fixed]
+        return draw_sheet(self.shown)
 
     def _means(self, rows: Sequence[MeasuredImage]) -> dict[str, float]:
         """Means over the images that have a value; a metric that no image has is left out."""
@@ -201,6 +242,38 @@ class Validation:
         sums = torch.tensor(local, dtype=torch.float64, device=home_of_float64(self.accelerator.device))
         totals = sum_over_ranks(self.accelerator, sums).tolist()
         return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
+
+
+class KindValidation(Validation):
+    """Measures a network that is no codec, by what its kind says."""
+
+    def __init__(
+        self,
+        config: ValidationConfig,
+        batches: Callable[[int, int, int], ValidationBatches],
+        images: int,
+        folder: Path,
+        accelerator: Accelerator,
+        measures: type[Measures],
+    ) -> None:
+        super().__init__(config, batches, images, folder, accelerator)
+        self.names, self.measures = measures.names, measures
+
+    @torch.no_grad()
+    def measure(self, model: Network, batches: Iterable[Batch]) -> dict[str, float]:
+        measures, device = self.measures(model), self.accelerator.device
+        courier, sums = Courier(device), measures.sums(None)
+        for batch in batches:
+            for name, value in measures.sums(batch.by(courier, model.dtype)).items():
+                sums[name] = sums[name] + value
+        home = home_of_float64(device)  # where processes exchange float64
+        sums = {name: sum_over_ranks(self.accelerator, value.to(home)).cpu() for name, value in sums.items()}
+        images = float(sums["images"])
+        return {"images": images, **(measures.summary(sums) if images else {})}
+
+    @torch.no_grad()
+    def draw(self, model: Network) -> Image.Image:
+        return self.measures(model).picture([image.to(self.accelerator.device, model.dtype) for image in self.fixed])
 
 
 def _counted(batches: Iterable[Batch], total: int, progress: ProgressMeter) -> Iterator[Batch]:
@@ -220,13 +293,9 @@ def validation_data(config: ValidationConfig, data: DataConfig, index: Index) ->
 def build_validation(
     config: ValidationConfig, data: DataConfig, folder: Path, accelerator: Accelerator, model: Network
 ) -> Validation | None:
-    """The validation of a recipe; None where it names no validation shards, and where the network is no codec."""
+    """The validation of a recipe; None where it names no validation shards."""
     shards = data.validation
     if shards is None:
-        return None
-    if not model.codec:
-        if accelerator.is_main_process:
-            logger.warning("not validated, because a network of kind %s is no codec of images", model.config.kind)
         return None
     index = load_index(shards, cache=folder / "index")
     data = validation_data(config, data, index)
@@ -234,4 +303,7 @@ def build_validation(
     def batches(batch: int, rank: int, world: int) -> ValidationBatches:
         return validation_batches(data, index, batch=batch, rank=rank, world=world)
 
-    return Validation(config, batches, index.samples, folder, accelerator)
+    measures: type[Measures] | None = NETWORKS.measures_of(model.config)
+    if measures is None:
+        return CodecValidation(config, batches, index.samples, folder, accelerator)
+    return KindValidation(config, batches, index.samples, folder, accelerator, measures)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from ldm_vae.errors import UserError
 from ldm_vae.noise import Noise
 from ldm_vae.recipe import Config
 
@@ -30,12 +31,15 @@ class Latent:
     stats: tensors that describe the distribution, by name. The Gaussian has "mean" and "logvar".
     sums: what the bottleneck learns from besides gradients, by name, summed over the images. A codebook has counts and
     sums of its vectors.
+    sampled: computes log q(z|x) - log p(z) at this z, (B, groups, *positions), of which `nats` is the mean over z. None
+    where `nats` is that itself.
     """
 
     z: Tensor
     nats: Tensor
     stats: Mapping[str, Tensor]
     sums: Mapping[str, Tensor] = field(default_factory=dict)
+    sampled: Callable[[], Tensor] | None = None
 
     @property
     def rates(self) -> Tensor:
@@ -46,6 +50,11 @@ class Latent:
     def rate(self) -> Tensor:
         """(B,), nats per image."""
         return self.nats.flatten(1).sum(dim=1)
+
+    @property
+    def sampled_rate(self) -> Tensor:
+        """(B,), log q(z|x) - log p(z) at this z, in nats: an estimate of `rate`, which importance weights need."""
+        return (self.nats if self.sampled is None else self.sampled()).flatten(1).sum(dim=1)
 
 
 class Bottleneck(nn.Module, ABC):
@@ -73,6 +82,14 @@ class Bottleneck(nn.Module, ABC):
         hidden: (B, width * c, *positions), the encoder's output, in at least float32, whatever the network runs in.
         noise: draws the latent; None takes the mode.
         """
+
+    def sample(self, like: Tensor, noise: Noise, temperature: float = 1.0) -> Tensor:
+        """Draws latents from the prior. Raises UserError where there is none.
+
+        like: (B, c, *positions), which tells shape, type and device.
+        temperature: factor on the standard deviation; below 1 draws lie nearer to the middle.
+        """
+        raise UserError(f"a sample of {type(self).__name__}", "it has no prior: give latents to decode")
 
     def learn(self, sums: Mapping[str, Tensor], noise: Noise) -> None:
         """Learns from the sums of a step, once, after the updates by gradients. Most bottlenecks learn nothing here.

@@ -42,6 +42,11 @@ def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar)
 
 
+def gaussian_log_ratio(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z; mean, e^logvar) - log N(z; 0, I), element by element, in nats."""
+    return 0.5 * (z.square() - (z - mean).square() * (-logvar).exp() - logvar)
+
+
 class DiagonalGaussian(Bottleneck):
     """(B, 2C, h, w) moments and noise -> Latent. Computed in at least float32, whatever the networks run in."""
 
@@ -68,4 +73,9 @@ class DiagonalGaussian(Bottleneck):
             logvar = logvar.clamp(*self.logvar_range)
             z = mean if noise is None else mean + (0.5 * logvar).exp() * noise.normal("noise", mean)
             nats = gaussian_kl(mean, logvar)
-        return Latent(z, nats, {"mean": mean, "logvar": logvar})
+        stats = {"mean": mean, "logvar": logvar}
+        return Latent(z, nats, stats, sampled=lambda: gaussian_log_ratio(z, mean, logvar))
+
+    def sample(self, like: Tensor, noise: Noise, temperature: float = 1.0) -> Tensor:
+        """Draws from N(0, I)."""
+        return temperature * noise.normal("prior", like)

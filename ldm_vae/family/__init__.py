@@ -6,4 +6,6 @@ imports it but the commands. The tables of `ldm_vae/parts.py` name its modules a
 imports it.
 
 likelihoods/   What a decoder's output says of an image: the distributions of its values
+networks/      Images of one size -> a flat latent, and back to the parameters of a distribution
+measures.py    What validation measures: bounds on the likelihood, rates, units in use; and a sheet of samples
 """

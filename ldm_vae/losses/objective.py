@@ -25,13 +25,14 @@ from ldm_vae.data.stream.batch import Batch
 from ldm_vae.losses.adaptive import adaptive_weight
 from ldm_vae.losses.adversary import Adversary
 from ldm_vae.losses.anchor import weight_gradients
+from ldm_vae.losses.likelihood import LikelihoodTermConfig, negative_log_likelihood
 from ldm_vae.losses.perceptual import PerceptualConfig
 from ldm_vae.losses.pixel import LOG_VARIANCE_HEAD, LogVariance, PixelConfig, pixel_distance
-from ldm_vae.losses.rate import RateConfig, rate, rate_weight
-from ldm_vae.losses.reduction import Mean, Reduction
+from ldm_vae.losses.rate import RateConfig, rate, rate_weight, sampled_rate
+from ldm_vae.losses.reduction import Bound, Mean, Reduction, reduction_of
 from ldm_vae.networks.network import Anchor, Output
 from ldm_vae.precision import at_least_float32
-from ldm_vae.recipe import Config
+from ldm_vae.recipe import Config, Positive
 from ldm_vae.schedules import Schedule
 
 
@@ -44,8 +45,18 @@ class LossConfig(Config):
     perceptual: PerceptualConfig = PerceptualConfig()
     """LPIPS, the learned perceptual distance."""
 
+    likelihood: LikelihoodTermConfig = LikelihoodTermConfig()
+    """The negative log-likelihood, of networks whose decoder gives a distribution."""
+
     rate: RateConfig = RateConfig()
     """The price of information in the latent."""
+
+    samples: Positive = 1
+    """K: draws from the posterior for each image and step."""
+
+    bound: Bound = "elbo"
+    """What the samples of an image make. elbo: their mean. iwae: the importance-weighted bound, which rises with K
+    (Burda et al. 2016); it needs loss.likelihood and loss.rate of weight 1, and nothing else."""
 
 
 class Term(Protocol):
@@ -277,9 +288,14 @@ def build_objective(
     if "perceptual" in frozen:
         term = _perceptual_term(frozen["perceptual"])
         reconstruction_terms.append(WeightedTerm("perceptual", term, lambda step: loss.perceptual.weight))
+    if loss.likelihood.weight > 0:
+        weight = loss.likelihood.weight
+        reconstruction_terms.append(WeightedTerm("likelihood", negative_log_likelihood, lambda step: weight))
     if loss.rate.weight > 0:
-        regularizers.append(WeightedTerm("rate", rate, lambda step: rate_weight(loss.rate, step)))
-    return Objective(reconstruction_terms, regularizers, adversaries, anchors, reduce)
+        price = sampled_rate if loss.bound == "iwae" else rate  # importance weights take the z that was drawn
+        regularizers.append(WeightedTerm("rate", price, lambda step: rate_weight(loss.rate, step)))
+    reduction = reduction_of(loss.bound, loss.samples)
+    return Objective(reconstruction_terms, regularizers, adversaries, anchors, reduce, reduction)
 
 
 def _pixel_term(config: PixelConfig) -> Term:

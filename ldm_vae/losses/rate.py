@@ -28,6 +28,11 @@ def rate(output: Output, batch: Batch, step: int) -> Tensor:
     return output.posterior.rate
 
 
+def sampled_rate(output: Output, batch: Batch, step: int) -> Tensor:
+    """(B,), nats per image: log q(z|x) - log p(z) at the z that was drawn."""
+    return output.posterior.sampled_rate
+
+
 def rate_weight(config: RateConfig, step: int) -> float:
     """Weight of the rate at an optimizer step."""
     return config.weight * ramp(step, 0, config.warmup)

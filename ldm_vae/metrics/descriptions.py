@@ -37,6 +37,11 @@ METRIC_DESCRIPTIONS = {
     "rfid": MetricDescription("rFID", "", "lower", 2),
     "rfid_pytorch": MetricDescription("rFID, pytorch-fid", "", "lower", 2),
     "kid": MetricDescription("KID", "", "lower"),
+    "bound": MetricDescription("ELBO", "nats", "higher", 2),
+    "importance_bound": MetricDescription("importance-weighted bound", "nats", "higher", 2),
+    "bits_per_dimension": MetricDescription("bits per dimension", "", "lower"),
+    "rate": MetricDescription("rate", "nats", "", 2),
+    "active_units": MetricDescription("active units", "", "", 0),
     "frechet_vgg16": MetricDescription("Fréchet distance, VGG16", "", "lower"),
 }
 

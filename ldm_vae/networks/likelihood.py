@@ -8,10 +8,7 @@ from torch import Tensor
 
 
 class Likelihood(Protocol):
-    """The distribution of pixels whose parameters a decoder outputs.
-
-    One that has a density also has `log_prob(parameters, target) -> (B,)` in nats; `PlainPicture` has none.
-    """
+    """The distribution of pixels whose parameters a decoder outputs."""
 
     def channels(self, image_channels: int) -> int:
         """Channels of the decoder's output for images of `image_channels` channels."""
@@ -20,6 +17,16 @@ class Likelihood(Protocol):
         """Parameters (B, P, H, W) -> the picture (B, C, H, W); a trained decoder gives values in [-1, 1].
 
         Each pixel depends on its own parameters alone, so that a picture that is decoded in pieces is the same.
+        """
+
+
+class Density(Likelihood, Protocol):
+    """A likelihood that tells how likely an image is."""
+
+    def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
+        """(B,), nats, summed over the values of an image.
+
+        target: (B, C, H, W), images.
         """
 
 

@@ -142,6 +142,13 @@ class Network(nn.Module, ABC):
         bottleneck: Bottleneck = BOTTLENECKS.part_of(config.bottleneck)(config.bottleneck)
         self.bottleneck = bottleneck
 
+    def observe(self, image: Tensor, noise: Noise | None = None) -> Tensor:
+        """(B, C, H, W) -> what the encoder sees, and the decoder is to reconstruct: of most networks the image.
+
+        noise: for data that are drawn from the image, such as pixels that are on or off; None draws nothing.
+        """
+        return image
+
     @abstractmethod
     def run_encoder(self, image: Tensor, label: Tensor | None = None) -> Encoded:
         """(B, C, H, W) in [-1, 1], H and W multiples of f -> the bottleneck's input.
@@ -191,7 +198,8 @@ class Network(nn.Module, ABC):
         samples: number of draws from the posterior for each image, one after the other along the batch.
         view: the decoder gets the latent's view, and the image's view is the target.
         """
-        encoded, target = self.run_encoder(image, label), image
+        target = self.observe(image, noise)
+        encoded = self.run_encoder(target, label)
         hidden = encoded.hidden
         if samples > 1:
             hidden, target = hidden.repeat_interleave(samples, dim=0), target.repeat_interleave(samples, dim=0)

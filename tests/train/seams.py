@@ -6,6 +6,7 @@ module: torchrun ... -m tests.train.seams MODULE_OF_THE_TEST RECIPE [a.b=value .
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -34,21 +35,28 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
     return {f"{group}/{name}": value for group in groups for name, value in checkpoint.tensors(group).items()}
 
 
+def validated(run: Path) -> dict[str, float]:
+    """The last row of a log that was validated: what validation measured, without times."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    measured = [row for row in rows if any(name.startswith("validation/") for name in row)]
+    return {name: value for name, value in measured[-1].items() if name.startswith("validation/")}
+
+
 def train_here(recipe: Path, output: Path, *settings: str) -> None:
     run_training(load_recipe(Recipe, recipe, [*SETTINGS, *settings, f"output={output}"]))
 
 
-def holds(test: str, recipe: Path, folder: Path, *settings: str) -> dict[str, torch.Tensor]:
+def holds(test: str | None, recipe: Path, folder: Path, *settings: str) -> dict[str, torch.Tensor]:
     """Asserts that two processes equal one, and that a resumed run is bitwise the other. Returns what one ends with.
 
-    test: name of the module whose part is registered here already.
+    test: name of the module whose part is registered here already; None for a part that the package has.
     """
     train_here(recipe, folder / "one", *settings)
     for steps in (2, 6):
         train_here(recipe, folder / "resumed", *settings, f"steps={steps}")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, "-m", __name__, test, str(recipe), *SETTINGS, *settings, f"output={folder / 'two'}"],
+        [*command, "-m", __name__, test or "", str(recipe), *SETTINGS, *settings, f"output={folder / 'two'}"],
         cwd=ROOT, env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
@@ -63,5 +71,6 @@ def holds(test: str, recipe: Path, folder: Path, *settings: str) -> dict[str, to
 
 
 if __name__ == "__main__":
-    import_module(sys.argv.pop(1)).register(pytest.MonkeyPatch())
+    if (module := sys.argv.pop(1)) != "":
+        import_module(module).register(pytest.MonkeyPatch())
     app()
