@@ -34,7 +34,7 @@ from ldm_vae.interop.export import export_model, sample_size_of
 from ldm_vae.interop.layouts.layout import describe_parts, exchanged_state, layout_of
 from ldm_vae.interop.load import LoadedModel, ModelSource, encoder_hash, load_model, statistics_of, weights_hash
 from ldm_vae.networks.compiled import compile_for_any_batch, compiled_parts, require_compiler
-from ldm_vae.networks.network import Network
+from ldm_vae.networks.network import Network, refuse_no_codec
 from ldm_vae.noise import GivenNoise
 from ldm_vae.padding import check_size, crop_to, pad_to_multiple
 from ldm_vae.piecewise import passes
@@ -85,9 +85,7 @@ class LatentCodec:
         weights_hash, encoder_hash: hashes of the weights before their type was changed. None: computed when asked for.
         """
         self.source = source or ModelSource("a network in memory", "live")
-        if not model.codec:
-            what = f"{self.source.name} is a network of kind {model.config.kind}"
-            raise UserError(what, "it needs labels or one size of image, and is no codec of images of any size")
+        refuse_no_codec(model, self.source.name)
         self.model = model
         self.scale = scale
         self._weights_hash = weights_hash

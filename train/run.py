@@ -78,7 +78,10 @@ def run_training(recipe: Recipe) -> None:
             raise
         write_status(folder, "done", main=main)
         if main:
-            logger.info("%s: done, step %d; measure it with `ldm-vae evaluate %s SHARDS`", folder, recipe.steps, folder)
+            following = f"measure it with `ldm-vae evaluate {folder} SHARDS`"
+            if not autoencoder.codec:
+                following = f"draw from it with `ldm-vae sample {folder} IMAGES`"
+            logger.info("%s: done, step %d; %s", folder, recipe.steps, following)
     accelerator.end_training()
 
 

@@ -18,4 +18,5 @@ encode.py             `ldm-vae encode`: turns image shards into latent shards
 encode_dry_run.py     `ldm-vae encode --dry-run`: says what encoding will give and how long it will take
 decode.py             `ldm-vae decode`: turns latent shards back into pictures
 roundtrip.py          `ldm-vae roundtrip`: measures what storing latents costs
+sample.py             `ldm-vae sample`: draws new pictures from a model of the family
 """

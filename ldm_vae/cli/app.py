@@ -29,6 +29,7 @@ COMMANDS = {
     "encode": "Turn image shards into latent shards.",
     "decode": "Turn latent shards back into images.",
     "roundtrip": "Measure stored latents against the images they were made of.",
+    "sample": "Draw new pictures from a model of the textbook family.",
 }
 FORMER_WORDS = {"dtype": "precision"} | FORMER_PRECISIONS  # options and their values, as 0.1.0 spelled them
 

@@ -62,11 +62,13 @@ def export(
     from ldm_vae.interop.load import load_model, statistics_of, weights_hash
     from ldm_vae.interop.pipelines import natural_scale
     from ldm_vae.metrics.latent import LatentStatistics
+    from ldm_vae.networks.network import refuse_no_codec
 
     if stats is not None and shards is not None:
         raise UserError("--stats and --shards", "give one of them: numbers from a file, or a measurement now")
     require_writable_folder(out, EXPORTED)
     loaded = load_model(model)
+    refuse_no_codec(loaded.model, loaded.source.name)
     if shards is not None:
         statistics: LatentStatistics | None = _measure(model, shards, resize, crop, batch)
     elif stats is not None:

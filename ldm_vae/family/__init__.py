@@ -7,5 +7,6 @@ imports it.
 
 likelihoods/   What a decoder's output says of an image: the distributions of its values
 networks/      Images of one size -> a flat latent, and back to the parameters of a distribution
+model.py       A trained model of the family in Python: encode, decode, sample, and how likely images are
 measures.py    What validation measures: bounds on the likelihood, rates, units in use; and a sheet of samples
 """

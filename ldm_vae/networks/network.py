@@ -120,6 +120,16 @@ class Output:
         return self.likelihood.mean(self.parameters)
 
 
+def refuse_no_codec(network: Network, name: str) -> None:
+    """Raises UserError for a network that is no codec of images of any size.
+
+    name: what the user called it.
+    """
+    if not network.codec:
+        what = f"{name} is a network of kind {network.config.kind}"
+        raise UserError(what, "it needs labels or one size of image, and is no codec of images of any size")
+
+
 class Network(nn.Module, ABC):
     """An autoencoder.
 

@@ -19,17 +19,12 @@ from ldm_vae.interop.load import load_model
 from ldm_vae.noise import GivenNoise, SlotNoise
 from tests.train import seams
 
-FAMILY = (
-    "model={kind: mlp, side: 32, in_channels: 3, out_channels: 3, latent_channels: 4, widths: [16]}",
-    "loss={pixel: {weight: 0}, perceptual: {weight: 0}, likelihood: {weight: 1}, rate: {weight: 1}}",
-    "discriminator=null",
-    "validation={every: 3, batch: 2, pictures: 2, crop: 32}",
-)
-
 
 @pytest.mark.parametrize("bound", [(), ("loss.bound=iwae", "loss.samples=3")], ids=["elbo", "iwae"])
-def test_trains_on_one_and_two_processes_and_resumes(bound: tuple[str, ...], recipe: Path, tmp_path: Path) -> None:
-    seams.holds(None, recipe, tmp_path, *FAMILY, *bound)
+def test_trains_on_one_and_two_processes_and_resumes(
+    bound: tuple[str, ...], family: tuple[str, ...], recipe: Path, tmp_path: Path
+) -> None:
+    seams.holds(None, recipe, tmp_path, *family, *bound)
     rows = [seams.validated(tmp_path / name) for name in ("one", "two", "resumed")]
     assert rows[0] == rows[2]
     assert rows[0].keys() == rows[1].keys() >= {"validation/bound", "validation/rate_unit_3", "validation/images"}
@@ -123,7 +118,7 @@ def test_the_sampled_rate_is_the_rate_in_the_mean() -> None:
     ],
 )
 def test_what_does_not_fit_together_is_refused(
-    changes: tuple[str, ...], message: str, recipe: Path, tmp_path: Path
+    changes: tuple[str, ...], message: str, family: tuple[str, ...], recipe: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        seams.train_here(recipe, tmp_path / "run", *FAMILY, *changes)
+        seams.train_here(recipe, tmp_path / "run", *family, *changes)
