@@ -30,6 +30,7 @@ Names are imported when first asked for, so that the command line answers withou
     locks.py       Locks that the system frees when their holder ends
     stages.py      Names of what is being written, and whether its writer is alive
     atomic.py      Files and folders that appear under their name whole, or not at all, whatever kills the writer
+    cache.py       The cache of this machine: weights of others, data sets that are made, what is known of files
     transfer.py    Copies between host and device that nobody waits for
     noise.py       Where every random number comes from: a function of the seed and of what it is for
     parts.py       The kinds of networks, bottlenecks and adversaries, by the word that a recipe names them with

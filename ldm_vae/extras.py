@@ -13,13 +13,14 @@ from typing import Literal
 
 from ldm_vae.errors import UserError
 
-Extra = Literal["metrics", "train", "report", "raster", "s3", "gs", "wandb", "trackio"]
+Extra = Literal["metrics", "train", "report", "raster", "family", "s3", "gs", "wandb", "trackio"]
 METRICS = ("torchmetrics", "torch_fidelity", "scipy")
 PACKAGES: dict[Extra, tuple[str, ...]] = {
     "metrics": METRICS,
     "train": (*METRICS, "tensorboard"),
     "report": ("matplotlib", "jinja2"),
     "raster": ("tifffile", "imagecodecs"),
+    "family": ("sklearn",),
     "s3": ("s3fs",),
     "gs": ("gcsfs",),
     "wandb": ("wandb",),

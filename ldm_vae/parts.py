@@ -50,3 +50,5 @@ ADVERSARIES = Kinds(
 LAYOUTS = {"AutoencoderKL": ("kl", "ldm_vae.interop.layouts.kl")}
 # Kind of network that can be evaluated in pieces -> the module that cuts it into steps.
 CHAINS = {"kl": "ldm_vae.piecewise.chains.kl"}
+# Data set that comes with the package, `made:NAME/PART` -> the module that makes its samples.
+MADE = {"digits": "ldm_vae.family.data.digits"}

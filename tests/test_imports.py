@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm_vae.parts import ADVERSARIES, BOTTLENECKS, CHAINS, LAYOUTS, LIKELIHOODS, NETWORKS
+from ldm_vae.parts import ADVERSARIES, BOTTLENECKS, CHAINS, LAYOUTS, LIKELIHOODS, MADE, NETWORKS
 from tests.conftest import ROOT
 
 # A file imports from its own room and from rooms before it. Modules that need no other room stand first.
@@ -39,6 +39,7 @@ ROOMS = (
     "locks",
     "stages",
     "atomic",
+    "cache",
     "transfer",
     "checks",
     "sparing",
@@ -158,12 +159,13 @@ def test_modules_are_imported_by_a_string_for_the_kinds_of_parts_alone() -> None
     """
     callers = {name for name, path in MODULES.items() if "import_module(" in path.read_text()}
     kinds = {"ldm_vae.recipe", "ldm_vae.interop.layouts.layout", "ldm_vae.piecewise.chains.chain"}
+    kinds.add("ldm_vae.data.shards.made")
     assert callers == {"ldm_vae", "ldm_vae.cli.app", "tools.every_call", "tools.published_scripts"} | kinds
     named = [
         kind.module for kinds in (NETWORKS, BOTTLENECKS, LIKELIHOODS, ADVERSARIES) for kind in kinds.table.values()
     ]
     named += [kind.measures for kind in NETWORKS.table.values() if kind.measures]
-    named += [module for _, module in LAYOUTS.values()] + [*CHAINS.values()]
+    named += [module for _, module in LAYOUTS.values()] + [*CHAINS.values(), *MADE.values()]
     assert set(named) <= MODULES.keys()
 
 

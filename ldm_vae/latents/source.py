@@ -17,6 +17,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from ldm_vae.atomic import atomic_file
+from ldm_vae.cache import cache_folder
 from ldm_vae.data.shards.disk import read_file
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.samples import read_samples
@@ -26,7 +27,6 @@ from ldm_vae.data.shards.urls import is_remote, within
 from ldm_vae.documents import DamagedFile, parse_object
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import without_secrets
-from ldm_vae.pretrained.download import cache_folder
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

@@ -35,13 +35,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm_vae.cache import cache_folder, cache_lock
 from ldm_vae.errors import UserError
 from ldm_vae.passwords import keep_aside
 from ldm_vae.pretrained.download import (
     UnreachableHost,
     Unusable,
-    cache_folder,
-    cache_lock,
     download_file,
     download_with_torch_hub,
     open_url,

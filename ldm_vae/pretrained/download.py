@@ -7,10 +7,8 @@ and downloads it, and the others wait and read its file. Nothing here runs code 
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 import logging
-import os
 import pickle
 import socket
 import ssl
@@ -26,9 +24,6 @@ from urllib.request import Request, urlopen
 import torch
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from ldm_vae.atomic import NO_ACCESS, NO_ROOM
-from ldm_vae.errors import UserError
-from ldm_vae.locks import exclusive
 from ldm_vae.passwords import with_secrets, without_secrets
 
 logger = logging.getLogger(__name__)
@@ -51,25 +46,6 @@ class _Interrupted(UnreachableHost):
 
 class _Altered(Unusable):
     """The host answered, and what came is not the file: worth another try, because it may have been cut off."""
-
-
-def cache_folder() -> Path:
-    """$LDM_VAE_CACHE, or ~/.cache/ldm_vae."""
-    return Path(os.environ.get("LDM_VAE_CACHE") or Path.home() / ".cache" / "ldm_vae")
-
-
-@contextmanager
-def cache_lock() -> Iterator[Path]:
-    """Makes the cache folder, and locks it for this process alone. Raises UserError if it has no rights or no room."""
-    cache = cache_folder()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with exclusive(cache / "weights.lock"):
-            yield cache
-    except OSError as error:
-        if error.errno not in (*NO_ROOM, *NO_ACCESS, errno.EEXIST, errno.ENOTDIR):
-            raise
-        raise UserError(f"cache {cache} can't be written ({error})", "set LDM_VAE_CACHE to a folder") from error
 
 
 _try_again = retry(

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_vae.atomic import atomic_file
+from ldm_vae.cache import cache_folder, cache_lock
 from ldm_vae.errors import UserError
 from ldm_vae.extras import extra
-from ldm_vae.pretrained.download import Unusable, cache_folder, cache_lock, download_file, read_state, verify
+from ldm_vae.pretrained.download import Unusable, download_file, read_state, verify
 
 if TYPE_CHECKING:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

@@ -4,6 +4,7 @@ urls.py      What the path or URL of a shard says: where it lies, what it is cal
 retry.py     Tells a fault of the data from one of the machine, and tries again what may succeed next time
 disk.py      Calls on local paths, which are made again where the disk or the machine fails
 remote.py    Reads ranges of bytes over http(s), and from s3, gs, hf and whatever else fsspec opens
+made.py      Data sets that the package makes, as shards in the cache
 storage.py   Reads ranges of bytes from local files and from servers, and finds the shards that are named
 tar.py       Reads the members of a tar from its headers, and checks what can be wrong with a tar
 names.py     Cuts the names of members into the key of the sample and the field

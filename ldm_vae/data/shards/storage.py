@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ldm_vae.data.shards.disk import is_file, is_folder, listed, matching, on_disk, read_file, status
 from ldm_vae.data.shards.left_out import warn_once
+from ldm_vae.data.shards.made import is_made, made_folder
 from ldm_vae.data.shards.remote import read_remote, remote_matches, remote_size, remote_version
 from ldm_vae.data.shards.retry import Missing
 from ldm_vae.data.shards.urls import is_compressed, is_remote, is_tar
@@ -95,14 +96,14 @@ def read_whole(url: str) -> bytes:
 
 
 def expand_shards(spec: str) -> list[str]:
-    """The tars that `spec` names, sorted. It is a folder, a glob, a brace pattern, or the path or URL of one tar.
+    """The tars that `spec` names, sorted: a folder, a glob, a brace pattern, the path or URL of one tar, or `made:...`.
 
     A remote folder (a URL whose path does not end in .tar) stays as it is, because only its index tells what it holds.
     Raises UserError if nothing is found, and for shell pipes, which are never run.
     """
     if spec.lstrip().startswith("pipe:"):
         raise UserError(f"shards {spec!r}", "shell pipes are never run; give the http(s), s3 or gs URL itself")
-    spec = keep_aside(spec.removeprefix("file://"))
+    spec = str(made_folder(spec)) if is_made(spec) else keep_aside(spec.removeprefix("file://"))
     found = sorted(url for pattern in _expand_braces(spec) for url in _expand_pattern(pattern))
     twice = sorted({url for url, following in pairwise(found) if url == following})
     if twice:
