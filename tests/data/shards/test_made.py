@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,9 +45,13 @@ def test_they_are_made_once_and_the_same(cache: Path, tmp_path: Path, monkeypatc
     def digest() -> str:
         return hashlib.sha256(Path(load_index("made:digits/validation").shards[0].url).read_bytes()).hexdigest()
 
-    made: list[str] = []
-    samples = digits.samples
-    monkeypatch.setattr(digits, "samples", lambda part: (made.append(part), samples(part))[1])
+    made, samples = [], digits.samples
+
+    def noted(part: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+        made.append(part)
+        return samples(part)
+
+    monkeypatch.setattr(digits, "samples", noted)
     with ThreadPoolExecutor(2) as pool:
         assert len({future.result() for future in [pool.submit(digest) for _ in range(2)]}) == 1
     first, fingerprint = digest(), load_index("made:digits/validation").fingerprint
