@@ -27,7 +27,7 @@ from ldm_vae.losses.adversary import Adversary
 from ldm_vae.losses.anchor import weight_gradients
 from ldm_vae.losses.perceptual import PerceptualConfig
 from ldm_vae.losses.pixel import LOG_VARIANCE_HEAD, LogVariance, PixelConfig, pixel_distance
-from ldm_vae.losses.rate import RateConfig, rate, rate_weight
+from ldm_vae.losses.rate import RateConfig, rate, rate_control, rate_weight
 from ldm_vae.losses.reduction import Mean, Reduction
 from ldm_vae.networks.network import Anchor, Output
 from ldm_vae.precision import at_least_float32
@@ -278,8 +278,20 @@ def build_objective(
         term = _perceptual_term(frozen["perceptual"])
         reconstruction_terms.append(WeightedTerm("perceptual", term, lambda step: loss.perceptual.weight))
     if loss.rate.weight > 0:
-        regularizers.append(WeightedTerm("rate", rate, lambda step: rate_weight(loss.rate, step)))
+        regularizers += _rate_terms(loss.rate, reduce)
     return Objective(reconstruction_terms, regularizers, adversaries, anchors, reduce)
+
+
+def _rate_terms(config: RateConfig, reduce: Callable[[Tensor], Tensor]) -> list[WeightedTerm]:
+    """The rate. Where it is controlled, it has no weight and is logged, and what is charged instead is a term itself."""
+
+    def weight(step: int) -> float:
+        return rate_weight(config, step)
+
+    control = rate_control(config, reduce)
+    if control is None:
+        return [WeightedTerm("rate", rate, weight)]
+    return [WeightedTerm("rate", rate, lambda step: 0.0), WeightedTerm("charged_rate", control, weight)]
 
 
 def _pixel_term(config: PixelConfig) -> Term:
