@@ -136,6 +136,9 @@ class Recipe(Config):
             raise ValueError(f"model.train {model.train!r}: a network of kind {model.kind} knows {known}")
         if model.init_from is None and model.train != "all":
             raise ValueError(f"model.train: {model.train} needs model.init_from, whose other parts it keeps")
+        controlled = self.loss.rate.capacity is not None or self.loss.rate.free_nats > 0
+        if model.train == "decoder" and controlled:
+            raise ValueError("loss.rate.capacity and free_nats steer the encoder, which model.train: decoder keeps")
         if model.init_from is None and model.in_channels != model.out_channels:
             raise ValueError(
                 "model.in_channels and model.out_channels must be equal, since the image is its own target"

@@ -283,7 +283,7 @@ def build_objective(
 
 
 def _rate_terms(config: RateConfig, reduce: Callable[[Tensor], Tensor]) -> list[WeightedTerm]:
-    """The rate. Where it is controlled, it has no weight and is logged, and what is charged instead is a term itself."""
+    """The rate. Where it is controlled, it is logged without a weight, and another term is charged in its place."""
 
     def weight(step: int) -> float:
         return rate_weight(config, step)

@@ -26,7 +26,7 @@ class RateConfig(Config):
     """The price of information: the bottleneck's rate, its divergence from the prior."""
 
     weight: Annotated[float, Field(ge=0)] = 1.0e-6
-    """beta, the loss per nat per image, beside pixel distances summed per image (CompVis); 0 switches the rate off. Beside
+    """beta, the loss per nat per image, beside pixel distances summed per image (CompVis); 0 switches the rate off. With
     a capacity it is gamma."""
 
     warmup: Annotated[int, Field(ge=0)] = 0
@@ -43,8 +43,8 @@ class RateConfig(Config):
     """Of cyclical: share of a cycle in which the weight rises, linearly; then it stays."""
 
     free_nats: Annotated[float, Field(ge=0)] = 0.0
-    """Free bits (Kingma et al. 2016) in nats per image: each group of the bottleneck (a channel with all its positions, a
-    unit of a flat latent) is charged max(its mean rate over the images, this). So a group below it costs nothing more."""
+    """Free bits (Kingma et al. 2016) in nats per image: each group of the bottleneck (a channel with all its positions,
+    a unit of a flat latent) costs max(its mean rate over the images, this), so that none gains by going lower."""
 
     capacity: Annotated[float, Field(gt=0)] | None = None
     """C in nats per image: charges abs(mean rate over the images - C), which holds the rate at C (Burgess et al. 2018)
@@ -68,8 +68,8 @@ class RateConfig(Config):
             raise ValueError(f"schedule: {self.schedule} rises over warmup steps: give warmup")
         if self.schedule == "cyclical" and self.warmup * self.rising < self.cycles:
             raise ValueError(
-                f"warmup {self.warmup} is too short for {self.cycles} cycles that rise for {self.rising:g} of their time: "
-                "a rise would take less than a step"
+                f"warmup {self.warmup} is too short for {self.cycles} cycles that rise for {self.rising:g} of their "
+                "time: a rise would take less than a step"
             )
         return self
 

@@ -96,7 +96,11 @@ def _cases() -> list[tuple[RateConfig, Control, int]]:
         return lambda rates: (rates.sum(dim=1).mean() - capacity).abs()
 
     return [
-        (RateConfig(weight=2 * WEIGHT, warmup=10, schedule="cosine", free_nats=free), lambda rates: rates.mean(dim=0).clamp(min=free).sum(), 5),
+        (
+            RateConfig(weight=2 * WEIGHT, warmup=10, schedule="cosine", free_nats=free),
+            lambda rates: rates.mean(dim=0).clamp(min=free).sum(),
+            5,
+        ),
         (RateConfig(weight=WEIGHT, capacity=beyond), held(beyond), 0),
         (RateConfig(weight=WEIGHT, capacity=below), held(below), 0),
         (RateConfig(weight=WEIGHT, capacity=4 * beyond, capacity_warmup=8), held(beyond), 2),
@@ -143,7 +147,7 @@ def _priced(nats: Tensor) -> Output:
 
 
 def test_a_group_is_charged_above_the_free_nats_of_its_mean_and_not_below() -> None:
-    """The first group has 1 nat in the mean (0 and 2), the second 5 (in 2 x 1 positions), the third exactly the free 3."""
+    """In two positions, the first group has 1 nat in the mean (0 and 2), the second 5 (8 and 2), the third the free 3."""
     nats = torch.tensor([[[0.0, 0.0], [4.0, 4.0], [1.0, 2.0]], [[1.0, 1.0], [1.0, 1.0], [1.0, 2.0]]])[..., None]
     nats.requires_grad_()
     rows = FreeBits(3.0, lambda value: value)(_priced(nats), cast(Batch, None), 0)
@@ -151,7 +155,7 @@ def test_a_group_is_charged_above_the_free_nats_of_its_mean_and_not_below() -> N
     rows.mean().backward()
     expected = torch.zeros(2, 3, 2, 1)
     expected[:, 1] = 0.5
-    assert nats.grad is not None and torch.equal(nats.grad, expected)  # also not for the image with 2 of 1 nats
+    assert nats.grad is not None and torch.equal(nats.grad, expected)
 
 
 def test_the_capacity_rises_and_the_rate_follows_it_from_both_sides() -> None:
