@@ -97,7 +97,8 @@ class Health:
         if row.get("validation/active_channels_share", 1.0) < ACTIVE_CHANNELS_SHARE:
             warnings.append(
                 f"only {row['validation/active_channels_share']:.0%} of the latent channels carry information "
-                "(posterior collapse); lower loss.rate.weight or give it a warm-up (loss.rate.warmup)"
+                "(posterior collapse); lower loss.rate.weight, give it a warm-up (loss.rate.warmup), or let each "
+                "channel have some nats free (loss.rate.free_nats)"
             )
         several = row.get("validation/images", 2) > 1
         if several and row.get("validation/reconstruction_spread", 1.0) < SAME_RECONSTRUCTION:

@@ -136,6 +136,9 @@ class Recipe(Config):
             raise ValueError(f"model.train {model.train!r}: a network of kind {model.kind} knows {known}")
         if model.init_from is None and model.train != "all":
             raise ValueError(f"model.train: {model.train} needs model.init_from, whose other parts it keeps")
+        controlled = self.loss.rate.capacity is not None or self.loss.rate.free_nats > 0
+        if model.train == "decoder" and controlled:
+            raise ValueError("loss.rate.capacity and free_nats steer the encoder, which model.train: decoder keeps")
         if model.init_from is None and model.in_channels != model.out_channels:
             raise ValueError(
                 "model.in_channels and model.out_channels must be equal, since the image is its own target"
@@ -174,10 +177,12 @@ class Recipe(Config):
         """Refuses losses of which importance weights make no bound."""
         loss = self.loss
         weights = loss.likelihood.weight, loss.rate.weight, loss.rate.warmup, loss.pixel.weight
-        if weights != (1.0, 1.0, 0, 0.0) or not without_perceptual or self.discriminator is not None:
+        controlled = loss.rate.capacity is not None or loss.rate.free_nats > 0
+        others = controlled or not without_perceptual or self.discriminator is not None
+        if weights != (1.0, 1.0, 0, 0.0) or others:
             raise ValueError(
-                "loss.bound: iwae needs loss.likelihood and loss.rate of weight 1 without a warm-up, no loss.pixel, no "
-                "loss.perceptual and no discriminator"
+                "loss.bound: iwae needs loss.likelihood and loss.rate of weight 1 without warm-up, capacity and free "
+                "nats, no loss.pixel, no loss.perceptual and no discriminator"
             )
 
     def _check_image_size(self, side: int) -> None:

@@ -217,8 +217,8 @@ def _collapse(active: npt.NDArray[np.bool_], variance: FloatArray) -> Verdict:
         statement=f"Of {counted(len(active), 'channel')}, {len(collapsed)} collapsed (variance of the mean at most "
         f"{ACTIVE_VARIANCE:g}): {', '.join(collapsed)}.",
         advice="Lower loss.rate.weight, raise loss.rate.warmup so that the decoder first learns to use all channels, "
-        "or take fewer model.latent_channels. A collapsed channel is noise that a diffusion model must learn all the "
-        "same.",
+        "let each have some nats free (loss.rate.free_nats), or take fewer model.latent_channels. A collapsed channel "
+        "is noise that a diffusion model must learn all the same.",
     )
 
 

@@ -28,7 +28,7 @@ from ldm_vae.losses.anchor import weight_gradients
 from ldm_vae.losses.likelihood import LikelihoodTermConfig, negative_log_likelihood
 from ldm_vae.losses.perceptual import PerceptualConfig
 from ldm_vae.losses.pixel import LOG_VARIANCE_HEAD, LogVariance, PixelConfig, pixel_distance
-from ldm_vae.losses.rate import RateConfig, rate, rate_weight, sampled_rate
+from ldm_vae.losses.rate import RateConfig, rate, rate_control, rate_weight, sampled_rate
 from ldm_vae.losses.reduction import Bound, Mean, Reduction, reduction_of
 from ldm_vae.networks.network import Anchor, Output
 from ldm_vae.precision import at_least_float32
@@ -292,10 +292,23 @@ def build_objective(
         weight = loss.likelihood.weight
         reconstruction_terms.append(WeightedTerm("likelihood", negative_log_likelihood, lambda step: weight))
     if loss.rate.weight > 0:
-        price = sampled_rate if loss.bound == "iwae" else rate  # importance weights take the z that was drawn
-        regularizers.append(WeightedTerm("rate", price, lambda step: rate_weight(loss.rate, step)))
+        regularizers += _rate_terms(loss, reduce)
     reduction = reduction_of(loss.bound, loss.samples)
     return Objective(reconstruction_terms, regularizers, adversaries, anchors, reduce, reduction)
+
+
+def _rate_terms(loss: LossConfig, reduce: Callable[[Tensor], Tensor]) -> list[WeightedTerm]:
+    """The rate. Where it is controlled, it is logged without a weight, and another term is charged in its place."""
+
+    def weight(step: int) -> float:
+        return rate_weight(loss.rate, step)
+
+    if loss.bound == "iwae":  # importance weights take the z that was drawn
+        return [WeightedTerm("rate", sampled_rate, weight)]
+    control = rate_control(loss.rate, reduce)
+    if control is None:
+        return [WeightedTerm("rate", rate, weight)]
+    return [WeightedTerm("rate", rate, lambda step: 0.0), WeightedTerm("charged_rate", control, weight)]
 
 
 def _pixel_term(config: PixelConfig) -> Term:

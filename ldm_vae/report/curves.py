@@ -52,9 +52,9 @@ GROUPS = (
         "Losses",
         "rate",
         "Rate",
-        r"rate",
+        r"(charged_)?rate",
         "Price of the latent, on training crops. A Gaussian bottleneck charges the KL divergence of the "
-        "posterior from N(0, I).",
+        "posterior from N(0, I); a capacity or free bits charge something else in its place (charged_rate).",
         "nats per image",
     ),
     Group(

@@ -234,34 +234,6 @@ def test_a_bound_of_several_samples_is_a_reduction() -> None:
         )
 
 
-def test_free_bits_are_a_term_of_the_rates() -> None:
-    """Kingma et al. 2016 (arXiv:1606.04934), eq. 15, in the limit of single images: max(rate of a group, floor)."""
-    model, _, _ = _networks()
-    floor = _forward(model, _batch()).posterior.rates.mean().item()  # one channel lies below it, one above
-
-    def free_bits(output: Output, batch: Batch, step: int) -> Tensor:
-        return output.posterior.rates.clamp(min=floor).sum(dim=1)
-
-    objective = _objective(model, None, LossConfig(rate=RateConfig(weight=0)), None)
-    objective.regularizers = [WeightedTerm("rate", free_bits, lambda step: 0.5)]
-    losses = objective(_forward(model, _batch()), _batch(), {}, 0)
-    torch.autograd.backward(losses.roots, losses.gradients)
-    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
-
-    model.zero_grad()
-    output = _forward(model, _batch())
-    mean, logvar = output.posterior.stats["mean"], output.posterior.stats["logvar"]
-    per_channel = (0.5 * (mean**2 + logvar.exp() - 1 - logvar)).sum(dim=(2, 3))
-    assert (per_channel < floor).any() and (per_channel > floor).any()
-    pixel = (output.reconstruction - output.target).abs().sum() / 2
-    (pixel + 0.5 * torch.where(per_channel > floor, per_channel, floor).sum() / 2).backward()
-    for name, parameter in model.named_parameters():
-        assert ours[name] is not None and parameter.grad is not None
-        torch.testing.assert_close(
-            ours[name], parameter.grad, rtol=1e-9, atol=1e-9 * parameter.grad.abs().max().item() + 1e-12
-        )
-
-
 def test_a_balanced_term_of_a_frozen_encoder_moves_nothing() -> None:
     """In the training of the decoder alone, no gradient reaches the anchor: there is nothing to balance."""
     model, _, _ = _networks()

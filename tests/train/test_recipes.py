@@ -165,6 +165,7 @@ def test_the_resolved_recipe_reads_back(tmp_path: Path, recipe: Path) -> None:
     [
         ("precision=fp16", "fp16 is refused"),
         ("model.train=decoder", "needs model.init_from"),
+        ("model.init_from=x model.train=decoder loss.rate.free_nats=1", "steer the encoder"),
         ("model.in_channels=4", "must be equal"),
         ("data.image.channels=1", "make them equal"),
         ("data.image.crop=31", "multiple of f = 2"),
