@@ -13,7 +13,7 @@ PICTURES = {"gpu": (192, 256, 12, 1), "cuda": (1024, 1280, 160, 64)}
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_codec_gives_what_the_cpu_gives_whole_and_in_pieces(device: str) -> None:
-    """Both round in float32: some 3e-5 of the standard deviation in this network. With TF32 it would be 5e-3 and more,
+    """Both round in float32: 5e-5 of the standard deviation in this network. With TF32 it would be 5e-3 and more,
     and a piece that is normalised by itself would be off by 1e-1."""
     *picture, beside = PICTURES[device]
     found = play(device, "codec", *picture)
