@@ -58,7 +58,8 @@ def never_waiting(device: str) -> Iterator[None]:
 
 
 def steps(device: str, file: str, *changes: str) -> dict[str, Any]:
-    """The first steps of a recipe: values, gradients' lengths, a hash of the weights, where they were computed."""
+    """The first steps of a recipe: values, the length of each parameter's averaged gradients, a hash of the weights,
+    and where all that was computed."""
     recipe = load_recipe(Recipe, Path(file), changes)
     accelerator = build_accelerator(recipe)
     recipe = resolve_precision(recipe)
@@ -75,10 +76,16 @@ def steps(device: str, file: str, *changes: str) -> dict[str, Any]:
                 values = step(run, [batch.by(courier, run.dtype) for batch in micro_batches], number)
             rows.append({name: float(value) for name, value in values.items()})
     stream.close()
+    gradients = {
+        f"{network} {name}": float(value.norm())
+        for network, update in run.updates.items()
+        for name, value in update.state().items()
+        if name.startswith("exp_avg/")
+    }
     weights = hashlib.sha256()
     for value in run.autoencoder.state_dict().values():
         weights.update(value.cpu().numpy().tobytes())
-    return {"rows": rows, "weights": weights.hexdigest(), "device": accelerator.device.type}
+    return {"rows": rows, "gradients": gradients, "weights": weights.hexdigest(), "device": accelerator.device.type}
 
 
 def peak(device: str, file: str, images: str, side: str, *changes: str) -> dict[str, int]:
