@@ -26,6 +26,7 @@ FAULTS = tuple(
 NO_MEMORY = (
     *("out of memory", "can't allocate memory", "cannot allocate memory", "insufficient memory", "bad_alloc"),
     *("failed to map segment", "can't start new thread", "unable to allocate", "could not create a primitive"),
+    "_status_alloc_failed",  # of cuBLAS and cuDNN
 )
 REMEDY = "this machine fails, or a disk or server of it, not the data: see to it, then run this again"
 

@@ -22,6 +22,13 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train/ and tools/ are not in the wheel
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
+# Tests expect the numbers and words of a CPU, so cards are hidden; processes of tests marked `gpu` get ALL_CARDS.
+CARDS = "CUDA_VISIBLE_DEVICES"
+HAS_CARD = torch.version.cuda is not None and torch.cuda.device_count() > 0  # this does not start CUDA yet
+ALL_CARDS = {CARDS: os.environ[CARDS]} if CARDS in os.environ else {}
+if HAS_CARD:
+    os.environ[CARDS] = ""
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache_of_sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,7 +20,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from torch import Tensor
 
 from ldm_vae import LatentCodec
 from ldm_vae.bottlenecks.scale import LatentScale
@@ -58,7 +58,8 @@ def never_waiting(device: str) -> Iterator[None]:
 
 
 def steps(device: str, file: str, *changes: str) -> dict[str, Any]:
-    """The first steps of a recipe: values, gradients' lengths, a hash of the weights, where they were computed."""
+    """The first steps of a recipe: values, the length of each parameter's averaged gradients, a hash of the weights,
+    and where all that was computed."""
     recipe = load_recipe(Recipe, Path(file), changes)
     accelerator = build_accelerator(recipe)
     recipe = resolve_precision(recipe)
@@ -71,15 +72,20 @@ def steps(device: str, file: str, *changes: str) -> dict[str, Any]:
     courier, step, rows = Courier(accelerator.device), step_of(recipe), []
     with repeatable(recipe.deterministic, accelerator.device.type):
         for number, micro_batches in enumerate(islice(stream, STEPS)):
-            batches = [batch.by(courier, run.dtype) for batch in micro_batches]
             with never_waiting(device) if number >= STEADY else nullcontext():
-                values = step(run, batches, number)
+                values = step(run, [batch.by(courier, run.dtype) for batch in micro_batches], number)
             rows.append({name: float(value) for name, value in values.items()})
     stream.close()
+    gradients = {
+        f"{network} {name}": float(value.norm())
+        for network, update in run.updates.items()
+        for name, value in update.state().items()
+        if name.startswith("exp_avg/")
+    }
     weights = hashlib.sha256()
     for value in run.autoencoder.state_dict().values():
         weights.update(value.cpu().numpy().tobytes())
-    return {"rows": rows, "weights": weights.hexdigest(), "device": accelerator.device.type}
+    return {"rows": rows, "gradients": gradients, "weights": weights.hexdigest(), "device": accelerator.device.type}
 
 
 def peak(device: str, file: str, images: str, side: str, *changes: str) -> dict[str, int]:
@@ -89,59 +95,51 @@ def peak(device: str, file: str, images: str, side: str, *changes: str) -> dict[
     recipe = load_recipe(Recipe, Path(file), changes)
     counted, resolved = build_autoencoder(resolve_precision(recipe), device="meta")
     told = count_step(resolved, counted, (int(side), int(side)), int(images)).peak
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        training_step(recipe, int(images), int(side))
-        return {"told": told, "taken": torch.cuda.max_memory_allocated()}
-    return {"told": told, "taken": training_step(recipe, int(images), int(side)).peak}
+    memory = torch.get_device_module(device)
+    memory.reset_peak_memory_stats()
+    training_step(recipe, int(images), int(side))
+    return {"told": told, "taken": memory.max_memory_allocated()}
 
 
-def codec(device: str, max_memory: str) -> dict[str, Any]:
-    """A codec on the device, whole and in pieces: the largest difference to the CPU, and the memory of the pieces."""
-    torch.manual_seed(0)
-    there = LatentCodec(Autoencoder(NETWORK).eval().requires_grad_(False), LatentScale(0.5))
-    image = torch.nn.functional.interpolate(torch.rand(1, 3, 24, 32) * 2 - 1, (512, 640), mode="bicubic").clamp(-1, 1)
+def codec(device: str, height: str, width: str, mebibytes: str) -> dict[str, dict[str, float]]:
+    """A codec on the device, whole and within `mebibytes`: for each pass the largest difference to the CPU, in standard
+    deviations of its result, and the MiB that it took beside weights and input."""
+    there = make_codec("cpu")
+    coarse = torch.rand(1, 3, 24, 32) * 2 - 1
+    image = torch.nn.functional.interpolate(coarse, (int(height), int(width)), mode="bicubic").clamp(-1, 1)
     latent = there.encode(image)
+    given = {"encode": image, "decode": latent}
     expected = {"encode": latent, "decode": there.decode(latent)}
-    there = there.to(device)
-
-    def both(**options: Any) -> dict[str, Tensor]:
-        return {"encode": there.encode(image, **options), "decode": there.decode(latent, **options)}
-
-    found: dict[str, Any] = {}
-    for name, options in {"whole": {}, "pieces": {"max_memory": int(max_memory) * 2**20}}.items():
-        if device == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() if device == "cuda" else 0
-        for direction, value in both(**options).items():
-            found[f"{name} {direction}"] = float((value.cpu() - expected[direction]).abs().max())
-        if device == "cuda":
-            found[f"{name} memory"] = torch.cuda.max_memory_allocated() - before
+    there, memory = there.to(device), torch.get_device_module(device)
+    found: dict[str, dict[str, float]] = {}
+    for name, options in {"whole": {}, "pieces": {"max_memory": int(mebibytes) * 2**20}}.items():
+        for direction, value in given.items():
+            moved = value.to(device)
+            memory.reset_peak_memory_stats()
+            before = memory.memory_allocated()
+            result = getattr(there, direction)(moved, **options)
+            taken = memory.max_memory_allocated() - before
+            error = (result.cpu() - expected[direction]).abs().max() / expected[direction].std()
+            found[f"{name} {direction}"] = {"error": float(error), "memory": taken / 2**20}
+            del moved, result
     return found
 
 
-def full(device: str, gibibytes: str) -> dict[str, Any]:
-    """A device with little memory: a batch that is halved, what it gives, and what is said of it."""
+def halved(device: str, images: str, side: str, mebibytes: str) -> dict[str, Any]:
+    """PSNR of a batch where memory is plenty and where it is not, and what is said of it."""
     from ldm_vae.data.stream.batch import Batch
     from ldm_vae.evaluation.evaluate import measure_batches
     from ldm_vae.metrics.image import ImageMetrics
 
-    torch.manual_seed(0)
-    there = LatentCodec(Autoencoder(NETWORK).eval().requires_grad_(False), LatentScale(0.5)).to(device)
-    image = torch.rand(16, 3, 128, 128) * 2 - 1
+    there = make_codec(device)
+    image = torch.rand(int(images), 3, int(side), int(side)) * 2 - 1
 
     def measured() -> list[Any]:
         batch = Batch(image, None, [str(i) for i in range(len(image))], torch.arange(len(image)))
         return [row.values for row in measure_batches(there, [batch], ImageMetrics(("psnr",), there.device))]
 
     plenty = measured()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        share = float(gibibytes) * 2**30 / torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(share)
-    else:
-        RECORD.capacity = RECORD.now + int(float(gibibytes) * 2**30)
+    limit(device, int(mebibytes))
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
@@ -149,7 +147,31 @@ def full(device: str, gibibytes: str) -> dict[str, Any]:
     return {"plenty": plenty, "little": measured(), "said": said}
 
 
-WORK: dict[str, Callable[..., dict[str, Any]]] = {work.__name__: work for work in (steps, peak, codec, full)}
+def command(device: str, mebibytes: str, module: str, *arguments: str) -> dict[str, Any]:
+    """The exit code of `python -m MODULE ARGUMENT ...`, with so much of the device's memory, or 0 for all of it."""
+    if int(mebibytes):
+        limit(device, int(mebibytes))
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return {"code": end.code or 0}
+    return {"code": 0}
+
+
+def make_codec(device: str) -> LatentCodec:
+    torch.manual_seed(0)
+    return LatentCodec(Autoencoder(NETWORK).eval().requires_grad_(False), LatentScale(0.5)).to(device)
+
+
+def limit(device: str, mebibytes: int) -> None:
+    """Lets this process take so much of the device's memory. That more is free is still told to those who ask."""
+    memory = torch.get_device_module(device)
+    memory.empty_cache()
+    memory.set_per_process_memory_fraction(mebibytes * 2**20 / memory.mem_get_info()[1])
+
+
+WORK: dict[str, Callable[..., dict[str, Any]]] = {work.__name__: work for work in (steps, peak, codec, halved, command)}
 
 
 def main(device: str, work: str, *arguments: str) -> None:

@@ -21,6 +21,10 @@ def test_torch_says_that_there_is_no_memory_in_a_runtime_error() -> None:
     with pytest.raises(RuntimeError) as refusal:
         torch.empty(2**50)
     assert out_of_memory(refusal.value)
+    # As cuBLAS and cuDNN say it, where not even their own state has room.
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert not out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"))
 
 
 def test_causes_count() -> None:

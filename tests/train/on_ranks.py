@@ -111,6 +111,13 @@ def compiled(recipe: Recipe) -> None:
     assert counters["stats"]["unique_graphs"] > 0
 
 
+def with_backend(recipe: Recipe) -> None:
+    """Trains, once it has written beside the run folder what carries values between processes."""
+    build_accelerator(recipe)
+    Path(recipe.output).with_suffix(".backend").write_text(torch.distributed.get_backend())
+    run_training(recipe)
+
+
 def say(recipe: Recipe) -> None:
     """What both ranks have to say, and what each has to say alone."""
     for message in ("said by both", f"said by {os.environ['RANK']}"):

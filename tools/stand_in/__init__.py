@@ -7,7 +7,7 @@ fused.py      Operations that CUDA runs in one kernel
 host.py       What else a program asks of a GPU: pinned memory, streams, events, free memory; modules, threads
 device.py     Turns the device on
 scenes.py     What is counted: a training step of a recipe
-__main__.py   `python -m tools.stand_in step RECIPE`, and `run MODULE`: prints the counts
+__main__.py   `python -m tools.stand_in step RECIPE`, `table RECIPE ...`, `run MODULE`: prints the counts
 
 It knows no time, no NCCL, no cuDNN. Once turned on it stays for the process, which should do nothing else.
 """

@@ -69,11 +69,18 @@ def install() -> None:
     module.mem_get_info = lambda *_: (RECORD.capacity - RECORD.now, RECORD.capacity)
     module.empty_cache = lambda: None
     module.max_memory_allocated = lambda *_: RECORD.peak
+    module.reset_peak_memory_stats = lambda *_: RECORD.reset()
+    module.set_per_process_memory_fraction = _limit
     module.memory_allocated = module.memory_reserved = lambda *_: RECORD.now
     module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
     torch.inference_mode = torch.no_grad  # type: ignore[misc,assignment]  # its tensors know no subclass
     _move_modules()
     _follow_threads()
+
+
+def _limit(fraction: float, *_: Any) -> None:
+    """Lets this process take a share of the memory; `mem_get_info` goes on telling of all, as CUDA's does."""
+    RECORD.limit = int(fraction * RECORD.capacity)
 
 
 def _move_modules() -> None:

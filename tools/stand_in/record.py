@@ -32,6 +32,8 @@ class Record:
     refuse: number of the allocation that finds no memory; None for none. It is a later one where a thread of torch's
         own makes that, as in a backward pass: there an error of Python would end the process.
     capacity: bytes of the device; what would exceed it finds no memory.
+    limit: bytes that this process may take, though the device has more; None for all. As with `refuse`, a thread of
+        torch's own is not held to it.
     """
 
     waits: Counter[str] = field(default_factory=Counter)
@@ -45,6 +47,7 @@ class Record:
     allocations: int = 0
     refuse: int | None = None
     capacity: int = 80 * 2**30
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         self._sizes: dict[int, int] = {}
@@ -84,8 +87,10 @@ class Record:
         if name in self._sizes or size == 0:
             return
         self.allocations += 1
+        wanted = self.now + size
         refused = self.refuse is not None and self.allocations >= self.refuse and _in_thread_of_python()
-        if refused or self.now + size > self.capacity:
+        beyond = self.limit is not None and wanted > self.limit and _in_thread_of_python()
+        if refused or beyond or wanted > self.capacity:
             self.refuse = None if refused else self.refuse
             raise torch.OutOfMemoryError(f"stand-in out of memory: tried to allocate {size:,} bytes at {place()}")
         self._sizes[name] = size

@@ -15,6 +15,9 @@ from train.build import build_accelerator, build_autoencoder, build_run, frozen_
 from train.recipe import Recipe
 from train.step import step_of
 
+# Changes of a recipe, of which the first is the precision.
+PRECISIONS = (("precision=float32",), ("precision=bfloat16",), ("precision=bfloat16", "norms=bfloat16"))
+
 
 def training_step(recipe: Recipe, images: int, side: int) -> Counts:
     """A step in which every loss is on, after one that makes the optimizer's moments. Called with the device on.

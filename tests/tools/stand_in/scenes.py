@@ -138,8 +138,8 @@ def conjugates() -> float:
         return float((run(NAME) - run("cpu")).abs().max())
 
 
-def steps(*arguments: str) -> list[dict[str, Any]]:
-    """Counts of a step of two images of 64 x 64, for each argument: RECIPE;a.b=value;..."""
+def steps(images: str, side: str, *arguments: str) -> list[dict[str, Any]]:
+    """Counts of a step of so many images of side x side, for each argument: RECIPE;a.b=value;..."""
 
     found = []
     with stand_in(values=False):
@@ -150,7 +150,7 @@ def steps(*arguments: str) -> list[dict[str, Any]]:
         for argument in arguments:
             file, *overrides = argument.split(";")
             recipe = load_recipe(Recipe, Path(file), [*NAMED, *overrides])
-            found.append(training_step(recipe, 2, 64).to_json())
+            found.append(training_step(recipe, int(images), int(side)).to_json())
     return found
 
 
