@@ -60,7 +60,8 @@ def watch(command: list[str], columns: int, rows: int, until: str | None) -> pyt
     screen = pyte.Screen(columns, rows)
     stream = pyte.ByteStream(screen)
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": str(rows)}
-    process = pexpect.spawn(command[0], command[1:], dimensions=(rows, columns), env=environment, timeout=LONGEST)
+    options = {"env": environment, "timeout": LONGEST, "use_poll": True}  # select takes no number beyond 1023
+    process = pexpect.spawn(command[0], command[1:], dimensions=(rows, columns), **options)
     try:
         while until is None or not any(until in text for text in screen.display):
             stream.feed(process.read_nonblocking(65536, timeout=LONGEST))

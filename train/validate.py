@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -38,6 +39,8 @@ from ldm_vae.transfer import Courier
 from train.pictures import Shown, draw_sheet, reconstruct
 from train.preempt import Preemption
 from train.sums import sum_over_ranks
+
+logger = logging.getLogger(__name__)
 
 
 class ValidationConfig(Config):
@@ -293,9 +296,13 @@ def validation_data(config: ValidationConfig, data: DataConfig, index: Index) ->
 def build_validation(
     config: ValidationConfig, data: DataConfig, folder: Path, accelerator: Accelerator, model: Network
 ) -> Validation | None:
-    """The validation of a recipe; None where it names no validation shards."""
-    shards = data.validation
+    """The validation of a recipe; None where it names no shards, and where nothing is measured of the network."""
+    shards, measures = data.validation, NETWORKS.measures_of(model.config)
     if shards is None:
+        return None
+    if measures is None and not model.codec:
+        if accelerator.is_main_process:
+            logger.warning("not validated, because a network of kind %s is no codec of images", model.config.kind)
         return None
     index = load_index(shards, cache=folder / "index")
     data = validation_data(config, data, index)
@@ -303,7 +310,6 @@ def build_validation(
     def batches(batch: int, rank: int, world: int) -> ValidationBatches:
         return validation_batches(data, index, batch=batch, rank=rank, world=world)
 
-    measures: type[Measures] | None = NETWORKS.measures_of(model.config)
     if measures is None:
         return CodecValidation(config, batches, index.samples, folder, accelerator)
     return KindValidation(config, batches, index.samples, folder, accelerator, measures)

@@ -22,10 +22,10 @@ def sample(
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws; the first ones don't depend on COUNT.")] = 0,
 ) -> None:
-    """Draw new pictures from the prior of a model of the textbook family.
+    """Draw new pictures from a model of the textbook family.
 
-    Writes the mean of each picture's distribution as png, or npy where png cannot hold the channels. A codec is
-    refused: its latents follow no prior.
+    Draws from its prior, and writes the mean of each picture's distribution as png, or npy where png cannot hold the
+    channels. A codec is refused: its latents follow no prior.
     """
     from ldm_vae.data.images.decode import encode_image
     from ldm_vae.family.model import AT_ONCE, load
