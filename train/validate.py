@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -142,6 +142,17 @@ class ObservedCodec:
         }
 
 
+class HeldOut(NamedTuple):
+    """The images of a validation.
+
+    batches: (images per batch, rank, ranks) -> that rank's part of the images, beginning with the first.
+    images: their number on all ranks.
+    """
+
+    batches: Callable[[int, int, int], ValidationBatches]
+    images: int
+
+
 class Validation(ABC):
     """Measures held-out images at a step, and writes a picture of the first ones.
 
@@ -150,25 +161,14 @@ class Validation(ABC):
 
     names: Sequence[str]
 
-    def __init__(
-        self,
-        config: ValidationConfig,
-        batches: Callable[[int, int, int], ValidationBatches],
-        images: int,
-        folder: Path,
-        accelerator: Accelerator,
-    ) -> None:
-        """
-        batches: (images per batch, rank, ranks) -> that rank's part of the images, beginning with the first.
-        images: their number on all ranks.
-        """
-        self.config, self.batches, self.images = config, batches, images
+    def __init__(self, config: ValidationConfig, held_out: HeldOut, folder: Path, accelerator: Accelerator) -> None:
+        self.config, self.held_out = config, held_out
         self.folder, self.accelerator = folder, accelerator
         self.example = ""  # an image of this rank that the last validation has left out, and why
         self.fixed: list[Tensor] = []  # the images that are shown
         self.shown: list[Shown] = []  # what a codec has made of them in the last validation
         if accelerator.is_main_process and config.pictures:
-            alone = batches(1, 0, 1)
+            alone = held_out.batches(1, 0, 1)
             self.fixed = [batch.image for batch in islice(alone, config.pictures)]
             alone.close()
             if not self.fixed:
@@ -181,10 +181,10 @@ class Validation(ABC):
     def __call__(self, model: Network, taken: int, preemption: Preemption) -> dict[str, float]:
         """Means over the images of all ranks, by "validation/name". Raises Interrupted where a rank got a signal."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        batches = self.batches(self.config.batch, rank, world)
+        batches = self.held_out.batches(self.config.batch, rank, world)
         with ProgressMeter("image", f"validation {taken}") as progress:
             row = self.measure(
-                model, _counted(preemption.together(batches), len(range(rank, self.images, world)), progress)
+                model, _counted(preemption.together(batches), len(range(rank, self.held_out.images, world)), progress)
             )
         self.example = next((f"{fault.url} {fault.key}: {fault.reason}" for fault in batches.faults), "")
         left_out = torch.tensor(len(batches.faults), device=self.accelerator.device)
@@ -214,15 +214,8 @@ class Validation(ABC):
 class CodecValidation(Validation):
     """Measures a codec: distances between images and reconstructions, and its latents."""
 
-    def __init__(
-        self,
-        config: ValidationConfig,
-        batches: Callable[[int, int, int], ValidationBatches],
-        images: int,
-        folder: Path,
-        accelerator: Accelerator,
-    ) -> None:
-        super().__init__(config, batches, images, folder, accelerator)
+    def __init__(self, config: ValidationConfig, held_out: HeldOut, folder: Path, accelerator: Accelerator) -> None:
+        super().__init__(config, held_out, folder, accelerator)
         self.names = config.metrics
         self.metrics = ImageMetrics(config.metrics, accelerator.device)
 
@@ -253,13 +246,12 @@ class KindValidation(Validation):
     def __init__(
         self,
         config: ValidationConfig,
-        batches: Callable[[int, int, int], ValidationBatches],
-        images: int,
+        held_out: HeldOut,
         folder: Path,
         accelerator: Accelerator,
         measures: type[Measures],
     ) -> None:
-        super().__init__(config, batches, images, folder, accelerator)
+        super().__init__(config, held_out, folder, accelerator)
         self.names, self.measures = measures.names, measures
 
     @torch.no_grad()
@@ -311,5 +303,5 @@ def build_validation(
         return validation_batches(data, index, batch=batch, rank=rank, world=world)
 
     if measures is None:
-        return CodecValidation(config, batches, index.samples, folder, accelerator)
-    return KindValidation(config, batches, index.samples, folder, accelerator, measures)
+        return CodecValidation(config, HeldOut(batches, index.samples), folder, accelerator)
+    return KindValidation(config, HeldOut(batches, index.samples), folder, accelerator, measures)
