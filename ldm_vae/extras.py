@@ -26,6 +26,7 @@ PACKAGES: dict[Extra, tuple[str, ...]] = {
     "wandb": ("wandb",),
     "trackio": ("trackio",),
 }
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # name of an import -> the distribution, where an installer needs another
 
 
 class MissingExtra(UserError):

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from ldm_vae.extras import PACKAGES, install_command
+from ldm_vae.extras import DISTRIBUTIONS, PACKAGES, install_command
 
 BASE = (
     "torch",
@@ -39,5 +39,6 @@ def versions_in_words() -> Iterator[str]:
     seen: set[str] = set()
     for extra, packages in PACKAGES.items():
         for package in (one for one in packages if one not in seen):
-            yield f"{package} {version_of(package) or f'is not installed: {install_command(extra)}'}"
+            name = DISTRIBUTIONS.get(package, package)
+            yield f"{name} {version_of(name) or f'is not installed: {install_command(extra)}'}"
         seen.update(packages)

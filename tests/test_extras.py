@@ -12,11 +12,10 @@ from typing import get_args
 
 import pytest
 
-from ldm_vae.extras import PACKAGES, Extra, MissingExtra, extra, install_command, is_installed, require
+from ldm_vae.extras import DISTRIBUTIONS, PACKAGES, Extra, MissingExtra, extra, install_command, is_installed, require
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMPORTED_AS = {"sklearn": "scikit-learn"}  # name of an import -> the distribution, where they differ
 OF_DEVELOPERS = {"demo", "test", "lint", "docs", "dev"}  # extras that no command of ours asks for
 
 
@@ -41,7 +40,7 @@ def installed_by(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", get_args(Extra))
 def test_the_table_says_what_pyproject_installs(name: Extra) -> None:
-    assert {IMPORTED_AS.get(package, package.replace("_", "-")) for package in PACKAGES[name]} == installed_by(name)
+    assert {DISTRIBUTIONS.get(package, package.replace("_", "-")) for package in PACKAGES[name]} == installed_by(name)
 
 
 def test_every_extra_of_users_is_known_and_part_of_all() -> None:
