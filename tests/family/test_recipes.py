@@ -9,15 +9,15 @@ import pytest
 from ldm_vae.family.model import load
 from ldm_vae.recipe import load_recipe
 from tests.conftest import ROOT
+from tests.train import seams
 from train.recipe import Recipe
-from train.run import run_training
 
 RECIPES = sorted((ROOT / "configs/family").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_a_recipe_trains_and_is_drawn_from(path: Path, tmp_path: Path) -> None:
-    run_training(load_recipe(Recipe, path, [f"output={tmp_path / 'run'}", "steps=2"]))
+    seams.train_plainly(path, f"output={tmp_path / 'run'}", "steps=2")
     side = load_recipe(Recipe, path).data.image.crop
     assert load(tmp_path / "run", device="cpu").sample(2).shape == (2, 1, side, side)
     assert (tmp_path / "run/samples/step_00000002.png").is_file()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 
 from ldm_vae.interop.checkpoint import Checkpoint
 from ldm_vae.recipe import load_recipe
@@ -43,7 +44,13 @@ def validated(run: Path) -> dict[str, float]:
 
 
 def train_here(recipe: Path, output: Path, *settings: str) -> None:
-    run_training(load_recipe(Recipe, recipe, [*SETTINGS, *settings, f"output={output}"]))
+    train_plainly(recipe, *SETTINGS, *settings, f"output={output}")
+
+
+def train_plainly(recipe: Path, *settings: str) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps the precision of the first run
+    PartialState._reset_state()
+    run_training(load_recipe(Recipe, recipe, settings))
 
 
 def holds(test: str | None, recipe: Path, folder: Path, *settings: str) -> dict[str, torch.Tensor]:
